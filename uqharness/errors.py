@@ -1,0 +1,21 @@
+"""The two ways in which a command of ours ends badly: bad input (exit code 2) and a failed run (exit code 1)."""
+
+from __future__ import annotations
+
+
+class UQError(Exception):
+    """Base of our errors: one line that says what was wrong, what was found and what to do."""
+
+    exit_code = 1
+
+
+class InputError(UQError):
+    """The user's input cannot be used as it is (exit code 2)."""
+
+    exit_code = 2
+
+
+class RunError(UQError):
+    """The input was fine but the run failed (exit code 1)."""
+
+    exit_code = 1
