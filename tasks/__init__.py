@@ -1,0 +1,1 @@
+"""Task definitions for lm-eval (entry point group `lm_eval.tasks`)."""
