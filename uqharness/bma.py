@@ -1,0 +1,237 @@
+"""Bayesian model averaging: p(y | x) ≈ 1/S Σ_s p(y | x, θ_s), θ_s ~ q   (BLoB, arXiv:2406.11675, Eq. 1).
+
+The engine runs token rows through all draws, folded into the batch, and reads the output head only where an
+answer is read. It knows tokens and draws, not tasks or metrics. Slow twin: `tests/slow_twin.py`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from peft import PeftModel
+from torch import Tensor
+
+from uqharness.errors import InputError
+from uqharness.lora import LoraStack
+from uqharness.posterior import Posterior
+
+Pair = tuple[Sequence[int], Sequence[int]]  # (context ids, continuation ids)
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Rows:
+    """Token rows, right-padded, and what is read from them.
+
+    Read n looks at position `pos[at[n]]` of row `row[at[n]]` for token `token[n]` and counts towards continuation
+    `slot[n]`; continuation k is choice `choice[k]` of question `question[k]`.
+    """
+
+    input_ids: Tensor  # [R, T]
+    row: Tensor  # [U] the distinct (row, position) pairs at which the head is computed
+    pos: Tensor  # [U]
+    at: Tensor  # [N]
+    token: Tensor  # [N]
+    slot: Tensor  # [N]
+    question: Tensor  # [K]
+    choice: Tensor  # [K]
+    example: Tensor  # [R] the question that each row belongs to
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    @property
+    def examples(self) -> dict[int, Tensor]:
+        """Number of rows -> example of each, inside the model (R rows) and at its head (U rows)."""
+        return {len(self.row): self.example[self.row], len(self.example): self.example}
+
+
+def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0) -> Rows:
+    """Rows for questions, each a list of (context, continuation).
+
+    Continuations of one question that need the same input share its row, so single-token choices cost one row.
+    Inputs that are too long lose tokens on the left, as in lm-eval's HFLM.
+    """
+    inputs: list[tuple[int, ...]] = []
+    example: list[int] = []
+    places: dict[tuple[int, int], int] = {}
+    at, token, slot, question, choice = [], [], [], [], []
+    for q, pairs in enumerate(questions):
+        rows: dict[tuple[int, ...], int] = {}
+        for c, (context, continuation) in enumerate(pairs):
+            ids = model_input(context, continuation, max_length)
+            row = rows.get(ids)
+            if row is None:
+                row = rows[ids] = len(inputs)
+                inputs.append(ids)
+                example.append(q)
+            for offset, wanted in enumerate(continuation):
+                place = (row, len(ids) - len(continuation) + offset)
+                at.append(places.setdefault(place, len(places)))
+                token.append(wanted)
+                slot.append(len(question))
+            question.append(q)
+            choice.append(c)
+    width = max(map(len, inputs))
+    padded = [list(ids) + [pad] * (width - len(ids)) for ids in inputs]
+    where = list(places)
+    columns = (padded, [r for r, _ in where], [p for _, p in where], at, token, slot, question, choice, example)
+    return Rows(*(torch.tensor(column, dtype=torch.long) for column in columns))
+
+
+def model_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
+    """What the model sees of (context, continuation): all but the last token, cut on the left."""
+    if not continuation:
+        raise InputError("an answer choice tokenises to nothing: give it at least one token")
+    if not context:
+        raise InputError("an answer has no context: give the model a prompt or a BOS token")
+    if len(continuation) > max_length:
+        raise InputError(f"an answer has {len(continuation)} tokens, the model takes {max_length}: raise max_length")
+    return tuple([*context, *continuation][-(max_length + 1) : -1])
+
+
+def read_logits(model: PeftModel, rows: Rows, draws: int = 1) -> Tensor:
+    """Output-head logits at the positions that are read: `[S, U, V]`.
+
+    A pre-hook on the head picks the hidden states, so any architecture works and whatever follows the head
+    (soft-capping, scaling) stays the model's business. No attention mask: rows are right-padded and causal.
+    """
+    head = model.get_base_model().get_output_embeddings()
+    if head is None:
+        raise InputError(f"{type(model.get_base_model()).__name__} has no output head to read answers from")
+    count = rows.input_ids.shape[0]
+
+    def pick(module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        hidden = args[0].view(draws, count, *args[0].shape[1:])  # [S, R, T, H]
+        picked = hidden[:, rows.row.to(hidden.device), rows.pos.to(hidden.device)]  # [S, U, H]
+        return (picked.flatten(0, 1).unsqueeze(1), *args[1:])  # [S·U, 1, H]
+
+    handle = head.register_forward_pre_hook(pick)
+    try:
+        logits = model(input_ids=rows.input_ids.repeat(draws, 1), use_cache=False).logits
+    finally:
+        handle.remove()
+    return logits.view(draws, len(rows.row), -1)
+
+
+def continuation_logprobs(logits: Tensor, rows: Rows) -> Tensor:
+    """log p(continuation) over the full vocabulary: `[S, U, V]` -> `[S, K]`, summed in float64."""
+    logits = logits.float()
+    picked = logits[:, rows.at, rows.token] - logits.logsumexp(-1)[:, rows.at]  # [S, N]
+    total = torch.zeros(len(logits), len(rows.question), dtype=torch.float64, device=logits.device)
+    return total.index_add(1, rows.slot, picked.double())
+
+
+def choice_logprobs(logprobs: Tensor, rows: Rows) -> Tensor:
+    """log p(choice | the question's choices): `[S, K]` -> `[S, Q, C]`, −inf where a question has fewer choices."""
+    shape = (len(logprobs), int(rows.question.max()) + 1, int(rows.choice.max()) + 1)
+    table = logprobs.new_full(shape, -math.inf)
+    table = table.index_put((torch.arange(shape[0], device=table.device)[:, None], rows.question, rows.choice), logprobs)
+    return table.log_softmax(-1)
+
+
+@dataclass
+class Scores:
+    """Log-likelihoods of K continuations: under each draw, under the mean, and what the mixture would say."""
+
+    draws: Tensor  # [S, K] float64
+    mean: Tensor | None  # [K]
+    greedy: Tensor  # [K] bool: every token is the argmax of the next-token mixture
+
+
+class Engine:
+    """Runs rows through the mean and the first `samples` draws of a posterior."""
+
+    def __init__(
+        self,
+        model: PeftModel,
+        posterior: Posterior,
+        samples: int = 10,
+        seed: int = 0,
+        mean: bool = True,
+        tokens: int | None = None,
+        autocast: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.posterior, self.autocast = model, posterior, autocast
+        self.stack = LoraStack(model)
+        self.stack.load({name: t for name, t in posterior.mean.items() if name in self.stack.parameters})
+        self.samples = posterior.usable(samples)
+        on_gpu = next(model.parameters()).device.type != "cpu"
+        self.tokens = tokens or (32768 if on_gpu else 4096)  # tokens of one forward, draws included
+        drawn = posterior.draws(0, self.samples, seed) if self.samples else {}
+        if drawn and self.stack.unfoldable:
+            log.info("%s adapters read their weights: draws run one by one", self.stack.unfoldable)
+        # A mean of its own is one more function; where a draw is the mean (a point, member 0) it is not.
+        self.separate_mean = mean and bool(drawn) and not posterior.mean_is_member
+        # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
+        self.tensors = {name: self._stacked(name, tensor) for name, tensor in drawn.items()}
+        self.count = self.separate_mean + (self.samples if drawn else 1)
+
+    def _stacked(self, name: str, drawn: Tensor) -> Tensor:
+        mean = [self.posterior.mean[name][None]] if self.separate_mean else []
+        return self.stack.on_device(name, torch.cat([*mean, drawn]))
+
+    @torch.inference_mode()
+    def score(self, rows: Rows) -> Scores:
+        """Log-likelihoods of the rows' continuations under every function."""
+        rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
+        values, mixture, first = [], None, 0
+        for logits in self._chunks(rows):  # [F, U, V]
+            values.append(continuation_logprobs(logits, rows))
+            skip = 1 if self.separate_mean and first == 0 else 0  # the mean is no part of the mixture
+            first += len(logits)
+            if skip < len(logits):
+                part = logits[skip:].float().softmax(-1).sum(0)
+                mixture = part if mixture is None else mixture + part
+        assert mixture is not None
+        hit = mixture.argmax(-1)[rows.at] == rows.token
+        greedy = torch.ones(len(rows.question), dtype=torch.bool, device=hit.device)
+        greedy = greedy.index_put((rows.slot[~hit],), torch.tensor(False, device=hit.device))
+        return self._scores(torch.cat(values).cpu(), greedy.cpu())
+
+    def _scores(self, values: Tensor, greedy: Tensor) -> Scores:
+        if self.separate_mean:
+            return Scores(values[1:], values[0], greedy)
+        if not self.samples:  # N = 0: the mean alone
+            return Scores(values[:0], values[0], greedy)
+        shown = values[0] if self.posterior.finite == 1 or self.posterior.mean_is_member else None
+        return Scores(values, shown, greedy)
+
+    def _chunks(self, rows: Rows) -> Iterator[Tensor]:
+        """Logits of successive chunks of functions; halves the chunk when the GPU is full."""
+        start = 0
+        while start < self.count:
+            size = 1 if self.stack.unfoldable else max(1, self.tokens // rows.input_ids.numel())
+            stop = min(start + size, self.count)
+            try:
+                logits = self._forward(rows, start, stop)
+            except torch.cuda.OutOfMemoryError:
+                if stop - start == 1:
+                    raise
+                torch.cuda.empty_cache()
+                self.tokens = rows.input_ids.numel() * (stop - start) // 2
+                log.info("out of memory with %d draws at once: going on with half of them", stop - start)
+                continue
+            yield logits
+            start = stop
+
+    def _forward(self, rows: Rows, start: int, stop: int) -> Tensor:
+        device = rows.input_ids.device.type
+        amp = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
+        with self.using(start, stop), amp:
+            return read_logits(self.model, rows, stop - start)
+
+    @contextlib.contextmanager
+    def using(self, start: int, stop: int) -> Iterator[None]:
+        """Within: the model is functions start … stop−1, folded draw-major, or the one function's weights."""
+        if self.stack.unfoldable:
+            with self.stack.weights({name: t[start] for name, t in self.tensors.items()}):
+                yield
+        else:
+            with self.stack.functions({name: t[start:stop] for name, t in self.tensors.items()}):
+                yield

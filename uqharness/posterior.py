@@ -1,0 +1,202 @@
+"""A posterior is a distribution over forward functions; a method makes one.
+
+p(y | x, D) = ∫ p(y | x, θ) q(θ) dθ ≈ 1/N Σ_i p(y | x, θ_i),  θ_i ~ q   (BLoB, arXiv:2406.11675, Eq. 1)
+
+`Posterior` knows the mean and how to make draw number i; it knows nothing of models, tasks or averaging.
+Tensors are named as PEFT saves them (`…q_proj.lora_A.weight`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.config import Run
+    from uqharness.data import ChoiceData
+
+Tensors = dict[str, Tensor]
+
+
+def keyed_generator(*key: object) -> torch.Generator:
+    """A CPU generator that depends on `key` alone, so a draw is the same on every rank, device and chunk."""
+    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+
+
+def noise(train_seed: int, seed: int, draw: int, name: str, shape: Sequence[int]) -> Tensor:
+    """Standard normal noise of one tensor in one draw: fp32, on the CPU, bit for bit the same everywhere."""
+    return torch.randn(tuple(shape), generator=keyed_generator("draw", train_seed, seed, draw, name))
+
+
+class Posterior(ABC):
+    """The mean's weights and a rule that makes draw i from (train_seed, seed, i, tensor name) alone."""
+
+    kind: ClassVar[str]
+    finite: int | None = None  # how many different draws there are; None: as many as one likes
+    combine: str = "probs"  # how draws are averaged: probs | logits | given
+    mean_is_member: bool = False  # the "mean" is a stand-in (an ensemble has none: its member 0)
+    # Entries of the engine that this posterior can answer.
+    supports: frozenset[str] = frozenset({"choices", "loglikelihood", "generate"})
+
+    def __init__(self, mean: Mapping[str, Tensor], train_seed: int) -> None:
+        self.mean: Tensors = {name: tensor.detach().float().cpu() for name, tensor in mean.items()}
+        self.train_seed = train_seed
+
+    @abstractmethod
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        """Draws start … stop−1, stacked: {name: [stop − start, …]}. A name that is absent is the mean."""
+
+    def state(self) -> Tensors:
+        """What `draws` needs beside the mean (goes to posterior.safetensors)."""
+        return {}
+
+    def settings(self) -> dict[str, Any]:
+        """What `draws` needs that is not a tensor (goes to uq_config.json)."""
+        return {}
+
+    @classmethod
+    @abstractmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> Posterior:
+        """The inverse of (`state`, `settings`)."""
+
+    def usable(self, samples: int) -> int:
+        """How many draws `samples` asks for really give: finitely many are used at most once each."""
+        return samples if self.finite is None else min(samples, self.finite)
+
+
+class Point(Posterior):
+    """One weight vector: q = δ(θ − mean). MLE and MAP."""
+
+    kind = "point"
+    finite = 1
+
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        return {}
+
+    @classmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> Point:
+        return cls(mean, train_seed)
+
+
+class Members(Posterior):
+    """Finitely many weight vectors, each with the same weight: q = 1/K Σ_k δ(θ − θ_k)."""
+
+    kind = "members"
+    mean_is_member = True
+
+    def __init__(self, members: Sequence[Mapping[str, Tensor]], train_seed: int, combine: str = "probs") -> None:
+        if not members:
+            raise InputError("an ensemble needs at least one member, found none")
+        if any(set(m) != set(members[0]) for m in members):
+            raise InputError("ensemble members hold different tensors: train them with the same target modules")
+        super().__init__(members[0], train_seed)
+        self.members = [{name: tensor.detach().float().cpu() for name, tensor in m.items()} for m in members]
+        self.finite = len(members)
+        self.combine = combine
+
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        return {name: torch.stack([m[name] for m in self.members[start:stop]]) for name in self.mean}
+
+    def state(self) -> Tensors:
+        # Member 0 is the PEFT part of the adapter already.
+        return {
+            f"member{k}.{name}": tensor
+            for k, member in enumerate(self.members[1:], start=1)
+            for name, tensor in member.items()
+        }
+
+    def settings(self) -> dict[str, Any]:
+        return {"members": len(self.members), "combine": self.combine}
+
+    @classmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> Members:
+        count = int(settings["members"])
+        found = 1 + len({name.split(".", 1)[0] for name in state})
+        if found != count:
+            raise InputError(f"the record says {count} ensemble members, posterior.safetensors has {found}")
+        members = [mean] + [
+            {name: state[f"member{k}.{name}"] for name in mean if f"member{k}.{name}" in state}
+            for k in range(1, count)
+        ]
+        return cls(members, train_seed, str(settings.get("combine", "probs")))
+
+
+class Gaussian(Posterior):
+    """Independent Gaussians: θ_i = mean + std ∘ E_i, E_i ~ N(0, I). Tensors without a std are the mean."""
+
+    kind = "gaussian"
+
+    def __init__(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor], train_seed: int) -> None:
+        super().__init__(mean, train_seed)
+        self.std: Tensors = {name: tensor.detach().float().cpu() for name, tensor in std.items()}
+        for name, tensor in self.std.items():
+            if name not in self.mean or self.mean[name].shape != tensor.shape:
+                found = self.mean[name].shape if name in self.mean else "no such tensor"
+                raise InputError(f"std of {name} has shape {tuple(tensor.shape)}, the mean has {found}")
+            if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
+                raise InputError(f"std of {name} is not finite and non-negative")
+
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        return {
+            name: torch.stack(
+                [
+                    self.mean[name] + std * noise(self.train_seed, seed, i, name, std.shape)
+                    for i in range(start, stop)
+                ]
+            )
+            for name, std in self.std.items()
+        }
+
+    def state(self) -> Tensors:
+        return {f"{name}.std": tensor for name, tensor in self.std.items()}
+
+    @classmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> Gaussian:
+        return cls(mean, {name.removesuffix(".std"): tensor for name, tensor in state.items()}, train_seed)
+
+
+@dataclass(frozen=True)
+class Method(ABC):
+    """One way to make a posterior: its fields are its hyper-parameters, the defaults are its paper's."""
+
+    name: ClassVar[str]
+    label: ClassVar[str]
+    paper: ClassVar[str]
+    summary: ClassVar[str]
+    passes: ClassVar[str]  # cost of evaluating N draws, in forward passes
+    suggests: ClassVar[Mapping[str, Any]] = {}  # run settings of the paper; what the user overrides is recorded
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+
+    @abstractmethod
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None) -> Posterior:
+        """Train `model`'s adapter on `data` (or start from `source`) and say what the posterior is."""
+
+    @classmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> Posterior:
+        """The posterior that `fit` made, from its saved parts."""
+        kinds = {posterior.kind: posterior for posterior in cls.posteriors}
+        kind = str(settings.get("kind", ""))
+        if kind not in kinds:
+            raise InputError(f"method {cls.name} makes posteriors of kind {', '.join(kinds)}; found {kind!r}")
+        return kinds[kind].restore(mean, state, settings, train_seed)
