@@ -12,7 +12,7 @@ from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 START_UP_FILES = ("uqharness.pth", "uqharness.start")
 
 
-class StartUpFilesOnly(BuildHookInterface):  # type: ignore[type-arg]
+class StartUpFilesOnly(BuildHookInterface):
     """`version` is hatchling's name for the kind of build: "standard" or "editable"."""
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:

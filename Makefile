@@ -1,0 +1,28 @@
+# `make demo` and `make test` are the only set-up: each makes .venv when it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+# Recipe lines run from the checkout; the tests use their own two workers.
+.PHONY: demo test lint bench clean
+
+demo: .venv/installed
+	$(BIN)/uqharness demo
+
+test: .venv/installed lint
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(PYTEST_ARGS)
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/python .ci/import_rule.py
+	$(BIN)/python .ci/check_types.py
+
+bench: .venv/installed
+	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+
+clean:
+	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
+
+# Installs anew when pyproject.toml changes; the stamp is written last, so a broken install is tried again.
+.venv/installed: pyproject.toml hatch_build.py uqharness.pth uqharness.start
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	touch $@
