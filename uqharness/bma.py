@@ -164,8 +164,9 @@ class Engine:
         on_gpu = next(model.parameters()).device.type != "cpu"
         self.tokens = tokens or (32768 if on_gpu else 4096)  # tokens of one forward, draws included
         drawn = posterior.draws(0, self.samples, seed) if self.samples else {}
-        if drawn and self.stack.unfoldable:
-            log.info("%s adapters read their weights: draws run one by one", self.stack.unfoldable)
+        self.one_by_one = self.stack.why_one_by_one(drawn) if drawn else None
+        if self.one_by_one:
+            log.info("draws run one by one: %s cannot be folded into the batch", self.one_by_one)
         # A mean of its own is one more function; where a draw is the mean (a point, member 0) it is not.
         self.separate_mean = mean and bool(drawn) and not posterior.mean_is_member
         # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
@@ -206,7 +207,7 @@ class Engine:
         """Logits of successive chunks of functions; halves the chunk when the GPU is full."""
         start = 0
         while start < self.count:
-            size = 1 if self.stack.unfoldable else max(1, self.tokens // rows.input_ids.numel())
+            size = 1 if self.one_by_one else max(1, self.tokens // rows.input_ids.numel())
             stop = min(start + size, self.count)
             try:
                 logits = self._forward(rows, start, stop)
@@ -229,7 +230,7 @@ class Engine:
     @contextlib.contextmanager
     def using(self, start: int, stop: int) -> Iterator[None]:
         """Within: the model is functions start … stop−1, folded draw-major, or the one function's weights."""
-        if self.stack.unfoldable:
+        if self.one_by_one:
             with self.stack.weights({name: t[start] for name, t in self.tensors.items()}):
                 yield
         else:

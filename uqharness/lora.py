@@ -7,7 +7,7 @@ inputs are `[S·B, T, in]` and rows `s·B … (s+1)·B` see draw s.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -139,6 +139,11 @@ class LoraStack:
         for layer in self.layers.values():
             layer.perturbation = None
 
+    def why_one_by_one(self, names: Iterable[str]) -> str | None:
+        """Why draws of these tensors cannot share one forward; None where they can."""
+        whole = next((f"trained {name}" for name in names if name not in self.layers), None)
+        return self.unfoldable or whole
+
     def on_device(self, name: str, tensor: Tensor) -> Tensor:
         """A draw's tensor where and as the layer wants it."""
         parameter = self._parameter(name)
@@ -158,14 +163,20 @@ def _only_adapter(model: PeftModel) -> str:
 
 
 def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
-    """LoRA parameters by their saved name; refuses those whose values are elsewhere."""
+    """Trained parameters by their saved name; refuses those whose values are elsewhere."""
     found: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
-        if ".lora_" not in name or f".{adapter}" not in name:
+        whole = f".modules_to_save.{adapter}."
+        if ".uq_" in name or f".{adapter}" not in name or (".lora_" not in name and whole not in name):
+            continue
+        if whole in name:
+            found[name.replace(whole, ".", 1)] = parameter
             continue
         if parameter.is_meta or type(parameter.data).__name__ == "DTensor":
             raise InputError(f"{name} is offloaded or sharded: load the adapter on one device (no offload, no tp_plan)")
-        found[name.replace(f".{adapter}", "", 1)] = parameter
+        saved = name.replace(f".{adapter}", "", 1)
+        # PEFT saves DoRA's magnitude under the name it had before it became a module.
+        found[saved.removesuffix(".weight") if "lora_magnitude_vector" in saved else saved] = parameter
     return found
 
 

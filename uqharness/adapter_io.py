@@ -1,0 +1,245 @@
+"""The adapter folder: a valid PEFT adapter (the posterior's mean) with our posterior and record beside it.
+
+    adapter_config.json  adapter_model.safetensors   what PEFT reads: the mean
+    posterior.safetensors  uq_config.json            what `draws` needs, and everything needed to make it again
+    uq_splits.json  README.md                        fingerprints of the items it has seen; model card
+
+Writing is all or nothing: the folder is made beside its place and renamed in. Knows files, not training.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from uqharness import registry
+from uqharness.errors import InputError
+from uqharness.posterior import Point, Posterior
+
+SCHEMA = 1
+RECORD, SPLITS, POSTERIOR = "uq_config.json", "uq_splits.json", "posterior.safetensors"
+MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Write a file that is either absent, old or whole."""
+    data = content.encode() if isinstance(content, str) else content
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def fetch(adapter: str | os.PathLike[str], revision: str | None = None) -> Path:
+    """The local folder of an adapter: a path, or a repository on the hub (downloaded into its cache)."""
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        return path
+    name = str(adapter)
+    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
+        raise InputError(f"adapter={name}: no such folder. Give a folder written by `uqharness train`, or a hub id")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"adapter={name}: neither a folder nor a repository that the hub has ({reason})") from error
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Our record of an adapter; None for a plain PEFT adapter."""
+    path = folder / RECORD
+    if not path.exists():
+        return None
+    record = _read_json(path)
+    schema = record.get("schema")
+    if schema != SCHEMA:
+        raise InputError(f"{path}: schema version {schema!r}, this uqharness reads {SCHEMA}: install the newer one")
+    for key in ("method", "posterior", "base"):
+        if not isinstance(record.get(key), dict):
+            raise InputError(f"{path}: no {key!r} in the record: the file is damaged, train or download again")
+    return record
+
+
+def read_splits(folder: Path) -> list[dict[str, Any]]:
+    """Which splits were used to fit, tune or select, with their items' fingerprints."""
+    path = folder / SPLITS
+    return list(_read_json(path).get("splits", [])) if path.exists() else []
+
+
+def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
+    """The posterior of an adapter folder and its record. A plain PEFT LoRA is a point: one draw."""
+    if not (folder / PEFT_CONFIG).exists():
+        raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
+    record = read_record(folder)
+    mean = _read_tensors(folder / MEAN)
+    if not any(".lora_" in name for name in mean):
+        raise InputError(f"{folder / MEAN}: no LoRA tensors among its {len(mean)}: only LoRA adapters can be read")
+    if record is None:
+        return Point(mean, train_seed=0), None
+    state = _read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
+    settings = record["posterior"]
+    method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
+    try:
+        return method.restore(mean, state, settings, int(settings["train_seed"])), record
+    except (KeyError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: posterior and record do not fit together ({error!r}): copy it again") from error
+
+
+def save_adapter(
+    out: Path,
+    model: PeftModel,
+    posterior: Posterior,
+    record: Mapping[str, Any],
+    splits: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write the whole folder, or nothing. `record` comes without schema and posterior."""
+    full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior)}
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        config: PeftConfig = model.peft_config[model.active_adapter]
+        config.inference_mode = True
+        config.save_pretrained(str(temporary))
+        save_file({k: v.contiguous() for k, v in posterior.mean.items()}, temporary / MEAN, {"format": "pt"})
+        if state := posterior.state():
+            save_file({k: v.contiguous() for k, v in state.items()}, temporary / POSTERIOR, {"format": "pt"})
+        (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
+        (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
+        (temporary / "README.md").write_text(model_card(full))
+        _replace_folder(temporary, out)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def posterior_record(posterior: Posterior) -> dict[str, Any]:
+    return {
+        "kind": posterior.kind,
+        "finite": posterior.finite,
+        "combine": posterior.combine,
+        "mean_is_member": posterior.mean_is_member,
+        "train_seed": posterior.train_seed,
+        **posterior.settings(),
+    }
+
+
+def content_hash(folder: Path) -> str:
+    """What the adapter's numbers depend on, as 16 hex digits (its name and card do not matter)."""
+    digest = hashlib.sha256()
+    for name in (PEFT_CONFIG, MEAN, POSTERIOR, RECORD):
+        path = folder / name
+        digest.update(name.encode() + (path.read_bytes() if path.exists() else b""))
+    return digest.hexdigest()[:16]
+
+
+def base_location(name: str) -> str:
+    """Where transformers finds a base model; `toyworld` is the one that comes with this package."""
+    if name != "toyworld":
+        return name
+    from uqharness import toyworld
+
+    return str(toyworld.base_path())
+
+
+def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:
+    """The adapter's tensors are all in the model and the base is the one it was trained on."""
+    state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    missing = [name for name in posterior.mean if name not in state]
+    if missing:
+        raise InputError(f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}")
+    wrong = [name for name, tensor in posterior.mean.items() if tuple(tensor.shape) != state[name]]
+    if wrong:
+        found = tuple(posterior.mean[wrong[0]].shape)
+        raise InputError(f"{wrong[0]} is {found} in the adapter and {state[wrong[0]]} in {base}: give its own base")
+    recorded = (record or {}).get("base", {}).get("fingerprint")
+    if recorded and recorded != (found_print := base_fingerprint(model.get_base_model())):
+        name = (record or {})["base"].get("name")
+        raise InputError(f"base {base} ({found_print}) is not the one recorded, {name} ({recorded}): give base={name}")
+
+
+def base_fingerprint(model: torch.nn.Module) -> str:
+    """A checksum of the base that survives dtype and 4/8-bit loading: its vectors and first embedding rows."""
+    digest = hashlib.sha256()
+    parameters = dict(model.named_parameters())
+    foreign = (".lora_", ".uq_", "modules_to_save.")
+    picked = {n: p for n, p in parameters.items() if p.ndim == 1 and not any(f in n for f in foreign)}
+    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
+    tensors = [p.detach() for _, p in sorted((n.replace("base_layer.", "").replace("original_module.", ""), p) for n, p in picked.items())]
+    if embedding is not None:
+        tensors.append(embedding.weight.detach()[:4])
+    for tensor in tensors:
+        if not tensor.is_meta:
+            digest.update(tensor.bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def model_card(record: Mapping[str, Any]) -> str:
+    """README.md of an adapter, for the hub."""
+    method, base = record["method"], record["base"]
+    data, costs = record.get("data") or {}, record.get("costs") or {}
+    settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
+    return f"""---
+base_model: {json.dumps(base.get("name"))}
+library_name: peft
+tags: [uqharness, bayesian-lora, {method["name"]}]
+---
+# {method.get("label", method["name"])} adapter of {base.get("name")}
+
+Trained with [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}) on `{data.get("task")}`: \
+method `{method["name"]}` ({method.get("paper", "")}), {settings}; seed {record["posterior"]["train_seed"]}, \
+{costs.get("steps")} steps. PEFT loads the posterior's mean; the draws are averaged by
+
+    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {data.get("task")}
+
+Everything needed to make it again is in `{RECORD}`.
+"""
+
+
+def _replace_folder(temporary: Path, out: Path) -> None:
+    """Rename in; an older folder of ours moves aside first, so that there is never a mixture of two."""
+    os.chmod(temporary, 0o755)
+    if out.exists():
+        old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
+        os.rename(out, old / "folder")
+        os.rename(temporary, out)
+        shutil.rmtree(old, ignore_errors=True)
+    else:
+        os.rename(temporary, out)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise InputError(f"{path}: not readable as JSON ({error}): train or download again") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path}: a JSON object was expected, found {type(content).__name__}")
+    return content
+
+
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    if not path.exists():
+        other = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+        raise InputError(f"{path.name} is missing in {path.parent} (found {other}): only safetensors are read")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"{path}: not a whole safetensors file ({error}): train or download again") from error

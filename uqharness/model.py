@@ -1,0 +1,273 @@
+"""`lm_eval --model bayeslora`: HFLM with an adapter whose answers are averaged over draws of its posterior.
+
+log p(y | x) = log 1/S Σ_s p(y | x, θ_s), normalised over the full vocabulary   (decisions/averaging.md)
+
+Everything HFLM takes works here too; this file only loads the adapter and answers the three request types.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval import utils
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import PeftConfig
+from torch import Tensor
+from tqdm import tqdm
+
+from uqharness import adapter_io, leakage
+from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
+from uqharness.errors import InputError
+from uqharness.generation import Mixture, Sampler, split_settings, unpadded
+from uqharness.results import BMALogProb
+
+log = logging.getLogger("lm_eval.uqharness")
+
+# What HFLM hands on to transformers' from_pretrained and people do use.
+_LOADING = (
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_compute_dtype bnb_4bit_use_double_quant "
+    "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
+    "variant token cache_dir local_files_only max_memory use_kernels"
+).split()
+_INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
+
+
+class BayesLoRA(HFLM):
+    """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean)."""
+
+    def __init__(
+        self,
+        adapter: str,
+        samples: int = 10,
+        seed: int = 0,
+        base: str | None = None,
+        mean: bool = True,
+        allow_leak: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        _check_arguments(kwargs)
+        self.samples = _whole_number("samples", samples)
+        self.seed = _whole_number("seed", seed)
+        self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
+        posterior, self.record = adapter_io.load_posterior(self.folder)
+        self.base_name = base or _recorded_base(self.folder, self.record)
+        self._load(adapter_io.base_location(self.base_name), kwargs)
+        if self.backend != "causal":
+            raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
+        adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
+        self.engine = Engine(self.model, posterior, self.samples, self.seed, mean, autocast=self.mixed_precision_dtype)
+        self.posterior = posterior
+        self.truncated = 0
+        self.leaks = leakage.LeakCheck(adapter_io.read_splits(self.folder), allow_leak)
+        self._tell()
+
+    def _load(self, base: str, kwargs: dict[str, Any]) -> None:
+        try:
+            super().__init__(pretrained=base, peft=str(self.folder), **kwargs)
+        except OSError as error:
+            raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
+        except (RuntimeError, ValueError) as error:
+            if "size mismatch" in str(error) or "Target modules" in str(error):
+                raise InputError(f"adapter {self.adapter} does not fit base model {base!r}: give its own base") from error
+            raise
+
+    def _tell(self) -> None:
+        name = (self.record or {}).get("method", {}).get("name", "plain PEFT LoRA")
+        used = self.engine.samples
+        note = f" ({self.samples} asked for; the posterior has no more)" if used < self.samples else ""
+        log.info("bayeslora: %s, %d draws%s, seed %d, base %s", name, used, note, self.seed, self.base_name)
+
+    # ------------------------------------------------------------------ likelihoods
+
+    def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self.leaks.check(requests)
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    def _loglikelihood_tokens(
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        answers: list[tuple[float, bool]] = []
+        scores = self._score([(context, continuation) for _, context, continuation in requests], disable_tqdm)
+        for k, (strings, _, _) in enumerate(requests):
+            answer = (self._average(scores.draws[:, k], scores.mean, k), bool(scores.greedy[k]))
+            answers.append(answer)
+            if strings is not None:
+                self.cache_hook.add_partial("loglikelihood", strings, answer)
+        return answers
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
+        """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
+        windows: list[Pair] = []
+        owner: list[int] = []
+        for i, (text,) in enumerate(request.args for request in requests):
+            rolling = utils.get_rolling_token_windows(
+                token_list=self.tok_encode(text),
+                prefix_token=self.prefix_token_id,
+                max_seq_len=self.max_length,
+                context_len=1,
+            )
+            for window in map(utils.make_disjoint_window, rolling):
+                windows.append((list(window[0]), list(window[1])))
+                owner.append(i)
+        scores = self._score(windows, disable_tqdm)
+        total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)
+        index = torch.tensor(owner, dtype=torch.long)
+        draws = total.index_add(1, index, scores.draws)
+        mean = None if scores.mean is None else torch.zeros(len(requests)).double().index_add(0, index, scores.mean)
+        answers = [self._average(draws[:, i], mean, i) for i in range(len(requests))]
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
+        return list(answers)
+
+    def _average(self, draws: Tensor, mean: Tensor | None, k: int) -> BMALogProb:
+        """log 1/S Σ_s exp(draws_s) that still knows its draws; the mean's own value where S = 0."""
+        at_mean = None if mean is None else float(mean[k])
+        if len(draws):
+            value = float(draws.logsumexp(0) - torch.tensor(len(draws)).double().log())
+        else:
+            assert at_mean is not None
+            value = at_mean
+        return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.posterior.combine)
+
+    def _score(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Scores:
+        """Scores of all pairs, in their order; pairs that need the same input share a row (`logits_cache`)."""
+        groups: dict[tuple[object, ...], list[int]] = {}
+        for k, (context, continuation) in enumerate(pairs):
+            ids = model_input(context, continuation, self.max_length)
+            self.truncated += len(ids) < len(context) + len(continuation) - 1
+            groups.setdefault(ids if self.logits_cache else (*ids, -1 - k), []).append(k)
+        ordered = sorted(groups.items(), key=lambda item: (-len(item[0]), item[1]))
+        rows = [members for _, members in ordered]
+        size = self._rows_per_batch(pairs, rows)
+        draws = torch.empty(self.engine.samples, len(pairs), dtype=torch.float64)
+        mean = torch.empty(len(pairs), dtype=torch.float64)
+        greedy = torch.empty(len(pairs), dtype=torch.bool)
+        bar = tqdm(total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0)
+        has_mean = True
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            index = torch.tensor([k for members in part for k in members])
+            batch = make_rows([[pairs[k] for k in members] for members in part], self.max_length)
+            found = self.engine.score(batch)
+            draws[:, index], greedy[index] = found.draws, found.greedy
+            has_mean = found.mean is not None
+            mean[index] = found.mean if found.mean is not None else torch.nan
+            bar.update(len(index))
+        bar.close()
+        return Scores(draws, mean if has_mean else None, greedy)
+
+    def _rows_per_batch(self, pairs: Sequence[Pair], rows: list[list[int]]) -> int:
+        if self.batch_size != "auto":
+            return int(self.batch_size)
+        if "auto" not in self.batch_sizes and rows:
+            longest = pairs[rows[0][0]]
+            self.batch_sizes["auto"] = self._detect_batch_size([(None, list(longest[0]), list(longest[1]))])
+        return int(self.batch_sizes.get("auto", 1))
+
+    # ------------------------------------------------------------------ generation
+
+    def _model_generate(
+        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
+    ) -> Tensor:
+        kept, sampling = split_settings(generation_kwargs)
+        draws = max(1, self.engine.samples)
+        if draws > 1 and self.engine.one_by_one:
+            raise InputError(f"{self.engine.one_by_one}: {draws} draws cannot generate in step: use samples=0")
+        mask = kept.pop("attention_mask", None)
+        sampler = Sampler(self.seed, unpadded(context, mask), sampling) if sampling["do_sample"] else None
+        if mask is not None:
+            kept["attention_mask"] = mask.repeat(draws, 1)
+        first = int(self.engine.separate_mean)
+        with self.engine.using(first, first + draws):
+            text = super()._model_generate(
+                context.repeat(draws, 1),
+                max_length,
+                stop,
+                do_sample=False,
+                logits_processor=[Mixture(draws, sampler)],
+                **kept,
+            )
+        return text[: len(context)]
+
+    # ------------------------------------------------------------------ bookkeeping
+
+    @property
+    def fingerprint(self) -> str:
+        """What a cached answer depends on."""
+        parts = [adapter_io.content_hash(self.folder), self.base_name, self.engine.samples, self.seed]
+        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype)])
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
+        stamp = "uqharness: made by"
+        if cache_hook.dbdict is not None:
+            found = cache_hook.dbdict.get(stamp)
+            if found is None and len(cache_hook.dbdict):
+                found = "another model"
+            if found not in (None, self.fingerprint):
+                raise InputError(
+                    f"--use_cache {cache_hook.dbdict.filename} holds answers of {found}, this run is "
+                    f"{self.fingerprint}: give another cache file or delete it"
+                )
+            cache_hook.dbdict[stamp] = self.fingerprint
+        super().set_cache_hook(cache_hook)
+
+    @classmethod
+    def create_from_arg_obj(cls, arg_dict: dict[str, Any], additional_config: dict[str, Any] | None = None) -> Any:
+        model = super().create_from_arg_obj(arg_dict, additional_config)
+        # lm-eval names the output folder after `peft`, `pretrained`, … and at random if none of them is there.
+        arg_dict.setdefault("peft", str(arg_dict["adapter"]).rstrip("/"))
+        return model
+
+    def get_model_info(self) -> dict[str, Any]:
+        info = super().get_model_info()
+        info["uqharness"] = {
+            "adapter": self.adapter,
+            "adapter_hash": adapter_io.content_hash(self.folder),
+            "base": self.base_name,
+            "samples_asked": self.samples,
+            "samples": self.engine.samples,
+            "functions": self.engine.count,
+            "combine": self.posterior.combine,
+            "mean_is_member": self.posterior.mean_is_member,
+            "seed": self.seed,
+            "truncated": self.truncated,
+            "leaks": self.leaks.found,
+            "record": self.record,
+        }
+        return info
+
+
+def _check_arguments(kwargs: dict[str, Any]) -> None:
+    ours = [n for n in inspect.signature(BayesLoRA.__init__).parameters if n not in ("self", "kwargs")]
+    theirs = [n for n in inspect.signature(HFLM.__init__).parameters if n not in ("self", "kwargs", *_INSTEAD)]
+    known = [*ours, *theirs, *_LOADING]
+    for name in kwargs:
+        if name not in known:
+            close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
+            hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
+            raise InputError(f"bayeslora has no argument {name!r}: {hint}")
+
+
+def _whole_number(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
+        raise InputError(f"{name}={value!r}: a whole number of at least 0 is needed")
+    return int(value)
+
+
+def _recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
+    name = record["base"].get("name") if record else PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not name:
+        raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
+    return str(name)
