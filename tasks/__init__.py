@@ -1,1 +1,1 @@
-"""Task definitions for lm-eval (entry point group `lm_eval.tasks`)."""
+"""The `_uq` tasks: YAMLs by dataset over shared bases (no file ending), `docs.py` and `shifts.yaml`."""

@@ -52,13 +52,14 @@ class BMALogProb(float):
 
 
 class PackedRecord(dict):
-    """A record as plain JSON that prints in a few words, since lm-eval prints every value of its results."""
+    """A record as plain JSON that formats as one word: lm-eval prints what it takes for a standard error."""
 
-    def __str__(self) -> str:
-        mean = " + mean" if self.get("has_mean") else ""
-        return f"{self.get('items')} items x {self.get('draws')} draws{mean}"
+    def summary(self) -> str:
+        draws = f"{self['draws']} draw" + "s" * (self["draws"] != 1) if self["draws"] else "mean only"
+        return f"{self['items']} items, {draws}{' + mean' if self['has_mean'] and self['draws'] else ''}"
 
-    __repr__ = __str__
+    def __format__(self, spec: str) -> str:
+        return "kept"
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def count_choices(choices: Sequence[int] | np.ndarray) -> dict[str, int]:
 
 
 def item_rows(scores: Sequence[float]) -> tuple[list[list[float] | None], str]:
-    """One question's choices as rows, the mean's first (None: not there), then each draw's; and their rule."""
+    """One question's choices as rows, the mean's first (None: none), then each draw's; and their rule."""
     rules = {getattr(score, "combine", "probs") for score in scores}
     lengths = {len(score.draws) if isinstance(score, BMALogProb) else 1 for score in scores}
     if len(rules) != 1 or len(lengths) != 1:
@@ -147,7 +148,7 @@ def pack(items: Sequence[Mapping[str, Any]], *, task: str = "", protocol: Mappin
     rules = {item["combine"] for item in items}
     if len(sizes) != 1 or len(rules) != 1:
         raise RunError(f"{task or 'record'}: items with {sorted(size - 1 for size in sizes)} draws and the "
-                       f"rules {sorted(rules)} in one result: they come from different runs; use no old cache")
+                       f"rules {sorted(rules)} in one result: they are of different runs; use no old cache")
     choices = [len(item["logp"][-1]) for item in items]
     has_mean = all(item["logp"][0] is not None for item in items)
     logp = np.full((sizes.pop(), len(items), max(choices)), np.nan, dtype="<f4")  # [S + 1, D, C]
@@ -219,7 +220,7 @@ def check(record: Record, error: type[InputError] | type[RunError]) -> None:
     if not np.isnan(np.where(inside, np.nan, record.logp)).all():
         raise error(f"{task}: log-likelihoods beyond the choices of a question; evaluate again")
     if len(np.unique(record.ids)) != record.items:
-        raise error(f"{task}: {record.items - len(np.unique(record.ids))} repeated item ids; each counts once")
+        raise error(f"{task}: {record.items - len(np.unique(record.ids))} repeated ids; each counts once")
     if (record.gold >= record.choices).any() or (record.gold < 0).any():
         item = int(np.argmax((record.gold >= record.choices) | (record.gold < 0)))
         raise error(f"{task}: item {record.ids[item]} has label {record.gold[item]} "

@@ -1,11 +1,179 @@
 """Results: read them, compute their metrics again, and compare only what is comparable.
 
-Two results are comparable when their protocol hashes are equal: the same documents, prompts and answer strings
-in the same order, scored the same way.  How the model was trained is not in that hash; neither are settings of
-a metric, file paths and the model itself.
+Two results are comparable when their protocol hashes are equal: the same documents, prompts and answer
+strings in the same order, scored the same way.  How the model was trained is not in that hash; neither are
+settings of a metric, file paths and the model itself.
 """
 from __future__ import annotations
 
+import atexit
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from uqharness import metrics as formulas
+from uqharness.errors import InputError
 from uqharness.record import BMALogProb, PackedRecord, Record, digest, item_rows, pack, unpack
 
-__all__ = ["BMALogProb", "PackedRecord", "Record", "digest", "item_rows", "pack", "unpack"]
+__all__ = ["RECORD", "BMALogProb", "PackedRecord", "Record", "Run", "digest", "item_rows", "metrics", "pack",
+           "read_results", "require_comparable", "say_if_not_kept", "shift", "unpack"]
+
+# lm-eval's printed table leaves out what ends in _stderr, and the record would swamp it: hence the name.
+RECORD = "uq_record_stderr"
+# What a model may do to a prompt, by lm-eval's argument names; values that mean "as usual" do not count.
+MODEL_ARGS = ("add_bos_token", "prefix_token_id", "truncation", "max_length")
+AS_USUAL = ("", "none", "false")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task of one lm-eval results file (or of the dict of `simple_evaluate`)."""
+
+    source: str
+    task: str
+    record: Record
+    config: dict[str, Any]    # lm-eval's: model, model_args, seeds, and what get_model_info adds
+    protocol: dict[str, Any]  # the record's, with the model's own settings where they change the prompt
+    protocol_hash: str
+    reported: dict[str, float] = field(default_factory=dict)  # lm-eval's numbers, "acc", "acc_stderr" ...
+    date: float | None = None
+
+    @property
+    def model(self) -> str:
+        return str(self.config.get("model", ""))
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        return parse_model_args(self.config.get("model_args"))
+
+    def metrics(self, draws: int | None = None) -> dict[str, float]:
+        return metrics(self.record, draws)
+
+
+def metrics(record: Record, draws: int | None = None) -> dict[str, float]:
+    """Every metric from a record's first n draws (None: all; 0: the posterior mean), by its own rule."""
+    return formulas.compute_all(record.rows(draws), record.gold, record.combine)
+
+
+def parse_model_args(given: Any) -> dict[str, Any]:
+    """lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = (part.partition("=") for part in str(given or "").split(",") if part.strip())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def model_protocol(config: Mapping[str, Any]) -> dict[str, str]:
+    """BOS and truncation where they were set by hand: they change the prompt that the model saw."""
+    given = parse_model_args(config.get("model_args"))
+    return {key: str(given[key]) for key in MODEL_ARGS if str(given.get(key, "")).lower() not in AS_USUAL}
+
+
+def read_results(source: str | Path | Mapping[str, Any]) -> list[Run]:
+    """The runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
+    if isinstance(source, Mapping):
+        return _runs(source, "results") or _nothing("the results given")
+    path = Path(source)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give a results_*.json of lm-eval or a folder of them")
+    found = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
+    return [run for file in found for run in _runs(_load(file), str(file))] or _nothing(str(path))
+
+
+def _nothing(where: str) -> list[Run]:
+    raise InputError(f"no record of draws in {where}: run a _uq task (uqharness tasks) with --output_path")
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read as JSON ({error}); evaluate again") from error
+    if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):
+        raise InputError(f"{path} is not a results file of lm-eval: it has no \"results\"; "
+                         "give a results_*.json or a folder of them")
+    return data
+
+
+def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
+    out = []
+    for task, values in (data.get("results") or {}).items():
+        for key, packed in values.items():
+            if key.partition(",")[0] == RECORD:
+                out.append(_run(data, source, task, values, packed))
+    return out
+
+
+def _run(data: Mapping[str, Any], source: str, task: str, values: Mapping[str, Any], packed: Any) -> Run:
+    try:
+        record = unpack(packed)
+    except InputError as error:
+        raise InputError(f"{source}: {task}: {error}") from error
+    config = dict(data.get("config") or {})
+    extra = model_protocol(config)
+    protocol = {**record.protocol, "model": extra} if extra else record.protocol
+    numbers = {key.partition(",")[0]: float(value) for key, value in values.items()
+               if "," in key and isinstance(value, (int, float))}
+    return Run(source, task, record, config, protocol, digest(protocol), numbers, data.get("date"))
+
+
+def require_comparable(runs: Sequence[Run | Record]) -> str:
+    """The protocol hash that all share; otherwise an error that names what differs."""
+    if not runs:
+        raise InputError("nothing to compare; give at least one result")
+    first = runs[0]
+    for other in runs[1:]:
+        if other.protocol_hash != first.protocol_hash:
+            keys = sorted({*first.protocol, *other.protocol})
+            differ = [f"{key} ({first.protocol.get(key)} and {other.protocol.get(key)})"
+                      for key in keys if first.protocol.get(key) != other.protocol.get(key)]
+            raise InputError(f"{_name(first)} and {_name(other)} are not comparable; they differ in "
+                             f"{', '.join(differ)}: evaluate both in the same way")
+    return first.protocol_hash
+
+
+def _name(run: Run | Record) -> str:
+    return f"{run.task} of {run.source}" if isinstance(run, Run) else run.task or "a record"
+
+
+# ---------------------------------------------------------------- shifts
+
+@lru_cache(maxsize=1)
+def shifts() -> dict[str, dict[str, list[str]]]:
+    """tasks/shifts.yaml: {trained on: {shift: [evaluated on]}}."""
+    import yaml  # only here: reading results needs none of it
+    return dict(yaml.safe_load(files("uqharness.tasks").joinpath("shifts.yaml").read_text(encoding="utf-8")))
+
+
+def shift(trained_on: str, evaluated_on: str) -> str | None:
+    """"id", "small" or "large" for a pair of tasks, None where nobody said; `_test` counts as the same."""
+    source, target = trained_on.removesuffix("_test"), evaluated_on.removesuffix("_test")
+    if source == target:
+        return "id"
+    return next((name for name, tasks in shifts().get(source, {}).items() if target in tasks), None)
+
+
+# ---------------------------------------------------------------- keeping it
+
+HINT = ("uqharness: the answers of every draw were not kept; add --output_path DIR to keep them "
+        "(uqharness table DIR computes all metrics from there)")
+
+
+def is_kept(argv: Sequence[str]) -> bool:
+    """Whether this command keeps its results: true of any but lm-eval's own without an output path."""
+    program = Path(argv[0]).parts[-2:] if argv else ()
+    command = program[-1:] in (("lm_eval",), ("lm-eval",)) or program == ("lm_eval", "__main__.py")
+    named = any(arg.partition("=")[0] in ("--output_path", "-o", "--config", "-C") for arg in argv)
+    return named or not command
+
+
+@lru_cache(maxsize=1)
+def say_if_not_kept() -> None:
+    """As the last line of an lm-eval command that throws the record away (at exit: after lm-eval's table)."""
+    if not is_kept(sys.argv):
+        atexit.register(print, HINT, file=sys.stderr)

@@ -1,0 +1,236 @@
+"""The lm-eval task behind every `_uq` YAML (`class: !function uqharness.task.UQTask`): p(choice | question).
+
+lm-eval asks for log p(choice text | prompt) as always; this task normalises it over the question's own
+choices, draw by draw, keeps the compact record of all of it, and says which protocol the answers belong to.
+Keys of its own, under `metadata.uq` in the YAML:
+  protocol       name of the protocol (ours: uq-v1)
+  train_choices  training items with another number of choices are left out (counted in `train_dropped`)
+  slices         {role: [a, b, c]}: the role is rows a*n//c ... b*n//c of its split of n rows
+Evaluated splits are never trimmed.
+"""
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from lm_eval.api.metrics import mean
+from lm_eval.api.task import ConfigurableTask
+
+from uqharness.errors import InputError, RunError
+from uqharness.intervals import NAMES
+from uqharness.metrics import METRICS, combine_draws, compute_all, softmax_draws
+from uqharness.record import PackedRecord, count_choices, digest, item_rows, pack, unpack
+from uqharness.results import RECORD, say_if_not_kept
+
+PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.per_item)
+SET_LEVEL = (*(name for name in METRICS if name not in PER_ITEM), "ece_floor_q95")
+
+
+def doc_hash(doc: Mapping[str, Any]) -> str:
+    """Of a document's content, wherever it stands in its split."""
+    return digest({key: value for key, value in doc.items() if key != "uq_id"})
+
+
+class UQTask(ConfigurableTask):
+    """A multiple-choice task whose results carry every draw's answer to every item."""
+
+    def __init__(self, config: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        self._roles: dict[str, Any] = {}
+        self._asked: dict[int, tuple[str, str]] = {}
+        self._asked_with: dict[str, Any] = {}
+        self._fewshot_seed: int | None = None
+        self._values: dict[str, float] = {}
+        self._packed = PackedRecord()
+        self.train_dropped: dict[str, int] = {}
+        super().__init__(config={k: v for k, v in (config or {}).items() if k != "class"}, **kwargs)
+
+    # ---------------------------------------------------------------- documents
+
+    @property
+    def uq(self) -> dict[str, Any]:
+        return (self.config.metadata or {}).get("uq") or {}
+
+    @property
+    def eval_role(self) -> str:
+        return "test" if self.has_test_docs() else "validation"
+
+    def training_docs(self) -> Any:
+        return self._docs("training") if self.has_training_docs() else None
+
+    def validation_docs(self) -> Any:
+        return self._docs("validation") if self.has_validation_docs() else None
+
+    def test_docs(self) -> Any:
+        return self._docs("test") if self.has_test_docs() else None
+
+    def tuning_docs(self) -> Any:
+        """What settings may be chosen on: the validation split, or None where it is the one evaluated."""
+        return self.validation_docs() if self.eval_role == "test" else None
+
+    def _docs(self, role: str) -> Any:
+        if role not in self._roles:
+            rows = self.dataset[self.config[f"{role}_split"]]
+            start, stop = self.bounds(role)
+            if (start, stop) != (0, len(rows)):
+                rows = rows.select(range(start, stop))
+            if self.config.process_docs is not None:
+                rows = self.config.process_docs(rows)
+            if len(rows) != stop - start:
+                raise InputError(f"{self.task_name}: process_docs made {stop - start} items of {role} into "
+                                 f"{len(rows)}; items are never trimmed: return one for each")
+            self.features = list(rows.features)
+            rows = rows.add_column("uq_id", list(range(len(rows))))
+            sizes = [len(self.labelled(doc, role)[0]) for doc in rows]
+            self._roles[role] = self._drop(rows, sizes) if role == "training" else rows
+        return self._roles[role]
+
+    def _drop(self, rows: Any, sizes: Sequence[int]) -> Any:
+        wanted = self.uq.get("train_choices")
+        if wanted is None:
+            return rows
+        self.train_dropped = count_choices([size for size in sizes if size != wanted])
+        return rows.select([i for i, size in enumerate(sizes) if size == wanted])
+
+    def labelled(self, doc: Mapping[str, Any], role: str = "this split") -> tuple[list[str], int]:
+        """An item's answer strings and the index of the right one."""
+        choices, target = list(self.doc_to_choice(doc)), self.doc_to_target(doc)
+        gold = choices.index(target) if isinstance(target, str) and target in choices else target
+        if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < len(choices):
+            raise InputError(f"{self.task_name}: item {doc.get('uq_id')} (id {doc.get('id')!r}) of {role} "
+                             f"has the label {target!r}, none of its {len(choices)} choices {choices}; "
+                             "mend its label or use a labelled split")
+        return choices, gold
+
+    def bounds(self, role: str) -> tuple[int, int]:
+        """First row and row after the last of a role in its split (`metadata.uq.slices`)."""
+        rows = len(self.dataset[self.config[f"{role}_split"]])
+        start, stop, parts = (self.uq.get("slices") or {}).get(role, (0, 1, 1))
+        return rows * start // parts, rows * stop // parts
+
+    def split_record(self, role: str) -> dict[str, Any]:
+        """What a role's items are, for the record of whoever uses them."""
+        docs = self._docs(role)
+        start, stop = self.bounds(role)
+        whole = stop - start == len(self.dataset[self.config[f"{role}_split"]])
+        return {"dataset": self.config.dataset_path, "subset": self.config.dataset_name,
+                "split": self.config[f"{role}_split"] + ("" if whole else f"[{start}:{stop}]"),
+                "items": len(docs), "documents": digest([doc_hash(doc) for doc in docs])}
+
+    # ---------------------------------------------------------------- requests
+
+    def set_fewshot_seed(self, seed: int | None = None) -> None:
+        self._fewshot_seed = seed
+        super().set_fewshot_seed(seed)
+
+    def build_all_requests(self, **kwargs: Any) -> None:
+        super().build_all_requests(**kwargs)
+        asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        for instance in self.instances:
+            asked[instance.doc["uq_id"]].append(instance.args[:2])
+        self._asked = {key: hash_asked(pairs) for key, pairs in asked.items()}
+        self._asked_with = kwargs
+
+    # ---------------------------------------------------------------- answers
+
+    def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
+        if "bypass" in self._metric_fn_list:  # --predict_only
+            return super().process_results(doc, results)
+        choices, gold = self.labelled(doc)
+        rows, rule = item_rows([score for score, _ in results])
+        logp = np.array(rows[1:] or rows[:1], dtype=np.float64)[:, None, :]  # [S, 1, K]
+        if logp.shape[2] != len(choices) or not (logp < np.inf).all() or np.isneginf(logp).all(-1).any():
+            raise RunError(f"{self.task_name}: item {doc['uq_id']} ({len(choices)} choices) was answered "
+                           f"with {logp[:, 0].tolist()}; look for NaN in the adapter or the base")
+        probs, draws = combine_draws(logp, rule), softmax_draws(logp)
+        prompt_hash, answer_hash = self._asked[doc["uq_id"]]
+        out: dict[str, Any] = {"uq_record": {
+            "id": doc["uq_id"], "gold": gold, "probs": probs[0].tolist(), "logp": rows, "combine": rule,
+            "doc_hash": doc_hash(doc), "prompt_hash": prompt_hash, "answer_hash": answer_hash}, RECORD: None}
+        for name in PER_ITEM:
+            metric = METRICS[name]
+            if metric.per_item and not (metric.needs_draws and rule == "given"):
+                out[name] = float(metric.per_item(draws if metric.needs_draws else probs, [gold])[0])
+        # Set-level metrics have no value per item: their aggregation reads what the record's has computed,
+        # and the key `<name>_stderr` after each fills lm-eval's column for its standard error.
+        for name in SET_LEVEL:
+            out |= {name: None, f"{name}_stderr": None} if name in NAMES else {name: None}
+        return out
+
+    def aggregation(self) -> dict[str, Callable[[Any], Any]]:
+        if "bypass" in self._metric_fn_list:
+            return super().aggregation()
+        errors = [f"{name}_stderr" for name in SET_LEVEL if name in NAMES]
+        return {"uq_record": self._record, RECORD: lambda _: self._packed, **dict.fromkeys(PER_ITEM, mean),
+                **{name: partial(self._value, name) for name in (*SET_LEVEL, *errors)}}
+
+    def higher_is_better(self) -> dict[str, bool | None]:
+        if "bypass" in self._metric_fn_list:
+            return super().higher_is_better()
+        return {name: metric.higher_is_better for name, metric in METRICS.items()}
+
+    def _record(self, items: Sequence[Mapping[str, Any]]) -> str:
+        """The first of all aggregations computes what the others hand out; itself a line in the table."""
+        items = sorted(items, key=lambda item: item["id"])  # from all ranks
+        self._packed = pack(items, task=self.task_name, protocol=self.protocol(items),
+                            train_dropped=self.train_dropped)
+        record = unpack(self._packed)
+        self._values = compute_all(record.rows(), record.gold, record.combine)
+        say_if_not_kept()
+        return self._packed.summary()
+
+    def _value(self, name: str, _: Any) -> float | str | None:
+        value = self._values[name]
+        undefined = "N/A" if name.endswith("_stderr") else None  # JSON has no NaN; N/A is lm-eval's own word
+        return undefined if np.isnan(value) else float(value)
+
+    # ---------------------------------------------------------------- protocol
+
+    def protocol(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """All that defines the evaluation: not the model, not the training, not the settings of a metric."""
+        config, asked = self.config, self._asked_with
+        start, stop = self.bounds(self.eval_role)
+        path = str(config.dataset_path)
+        return {
+            "name": self.uq.get("protocol"), "version": self.VERSION, "output_type": self.OUTPUT_TYPE,
+            "dataset": None if os.path.isabs(path) else path, "subset": config.dataset_name,
+            "split": config[f"{self.eval_role}_split"], "rows": [start, stop],
+            **{key: config[key] if isinstance(config[key], (str, list)) else None
+               for key in ("doc_to_text", "doc_to_choice", "description", "gen_prefix", "target_delimiter")},
+            "fewshot": self._fewshot(), "chat_template": template_digest(asked),
+            "system_instruction": optional_digest(asked.get("system_instruction")),
+            "items": len(items), "documents": digest([item["doc_hash"] for item in items]),
+            "prompts": digest([item["prompt_hash"] for item in items]),
+            "answers": digest([item["answer_hash"] for item in items]),
+        }
+
+    def _fewshot(self) -> dict[str, Any] | None:
+        if not self.config.num_fewshot:
+            return None
+        chat = self._asked_with.get("apply_chat_template")
+        return {"number": self.config.num_fewshot, "seed": self._fewshot_seed,
+                "split": self.fewshot_cfg.split or self.config.training_split,
+                "sampler": str(self.fewshot_cfg.sampler), "delimiter": self.config.fewshot_delimiter,
+                "multiturn": bool(chat and self._asked_with.get("fewshot_as_multiturn"))}
+
+
+def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
+    """Hashes of an item's prompt (or prompts, where they differ by choice) and of its answer strings."""
+    prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+    return digest(prompts[0] if len(set(prompts)) == 1 else prompts), digest(answers)
+
+
+def optional_digest(text: str | None) -> str | None:
+    return None if text is None else digest(text)
+
+
+def template_digest(asked: Mapping[str, Any]) -> str | None:
+    """Of the chat template where one is applied; lm-eval hands over the model's method and not the text."""
+    if not asked.get("apply_chat_template"):
+        return None
+    model = getattr(asked.get("chat_template"), "__self__", None)
+    template = getattr(getattr(model, "tokenizer", None), "chat_template", None)
+    return digest(template if isinstance(template, str) else str(asked.get("tokenizer_name", "")))
