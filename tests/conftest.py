@@ -1,0 +1,104 @@
+"""One thread, no network; real data from the offline hub where `UQHARNESS_OFFLINE_HUB` names its script.
+
+The hub must run before `datasets` is imported, which reads the environment once, so it starts here, and the
+workers of pytest-xdist use the controller's.
+"""
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+from overlay import Overlay, build
+
+HUB = os.environ.get("UQHARNESS_OFFLINE_HUB", "")
+SETTINGS = "UQHARNESS_TEST_HUB_SETTINGS"
+NO_HUB = "UQHARNESS_OFFLINE_HUB does not name offline_hub.py: real data cannot be had"
+
+# Before anything imports torch; subprocesses inherit it.
+os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
+settings.register_profile("gate", deadline=None, derandomize=True)
+settings.load_profile("gate")
+
+
+def start_hub(script: str) -> dict[str, str]:
+    """Serve until this process ends; returns the environment that points Hugging Face libraries there."""
+    home = tempfile.mkdtemp(prefix="uqharness-hub-")
+    command = [sys.executable, script, "--cache", home, "--serve"]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    atexit.register(server.kill)
+    found: dict[str, str] = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+    assert server.stdout is not None
+    for line in server.stdout:
+        match = re.fullmatch(r"export (\w+)='(.*)'\n", line)
+        found |= {match[1]: match[2]} if match else {}
+        if line.startswith("export RES_OPTIONS"):  # the last one; the server prints no more
+            return found
+    raise RuntimeError(f"{script} --serve printed no settings and ended with exit code {server.wait()}")
+
+
+def hub_environment() -> dict[str, str]:
+    """{} without a hub. Called once per process, on import."""
+    if not os.path.isfile(HUB):
+        offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
+        os.environ.update({name: "1" for name in offline})
+        return {}
+    if SETTINGS not in os.environ:
+        os.environ[SETTINGS] = json.dumps(start_hub(HUB))
+    found: dict[str, str] = json.loads(os.environ[SETTINGS])
+    for name in list(os.environ):
+        if re.fullmatch(r"(HF_HUB|HF_DATASETS|TRANSFORMERS)_(OFFLINE|CACHE)|HF_TOKEN", name):
+            del os.environ[name]
+    os.environ.update(found)
+    return found
+
+
+HUB_ENVIRONMENT = hub_environment()
+
+
+def pytest_collection_finish() -> None:
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def offline_hub() -> dict[str, str]:
+    """Environment for subprocesses that read real data; this process has it already."""
+    if not HUB_ENVIRONMENT:
+        pytest.skip(NO_HUB)
+    return dict(HUB_ENVIRONMENT)
+
+
+@pytest.fixture(scope="session")
+def tiny_real_model() -> Path:
+    """A Llama of 260 thousand weights, trained on stories, with its tokenizer."""
+    folder = Path(HUB).parent / "models" / "stories260K"
+    if not HUB or not folder.is_dir():
+        pytest.skip(NO_HUB)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build("wheel", tmp_path_factory.mktemp("wheel"))
+
+
+@pytest.fixture(scope="session")
+def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Overlay:
+    """Only the standard library and us."""
+    return Overlay(tmp_path_factory.mktemp("bare"), wheel)
+
+
+@pytest.fixture(scope="session")
+def full(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Overlay:
+    """Us as installed from the wheel, and every package of the environment that runs the tests."""
+    return Overlay(tmp_path_factory.mktemp("full"), wheel, packages=True)
