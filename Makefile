@@ -1,7 +1,6 @@
 # `make demo` and `make test` are the only set-up: each makes .venv when it is not there.
 PYTHON ?= python3
 BIN := .venv/bin
-# Recipe lines run from the checkout; the tests use their own two workers.
 .PHONY: demo test lint bench clean
 
 demo: .venv/installed
@@ -22,7 +21,9 @@ clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
 
 # Installs anew when pyproject.toml changes; the stamp is written last, so a broken install is tried again.
+# Every start of Python runs the two files that are compiled here, also where PYTHONDONTWRITEBYTECODE is set.
 .venv/installed: pyproject.toml hatch_build.py uqharness.pth uqharness.start
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m compileall -q uqharness/__init__.py uqharness/_lm_eval_hook.py
 	touch $@
