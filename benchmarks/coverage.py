@@ -2,7 +2,7 @@
 
 World: 4 choices, true probabilities q = softmax(2 z), z ~ N(0, I); the model says softmax(2 a z): a = 1 is
 calibrated, a > 1 over-, a < 1 under-confident; "corner": calibrated but for confidences 0.6 … 0.8.
-Truth: the population values from 2 million questions with q known (mce: of the bins that the sample occupies).
+Truth: population values from 2 million questions with q known (mce: of the bins that the sample occupies).
 """
 
 from __future__ import annotations

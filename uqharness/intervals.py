@@ -70,7 +70,7 @@ def stderr(name: str, probs: ArrayLike, gold: ArrayLike, draw_probs: ArrayLike |
 def interval(
     name: str, probs: ArrayLike, gold: ArrayLike, level: float = 0.95, draw_probs: ArrayLike | None = None
 ) -> Interval:
-    """(low, high) of metric `name`, covers the population value with probability `level`, NaN if undefined."""
+    """(low, high) of metric `name`, covers its true value with probability `level`; NaN if undefined."""
     if not 0 < level < 1:
         raise InputError(f"level must be between 0 and 1, found {level}; 0.95 is usual")
     conf, right = confidence(probs), correct(probs, gold)
@@ -198,10 +198,10 @@ def ece_stderr(b: Binned) -> float:
 def ece_interval(b: Binned, level: float) -> Interval:
     """Interval of the binned ECE t = sum_b |theta_b|, theta_b = E[(correct - confidence) 1_b], T = sum |g_b|.
 
-    Upper end: with the signs sigma of theta, T >= sigma . g, of mean t and variance (E d^2 - t^2) / n; so t is
+    Upper end: with the signs sigma of theta, T >= sigma . g, mean t and variance (E d^2 - t^2) / n; so t is
     at most the larger root of (t - T)^2 = z^2 (E d^2 - t^2) / n, for any theta, whatever T's bias.
     Lower end: T overshoots t by sum_b s_b h(theta_b / s_b) on average, h(u) = E|u + Z| - |u|, at most
-    sqrt(2/pi) and vanishing where the gap is clear. h is taken at the smallest |theta_b| in g_b ± k s_b, where k
+    sqrt(2/pi) and 0 where the gap is clear. h is taken at the smallest |theta_b| in g_b ± k s_b, where k
     makes all bins hold together with probability 1 - SCREEN * tail (Berger & Boos 1994, for a nuisance
     parameter); the rest of the tail pays for T's spread. Coverage is measured by benchmarks/coverage.py.
     """

@@ -1,0 +1,39 @@
+"""Random questions for the tests of metrics: probabilities over ragged choices, and answers."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from uqharness import scores
+
+Array = NDArray[np.float64]
+Answers = NDArray[np.int64]
+
+
+def questions(n: int, seed: int, choices: tuple[int, ...] = (2, 3, 4, 5)) -> tuple[Array, Answers]:
+    """Ragged random probabilities, rounded to two digits so that confidences tie, and answers."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for size in rng.choice(choices, n):
+        cuts = np.sort(rng.integers(0, 21, size - 1))
+        rows.append(np.diff([0, *cuts, 20]) / 20)
+    return scores.pad(rows), np.array([rng.integers(0, len(row)) for row in rows])
+
+
+def calibrated(n: int, seed: int) -> tuple[Array, Answers]:
+    """Uniform random 4-way distributions and answers drawn from them."""
+    rng = np.random.default_rng(seed)
+    probs = rng.dirichlet(np.ones(4), n)
+    return probs, np.minimum((probs.cumsum(1) < rng.random((n, 1))).sum(1), 3)
+
+
+def overconfident(n: int, factor: float, rng: np.random.Generator) -> tuple[Array, Array]:
+    """(model's, true) 4-way probabilities: the model multiplies the true logits by `factor`."""
+    z = rng.normal(0.0, 2.0, (n, 4))
+    return scores.combine_draws(factor * z[None], "given"), scores.combine_draws(z[None], "given")
+
+
+def draw_answers(true: Array, rng: np.random.Generator) -> Answers:
+    """gold ~ true, [D]."""
+    return np.minimum((true.cumsum(1) < rng.random((len(true), 1))).sum(1), true.shape[1] - 1)
