@@ -1,0 +1,60 @@
+"""p(y | x) = 1/K Σ_k p(y | x, θ_k), each θ_k trained by itself from its own seed (deep ensembles,
+arXiv:1612.01474, of LoRA adapters, arXiv:2310.00035).
+
+`average=logits` averages the members' logits before the softmax, as the BLoB paper's ENS row does (Sec. 4.1).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+from uqharness.base_model import init_adapter
+from uqharness.config import Run, check_ranges, option
+from uqharness.lora import LoraStack
+from uqharness.posterior import Members, Method, Posterior
+from uqharness.training import fit_loop
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.data import ChoiceData
+
+
+@dataclass(frozen=True)
+class Ensemble(Method):
+    """K independently trained adapters."""
+
+    name: ClassVar[str] = "ens"
+    label: ClassVar[str] = "ENS"
+    paper: ClassVar[str] = "Lakshminarayanan et al. 2017, arXiv:1612.01474"
+    summary: ClassVar[str] = "K adapters trained from different seeds"
+    passes: ClassVar[str] = "K forwards"
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Members,)
+
+    members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1)
+    average: Literal["probs", "logits"] = option(
+        "probs", "what is averaged; the BLoB paper's ENS averages logits"
+    )
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+        found = []
+        for k in range(self.members):
+            member = member_run(run, k)
+            init_adapter(model, member.seed)
+            stack = LoraStack(model)
+            fit_loop(stack, data, member)
+            found.append(stack.mean())
+        return Members(found, train_seed=run.seed, combine=self.average)
+
+
+def member_run(run: Run, k: int) -> Run:
+    """Member 0 is the run's own seed (so it is that seed's MLE), the others hash it: no shared members."""
+    digest = hashlib.sha256(f"member {k} of {run.seed}".encode()).digest()
+    seed = run.seed if k == 0 else int.from_bytes(digest[:4], "little") >> 1
+    return dataclasses.replace(run, seed=seed, out=f"{run.out.rstrip('/')}.member{k}" if run.out else "")

@@ -1,0 +1,33 @@
+"""θ* = argmax_θ Σ log p(y | x, θ): plain LoRA (arXiv:2106.09685). One point, no uncertainty over weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
+
+from uqharness.lora import LoraStack
+from uqharness.posterior import Method, Point, Posterior
+from uqharness.training import fit_loop
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.config import Run
+    from uqharness.data import ChoiceData
+
+
+@dataclass(frozen=True)
+class MLE(Method):
+    """Maximum likelihood."""
+
+    name: ClassVar[str] = "mle"
+    label: ClassVar[str] = "MLE"
+    paper: ClassVar[str] = "Hu et al. 2022, arXiv:2106.09685"
+    summary: ClassVar[str] = "plain LoRA by maximum likelihood: one weight vector"
+    passes: ClassVar[str] = "1 forward"
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+        stack = LoraStack(model)
+        fit_loop(stack, data, run)
+        return Point(stack.mean(), train_seed=run.seed)

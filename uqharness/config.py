@@ -1,0 +1,253 @@
+"""Settings are frozen dataclasses: their fields are the command-line flags, the YAML keys and the record.
+
+`Run` holds what all methods share; every method is a dataclass of its own. No method is known by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import hashlib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from uqharness.errors import InputError
+
+T = TypeVar("T")
+
+
+def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
+    """A dataclass field with its help text and the closed range of its values."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every method's training shares. The defaults are those of the BLoB paper, Table 3 (Llama2-7B)."""
+
+    base: str = option("", "base model: a folder, a hub id, or 'toyworld'")
+    task: str = option("", "multiple-choice lm-eval task with a training split")
+    out: str = option("", "folder for the adapter; checkpoints go to OUT.checkpoints")
+    steps: int = option(5000, "optimiser steps", low=1)
+    lr: float = option(1e-4, "learning rate", low=0)
+    batch_size: int = option(4, "questions per forward", low=1)
+    grad_accumulation: int = option(1, "forwards per optimiser step", low=1)
+    max_length: int = option(300, "tokens of a prompt; longer ones lose tokens on the left", low=2)
+    lora_r: int = option(8, "LoRA rank", low=1)
+    lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
+    lora_dropout: float = option(0.0, "dropout at the LoRA input", low=0, high=0.999)
+    target_modules: tuple[str, ...] = option(("q_proj", "v_proj", "lm_head"), "modules that get a LoRA")
+    schedule: Literal["linear", "constant"] = option("linear", "learning rate after the warm-up")
+    warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
+    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0)
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "where to train; pick a GPU with CUDA_VISIBLE_DEVICES"
+    )
+    load_in_4bit: bool = option(False, "quantise the base to 4 bit (bitsandbytes)")
+    load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
+    select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
+    select_split: str = option("train[-20%]", "what --select looks at: train[-20%], train[-500] or tune")
+    tune_fraction: float = option(
+        0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9
+    )
+    save_every: int = option(0, "checkpoint every K steps (0: none)", low=0)
+    resume: bool = option(False, "go on from the newest complete checkpoint of OUT")
+    report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to")
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Beside the adapter's folder, which itself is only ever written whole."""
+        return Path(f"{self.out.rstrip('/')}.checkpoints") if self.out else None
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InputError("load_in_4bit and load_in_8bit are both set: choose one")
+        if not self.target_modules:
+            raise InputError("target_modules is empty: name at least one module, for example q_proj")
+        if (self.save_every or self.resume) and not self.out:
+            raise InputError("save_every and resume need a place for checkpoints: give --out")
+        if self.select != "last" and not self.eval_every:
+            raise InputError(
+                f"select={self.select} without eval_every: say every how many steps to score (--eval-every)"
+            )
+
+
+def check_ranges(settings: Any) -> None:
+    """Every number within the range that its field declares, and finite."""
+    for spec in dataclasses.fields(settings):
+        value = getattr(settings, spec.name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            continue
+        low, high = spec.metadata.get("low"), spec.metadata.get("high")
+        if (
+            not math.isfinite(value)
+            or (low is not None and value < low)
+            or (high is not None and value > high)
+        ):
+            wanted = " and ".join(
+                [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+                or ["finite"]
+            )
+            raise InputError(f"{spec.name} is {value}: it must be {wanted}")
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean x?)', or nothing when no name is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def convert(kind: Any, value: Any, name: str) -> Any:
+    """A value from a flag, YAML or JSON as the type that the field declares."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or str(value).lower() in ("none", "null"):
+            return None
+        return convert(next(k for k in inner if k is not type(None)), value, name)
+    if origin is Literal:
+        if value not in inner:
+            names = ", ".join(map(str, inner))
+            raise InputError(
+                f"{name} is {value!r}{did_you_mean(str(value), map(str, inner))}: choose one of {names}"
+            )
+        return value
+    if origin is tuple:
+        parts = value.split(",") if isinstance(value, str) else list(value)
+        return tuple(
+            convert(inner[0], part.strip() if isinstance(part, str) else part, name) for part in parts if part
+        )
+    if kind is bool:
+        word = str(value).lower()
+        if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
+            raise InputError(f"{name} is {value!r}: it must be true or false")
+        return word in ("true", "1", "yes", "on")
+    try:
+        number = kind(value) if kind is not int or isinstance(value, (int, str)) else int(str(value))
+    except (TypeError, ValueError):
+        raise InputError(
+            f"{name} is {value!r}: it must be {'a number' if kind is float else kind.__name__}"
+        ) from None
+    return int(number) if kind is int else number
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A settings object from loose values; unknown names are refused with a suggestion."""
+    kinds = field_types(cls)
+    for name in values:
+        if name not in kinds:
+            known = ", ".join(kinds) or "none"
+            raise InputError(
+                f"unknown setting {name!r}{did_you_mean(name, kinds)}; {cls.__name__} has: {known}"
+            )
+    return cls(**{name: convert(kinds[name], value, name) for name, value in values.items()})
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """{field: type}; class variables are no settings."""
+    hints = typing.get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls)}
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = ()) -> None:
+    """One flag per field. What is not given is absent from the namespace, so files and suggestions can fill in."""
+    kinds = field_types(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name in skip:
+            continue
+        names = list(dict.fromkeys([f"--{spec.name.replace('_', '-')}", f"--{spec.name}"]))
+        shown = " ".join(spec.default) if isinstance(spec.default, tuple) else spec.default
+        text = f"{spec.metadata.get('help', '')} [{shown}]".replace("%", "%%")
+        common: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS, "help": text}
+        if kinds[spec.name] is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+        elif typing.get_origin(kinds[spec.name]) is tuple:
+            parser.add_argument(*names, nargs="+", metavar="X", **common)
+        else:
+            parser.add_argument(*names, metavar=spec.name.rsplit("_", 1)[-1].upper(), **common)
+
+
+def from_flags(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """What the user gave on the command line of the fields of `cls`."""
+    return {name: getattr(namespace, name) for name in field_types(cls) if hasattr(namespace, name)}
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """A YAML or JSON file of settings."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no valid YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values or {}, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}: it must hold settings as `name: value`")
+    return dict(values or {})
+
+
+def parse_set(items: Iterable[str]) -> dict[str, str]:
+    """`--set key=value …` as a dictionary."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set {item!r} is no key=value")
+        pairs[name.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def resolve_run(
+    suggests: Mapping[str, Any], given: Mapping[str, Any]
+) -> tuple[Run, dict[str, dict[str, Any]]]:
+    """The run settings: given before suggested before default; and which suggestions the user overrode."""
+    run = build(Run, {**suggests, **given})
+    wanted = build(Run, {name: value for name, value in suggests.items()})
+    overridden = {
+        name: {"suggested": as_json(getattr(wanted, name)), "used": as_json(getattr(run, name))}
+        for name in suggests
+        if getattr(wanted, name) != getattr(run, name)
+    }
+    return run, overridden
+
+
+def as_json(value: Any) -> Any:
+    """Settings as what JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {spec.name: as_json(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    return [as_json(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
+    """16 hex digits of how an adapter was trained, method and seed apart: only equal ones are ranked together."""
+    fitted = [split["fingerprints"] for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
+    recipe = {
+        "base": Path(run.base).name if Path(run.base).is_dir() else run.base,
+        "precision": [run.dtype, run.load_in_4bit, run.load_in_8bit],
+        "data": [run.task, digest(fitted), run.max_length],
+        "lora": [sorted(run.target_modules), run.lora_r, float(run.lora_alpha), run.lora_dropout],
+        "optimiser": [run.steps, run.batch_size * run.grad_accumulation, run.lr, run.schedule, run.warmup],
+        "select": [run.select, run.select_split if run.select != "last" else ""],
+    }
+    return digest(recipe)
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,216 @@
+"""The course of one training: losses, scores, best step, costs, and checkpoints that count only when whole.
+
+Knows tensors and files; not the Trainer, not methods.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import math
+import random
+import resource
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import Tensor
+from transformers.utils.logging import tqdm
+
+from uqharness.adapter_io import write_atomic
+from uqharness.config import Run, as_json
+from uqharness.data import ChoiceData
+from uqharness.errors import InputError, RunError
+
+MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
+# What may differ between a run and the one that resumes it.
+FREE = {"out", "resume", "save_every", "report_to", "device"}
+log = logging.getLogger(__name__)
+
+
+class Course:
+    """Follows the trained tensors through the run."""
+
+    def __init__(
+        self, trained: Mapping[str, Tensor], run: Run, data: ChoiceData, score: Callable[[], dict[str, float]]
+    ) -> None:
+        self.trained, self.run, self.score = trained, run, score
+        self.step = 0  # steps done
+        self.losses: list[float] = []  # one per step
+        self.evaluations: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+        self.selected: int | None = None
+        self.resumed_from: int | None = None
+        self.seconds = 0.0
+        self.peak_memory = 0
+        self._sum, self._forwards = 0.0, 0
+        self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
+        self._settings["data"] = [split["hash"] for split in data.record.get("splits", [])]
+        if run.eval_every and not data.select:
+            raise InputError(
+                "eval_every is set but there is no selection split: give --select-split train[-20%]"
+            )
+
+    # ---------------------------------------------------------------- during the run
+
+    def begin(self, checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            self._load(checkpoint)
+        if torch.cuda.is_available():
+            torch.cuda.reset_peak_memory_stats()
+        self._clock = time.perf_counter()
+        self._bar = tqdm(total=self.run.steps, initial=self.step, desc="train", unit="step", mininterval=0.5)
+
+    def add_loss(self, step: int, value: float) -> None:
+        """The loss of one forward; the run ends at the first that is no number."""
+        if not math.isfinite(value):
+            self._bar.close()
+            kept = self.newest_checkpoint(mine=False) if self.run.out else None
+            rescue = (
+                f"the last good checkpoint is {kept.name}"
+                if kept
+                else "no checkpoint was written (--save-every)"
+            )
+            raise RunError(
+                f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr"
+            )
+        self._sum, self._forwards = self._sum + value, self._forwards + 1
+
+    def end_step(self, step: int) -> None:
+        self.step = step
+        self.losses.append(self._sum / max(1, self._forwards))
+        self._sum, self._forwards = 0.0, 0
+        self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
+        self._bar.update()
+        if self.run.eval_every and (step % self.run.eval_every == 0 or step == self.run.steps):
+            self._evaluate(step)
+
+    def _evaluate(self, step: int) -> None:
+        self.evaluations.append({"step": step, **self.score()})
+        wanted = self.run.select.partition(":")[2]
+        if wanted:
+            sign = -1.0 if wanted == "acc" else 1.0
+            values = [sign * found[wanted] for found in self.evaluations]
+            if values[-1] < min(values[:-1], default=math.inf):
+                self.best, self.selected = self._copies(), step
+
+    def finish(self) -> None:
+        """Weights of the selected step in place; costs final."""
+        self._bar.close()
+        self.seconds += time.perf_counter() - self._clock
+        scale = 1 if sys.platform == "darwin" else 1024
+        on_gpu = any(t.is_cuda for t in self.trained.values())
+        now = (
+            torch.cuda.max_memory_allocated()
+            if on_gpu
+            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        )
+        self.peak_memory = max(self.peak_memory, now)
+        if self.best is not None:
+            self._copy_in(self.best)
+        bad = [name for name, tensor in self.trained.items() if not bool(torch.isfinite(tensor).all())]
+        if bad:
+            raise RunError(f"{bad[0]} is not finite after step {self.step}: try a lower --lr")
+
+    def record(self) -> dict[str, Any]:
+        """For the adapter's record: costs and curves."""
+        return {
+            "steps": self.step,
+            "seconds": round(self.seconds, 3),
+            "peak_memory_bytes": self.peak_memory,
+            "trainable_parameters": sum(t.numel() for t in self.trained.values()),
+            "loss": thin(self.losses),
+            "evaluations": self.evaluations,
+            "selected_step": self.selected or self.step,
+            "resumed_from": self.resumed_from,
+        }
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def save_weights(self, folder: Path) -> None:
+        write_atomic(folder / WEIGHTS, save(self._copies()))
+        if self.best is not None:
+            write_atomic(folder / BEST, save(self.best))
+
+    def mark(self, folder: Path) -> None:
+        """The checkpoint in `folder` is whole: from here on it counts."""
+        state = {
+            "step": self.step,
+            "losses": self.losses,
+            "evaluations": self.evaluations,
+            "selected": self.selected,
+            "seconds": self.seconds + time.perf_counter() - self._clock,
+            "peak_memory": self.peak_memory,
+            "settings": self._settings,
+        }
+        write_atomic(folder / MARKER, json.dumps(state))
+
+    def newest_checkpoint(self, mine: bool = True) -> Path | None:
+        """The whole checkpoint of the most steps; `mine`: refuse one of other settings."""
+        where = self.run.checkpoints
+        found = sorted(where.glob(f"checkpoint-*/{MARKER}"), key=_step_of) if where else []
+        if not found:
+            if mine:
+                log.info("no complete checkpoint in %s: starting from step 0", where)
+            return None
+        if mine:
+            stored = json.loads(found[-1].read_text())["settings"]
+            other = sorted(key for key in self._settings if stored.get(key) != self._settings[key])
+            if other:
+                raise InputError(
+                    f"{found[-1].parent} was made with another {', '.join(other)}: resume with the same settings"
+                )
+        return found[-1].parent
+
+    def _load(self, folder: Path) -> None:
+        state = json.loads((folder / MARKER).read_text())
+        self._copy_in(load_file(folder / WEIGHTS))
+        self.best = load_file(folder / BEST) if (folder / BEST).exists() else None
+        self.step = self.resumed_from = int(state["step"])
+        self.losses, self.evaluations = state["losses"], state["evaluations"]
+        self.selected, self.seconds, self.peak_memory = (
+            state["selected"],
+            state["seconds"],
+            state["peak_memory"],
+        )
+
+    def _copies(self) -> dict[str, Tensor]:
+        return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.trained.items()}
+
+    @torch.no_grad()
+    def _copy_in(self, tensors: Mapping[str, Tensor]) -> None:
+        if set(tensors) != set(self.trained):
+            raise InputError(
+                "the checkpoint holds other tensors than this run trains: was it another method?"
+            )
+        for name, tensor in tensors.items():
+            self.trained[name].copy_(tensor)
+
+
+def thin(values: list[float], points: int = 200) -> list[list[float]]:
+    """[[last step, mean of the stretch], …] with at most `points` stretches."""
+    size = max(1, math.ceil(len(values) / points))
+    parts = [(min(i + size, len(values)), values[i : i + size]) for i in range(0, len(values), size)]
+    return [[stop, sum(part) / len(part)] for stop, part in parts]
+
+
+@contextlib.contextmanager
+def own_randomness() -> Iterator[None]:
+    """The Trainer seeds the global generators (dropout needs that); the caller gets its own back."""
+    python, numpy_state = random.getstate(), np.random.get_state()
+    with torch.random.fork_rng():
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(numpy_state)
+
+
+def _step_of(marker: Path) -> int:
+    return int(marker.parent.name.rsplit("-", 1)[-1])

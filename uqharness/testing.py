@@ -1,0 +1,186 @@
+"""The contract of a method on a tiny CPU Llama: third parties call `check_method` in their own tests."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+
+from uqharness.adapter_io import load_posterior, save_adapter
+from uqharness.base_model import inject
+from uqharness.bma import Engine, Pair, make_rows
+from uqharness.config import Run, as_json
+from uqharness.data import ChoiceData, Question
+from uqharness.posterior import Method, Posterior, keyed_generator
+
+TINY = Run(
+    base="tiny",
+    task="tiny",
+    steps=12,
+    lr=5e-2,
+    batch_size=4,
+    max_length=24,
+    lora_r=2,
+    lora_alpha=4,
+    warmup=0.1,
+    device="cpu",
+    report_to=(),
+)
+
+
+def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
+    """A random Llama: 2 layers, width 32, 64 tokens."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return LlamaForCausalLM(
+            LlamaConfig(**{**shape, **heads, "initializer_range": 0.2, **settings})
+        ).eval()
+
+
+def tiny_data(items: int = 16, seed: int = 0) -> ChoiceData:
+    """Learnable questions: the right letter follows from the first token. Some answers have two tokens."""
+    generator, questions = keyed_generator("tiny data", seed), []
+    for n in range(items):
+        length = 5 + n % 4
+        context = torch.randint(8, 64, (length,), generator=generator).tolist()
+        tail = [5] if n % 3 == 0 else []
+        pairs: list[Pair] = [(context, [letter, *tail]) for letter in (1, 2, 3)]
+        questions.append(Question(pairs, context[0] % 3, f"{seed}-{n}"))
+    record = {
+        "task": "tiny",
+        "splits": [
+            {
+                "purpose": "fit",
+                "split": "train",
+                "items": items,
+                "hash": "tiny",
+                "fingerprints": [q.fingerprint for q in questions],
+            }
+        ],
+    }
+    return ChoiceData(questions, questions[: items // 4], questions[: items // 4], TINY.max_length, 0, record)
+
+
+def fit_tiny(
+    method: Method, run: Run = TINY, source: Posterior | None = None
+) -> tuple[Posterior, PeftModel, ChoiceData]:
+    model, data = inject(tiny_llama(), run), tiny_data()
+    return method.fit(model, data, run, source), model, data
+
+
+def check_method(
+    cls: type[Method], run: Run = TINY, source: Posterior | None = None, **settings: Any
+) -> Posterior:
+    """Raises AssertionError, naming the clause, where a method breaks the contract of docs/plugin.md."""
+    method = cls(**settings)
+    for name in ("name", "label", "paper", "summary", "passes"):
+        assert isinstance(getattr(cls, name, None), str), f"{cls.__name__} has no {name}"
+    before = {k: v.clone() for k, v in tiny_llama().state_dict().items()}
+    posterior, model, data = fit_tiny(method, run, source)
+    check_base_untouched(model, before)
+    check_loss_falls(data)
+    check_draws(posterior)
+    with tempfile.TemporaryDirectory() as folder:
+        check_saved(method, posterior, model, data, Path(folder))
+        check_resume(method, posterior, run, source, Path(folder))
+    return posterior
+
+
+def check_base_untouched(model: PeftModel, before: dict[str, Tensor]) -> None:
+    """Training changes the adapter and nothing else, bit for bit."""
+    after = {
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): t
+        for name, t in model.state_dict().items()
+    }
+    for name, tensor in before.items():
+        assert torch.equal(after[name], tensor), f"base weight {name} was changed"
+
+
+def check_loss_falls(data: ChoiceData) -> None:
+    for curve in data.record.get("training", []):
+        losses = [value for _, value in curve["loss"]]
+        third = max(1, len(losses) // 3)
+        assert sum(losses[-third:]) < sum(losses[:third]), f"the loss does not fall: {losses}"
+
+
+def check_draws(posterior: Posterior) -> None:
+    """Reproducible; the first of many are the few; a chunk is the same chunk; the seed matters."""
+    count = posterior.usable(10)
+    whole, again = posterior.draws(0, count, 3), posterior.draws(0, count, 3)
+    first, later = posterior.draws(0, min(5, count), 3), posterior.draws(min(2, count - 1), count, 3)
+    for name, tensor in whole.items():
+        assert name in posterior.mean and tensor.shape == (count, *posterior.mean[name].shape), (
+            f"shape of {name}"
+        )
+        assert torch.equal(tensor, again[name]), f"draws of {name} are not reproducible"
+        assert torch.equal(tensor[: min(5, count)], first[name]), (
+            f"the first 5 of 10 draws of {name} are not the 5"
+        )
+        assert torch.equal(tensor[min(2, count - 1) :], later[name]), f"draws of {name} depend on the chunk"
+    if posterior.finite is None and whole:
+        other = posterior.draws(0, count, 4)
+        assert any(not torch.equal(whole[name], other[name]) for name in whole), "the seed changes no draw"
+
+
+def check_saved(
+    method: Method, posterior: Posterior, model: PeftModel, data: ChoiceData, folder: Path
+) -> None:
+    """Save, load: the same numbers, exactly; PEFT alone loads the mean and answers as N = 0 does."""
+    cls, out = type(method), folder / "adapter"
+    record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
+    save_adapter(out, model, posterior, record)
+    loaded = _restore(cls, out)
+    for kind, left, right in (
+        ("mean", posterior.mean, loaded.mean),
+        ("draws", posterior.draws(0, posterior.usable(3), 0), loaded.draws(0, loaded.usable(3), 0)),
+    ):
+        assert set(left) == set(right), f"the {kind} has other tensors after loading"
+        assert all(torch.equal(left[name], right[name]) for name in left), f"the {kind} is not what was saved"
+    fresh = PeftModel.from_pretrained(tiny_llama(), str(out)).eval()
+    rows = make_rows([q.pairs for q in data.train], data.max_length, data.pad)
+    expected = Engine(model.eval(), posterior, samples=0).score(rows).mean
+    assert expected is not None
+    ids = [([*context, *answer], len(answer)) for q in data.train for context, answer in q.pairs]
+    for (tokens, length), value in zip(ids, expected, strict=True):
+        with torch.no_grad():
+            logp = fresh(input_ids=torch.tensor([tokens])).logits.double().log_softmax(-1)[0]
+        found = sum(float(logp[i - 1, tokens[i]]) for i in range(len(tokens) - length, len(tokens)))
+        assert abs(found - float(value)) < 1e-4, "PEFT's prediction from the saved mean is not that of N = 0"
+
+
+def _restore(cls: type[Method], out: Path) -> Posterior:
+    """As `load_posterior`, for a method that need not be registered yet."""
+    from unittest import mock
+
+    with mock.patch("uqharness.registry.get_method", lambda name, package=None: cls):
+        return load_posterior(out)[0]
+
+
+def check_resume(
+    method: Method, posterior: Posterior, run: Run, source: Posterior | None, folder: Path
+) -> None:
+    """Stopped half-way and resumed, it ends where the uninterrupted run ended, bit for bit."""
+    stop = run.steps // 2
+    saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
+    fit_tiny(method, saving, source)
+    for marker in folder.glob(f"resumed*/checkpoint-{run.steps}/complete.json"):
+        marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
+    resumed, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
+    assert any(
+        curve["resumed_from"] == stop for curve in data.record.get("training", [])
+    ) or not data.record.get("training"), (
+        "the run did not resume from its checkpoint: train through uqharness.training.fit_loop"
+    )
+    for name, tensor in posterior.mean.items():
+        assert torch.equal(tensor, resumed.mean[name]), f"the resumed mean differs in {name}"
+    for name, tensor in posterior.state().items():
+        assert torch.equal(tensor, resumed.state()[name]), f"the resumed posterior differs in {name}"

@@ -1,0 +1,284 @@
+"""Maximise Σ log p(gold choice | question, its choices) over an adapter; Hugging Face's `Trainer` loops.
+
+A method passes in what makes it different: a loss, parameter groups, parameters of its own and a callable
+after each optimiser step. All that is random follows from (seed, step), so a resumed run equals an
+uninterrupted one.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from uqharness.base_model import build_model, init_adapter
+from uqharness.bma import Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
+from uqharness.config import Run
+from uqharness.course import Course, own_randomness
+from uqharness.data import ChoiceData, Question
+from uqharness.lora import LoraStack
+from uqharness.posterior import keyed_generator
+
+__all__ = [
+    "Batch",
+    "Course",
+    "build_model",
+    "choice_loss",
+    "collate",
+    "fit_loop",
+    "init_adapter",
+    "learning_rate",
+]
+log = logging.getLogger(__name__)
+# The rest of the Trainer's chatter (its banner at the start, its dictionary at the end) says nothing new.
+logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
+
+
+@dataclass
+class Batch:
+    """Questions as token rows, and where in the run they are: noise is keyed by (step, micro)."""
+
+    rows: Rows
+    gold: Tensor  # [Q]
+    step: int  # optimiser step, from 0
+    micro: int  # forward, from 0 over the whole run and all processes
+
+    def to(self, device: torch.device | str, **_: Any) -> Batch:
+        return Batch(self.rows.to(device), self.gold.to(device), self.step, self.micro)
+
+
+Loss = Callable[[LoraStack, Batch], Tensor]
+Groups = Callable[[LoraStack], Sequence[dict[str, Any]]]
+
+
+def choice_loss(stack: LoraStack, batch: Batch) -> Tensor:
+    """−1/Q Σ_q log softmax over q's own choices of Σ_tokens log p(token), at the gold choice."""
+    return -gold_logprobs(stack.model, batch.rows, batch.gold).mean()
+
+
+def gold_logprobs(model: PeftModel, rows: Rows, gold: Tensor) -> Tensor:
+    table = choice_table(model, rows)
+    return table[torch.arange(len(gold), device=table.device), gold.to(table.device)]
+
+
+def choice_table(model: PeftModel, rows: Rows) -> Tensor:
+    """log p(choice | question), logits at the answer positions only: `[Q, C]`."""
+    return choice_logprobs(continuation_logprobs(read_logits(model, rows), rows), rows)[0]
+
+
+def collate(questions: Sequence[Question], data: ChoiceData) -> tuple[Rows, Tensor]:
+    rows = make_rows([q.pairs for q in questions], data.max_length, data.pad)
+    return rows, torch.tensor([q.gold for q in questions])
+
+
+def learning_rate(step: int, run: Run) -> float:
+    """The factor on every learning rate at `step`: up from 0 in the warm-up, then down to 0 (or constant)."""
+    warm = math.ceil(run.steps * run.warmup)
+    if step < warm:
+        return step / warm
+    return 1.0 if run.schedule == "constant" else max(0.0, (run.steps - step) / max(1, run.steps - warm))
+
+
+class Stream(Dataset[tuple[int, Question]]):
+    """All epochs in a row: position k is question k mod n of a permutation keyed by (seed, epoch).
+
+    Batches run across the ends of epochs, so all are full and every question is seen equally often.
+    """
+
+    def __init__(self, questions: Sequence[Question], seed: int, length: int) -> None:
+        self.questions, self.seed, self.length = questions, seed, length
+        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, position: int) -> tuple[int, Question]:
+        epoch, index = divmod(position, len(self.questions))
+        if epoch != self.epoch:
+            generator = keyed_generator("order", self.seed, epoch)
+            self.epoch, self.order = epoch, torch.randperm(len(self.questions), generator=generator)
+        return position, self.questions[int(self.order[index])]
+
+
+class LossModel(nn.Module):
+    """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
+
+    def __init__(self, stack: LoraStack, loss: Loss, extra: Mapping[str, nn.Parameter]) -> None:
+        super().__init__()
+        self.stack, self.loss, self.model = stack, loss, stack.model
+        # Not inside PEFT's modules: it would save them as part of the mean. Module names must not have dots.
+        self.extra = nn.ParameterDict(
+            {name.replace(".", "/"): parameter for name, parameter in extra.items()}
+        )
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.loss(self.stack, batch)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def fit_loop(
+    model: PeftModel | LoraStack,
+    data: ChoiceData,
+    run: Run,
+    *,
+    loss: Loss = choice_loss,
+    groups: Groups | None = None,
+    after_step: Callable[[int], None] | None = None,
+    extra: Mapping[str, nn.Parameter] | None = None,
+) -> Course:
+    """Train the adapter in place.
+
+    groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
+    after_step: called with the step after the optimiser's, while the gradients are still there.
+    extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
+    """
+    stack = model if isinstance(model, LoraStack) else LoraStack(model)
+    wrapped = LossModel(stack, loss, extra or {})
+    adapter = [p for p in stack.parameters.values() if p.requires_grad]
+    wanted = groups(stack) if groups else [{"params": adapter}]
+    course = Course(wrapped.trainable(), run, data, lambda: score(stack, data))
+    start = course.newest_checkpoint() if run.resume else None
+    with own_randomness(), tempfile.TemporaryDirectory() as scratch:
+        trainer = _Trainer(wrapped, data, run, wanted, course, scratch)
+        trainer.add_callback(_Watch(course, after_step))
+        _prepare_memory(stack.model, run)
+        course.begin(start)
+        if course.step < run.steps:
+            trainer.train(resume_from_checkpoint=str(start) if start else None)
+    course.finish()
+    stack.model.eval()
+    data.record.setdefault("training", []).append(course.record())
+    return course
+
+
+@torch.inference_mode()
+def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
+    """NLL and accuracy of the current mean on the selection split."""
+    was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
+    stack.model.eval()
+    nll, hits, size = 0.0, 0, 16
+    for start in range(0, len(data.select), size):
+        rows, gold = collate(data.select[start : start + size], data)
+        table = choice_table(stack.model, rows.to(device)).cpu()  # [Q, C]
+        nll -= float(table[torch.arange(len(gold)), gold].sum())
+        hits += int((table.argmax(-1) == gold).sum())
+    stack.model.train(was_training)
+    return {"nll": nll / len(data.select), "acc": hits / len(data.select)}
+
+
+def _prepare_memory(model: PeftModel, run: Run) -> None:
+    if run.gradient_checkpointing:
+        model.enable_input_require_grads()
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+
+class _Trainer(Trainer):
+    """Our data order, our checkpoints (safetensors and a completion marker), our loss."""
+
+    def __init__(
+        self,
+        wrapped: LossModel,
+        data: ChoiceData,
+        run: Run,
+        groups: Sequence[dict[str, Any]],
+        course: Course,
+        scratch: str,
+    ) -> None:
+        optimizer = torch.optim.AdamW(
+            [dict(group) for group in groups], lr=run.lr, weight_decay=run.weight_decay
+        )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, run))
+        self.wrapped, self.data, self.run, self.course = wrapped, data, run, course
+        super().__init__(wrapped, _arguments(run, scratch), optimizers=(optimizer, scheduler))
+        self.remove_callback(PrinterCallback)  # the bar of `Course` is enough
+
+    def get_train_dataloader(self) -> DataLoader[Any]:
+        forwards = self.run.steps * self.run.grad_accumulation * self.args.world_size
+        stream = Stream(self.data.train, self.run.seed, forwards * self.run.batch_size)
+        loader = DataLoader(
+            stream,
+            self.run.batch_size,
+            collate_fn=self._batch,
+            generator=keyed_generator("loader", self.run.seed),
+        )
+        return self.accelerator.prepare(loader)
+
+    def _batch(self, items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
+        micro = items[0][0] // self.run.batch_size
+        rows, gold = collate([question for _, question in items], self.data)
+        return {
+            "batch": Batch(rows, gold, micro // (self.run.grad_accumulation * self.args.world_size), micro)
+        }
+
+    def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *args: Any, **kwargs: Any) -> Any:
+        loss = model(inputs["batch"])
+        self.course.add_loss(inputs["batch"].step, float(loss.detach()))
+        return loss
+
+    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
+        return grad_norm  # recent versions compute it at every step by clipping at infinity
+
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        if output_dir and self.args.should_save:
+            self.course.save_weights(Path(output_dir))
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        super()._save_checkpoint(model, trial)
+        if self.args.should_save:  # the marker comes last: without it the checkpoint does not count
+            self.course.mark(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        return None  # `Course.begin` has loaded the weights
+
+
+class _Watch(TrainerCallback):
+    """The method's own step, the progress bar, scoring for --select, and when to save."""
+
+    def __init__(self, course: Course, after_step: Callable[[int], None] | None) -> None:
+        self.course, self.after_step = course, after_step
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.after_step is not None:
+            self.after_step(state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.course.end_step(state.global_step)
+        every, last = self.course.run.save_every, state.global_step == state.max_steps
+        if every and (last or state.global_step % every == 0):
+            control.should_save = True
+
+
+def _arguments(run: Run, scratch: str) -> TrainingArguments:
+    arguments = TrainingArguments(
+        output_dir=str(run.checkpoints) if run.save_every else scratch,
+        max_steps=run.steps,
+        per_device_train_batch_size=run.batch_size,
+        gradient_accumulation_steps=run.grad_accumulation,
+        learning_rate=run.lr,
+        max_grad_norm=0.0,
+        seed=run.seed,
+        use_cpu=run.device == "cpu",
+        save_strategy="no",
+        save_total_limit=2,
+        logging_strategy="steps" if run.report_to else "no",
+        logging_steps=max(1, min(50, run.steps // 100)),
+        logging_nan_inf_filter=False,
+        report_to=list(run.report_to) or "none",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=False,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (accelerate), no DataParallel
+    return arguments
