@@ -163,7 +163,9 @@ class Engine:
         self.samples = posterior.usable(samples)
         on_gpu = next(model.parameters()).device.type != "cpu"
         self.tokens = tokens or (32768 if on_gpu else 4096)  # tokens of one forward, draws included
-        drawn = posterior.draws(0, self.samples, seed) if self.samples else {}
+        # A posterior that hands over its combined answer needs the mean's forward only.
+        self.given = posterior.combine == "given" and self.samples > 0
+        drawn = posterior.draws(0, self.samples, seed) if self.samples and not self.given else {}
         self.one_by_one = self.stack.why_one_by_one(drawn) if drawn else None
         if self.one_by_one:
             log.info("draws run one by one: %s cannot be folded into the batch", self.one_by_one)
@@ -193,12 +195,15 @@ class Engine:
         hit = mixture.argmax(-1)[rows.at] == rows.token
         greedy = torch.ones(len(rows.question), dtype=torch.bool, device=hit.device)
         greedy = greedy.index_put((rows.slot[~hit],), torch.tensor(False, device=hit.device))
-        return self._scores(torch.cat(values).cpu(), greedy.cpu())
+        scores = self._scores(torch.cat(values).cpu(), greedy.cpu())
+        if self.given:
+            scores.draws = self.posterior.given(self.stack, rows).double().cpu()[None]
+        return scores
 
     def _scores(self, values: Tensor, greedy: Tensor) -> Scores:
         if self.separate_mean:
             return Scores(values[1:], values[0], greedy)
-        if not self.samples:  # N = 0: the mean alone
+        if not self.samples or self.given:  # the mean alone
             return Scores(values[:0], values[0], greedy)
         shown = values[0] if self.posterior.finite == 1 or self.posterior.mean_is_member else None
         return Scores(values, shown, greedy)

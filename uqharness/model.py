@@ -7,19 +7,17 @@ Everything HFLM takes works here too; this file only loads the adapter and answe
 
 from __future__ import annotations
 
-import difflib
-import inspect
 import json
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
-from peft import PeftConfig
 from torch import Tensor
 from tqdm import tqdm
 
@@ -27,17 +25,10 @@ from uqharness import adapter_io, leakage
 from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
+from uqharness.model_args import check_arguments, recorded_base, whole_number
 from uqharness.results import BMALogProb
 
 log = logging.getLogger("lm_eval.uqharness")
-
-# What HFLM hands on to transformers' from_pretrained and people do use.
-_LOADING = (
-    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_compute_dtype bnb_4bit_use_double_quant "
-    "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
-    "variant token cache_dir local_files_only max_memory use_kernels"
-).split()
-_INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
 
 class BayesLoRA(HFLM):
@@ -53,12 +44,12 @@ class BayesLoRA(HFLM):
         allow_leak: bool = False,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(kwargs)
-        self.samples = _whole_number("samples", samples)
-        self.seed = _whole_number("seed", seed)
+        check_arguments(type(self), kwargs)
+        self.samples = whole_number("samples", samples)
+        self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         posterior, self.record = adapter_io.load_posterior(self.folder)
-        self.base_name = base or _recorded_base(self.folder, self.record)
+        self.base_name = base or recorded_base(self.folder, self.record)
         self._load(adapter_io.base_location(self.base_name), kwargs)
         if self.backend != "causal":
             raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
@@ -89,7 +80,25 @@ class BayesLoRA(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self.leaks.check(requests)
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        # A combined answer is about all choices of a question at once.
+        questions = Counter((request.task_name, request.doc_id) for request in requests)
+        self._question = [(request.task_name, request.doc_id) for request in requests]
+        open_ended = self.engine.given and min(questions.values(), default=2) < 2
+        with self._form(open_ended):
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+
+    @contextmanager
+    def _form(self, open_ended: bool) -> Iterator[None]:
+        """Within: what has no choices is answered by draws of weights, where the posterior hands over answers."""
+        kept = self.engine
+        if open_ended and kept.given:
+            log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.posterior.kind)
+            form = self.posterior.open_form()
+            self.engine = Engine(self.model, form, self.samples, self.seed, autocast=self.mixed_precision_dtype)
+        try:
+            yield
+        finally:
+            self.engine = kept
 
     def _loglikelihood_tokens(
         self,
@@ -108,6 +117,14 @@ class BayesLoRA(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
+        with self._form(open_ended=True):
+            return self._rolling(requests, disable_tqdm)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        with self._form(open_ended=True):
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    def _rolling(self, requests: list[Instance], disable_tqdm: bool) -> list[float]:
         windows: list[Pair] = []
         owner: list[int] = []
         for i, (text,) in enumerate(request.args for request in requests):
@@ -121,7 +138,7 @@ class BayesLoRA(HFLM):
                 windows.append((list(window[0]), list(window[1])))
                 owner.append(i)
         scores = self._score(windows, disable_tqdm)
-        total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)
+        total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)  # [S, documents]
         index = torch.tensor(owner, dtype=torch.long)
         draws = total.index_add(1, index, scores.draws)
         mean = None if scores.mean is None else torch.zeros(len(requests)).double().index_add(0, index, scores.mean)
@@ -138,19 +155,23 @@ class BayesLoRA(HFLM):
         else:
             assert at_mean is not None
             value = at_mean
-        return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.posterior.combine)
+        return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.engine.posterior.combine)
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Scores:
-        """Scores of all pairs, in their order; pairs that need the same input share a row (`logits_cache`)."""
+        """Scores of all pairs, in their order; pairs that need the same input share a row (`logits_cache`).
+
+        A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
+        """
         groups: dict[tuple[object, ...], list[int]] = {}
         for k, (context, continuation) in enumerate(pairs):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
-            groups.setdefault(ids if self.logits_cache else (*ids, -1 - k), []).append(k)
-        ordered = sorted(groups.items(), key=lambda item: (-len(item[0]), item[1]))
-        rows = [members for _, members in ordered]
+            alone = () if self.logits_cache else (-1 - k,)
+            groups.setdefault(self._question[k] if self.engine.given else (*ids, *alone), []).append(k)
+        # Longest first, as in HFLM: what does not fit in memory fails at once.
+        rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
-        draws = torch.empty(self.engine.samples, len(pairs), dtype=torch.float64)
+        draws = torch.empty(1 if self.engine.given else self.engine.samples, len(pairs), dtype=torch.float64)
         mean = torch.empty(len(pairs), dtype=torch.float64)
         greedy = torch.empty(len(pairs), dtype=torch.bool)
         bar = tqdm(total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0)
@@ -212,6 +233,8 @@ class BayesLoRA(HFLM):
         """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
         stamp = "uqharness: made by"
         if cache_hook.dbdict is not None:
+            if self.engine.given:
+                raise InputError("--use_cache can split a question, whose choices are answered together: leave it out")
             found = cache_hook.dbdict.get(stamp)
             if found is None and len(cache_hook.dbdict):
                 found = "another model"
@@ -247,27 +270,3 @@ class BayesLoRA(HFLM):
             "record": self.record,
         }
         return info
-
-
-def _check_arguments(kwargs: dict[str, Any]) -> None:
-    ours = [n for n in inspect.signature(BayesLoRA.__init__).parameters if n not in ("self", "kwargs")]
-    theirs = [n for n in inspect.signature(HFLM.__init__).parameters if n not in ("self", "kwargs", *_INSTEAD)]
-    known = [*ours, *theirs, *_LOADING]
-    for name in kwargs:
-        if name not in known:
-            close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
-            hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
-            raise InputError(f"bayeslora has no argument {name!r}: {hint}")
-
-
-def _whole_number(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
-        raise InputError(f"{name}={value!r}: a whole number of at least 0 is needed")
-    return int(value)
-
-
-def _recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
-    name = record["base"].get("name") if record else PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
-    if not name:
-        raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
-    return str(name)

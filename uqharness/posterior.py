@@ -22,8 +22,10 @@ from uqharness.errors import InputError
 if TYPE_CHECKING:
     from peft import PeftModel
 
+    from uqharness.bma import Rows
     from uqharness.config import Run
     from uqharness.data import ChoiceData
+    from uqharness.lora import LoraStack
 
 Tensors = dict[str, Tensor]
 
@@ -46,8 +48,6 @@ class Posterior(ABC):
     finite: int | None = None  # how many different draws there are; None: as many as one likes
     combine: str = "probs"  # how draws are averaged: probs | logits | given
     mean_is_member: bool = False  # the "mean" is a stand-in (an ensemble has none: its member 0)
-    # Entries of the engine that this posterior can answer.
-    supports: frozenset[str] = frozenset({"choices", "loglikelihood", "generate"})
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int) -> None:
         self.mean: Tensors = {name: tensor.detach().float().cpu() for name, tensor in mean.items()}
@@ -56,6 +56,14 @@ class Posterior(ABC):
     @abstractmethod
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         """Draws start … stop−1, stacked: {name: [stop − start, …]}. A name that is absent is the mean."""
+
+    def given(self, stack: LoraStack, rows: Rows) -> Tensor:
+        """`combine = "given"` only: log p(choice | question) of the rows' continuations, already averaged `[K]`."""
+        raise InputError(f"a {self.kind} posterior has no combined predictive: it is averaged over draws")
+
+    def open_form(self) -> Posterior:
+        """The posterior that answers what has no choices (open-ended likelihood, generation) by draws of weights."""
+        return self
 
     def state(self) -> Tensors:
         """What `draws` needs beside the mean (goes to posterior.safetensors)."""

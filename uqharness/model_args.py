@@ -1,0 +1,48 @@
+"""The arguments of `--model bayeslora`: refused with a suggestion where nobody knows them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from pathlib import Path
+from typing import Any
+
+from lm_eval.models.huggingface import HFLM
+from peft import PeftConfig
+
+from uqharness.errors import InputError
+
+# What HFLM hands on to transformers' from_pretrained and people do use.
+_LOADING = (
+    "load_in_4bit load_in_8bit bnb_4bit_quant_type bnb_4bit_compute_dtype bnb_4bit_use_double_quant "
+    "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
+    "variant token cache_dir local_files_only max_memory use_kernels"
+).split()
+_INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
+
+
+def check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
+    """Refuse what neither the model `cls`, HFLM nor transformers' loading knows."""
+    ours = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "kwargs")]
+    theirs = [n for n in inspect.signature(HFLM.__init__).parameters if n not in ("self", "kwargs", *_INSTEAD)]
+    known = [*ours, *theirs, *_LOADING]
+    for name in kwargs:
+        if name not in known:
+            close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
+            hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
+            raise InputError(f"bayeslora has no argument {name!r}: {hint}")
+
+
+def whole_number(name: str, value: object) -> int:
+    """A count from `--model_args`, which may come as text."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
+        raise InputError(f"{name}={value!r}: a whole number of at least 0 is needed")
+    return int(value)
+
+
+def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
+    """The base model that an adapter was trained on, by our record or PEFT's."""
+    name = record["base"].get("name") if record else PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    if not name:
+        raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
+    return str(name)
