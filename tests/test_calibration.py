@@ -54,6 +54,15 @@ def test_torchmetrics_value_is_the_one_of_torchmetrics(bins: int) -> None:
         assert calibration.ece_torchmetrics(probs, gold, bins) == pytest.approx(theirs, abs=1.2e-7)
 
 
+@pytest.mark.parametrize("bins", [3, 7, 10, 15, 20, 50, 100])
+def test_confidences_on_an_edge_fall_where_torch_puts_them(bins: int) -> None:
+    edges = torch.linspace(0, 1, bins + 1)
+    near = torch.cat([edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges - 1)]).clamp(0, 1)
+    theirs = torch.bucketize(near, edges, right=True) - 1
+    ours = calibration.bin_items_torchmetrics(near.double().numpy(), np.ones(len(near), dtype=bool), bins)
+    np.testing.assert_array_equal(ours.index, theirs.numpy())
+
+
 def test_float32_probabilities_above_one_stay_in_the_last_bin() -> None:
     probs = np.array([[1.0 + 1e-7, 0.0], [0.5, 0.5]], dtype=np.float32)
     assert calibration.ece(probs, [0, 0]) == pytest.approx(0.25, abs=1e-6)
