@@ -57,7 +57,8 @@ def test_torchmetrics_value_is_the_one_of_torchmetrics(bins: int) -> None:
 @pytest.mark.parametrize("bins", [3, 7, 10, 15, 20, 50, 100])
 def test_confidences_on_an_edge_fall_where_torch_puts_them(bins: int) -> None:
     edges = torch.linspace(0, 1, bins + 1)
-    near = torch.cat([edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges - 1)]).clamp(0, 1)
+    around = [edges, torch.nextafter(edges, edges + 1), torch.nextafter(edges, edges - 1)]
+    near = torch.cat(around).clamp(0, 1)
     theirs = torch.bucketize(near, edges, right=True) - 1
     ours = calibration.bin_items_torchmetrics(near.double().numpy(), np.ones(len(near), dtype=bool), bins)
     np.testing.assert_array_equal(ours.index, theirs.numpy())

@@ -57,8 +57,8 @@ def bin_items(conf: Floats, right: Bools, bins: int = BINS, equal_mass: bool = F
 
 def bin_items_torchmetrics(conf: Floats, right: Bools, bins: int = BINS) -> Binned:
     """torchmetrics 1.9's bins: float32, left-closed [lo, hi), and confidence 1.0 in a bin of its own."""
-    # torch.linspace counts from both ends with a float32 step and one rounding per edge (fused multiply-add: exact
-    # in float64); np.linspace differs by an ulp on 6 of the 16 edges.
+    # torch.linspace counts from both ends with a float32 step and one rounding per edge (a fused multiply-add,
+    # which float64 reproduces); np.linspace differs by an ulp on 6 of the 16 edges.
     step, i = float(np.float32(1) / np.float32(bins)), np.arange(bins + 1)
     edges = np.where(i < (bins + 1) // 2, step * i, 1 - step * (bins - i)).astype(np.float32)
     low = np.minimum(conf.astype(np.float32), np.float32(1))
@@ -77,7 +77,7 @@ def ece(probs: ArrayLike, gold: ArrayLike, bins: int = BINS, equal_mass: bool = 
 
 
 def ece_torchmetrics(probs: ArrayLike, gold: ArrayLike, bins: int = BINS) -> float:
-    """MulticlassCalibrationError(norm="l1") of torchmetrics 1.9: its bins and its float32 arithmetic."""
+    """MulticlassCalibrationError(norm="l1") of torchmetrics 1.9: its bins and float32 sums (to 6e-8)."""
     b = bin_items_torchmetrics(confidence(probs), correct(probs, gold), bins)
     sums = np.zeros((3, bins + 1), dtype=np.float32)
     low = np.minimum(b.confidence.astype(np.float32), np.float32(1))
