@@ -57,7 +57,7 @@ def bin_items(conf: Floats, right: Bools, bins: int = BINS, equal_mass: bool = F
 
 def bin_items_torchmetrics(conf: Floats, right: Bools, bins: int = BINS) -> Binned:
     """torchmetrics 1.9's bins: float32, left-closed [lo, hi), and confidence 1.0 in a bin of its own."""
-    # torch.linspace counts from both ends with a float32 step and one rounding per edge (a fused multiply-add,
+    # torch.linspace counts from both ends, with a float32 step and one rounding per edge (fused multiply-add,
     # which float64 reproduces); np.linspace differs by an ulp on 6 of the 16 edges.
     step, i = float(np.float32(1) / np.float32(bins)), np.arange(bins + 1)
     edges = np.where(i < (bins + 1) // 2, step * i, 1 - step * (bins - i)).astype(np.float32)
