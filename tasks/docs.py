@@ -11,6 +11,8 @@ from typing import Any
 
 from datasets import Dataset
 
+from uqharness import toyworld as world
+
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 Row = Mapping[str, Any]
 
@@ -65,3 +67,8 @@ def boolq(rows: Dataset) -> Dataset:
 
 def mmlu(rows: Dataset) -> Dataset:
     return each(_mmlu, rows)
+
+
+def toyworld(name: str) -> dict[str, Dataset]:
+    """The embedded world's questions, which have our shape already (and `prompt`, `oracle`, `entity`)."""
+    return {split: Dataset.from_list(world.questions(name, split)) for split in world.SIZES[name]}

@@ -20,13 +20,13 @@ import numpy as np
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
-from uqharness.errors import InputError, RunError
+from uqharness.errors import InputError
 from uqharness.intervals import NAMES
-from uqharness.metrics import METRICS, combine_draws, compute_all, softmax_draws
-from uqharness.record import PackedRecord, count_choices, digest, item_rows, pack, unpack
+from uqharness.metrics import METRICS, compute_all
+from uqharness.record import PackedRecord, count_choices, digest, pack, unpack
 from uqharness.results import RECORD, say_if_not_kept
+from uqharness.scoring import PER_ITEM, Answer, score
 
-PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.per_item)
 SET_LEVEL = (*(name for name in METRICS if name not in PER_ITEM), "ece_floor_q95")
 
 
@@ -45,10 +45,18 @@ class UQTask(ConfigurableTask):
         self._fewshot_seed: int | None = None
         self._values: dict[str, float] = {}
         self._packed = PackedRecord()
+        self._answers: dict[tuple[int, tuple[float, ...]], Answer] = {}
         self.train_dropped: dict[str, int] = {}
         super().__init__(config={k: v for k, v in (config or {}).items() if k != "class"}, **kwargs)
 
     # ---------------------------------------------------------------- documents
+
+    def download(self, dataset_kwargs: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
+        """A `custom_dataset` gets its `dataset_kwargs` only; lm-eval adds metadata, model_args and all."""
+        if callable(self.config.custom_dataset):
+            self.dataset = self.config.custom_dataset(**(dataset_kwargs or {}))
+        else:
+            super().download(dataset_kwargs, **kwargs)
 
     @property
     def uq(self) -> dict[str, Any]:
@@ -84,7 +92,7 @@ class UQTask(ConfigurableTask):
                                  f"{len(rows)}; items are never trimmed: return one for each")
             self.features = list(rows.features)
             rows = rows.add_column("uq_id", list(range(len(rows))))
-            sizes = [len(self.labelled(doc, role)[0]) for doc in rows]
+            sizes = [len(self.labelled(doc, role)[0]) for doc in rows.to_list()]
             self._roles[role] = self._drop(rows, sizes) if role == "training" else rows
         return self._roles[role]
 
@@ -136,24 +144,35 @@ class UQTask(ConfigurableTask):
 
     # ---------------------------------------------------------------- answers
 
+    def apply_filters(self) -> Any:
+        """lm-eval calls this between the model's answers and `process_results`: score all items at once."""
+        out = super().apply_filters()
+        self._answers = {}
+        if "bypass" in self._metric_fn_list:
+            return out
+        asked: dict[int, list[Any]] = defaultdict(list)
+        for instance in sorted(self.instances, key=lambda instance: instance.idx):
+            asked[instance.doc["uq_id"]].append(instance)
+        for name in self.instances[0].filtered_resps:
+            scores = {key: tuple(one.filtered_resps[name][0] for one in ones) for key, ones in asked.items()}
+            gold = [self.labelled(ones[0].doc)[1] for ones in asked.values()]
+            answers = score(list(scores.values()), gold, [f"{self.task_name}: item {key}" for key in asked])
+            self._answers |= dict(zip(scores.items(), answers, strict=True))
+        return out
+
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         if "bypass" in self._metric_fn_list:  # --predict_only
             return super().process_results(doc, results)
-        choices, gold = self.labelled(doc)
-        rows, rule = item_rows([score for score, _ in results])
-        logp = np.array(rows[1:] or rows[:1], dtype=np.float64)[:, None, :]  # [S, 1, K]
-        if logp.shape[2] != len(choices) or not (logp < np.inf).all() or np.isneginf(logp).all(-1).any():
-            raise RunError(f"{self.task_name}: item {doc['uq_id']} ({len(choices)} choices) was answered "
-                           f"with {logp[:, 0].tolist()}; look for NaN in the adapter or the base")
-        probs, draws = combine_draws(logp, rule), softmax_draws(logp)
-        prompt_hash, answer_hash = self._asked[doc["uq_id"]]
+        key, gold = doc["uq_id"], self.labelled(doc)[1]
+        scores = tuple(value for value, _ in results)
+        answer = self._answers.get((key, scores))
+        if answer is None:  # not through `apply_filters`
+            answer = score([scores], [gold], [f"{self.task_name}: item {key}"])[0]
+        prompt_hash, answer_hash = self._asked[key]
         out: dict[str, Any] = {"uq_record": {
-            "id": doc["uq_id"], "gold": gold, "probs": probs[0].tolist(), "logp": rows, "combine": rule,
+            "id": key, "gold": gold, "probs": answer.probs, "logp": answer.rows, "combine": answer.rule,
             "doc_hash": doc_hash(doc), "prompt_hash": prompt_hash, "answer_hash": answer_hash}, RECORD: None}
-        for name in PER_ITEM:
-            metric = METRICS[name]
-            if metric.per_item and not (metric.needs_draws and rule == "given"):
-                out[name] = float(metric.per_item(draws if metric.needs_draws else probs, [gold])[0])
+        out |= answer.values
         # Set-level metrics have no value per item: their aggregation reads what the record's has computed,
         # and the key `<name>_stderr` after each fills lm-eval's column for its standard error.
         for name in SET_LEVEL:
