@@ -1,0 +1,151 @@
+"""`uqharness COMMAND …`: which command it is, and how it ends. The commands themselves are in `commands/`.
+
+Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C. A command's module is
+imported only when that command is given, so `--help` stays quick.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import importlib.util
+import logging
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+
+from uqharness import __version__
+from uqharness.commands.parser import Parser, suggestion
+from uqharness.errors import InputError, UQError
+
+# name -> (module, one line of help, examples)
+COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
+    "demo": ("uqharness.demo", "see it happen on the embedded world, in minutes", ("uqharness demo",)),
+    "train": (
+        "uqharness.commands.train",
+        "make an adapter: METHOD on BASE with the training split of TASK",
+        (
+            "uqharness train blob --base toyworld --task toyworld_uq --out adapters/blob",
+            "uqharness train ens --base BASE --task arc_easy_uq --out adapters/ens --seeds 3",
+            "uqharness train blob --base BASE --task boolq_uq --out OUT --set reweight=false --dry-run",
+        ),
+    ),
+    "eval": (
+        "uqharness.commands.evaluate",
+        "lm_eval with our models and tasks: same flags, same result files, quicker start",
+        (
+            "uqharness eval adapters/blob --tasks toyworld_uq --output_path results",
+            "uqharness eval --model_args adapter=adapters/blob,samples=5 --tasks uq_ood --output_path results",
+            "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq --output_path results",
+        ),
+    ),
+    "table": (
+        "uqharness.commands.table",
+        "methods x datasets from results, computed again from the draws",
+        (
+            "uqharness table results",
+            "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
+        ),
+    ),
+    "methods": ("uqharness.commands.listing", "the installed methods", ("uqharness methods --json",)),
+    "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),
+    "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),
+}
+OVERVIEW = """\
+A posterior is a distribution over forward functions: train one, average over it in lm-eval, compare the answers.
+
+commands:
+{commands}
+
+examples:
+  uqharness train blob --base toyworld --task toyworld_uq --out adapters/blob
+  uqharness eval adapters/blob --tasks toyworld_uq --output_path results
+  uqharness table results
+
+`uqharness COMMAND --help` explains one command. `--debug` on any of them shows tracebacks.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line; the return value is the exit code."""
+    given = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(given)
+    except SystemExit as stop:  # --help and --version
+        return int(stop.code or 0) if not isinstance(stop.code, str) else 1
+    except KeyboardInterrupt:
+        return _say("interrupted", 130)
+    except BrokenPipeError:  # `| head`: the reader has gone, and so may we
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except Exception as error:
+        if "--debug" in given:
+            raise
+        if isinstance(error, UQError):
+            return _say(str(error), error.exit_code)
+        reason = " ".join(str(error).split())
+        return _say(f"{type(error).__name__}: {reason} (add --debug for the traceback)", 1)
+
+
+def _say(message: str, code: int) -> int:
+    print(f"uqharness: {message}", file=sys.stderr)
+    return code
+
+
+def _dispatch(argv: list[str]) -> int:
+    words = [word for word in argv if word != "--debug"]
+    if not words or words[0].startswith("-"):
+        return _overview(words)
+    name, rest = words[0], words[1:]
+    if name not in COMMANDS:
+        raise InputError(f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+    _logging("--debug" in argv)
+    module = _module(name)
+    parser = _parser(name)
+    module.add_arguments(parser)
+    parse = getattr(module, "parse", None)  # eval's flags are lm-eval's
+    args = parse(parser, rest) if parse else parser.parse_args(rest)
+    args.argv, args.debug = words, "--debug" in argv
+    return int(module.run(args))
+
+
+def _overview(words: list[str]) -> int:
+    listed = "\n".join(f"  {name:<9} {about}" for name, (_, about, _) in COMMANDS.items())
+    parser = Parser(prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …")
+    parser.add_argument("--version", action="version", version=f"uqharness {__version__}")
+    parser.parse_args(words)
+    parser.print_help()
+    return 0 if words else 2
+
+
+def _parser(name: str) -> Parser:
+    _, about, examples = COMMANDS[name]
+    parser = Parser(
+        prog=f"uqharness {name}", description=about, epilog="\n".join(["examples:", *(f"  {e}" for e in examples)])
+    )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+def _module(name: str) -> ModuleType:
+    path = COMMANDS[name][0]
+    if importlib.util.find_spec(path) is None:
+        raise InputError(f"{path} is not part of this installation, so there is no `uqharness {name}`: install a release")
+    return importlib.import_module(path)
+
+
+def _logging(debug: bool) -> None:
+    """Our own notes go to stderr as plain lines."""
+    logger = logging.getLogger("uqharness")
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.propagate = False
+    logger.setLevel(logging.DEBUG if debug else logging.INFO)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""`uqharness train … --dry-run`: what would be done, and what it would cost, from real steps on this machine."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from uqharness import config
+from uqharness.commands.settings import Plan
+from uqharness.config import Run
+
+STEPS = 2
+
+
+def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
+    """Print settings, cells and estimates; writes nothing."""
+    cls, cells = type(plan.method), plan.cells()
+    print(f"method {cls.name}: {cls.label}, {cls.paper}")
+    for name, value in config.as_json(plan.method).items():
+        print(f"  {name}: {value}")
+    print("run")
+    for name, value in config.as_json(plan.run).items():
+        print(f"  {name}: {_text(value)}{_origin(name, plan)}")
+    print(f"cells: {len(cells)}")
+    for cell in cells:
+        print(f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}")
+    found = estimate(plan, cells[0], task)
+    left = sum(states[cell.out] != "complete" for cell in cells)
+    seconds, disk = found["seconds"], found["adapter_bytes"] + found["checkpoint_bytes"]
+    print(f"data: {found['items']} items to fit, of {found['splits']}")
+    print(f"trainable parameters: {found['trainable_parameters']:,}")
+    print(
+        f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; from {found['steps']} real steps "
+        f"of {found['step_seconds']:.3f} s on this machine's {found['device']}{found['note']}"
+    )
+    print(f"memory: {size(found['peak_memory_bytes'])} at the peak of those steps")
+    kept = f", {size(found['checkpoint_bytes'])} of it checkpoints" if found["checkpoint_bytes"] else ""
+    print(f"disk: {size(disk)} a cell{kept}, {size(left * disk)} for {left}; from the tensors of those steps")
+    return 0
+
+
+def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
+    """Fit for two steps, save nothing; the rest is proportional to the steps."""
+    from uqharness.commands.train import costs, prepare
+
+    steps = min(STEPS, cell.steps)
+    off: dict[str, Any] = {"eval_every": 0, "select": "last", "save_every": 0, "resume": False, "report_to": ()}
+    model, data = prepare(plan, cell, task)
+    splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
+    started = time.perf_counter()
+    posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), None)
+    wall = time.perf_counter() - started
+    spent = costs(data.record.get("training", []), model, wall)
+    loops = sum(course["seconds"] for course in data.record.get("training", []))
+    adapter = sum(t.numel() * t.element_size() for t in [*posterior.mean.values(), *posterior.state().values()])
+    # A checkpoint: the weights, AdamW's two moments, perhaps the best weights; two are kept of each run.
+    checkpoint = 4 * spent["trainable_parameters"] * 4
+    members = len(data.record.get("training", []))
+    return {
+        **spent,
+        "items": len(data.train),
+        "splits": "; ".join(splits),
+        "step_seconds": loops / max(1, spent["steps"]),
+        "seconds": wall - loops + loops * cell.steps / steps,
+        "adapter_bytes": adapter,
+        "checkpoint_bytes": 2 * members * checkpoint if cell.save_every else 0,
+        "note": f"; scoring every {cell.eval_every} steps is not in it" if cell.eval_every else "",
+    }
+
+
+def duration(seconds: float) -> str:
+    """Two units at most: 1 h 12 min, 3 min 20 s, 4.2 s."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def size(count: float) -> str:
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"
+
+
+def _origin(name: str, plan: Plan) -> str:
+    if name in plan.overridden:
+        return f"  (the method suggests {_text(plan.overridden[name]['suggested'])})"
+    return "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list):
+        return " ".join(map(str, value)) or "-"
+    return str(Path(value)) if isinstance(value, str) and value else "-" if value == "" else str(value)

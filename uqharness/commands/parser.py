@@ -1,0 +1,40 @@
+"""An argument parser whose mistakes are our one-line errors with a suggestion. Light: every command starts here."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import re
+from collections.abc import Iterable
+from typing import Any, NoReturn
+
+from uqharness.errors import InputError
+
+
+def suggestion(word: str, known: Iterable[str]) -> str:
+    """' (did you mean x?)', or nothing when no name is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def explain(parser: argparse.ArgumentParser, message: str) -> str:
+    """argparse's complaint on one line, with the nearest flag for one that does not exist."""
+    flags = list(parser._option_string_actions)
+    unknown = re.match(r"unrecognized arguments: (.*)", message)
+    if unknown:
+        words = unknown[1].split()
+        wrong = next((word for word in words if word.startswith("-")), words[0])
+        message = f"unknown argument {wrong}{suggestion(wrong.partition('=')[0], flags)}"
+    return f"{' '.join(message.split())}; see `{parser.prog} --help`"
+
+
+class Parser(argparse.ArgumentParser):
+    """No abbreviations: `--step` is a mistake to be told about, not a guess."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        kwargs.setdefault("allow_abbrev", False)
+        super().__init__(*args, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(explain(self, message))

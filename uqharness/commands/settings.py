@@ -1,0 +1,94 @@
+"""What `uqharness train` is asked to do: flags before --set before --config before the method's suggestions.
+
+Every field of `Run` is a flag; the method's own fields are reached by --set and --config.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from uqharness import config, registry
+from uqharness.config import Run
+from uqharness.errors import InputError
+from uqharness.posterior import Method
+
+# Where a run writes, how it goes on and what it reports do not change what comes out.
+FREE = frozenset({"out", "resume", "save_every", "report_to", "device", "seed"})
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One `train` command, resolved."""
+
+    method: Method
+    run: Run
+    given: frozenset[str]  # run settings that the user chose
+    suggested: frozenset[str]  # run settings that the method suggested and nobody overrode
+    overridden: Mapping[str, Mapping[str, Any]]
+    package: str
+    seeds: int | None = None
+
+    def cells(self) -> list[Run]:
+        """One run per seed; with --seeds N they go to OUT/seed0 … ."""
+        if self.seeds is None:
+            return [self.run]
+        numbers = range(self.run.seed, self.run.seed + self.seeds)
+        folder = self.run.out.rstrip("/")
+        return [
+            dataclasses.replace(self.run, seed=s, out=f"{folder}/seed{s}" if folder else "") for s in numbers
+        ]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be equal for two adapters to differ by their seed alone."""
+        run = {k: v for k, v in config.as_json(self.run).items() if k not in FREE}
+        return {"method": self.method.name, "settings": config.as_json(self.method), **run}
+
+
+def resolve(args: argparse.Namespace) -> Plan:
+    """Flags, --set and --config as one plan; anything unknown is refused with a suggestion."""
+    cls = registry.get_method(args.method)
+    point = registry.methods()[registry.ALIASES.get(args.method, args.method)]
+    own, shared = split(config.read_file(args.config) if args.config else {}, cls, args.config)
+    for name, value in config.parse_set(args.set or []).items():
+        _choose(name, cls)(own, shared)[name] = value
+    shared.update(config.from_flags(args, Run))
+    base = str(shared.get("base") or "")
+    if base and base != "toyworld" and Path(base).expanduser().is_dir():
+        shared["base"] = str(Path(base).expanduser().resolve())  # the adapter is found from anywhere
+    method = config.build(cls, own)
+    run, overridden = config.resolve_run(cls.suggests, shared)
+    return Plan(
+        method, run, frozenset(shared), frozenset(cls.suggests) - frozenset(shared), overridden,
+        registry.distribution(point), args.seeds,
+    )  # fmt: skip
+
+
+def split(
+    values: Mapping[str, Any], cls: type[Method], source: str
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A settings file: the method's fields stand under `settings:` or, where no run setting has the name, on top."""
+    own, shared = dict(values.get("settings") or {}), {}
+    for name, value in values.items():
+        key = str(name).replace("-", "_")
+        if key == "method" and value not in (cls.name, None):
+            raise InputError(f"{source} is for method {value!r}, the command says {cls.name}: use one of them")
+        if key not in ("settings", "method"):
+            _choose(key, cls)(own, shared)[key] = value
+    return own, shared
+
+
+def _choose(name: str, cls: type[Method]) -> Any:
+    """Which of (method's own, run's) settings a name belongs to."""
+    own, shared = config.field_types(cls), config.field_types(Run)
+    if name not in own and name not in shared:
+        hint = config.did_you_mean(name, [*own, *shared])
+        raise InputError(
+            f"unknown setting {name!r}{hint}; {cls.name} has {', '.join(own) or 'none'}; "
+            "the settings of every run are the flags in `uqharness train --help`"
+        )
+    return (lambda mine, theirs: mine) if name in own else (lambda mine, theirs: theirs)

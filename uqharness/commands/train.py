@@ -1,0 +1,232 @@
+"""`uqharness train METHOD --base BASE --task TASK --out DIR`: settings -> data and model -> method.fit -> folder."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import shlex
+import sys
+import time
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqharness import adapter_io, config
+from uqharness.commands.settings import Plan, resolve
+from uqharness.config import Run
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.data import ChoiceData
+    from uqharness.posterior import Posterior
+
+log = logging.getLogger("uqharness.train")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "uqharness train METHOD --base BASE --task TASK --out DIR [options]"
+    parser.add_argument("method", metavar="METHOD", help="one of `uqharness methods`")
+    parser.add_argument("--seeds", type=_count, metavar="N", help="N runs, seeds --seed … into OUT/seed0 …")
+    parser.add_argument("--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run")
+    parser.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings")
+    parser.add_argument("--config", metavar="FILE", help="settings from YAML or JSON; flags and --set come first")
+    parser.add_argument("--overwrite", action="store_true", help="replace the adapter in OUT, once the new one is made")
+    parser.add_argument("--allow-leak", action="store_true", help="train although the task evaluates these items")
+    parser.add_argument("--include-path", metavar="DIR", help="folder with task YAMLs of your own")
+    config.add_flags(parser.add_argument_group("run settings"), Run)  # type: ignore[arg-type]
+
+
+def run(args: argparse.Namespace) -> int:
+    plan = resolve(args)
+    for name in ("base", "task", *([] if args.dry_run else ["out"])):
+        if not getattr(plan.run, name):
+            raise InputError(f"no {name}: give --{name} ({_WANTED[name]})")
+    states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
+    _quiet()
+    task = _load_task(plan.run, args)
+    if args.dry_run:
+        from uqharness.commands import dryrun
+
+        return dryrun.show(plan, states, task)
+    for cell in plan.cells():
+        if states[cell.out] == "complete":
+            print(f"{cell.out}: complete, skipped (--overwrite makes it again)")
+        else:
+            _train(plan, cell, task, args)
+    _next(plan, args)
+    return 0
+
+
+_WANTED = {
+    "base": "a folder, a hub id or toyworld",
+    "task": "one of `uqharness tasks`, or any multiple-choice lm-eval task with a training split",
+    "out": "the folder to write",
+}
+
+
+def state(cell: Run, plan: Plan, overwrite: bool) -> str:
+    """"to do", or "complete" for a seed of the same settings; anything else in the way is refused."""
+    out = Path(cell.out) if cell.out else None
+    if out is None or not (out.exists() or out.is_symlink()):
+        return "to do"
+    if not out.is_dir():
+        raise InputError(f"--out {out} is a file: give a folder that does not exist yet")
+    if not any(out.iterdir()):
+        return "to do"
+    if not (out / adapter_io.PEFT_CONFIG).exists():
+        raise InputError(f"--out {out} holds something that is no adapter: give a folder that does not exist yet")
+    if overwrite:
+        return "to do"
+    record = adapter_io.read_record(out)
+    if plan.seeds is None or record is None:
+        raise InputError(f"--out {out} holds an adapter already: give another folder, or --overwrite")
+    found = {"method": record["method"]["name"], "settings": record["method"].get("settings"), **record.get("run", {})}
+    wanted = plan.identity()
+    other = [key for key, value in wanted.items() if key in found and found[key] != value]
+    if other:
+        key = other[0]
+        raise InputError(
+            f"{out} was trained with {key}={found[key]!r}, now it is {wanted[key]!r}: "
+            "seeds of one table need equal settings; give another --out, or --overwrite"
+        )
+    return "complete"
+
+
+def _load_task(run: Run, args: argparse.Namespace) -> Any:
+    from uqharness.questions import check_trainable, load_task
+
+    task = load_task(run.task, args.include_path)
+    check_trainable(task)
+    fitted, evaluated = splits(task)
+    if fitted == evaluated and not args.allow_leak:
+        raise InputError(f"task {run.task} trains and evaluates on {fitted}: choose another task, or add --allow-leak")
+    return task
+
+
+def splits(task: Any) -> tuple[str, str]:
+    """Names of the split that is trained on and of the one that lm-eval evaluates."""
+    role = "test" if task.has_test_docs() else "validation"
+    names = []
+    for each in ("training", role):
+        name = str(getattr(task.config, f"{each}_split"))
+        # Parts of one split are told apart by their rows, where the task knows them.
+        names.append(f"{name}{list(task.bounds(each))}" if hasattr(task, "bounds") else name)
+    return names[0], names[1]
+
+
+def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
+    """The base with a fresh adapter, and the questions as its tokens."""
+    from uqharness.data import prepare as read
+    from uqharness.training import build_model
+
+    model, tokenizer = build_model(cell)
+    return model, read(task, tokenizer, cell, plan.method)
+
+
+def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
+    model, data = prepare(plan, cell, task)
+    started = time.perf_counter()
+    posterior = plan.method.fit(model, data, cell, None)
+    seconds = time.perf_counter() - started
+    used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
+    full = record(plan, cell, model, {**data.record, "splits": used}, seconds)
+    full["data"] = {k: v for k, v in data.record.items() if k != "training"}
+    full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
+    full["command"] = shlex.join(["uqharness", *args.argv])
+    adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
+    print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
+
+
+def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
+    """Everything needed to make this adapter again, and what it cost."""
+    cls, courses = type(plan.method), list(data.get("training", ()))
+    base = model.get_base_model()
+    return {
+        "method": {
+            "name": cls.name, "label": cls.label, "paper": cls.paper, "settings": config.as_json(plan.method),
+            "package": plan.package, "version": _version(plan.package),
+        },
+        "base": {
+            "name": cell.base,
+            "revision": getattr(base.config, "_commit_hash", None),
+            "fingerprint": adapter_io.base_fingerprint(base),
+        },
+        "run": config.as_json(cell),
+        "overridden": dict(plan.overridden),
+        "recipe_hash": config.recipe_hash(cell, data),
+        "training": courses,
+        "costs": costs(courses, model, seconds),
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }  # fmt: skip
+
+
+def costs(courses: list[dict[str, Any]], model: PeftModel, seconds: float) -> dict[str, Any]:
+    import torch
+
+    device = next(model.parameters()).device
+    return {
+        "seconds": round(seconds, 3),
+        "steps": sum(course["steps"] for course in courses),
+        "peak_memory_bytes": max((course["peak_memory_bytes"] for course in courses), default=0),
+        "trainable_parameters": max((course["trainable_parameters"] for course in courses), default=0),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def versions() -> dict[str, str | None]:
+    names = ("torch", "transformers", "peft", "lm-eval", "uqharness")
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: _version(name) for name in names}}
+
+
+def describe(posterior: Posterior) -> str:
+    count = "any number of draws" if posterior.finite is None else f"{posterior.finite} draw" + "s" * (posterior.finite > 1)
+    return f"{posterior.kind} posterior, {count}"
+
+
+def _next(plan: Plan, args: argparse.Namespace) -> None:
+    """The last lines say what to type next."""
+    tasks = shlex.quote(plan.run.task)
+    include = f" --include_path {shlex.quote(args.include_path)}" if args.include_path else ""
+    print("next, evaluate by averaging over 10 draws and see the table:")
+    for cell in plan.cells():
+        adapter = shlex.quote(f"adapter={cell.out},samples=10")
+        print(f"  lm_eval --model bayeslora --model_args {adapter} --tasks {tasks}{include} --output_path results")
+    print("  uqharness table results")
+
+
+def _version(package: str) -> str | None:
+    from importlib import metadata
+
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        from uqharness import __version__
+
+        return __version__ if package == "uqharness" else None
+
+
+def _without_items(split: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in split.items() if k != "fingerprints"}
+
+
+def _quiet() -> None:
+    """Our own progress bar and one-line notes are enough."""
+    import datasets
+    import transformers
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+
+
+def _count(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
+    return int(text)
