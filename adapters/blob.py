@@ -33,7 +33,7 @@ class Random:
     """One random matrix: N(mean, Ω²), Ω a function of scale and g."""
 
     name: str
-    mean: nn.Parameter
+    mean: Tensor
     g: nn.Parameter
     scale: float
 
@@ -169,24 +169,26 @@ class BLoB(Method):
 
     def kl_gradients(self, random: Sequence[Random]) -> tuple[list[Tensor], list[Tensor]]:
         """∂KL/∂M = M/σp²;  ∂KL/∂G = (Ω/σp² − 1/Ω)·∂Ω/∂G, which is 2(Ω²/σp² − 1)/G for Ω = (sG)²  (Eq. 11)."""
-        variance, g, scales = self.prior_std**2, [r.g for r in random], [r.scale for r in random]
-        of_mean = list(torch._foreach_div([r.mean for r in random], variance))
+        variance, scales = self.prior_std**2, [r.scale for r in random]
+        mean: list[Tensor] = [r.mean for r in random]
+        g: list[Tensor] = [r.g for r in random]
+        of_mean = list(torch._foreach_div(mean, variance))
         if self.parameterization == "square":
-            std = torch._foreach_mul(torch._foreach_mul(g, g), [s * s for s in scales])
-            excess = torch._foreach_mul(torch._foreach_mul(std, std), 2.0 / variance)
+            std = torch._foreach_mul(torch._foreach_pow(g, 2), [s * s for s in scales])
+            excess = torch._foreach_mul(torch._foreach_pow(std, 2), 2.0 / variance)
             return of_mean, list(torch._foreach_div(torch._foreach_sub(excess, 2.0), g))
         std = tuple(self.std(r) for r in random)
         pull = torch._foreach_sub(torch._foreach_div(std, variance), torch._foreach_reciprocal(std))
-        return of_mean, list(torch._foreach_mul(pull, torch._foreach_mul(torch._foreach_sigmoid(g), scales)))
+        slope = torch._foreach_mul(torch._foreach_sigmoid(g), scales)
+        return of_mean, [a * b for a, b in zip(pull, slope, strict=True)]
 
     @torch.no_grad()
     def step(self, random: Sequence[Random], lr: float, weight: float) -> None:
         """SGD without autograd: M ← M − η λ ∂KL/∂M;  G ← G − η (∂NLL/∂G + λ ∂KL/∂G)."""
         of_mean, of_g = self.kl_gradients(random)
+        own: list[Tensor] = [r.g for r in random]
         torch._foreach_add_([r.mean for r in random], of_mean, alpha=-lr * weight)
         torch._foreach_mul_(of_g, weight)
         if self.std_optimizer == "sgd":
-            torch._foreach_add_(
-                of_g, [torch.zeros_like(r.g) if r.g.grad is None else r.g.grad for r in random]
-            )
-        torch._foreach_add_([r.g for r in random], of_g, alpha=-lr)
+            torch._foreach_add_(of_g, [torch.zeros_like(g) if g.grad is None else g.grad for g in own])
+        torch._foreach_add_(own, of_g, alpha=-lr)

@@ -166,7 +166,7 @@ def field_types(cls: type) -> dict[str, Any]:
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = ()) -> None:
-    """One flag per field. What is not given is absent from the namespace, so files and suggestions can fill in."""
+    """One flag per field. What is not given is absent, so that files and suggestions can fill in."""
     kinds = field_types(cls)
     for spec in dataclasses.fields(cls):
         if spec.name in skip:
@@ -235,7 +235,7 @@ def as_json(value: Any) -> Any:
 
 
 def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
-    """16 hex digits of how an adapter was trained, method and seed apart: only equal ones are ranked together."""
+    """16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
     fitted = [split["fingerprints"] for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
     recipe = {
         "base": Path(run.base).name if Path(run.base).is_dir() else run.base,

@@ -164,7 +164,7 @@ class Course:
             other = sorted(key for key in self._settings if stored.get(key) != self._settings[key])
             if other:
                 raise InputError(
-                    f"{found[-1].parent} was made with another {', '.join(other)}: resume with the same settings"
+                    f"{found[-1].parent} was made with another {', '.join(other)}: resume with the same"
                 )
         return found[-1].parent
 

@@ -57,6 +57,14 @@ class Posterior(ABC):
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         """Draws start … stop−1, stacked: {name: [stop − start, …]}. A name that is absent is the mean."""
 
+    def noisy_inputs(self) -> Sequence[str]:
+        """Tensors whose layer's input carries noise that is no weight: see `input_noise.py`."""
+        return ()
+
+    def input_factor(self, name: str, draw: int, seed: int, prefix: Tensor, width: int) -> Tensor:
+        """What the input of `name` is multiplied by in a draw: prefix hashes `[…]` -> `[…, width]`."""
+        raise InputError(f"a {self.kind} posterior has no noise on the input of {name}")
+
     def given(self, stack: LoraStack, rows: Rows) -> Tensor:
         """`combine = "given"` only: log p(choice | question) of the rows' continuations, already averaged `[K]`."""
         raise InputError(f"a {self.kind} posterior has no combined predictive: it is averaged over draws")
@@ -193,6 +201,7 @@ class Method(ABC):
     passes: ClassVar[str]  # cost of evaluating N draws, in forward passes
     suggests: ClassVar[Mapping[str, Any]] = {}  # run settings of the paper; what the user overrides is recorded
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+    uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
 
     @abstractmethod
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None) -> Posterior:

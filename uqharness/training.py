@@ -166,6 +166,7 @@ def fit_loop(
 @torch.inference_mode()
 def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
     """NLL and accuracy of the current mean on the selection split."""
+    stack.clear()  # a method's noise has served its step
     was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
     stack.model.eval()
     nll, hits, size = 0.0, 0, 16
