@@ -1,7 +1,7 @@
 """`uqharness COMMAND …`: which command it is, and how it ends. The commands themselves are in `commands/`.
 
-Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C. A command's module is
-imported only when that command is given, so `--help` stays quick.
+Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C. A command's
+module is imported only when that command is given, so `--help` stays quick.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "lm_eval with our models and tasks: same flags, same result files, quicker start",
         (
             "uqharness eval adapters/blob --tasks toyworld_uq --output_path results",
-            "uqharness eval --model_args adapter=adapters/blob,samples=5 --tasks uq_ood --output_path results",
-            "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq --output_path results",
+            "uqharness eval adapters/blob --model_args samples=5 --tasks uq_ood --output_path results",
+            "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq -o results",
         ),
     ),
     "table": (
@@ -53,7 +53,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),
 }
 OVERVIEW = """\
-A posterior is a distribution over forward functions: train one, average over it in lm-eval, compare the answers.
+Bayesian LoRA in lm-eval: train a posterior over adapters, average over it, compare the answers.
 
 commands:
 {commands}
@@ -100,7 +100,9 @@ def _dispatch(argv: list[str]) -> int:
         return _overview(words)
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+        raise InputError(
+            f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
+        )
     _logging("--debug" in argv)
     module = _module(name)
     parser = _parser(name)
@@ -113,7 +115,9 @@ def _dispatch(argv: list[str]) -> int:
 
 def _overview(words: list[str]) -> int:
     listed = "\n".join(f"  {name:<9} {about}" for name, (_, about, _) in COMMANDS.items())
-    parser = Parser(prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …")
+    parser = Parser(
+        prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …"
+    )
     parser.add_argument("--version", action="version", version=f"uqharness {__version__}")
     parser.parse_args(words)
     parser.print_help()
@@ -123,7 +127,9 @@ def _overview(words: list[str]) -> int:
 def _parser(name: str) -> Parser:
     _, about, examples = COMMANDS[name]
     parser = Parser(
-        prog=f"uqharness {name}", description=about, epilog="\n".join(["examples:", *(f"  {e}" for e in examples)])
+        prog=f"uqharness {name}",
+        description=about,
+        epilog="\n".join(["examples:", *(f"  {e}" for e in examples)]),
     )
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -132,7 +138,9 @@ def _parser(name: str) -> Parser:
 def _module(name: str) -> ModuleType:
     path = COMMANDS[name][0]
     if importlib.util.find_spec(path) is None:
-        raise InputError(f"{path} is not part of this installation, so there is no `uqharness {name}`: install a release")
+        raise InputError(
+            f"{path} is not part of this installation, so there is no `uqharness {name}`: install a release"
+        )
     return importlib.import_module(path)
 
 

@@ -1,4 +1,4 @@
-"""`uqharness train … --dry-run`: what would be done, and what it would cost, from real steps on this machine."""
+"""`uqharness train … --dry-run`: what would be done and what it would cost, from two real steps."""
 
 from __future__ import annotations
 
@@ -26,15 +26,17 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
         print(f"  {name}: {_text(value)}{_origin(name, plan)}")
     print(f"cells: {len(cells)}")
     for cell in cells:
-        print(f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}")
+        print(
+            f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}"
+        )
     found = estimate(plan, cells[0], task)
     left = sum(states[cell.out] != "complete" for cell in cells)
     seconds, disk = found["seconds"], found["adapter_bytes"] + found["checkpoint_bytes"]
     print(f"data: {found['items']} items to fit, of {found['splits']}")
     print(f"trainable parameters: {found['trainable_parameters']:,}")
     print(
-        f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; from {found['steps']} real steps "
-        f"of {found['step_seconds']:.3f} s on this machine's {found['device']}{found['note']}"
+        f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; "
+        f"from {found['steps']} real steps of {found['step_seconds']:.3f} s on this machine's {found['device']}{found['note']}"
     )
     print(f"memory: {size(found['peak_memory_bytes'])} at the peak of those steps")
     kept = f", {size(found['checkpoint_bytes'])} of it checkpoints" if found["checkpoint_bytes"] else ""
@@ -47,15 +49,25 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     from uqharness.commands.train import costs, prepare
 
     steps = min(STEPS, cell.steps)
-    off: dict[str, Any] = {"eval_every": 0, "select": "last", "save_every": 0, "resume": False, "report_to": ()}
+    off: dict[str, Any] = {
+        "eval_every": 0,
+        "select": "last",
+        "save_every": 0,
+        "resume": False,
+        "report_to": (),
+    }
     model, data = prepare(plan, cell, task)
-    splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
+    splits = [
+        f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]
+    ]
     started = time.perf_counter()
     posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), None)
     wall = time.perf_counter() - started
     spent = costs(data.record.get("training", []), model, wall)
     loops = sum(course["seconds"] for course in data.record.get("training", []))
-    adapter = sum(t.numel() * t.element_size() for t in [*posterior.mean.values(), *posterior.state().values()])
+    adapter = sum(
+        t.numel() * t.element_size() for t in [*posterior.mean.values(), *posterior.state().values()]
+    )
     # A checkpoint: the weights, AdamW's two moments, perhaps the best weights; two are kept of each run.
     checkpoint = 4 * spent["trainable_parameters"] * 4
     members = len(data.record.get("training", []))
@@ -90,7 +102,9 @@ def size(count: float) -> str:
 def _origin(name: str, plan: Plan) -> str:
     if name in plan.overridden:
         return f"  (the method suggests {_text(plan.overridden[name]['suggested'])})"
-    return "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
+    return (
+        "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
+    )
 
 
 def _text(value: Any) -> str:

@@ -1,4 +1,4 @@
-"""An argument parser whose mistakes are our one-line errors with a suggestion. Light: every command starts here."""
+"""An argument parser whose mistakes are one-line errors with a suggestion. Light: all commands start here."""
 
 from __future__ import annotations
 

@@ -68,15 +68,16 @@ def resolve(args: argparse.Namespace) -> Plan:
     )  # fmt: skip
 
 
-def split(
-    values: Mapping[str, Any], cls: type[Method], source: str
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A settings file: the method's fields stand under `settings:` or, where no run setting has the name, on top."""
-    own, shared = dict(values.get("settings") or {}), {}
+def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A settings file; the method's own fields may also stand under `settings:`."""
+    own: dict[str, Any] = dict(values.get("settings") or {})
+    shared: dict[str, Any] = {}
     for name, value in values.items():
         key = str(name).replace("-", "_")
         if key == "method" and value not in (cls.name, None):
-            raise InputError(f"{source} is for method {value!r}, the command says {cls.name}: use one of them")
+            raise InputError(
+                f"{source} is for method {value!r}, the command says {cls.name}: use one of them"
+            )
         if key not in ("settings", "method"):
             _choose(key, cls)(own, shared)[key] = value
     return own, shared

@@ -1,0 +1,152 @@
+"""`uqharness eval`: lm-eval's own command in this process, with our models and tasks, without the hook.
+
+The flags and the result files are lm-eval's because it is lm-eval that reads and writes them. Where every
+task asked for is ours or in --include_path, its index of 14,000 built-in YAMLs is not built.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+from uqharness.commands.parser import explain, suggestion
+from uqharness.errors import InputError
+
+MODEL = "bayeslora"
+log = logging.getLogger("uqharness.eval")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """All of them are lm-eval's; see `parse`."""
+
+
+def parse(own: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """`lm_eval run`'s flags, with ADAPTER and --allow-leak as short cuts into --model_args."""
+    parser = lm_eval_parser(own)
+    words = [_underscored(word, parser) for word in argv]
+    args = parser.parse_args(words or ["--help"])
+    if isinstance(args.samples, (int, float)):
+        raise InputError(
+            f"--samples {args.samples}: lm-eval's --samples picks documents; "
+            f"for draws write --model_args samples={args.samples}"
+        )
+    return args
+
+
+def lm_eval_parser(own: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    from lm_eval._cli.run import Run
+
+    commands = argparse.ArgumentParser(prog="uqharness").add_subparsers()
+    Run.create(commands)
+    parser: argparse.ArgumentParser = commands.choices["run"]
+    parser.prog, parser.epilog, parser.allow_abbrev = own.prog, own.epilog, False
+    parser.usage = "uqharness eval [ADAPTER] --tasks TASK … [--model_args KEY=VALUE,…] [options of lm_eval]"
+    parser.description = f"{own.description}. The model is {MODEL} unless --model says another."
+    parser.add_argument(
+        "adapter", nargs="?", metavar="ADAPTER", help="short for --model_args adapter=ADAPTER"
+    )
+    parser.add_argument("--allow-leak", "--allow_leak", action="store_true", help="short for allow_leak=True")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
+    def error(message: str) -> None:
+        raise InputError(explain(parser, message))
+
+    parser.error = error  # type: ignore[assignment,method-assign]
+    return parser
+
+
+def _underscored(word: str, parser: argparse.ArgumentParser) -> str:
+    """lm-eval writes its flags with underscores; hyphens are as good."""
+    name, equals, value = word.partition("=")
+    other = "--" + name[2:].replace("-", "_")
+    known = parser._option_string_actions
+    return other + equals + value if name not in known and name.startswith("--") and other in known else word
+
+
+def run(args: argparse.Namespace) -> int:
+    short = {"adapter": args.adapter, "allow_leak": args.allow_leak or None}
+    for name in ("adapter", "allow_leak", "debug", "argv"):
+        delattr(args, name)
+    settings = _settings(args)
+    args.model = settings.get("model") if args.model is None else args.model
+    args.model = args.model or MODEL
+    ours = {name: value for name, value in short.items() if value is not None}
+    if ours and args.model != MODEL:
+        raise InputError(f"ADAPTER and --allow-leak are for --model {MODEL}, found --model {args.model}")
+    if ours:
+        args.model_args = {**(_dict(settings.get("model_args"))), **(args.model_args or {}), **ours}
+    _check(args, settings)
+    return _evaluate(args, settings)
+
+
+def _settings(args: argparse.Namespace) -> dict[str, Any]:
+    """What lm-eval will read from --config."""
+    if not args.config:
+        return {}
+    from uqharness.config import read_file
+
+    return read_file(args.config)
+
+
+def _dict(given: Any) -> dict[str, Any]:
+    from uqharness.results import parse_model_args
+
+    return parse_model_args(given)
+
+
+def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
+    """What lm-eval would end with a traceback."""
+    if not (args.tasks or settings.get("tasks")):
+        raise InputError("no tasks: give --tasks with names from `uqharness tasks`, or any lm-eval task")
+    wants_path = any(getattr(args, key, settings.get(key)) for key in ("log_samples", "predict_only"))
+    if wants_path and not (args.output_path or settings.get("output_path")):
+        raise InputError("--log_samples and --predict_only write files: give --output_path DIR")
+    include = args.include_path or settings.get("include_path")
+    if include and not Path(include).is_dir():
+        raise InputError(f"--include_path {include} is no folder: give one that holds task YAMLs")
+    given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
+    if args.model == MODEL and not given.get("adapter"):
+        raise InputError("no adapter: give its folder or hub id, `uqharness eval ADAPTER --tasks …`")
+
+
+def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from lm_eval.utils import setup_logging
+
+    setup_logging()
+    _register()
+    _known_model(args.model)
+    from uqharness.commands.tasks_only import lean_tasks
+
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    with lean_tasks():
+        args.func(args)
+    if not (args.output_path or settings.get("output_path")):
+        from uqharness.results import HINT
+
+        print(HINT, file=sys.stderr)
+    return 0
+
+
+def _register() -> None:
+    """What the start-up hook or a newer lm-eval does, for our model alone."""
+    import lm_eval.models  # noqa: F401  (the built-ins come first)
+    from lm_eval.api import registry
+
+    if MODEL not in registry.model_registry:
+        registry.model_registry.register(MODEL, target="uqharness.model:BayesLoRA")
+
+
+def _known_model(name: str) -> None:
+    from lm_eval.api import registry
+
+    known = list(registry.model_registry.keys())
+    if name not in known:
+        raise InputError(
+            f"unknown model {name!r}{suggestion(name, known)}; lm-eval has {', '.join(sorted(known))}"
+        )

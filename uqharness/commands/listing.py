@@ -1,0 +1,160 @@
+"""`uqharness methods` and `uqharness tasks`: what is there."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uqharness.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(args: argparse.Namespace) -> int:
+    methods = args.argv[0] == "methods"
+    rows = list_methods() if methods else list_tasks()
+    if args.json:
+        print(json.dumps(rows, indent=2))
+    elif methods:
+        shown = ("name", "label", "passes", "package", "paper", "summary")
+        print(columns([{**row, "summary": row.get("error") or row["summary"]} for row in rows], shown))
+        print("\npasses: cost of averaging over N draws; a method's settings: uqharness methods --json")
+    else:
+        shown = ("name", "trains_on", "evaluates", "items", "protocol", "shift")
+        print(columns([{**row, "shift": "; ".join(row["shift"])} for row in rows], shown))
+        print("\nany other multiple-choice lm-eval task with a training split can be trained on as well")
+    return 0
+
+
+def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
+    """Left-aligned text columns."""
+    grid = [
+        list(names),
+        *([str(row.get(name) if row.get(name) is not None else "-") for name in names] for row in rows),
+    ]
+    widths = [max(len(line[k]) for line in grid) for k in range(len(names))]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in grid
+    )
+
+
+# ---------------------------------------------------------------- methods
+
+
+def list_methods() -> list[dict[str, Any]]:
+    """Every installed method; one that cannot be imported says why."""
+    from uqharness import registry
+
+    aliases = {target: alias for alias, target in registry.ALIASES.items()}
+    return [
+        {
+            **_method(name),
+            "alias": aliases.get(name),
+            "package": registry.distribution(point),
+            "value": point.value,
+        }
+        for name, point in registry.methods().items()
+    ]
+
+
+def _method(name: str) -> dict[str, Any]:
+    import dataclasses
+
+    from uqharness import config, registry
+
+    try:
+        cls = registry.get_method(name)
+    except InputError as error:
+        return {
+            "name": name,
+            "label": None,
+            "paper": None,
+            "summary": None,
+            "passes": None,
+            "error": str(error),
+        }
+    settings = {
+        spec.name: {"default": config.as_json(spec.default), "help": spec.metadata.get("help", "")}
+        for spec in dataclasses.fields(cls)
+    }
+    about = {key: getattr(cls, key) for key in ("name", "label", "paper", "summary", "passes")}
+    return {**about, "settings": settings, "suggests": config.as_json(dict(cls.suggests)), "error": None}
+
+
+# ---------------------------------------------------------------- tasks
+
+
+class _Loader(yaml.SafeLoader):
+    """Reads lm-eval's YAMLs without running their functions."""
+
+
+_Loader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+
+
+def list_tasks() -> list[dict[str, Any]]:
+    """Our tasks and groups, from their YAMLs alone: no data set is read."""
+    folder = Path(str(files("uqharness.tasks").joinpath("shifts.yaml"))).parent
+    configs = [read(path) for path in sorted(folder.rglob("*.yaml")) if path.name != "shifts.yaml"]
+    tasks = [_task(config) for config in configs if isinstance(config.get("task"), str)]
+    groups = [_group(config) for config in configs if "group" in config]
+    return tasks + groups
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A YAML over its `include`s."""
+    own = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
+    include = own.pop("include", None)
+    return {**(read(path.parent / include) if include else {}), **own}
+
+
+def _task(config: Mapping[str, Any]) -> dict[str, Any]:
+    uq = (config.get("metadata") or {}).get("uq") or {}
+    role = "test" if config.get("test_split") else "validation"
+    return {
+        "name": config["task"],
+        "kind": "task",
+        "dataset": config.get("dataset_path"),
+        "subset": config.get("dataset_name"),
+        "trains_on": _part(config, "training", uq),
+        "evaluates": _part(config, role, uq),
+        "items": _items(config, role),
+        "protocol": uq.get("protocol"),
+        "shift": shifts_to(config["task"]),
+    }
+
+
+def _group(config: Mapping[str, Any]) -> dict[str, Any]:
+    members = [m if isinstance(m, str) else str(m.get("task")) for m in config["task"]]
+    empty = dict.fromkeys(("dataset", "subset", "trains_on", "items", "protocol"))
+    return {"name": config["group"], "kind": "group", **empty, "evaluates": ", ".join(members), "shift": []}
+
+
+def _part(config: Mapping[str, Any], role: str, uq: Mapping[str, Any]) -> str | None:
+    split = config.get(f"{role}_split")
+    part = (uq.get("slices") or {}).get(role)
+    return f"{split}, rows {part[0]}/{part[2]} to {part[1]}/{part[2]}" if split and part else split
+
+
+def _items(config: Mapping[str, Any], role: str) -> int | None:
+    """Known without a download for the embedded world alone."""
+    if config.get("dataset_path") != "uqharness.toyworld":
+        return None
+    from uqharness.toyworld import SIZES
+
+    return SIZES.get(str(config.get("dataset_name")), {}).get(str(config.get(f"{role}_split")))
+
+
+def shifts_to(task: str) -> list[str]:
+    """`small from openbookqa_uq`: what evaluating here means for adapters trained elsewhere."""
+    from uqharness.results import shift, shifts
+
+    found = [(source, shift(source, task)) for source in shifts()]
+    return [f"{kind} from {source}" for source, kind in found if kind in ("small", "large")]

@@ -1,0 +1,63 @@
+"""`uqharness table RESULTS…`: methods x datasets, every number computed again from the draws."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from uqharness.commands.parser import suggestion
+from uqharness.errors import InputError
+
+FORMATS = ("md", "csv", "latex", "json")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them"
+    )
+    parser.add_argument(
+        "--metric", nargs="+", metavar="NAME", help="names, or commas between them [acc ece nll]"
+    )
+    parser.add_argument(
+        "--samples", nargs="+", metavar="N", help="rows for N draws each; 0: the mean [all there are]"
+    )
+    parser.add_argument("--format", default="md", metavar="FORMAT", help="md, csv, latex or json [md]")
+    parser.add_argument(
+        "--across-recipes",
+        action="store_true",
+        help="adapters trained by different recipes in one table (then nothing is marked as best)",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    if args.format not in FORMATS:
+        raise InputError(
+            f"--format {args.format!r}{suggestion(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
+        )
+    from uqharness import table, table_formats
+    from uqharness.metrics import METRICS
+    from uqharness.results import read_results
+
+    names = _words(args.metric) or list(table.DEFAULT)
+    for name in names:
+        if name not in METRICS:
+            raise InputError(
+                f"unknown metric {name!r}{suggestion(name, METRICS)}; there are {', '.join(METRICS)}"
+            )
+    samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
+    files = dict.fromkeys(args.results)
+    runs = [found for path in files for found in read_results(path)]
+    seen = {(found.source, found.task): found for found in runs}  # a file and its folder: read once
+    tables = table.build(list(seen.values()), names, samples or [None], args.across_recipes)
+    sys.stdout.write(table_formats.FORMATS[args.format](tables))
+    return 0
+
+
+def _words(given: list[str] | None) -> list[str]:
+    return list(dict.fromkeys(word for part in given or () for word in part.split(",") if word))
+
+
+def _draws(word: str) -> int:
+    if not word.isdigit():
+        raise InputError(f"--samples {word!r}: a whole number of at least 0 is needed, or several: 0,5,10")
+    return int(word)

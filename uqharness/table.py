@@ -1,0 +1,221 @@
+"""Results as tables, methods x datasets, computed again from the answers of every draw.
+
+One table holds only what may be ranked together: equal protocol (the evaluation) and equal recipe (the
+training, method apart). Whatever differs goes to a table of its own, with a note saying what it is that differs.
+Reads results and metrics; knows no model. `table_formats` writes these as text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from math import isnan
+from statistics import mean, stdev
+from typing import Any
+
+from uqharness.errors import InputError
+from uqharness.metrics import METRICS, combine_draws, ece_floor, softmax_draws
+from uqharness.results import Run, shift
+from uqharness.table_sources import RECIPE, Source, describe, labels, newest
+
+DEFAULT = ("acc", "ece", "nll")
+SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
+
+
+@dataclass(frozen=True)
+class Column:
+    task: str
+    trained_on: str | None
+    shift: str | None
+    items: int
+    protocol_hash: str
+    recipe_hash: str | None
+
+    @property
+    def name(self) -> str:
+        """The task; with what was trained on, where that is another task."""
+        kind = f", {self.shift} shift" if self.shift in ("small", "large") else ""
+        other = self.trained_on and self.trained_on.removesuffix("_test") != self.task.removesuffix("_test")
+        return f"{self.task} (trained on {self.trained_on}{kind})" if other else self.task
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric over seeds: mean ± standard deviation (n − 1; None for one seed)."""
+
+    values: Mapping[str, float]  # seed -> value
+    mean: float
+    std: float | None
+    floor: float | None = None  # ECE's: what a calibrated predictor would show on as many items
+    rank: int | None = None  # 1 best, 2 second
+    leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: never ranked
+
+
+@dataclass
+class Table:
+    columns: list[Column]
+    rows: list[tuple[str, int]]  # method, draws
+    metrics: list[str]
+    cells: dict[tuple[str, int, int], Cell]  # metric, row, column
+    notes: list[str] = field(default_factory=list)
+
+
+def build(
+    runs: Sequence[Run],
+    metrics: Sequence[str] = DEFAULT,
+    samples: Sequence[int | None] = (None,),
+    across_recipes: bool = False,
+) -> list[Table]:
+    """Tables in the order in which their first result was read."""
+    for name in metrics:
+        if name not in METRICS:
+            raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
+    notes: list[str] = []
+    described = [describe(run) for run in runs]
+    if across_recipes:  # then what the recipes differ in tells rows apart
+        described = [replace(s, settings={**s.setup, **s.settings}, recipe=None) for s in described]
+    sources = newest(described, notes)
+    groups: dict[tuple[str, int], list[Source]] = {}
+    variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
+    for source in sources:
+        setup = "" if across_recipes else json.dumps(dict(source.setup), sort_keys=True)
+        kinds = variants.setdefault((setup, source.column), [])
+        kind = (source.run.protocol_hash, source.recipe)
+        if kind not in kinds:
+            kinds.append(kind)
+        groups.setdefault((setup, kinds.index(kind)), []).append(source)
+    names = labels(sources)
+    parts = list(groups.values())
+    tables = [one_table(part, list(metrics), samples, names) for part in parts]
+    for part, table in zip(parts[1:], tables[1:], strict=True):
+        table.notes.insert(
+            0, f"apart from table 1, not comparable with it: {'; '.join(differences(parts[0], part))}"
+        )
+    if tables:
+        tables[0].notes += notes
+    return tables
+
+
+def one_table(
+    sources: Sequence[Source], metrics: list[str], samples: Sequence[int | None], names: Mapping[Any, str]
+) -> Table:
+    keys = list(dict.fromkeys(s.column for s in sources))
+    first = {key: next(s for s in sources if s.column == key) for key in keys}
+    keys.sort(key=lambda key: SHIFTS[_shift(first[key])])
+    columns = [
+        Column(*key, _shift(s := first[key]), s.run.record.items, s.run.protocol_hash, s.recipe)
+        for key in keys
+    ]
+    filled: dict[tuple[str, int], dict[int, dict[str, Source]]] = {}
+    notes: list[str] = []
+    for source in sources:
+        for used in dict.fromkeys(source.draws(n) for n in samples):
+            if used is None:
+                wanted = [n for n in samples if source.draws(n) is None]
+                notes += [_missing(source, names[source.row], n) for n in wanted if n is not None]
+            else:
+                row = filled.setdefault((names[source.row], used), {})
+                row.setdefault(keys.index(source.column), {})[str(source.seed)] = source
+    order = list(dict.fromkeys(names[s.row] for s in sources))
+    rows = sorted(filled, key=lambda row: (order.index(row[0]), row[1]))
+    cells = {
+        (name, i, j): cell(found, name, row[1])
+        for name in metrics
+        for i, row in enumerate(rows)
+        for j, found in filled[row].items()
+    }
+    table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)))
+    table.notes += remarks(sources, names, rows)
+    if len({json.dumps(dict(s.setup), sort_keys=True) for s in sources}) > 1:
+        table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
+    else:
+        rank(table)
+    return table
+
+
+def remarks(
+    sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]
+) -> list[str]:
+    """What a reader must know about some of the cells."""
+    found = []
+    for s in sources:
+        member = (s.run.config.get("uqharness") or {}).get("mean_is_member")
+        if member and (names[s.row], 0) in rows:
+            found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
+        if s.leaked:
+            found.append(
+                f"† {names[s.row]} was fitted, tuned or selected on items of {s.run.task}: not ranked"
+            )
+    return list(dict.fromkeys(found))
+
+
+def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
+    values = {seed: value(source, metric, draws) for seed, source in sorted(found.items())}
+    spread = stdev(values.values()) if len(values) > 1 else None
+    floors = [value(source, "ece_floor", draws) for source in found.values()] if metric == "ece" else []
+    leaked = any(source.leaked for source in found.values())
+    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, leaked)
+
+
+def value(source: Source, metric: str, draws: int) -> float:
+    """One metric of the first `draws` draws (0: the posterior's mean), combined by the posterior's rule."""
+    record, known = source.run.record, METRICS[metric]
+    logp = record.rows(draws)  # [n, D, C]
+    if known.needs_draws:
+        return float("nan") if record.combine == "given" else known.fn(softmax_draws(logp), record.gold)
+    probs = combine_draws(logp, record.combine)  # [D, C]
+    return ece_floor(probs)["mean"] if metric == "ece_floor" else known.fn(probs, record.gold)
+
+
+def rank(table: Table) -> None:
+    """Best and second of each column, by the digits that are shown: equal ones share their rank."""
+    for name in table.metrics:
+        better = METRICS[name].higher_is_better
+        for j in range(len(table.columns)):
+            column = {i: c for (m, i, k), c in table.cells.items() if (m, k) == (name, j)}
+            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked)}
+            shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
+            best = sorted(set(shown.values()), reverse=bool(better))
+            if better is None or len(best) < 2:  # nothing to choose from
+                continue
+            for i, number in shown.items():
+                if number in best[:2]:
+                    table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
+
+
+def differences(one: Sequence[Source], other: Sequence[Source]) -> list[str]:
+    """What keeps two groups of results apart, as `name: there | here`."""
+    found = _differ(one[0].setup, other[0].setup, "")
+    mine = {s.column: s for s in one}
+    for column, source in {s.column: s for s in other}.items():
+        match = mine.get(column)
+        if match is not None and match.run.protocol_hash != source.run.protocol_hash:
+            found += _differ(match.run.protocol, source.run.protocol, f"{source.run.task} ")
+        elif match is not None and match.recipe != source.recipe and match.setup == source.setup:
+            found.append(f"{source.run.task}: other training items (recipe {match.recipe} | {source.recipe})")
+    if not any(s.recipe for s in one) or not any(s.recipe for s in other):
+        found = ["how one of them was trained is not known", *[f for f in found if not f.startswith(RECIPE)]]
+    return found or ["other tasks"]
+
+
+def _differ(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str) -> list[str]:
+    keys = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
+    return [f"{prefix}{k}: {_short(one.get(k))} | {_short(other.get(k))}" for k in keys]
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def _shift(source: Source) -> str | None:
+    return shift(source.trained_on, source.run.task) if source.trained_on else None
+
+
+def _missing(source: Source, name: str, asked: int) -> str:
+    record = source.run.record
+    have = f"{record.draws} draws{'' if record.has_mean else ' and no row for the mean'}"
+    return (
+        f"{name} on {source.run.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"
+    )

@@ -1,0 +1,150 @@
+"""Tables as Markdown and LaTeX (rounded, best bold, second underlined) and as CSV and JSON (every digit).
+
+CSV and JSON keep the metrics' own units, fractions where Markdown and LaTeX show per cent.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from uqharness.metrics import METRICS
+from uqharness.table import Cell, Table
+
+CSV_FIELDS = (
+    "table", "metric", "method", "samples", "task", "trained_on", "shift", "items", "seeds", "mean", "std",
+    "floor", "rank", "leaked", "protocol_hash", "recipe_hash",
+)  # fmt: skip
+MARKS = {1: ("**", "**"), 2: ("<u>", "</u>")}
+TEX_MARKS = {1: (r"\textbf{", "}"), 2: (r"\underline{", "}")}
+EXPLAINED = "mean ± standard deviation over training seeds; best bold, second underlined"
+
+
+def arrow(metric: str) -> str:
+    return {True: " ↑", False: " ↓", None: ""}[METRICS[metric].higher_is_better]
+
+
+def number(value: float | None, metric: str) -> str:
+    known = METRICS[metric]
+    return "–" if value is None or math.isnan(value) else f"{value * known.scale:.{known.decimals}f}"
+
+
+def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], plus_minus: str) -> str:
+    """53.10 ± 1.20, marked; ECE with its floor behind it."""
+    if cell is None:
+        return "–"
+    before, after = marks.get(cell.rank or 0, ("", ""))
+    spread = "" if cell.std is None else f" {plus_minus} {number(cell.std, metric)}"
+    floor = "" if cell.floor is None else f" (floor {number(cell.floor, metric)})"
+    return f"{before}{number(cell.mean, metric)}{after}{'†' * cell.leaked}{spread}{floor}"
+
+
+def seeds(table: Table, metric: str, row: int) -> str:
+    counts = sorted({len(c.values) for (m, i, _), c in table.cells.items() if (m, i) == (metric, row)})
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
+
+
+def lines(table: Table, marks: dict[int, tuple[str, str]], plus_minus: str) -> list[list[str]]:
+    return [
+        [METRICS[m].label + arrow(m), method, str(draws), seeds(table, m, i)]
+        + [content(table.cells.get((m, i, j)), m, marks, plus_minus) for j in range(len(table.columns))]
+        for m in table.metrics
+        for i, (method, draws) in enumerate(table.rows)
+    ]
+
+
+def header(table: Table) -> list[str]:
+    return ["Metric", "Method", "N", "Seeds", *(column.name for column in table.columns)]
+
+
+def about(table: Table) -> list[str]:
+    """Lines below a table: what it shows, then its notes."""
+    items = ", ".join(f"{column.name} {column.items}" for column in table.columns)
+    floor = ["ECE's floor is what a calibrated predictor with these confidences would show"] * (
+        "ece" in table.metrics
+    )
+    return [EXPLAINED, f"items: {items}", *floor, *table.notes]
+
+
+def markdown(tables: Sequence[Table]) -> str:
+    parts = []
+    for k, table in enumerate(tables, start=1):
+        grid = [header(table), ["---"] * (4 + len(table.columns)), *lines(table, MARKS, "±")]
+        text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in grid)
+        parts.append(f"### Table {k}\n\n{text}\n\n" + "\n".join(f"- {line}" for line in about(table)) + "\n")
+    return "\n".join(parts)
+
+
+def latex(tables: Sequence[Table]) -> str:
+    parts = []
+    for k, table in enumerate(tables, start=1):
+        rows = [[_tex(cell) for cell in header(table)]]
+        rows += [[*map(_tex, row[:4]), *map(_tex_cell, row[4:])] for row in lines(table, TEX_MARKS, "±")]
+        body = [" & ".join(row) + r" \\" for row in rows]
+        body.insert(1, r"\midrule")
+        comments = "\n".join(f"% {line}" for line in [f"Table {k}; needs booktabs", *about(table)])
+        shape = "l" * 4 + "c" * len(table.columns)
+        grid = "\n".join(
+            [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
+        )
+        parts.append(f"{comments}\n{grid}\n")
+    return "\n".join(parts)
+
+
+def _tex(text: str) -> str:
+    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
+        text = text.replace(plain, escaped)
+    return text.replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
+
+
+def _tex_cell(text: str) -> str:
+    return text.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^\dagger$")
+
+
+def as_csv(tables: Sequence[Table]) -> str:
+    """One line per cell."""
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
+    writer.writeheader()
+    for k, table in enumerate(tables, start=1):
+        for (metric, i, j), cell in table.cells.items():
+            method, draws = table.rows[i]
+            numbers = {"mean": cell.mean, "std": cell.std, "floor": cell.floor}
+            shown = {name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()}
+            writer.writerow({
+                "table": k, "metric": metric, "method": method, "samples": draws, **asdict(table.columns[j]),
+                "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
+            })  # fmt: skip
+    return out.getvalue()
+
+
+def as_json(tables: Sequence[Table]) -> str:
+    """Everything: values per seed, notes; null where a metric is not defined."""
+    return json.dumps({"tables": [_plain(table) for table in tables]}, indent=2, allow_nan=False) + "\n"
+
+
+def _plain(table: Table) -> dict[str, Any]:
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(inner) for key, inner in value.items()}
+        return None if isinstance(value, float) and math.isnan(value) else value
+
+    return {
+        "columns": [{**asdict(column), "name": column.name} for column in table.columns],
+        "rows": [{"method": method, "samples": draws} for method, draws in table.rows],
+        "cells": [
+            {"metric": m, "row": i, "column": j, **finite(asdict(cell))}
+            for (m, i, j), cell in table.cells.items()
+        ],
+        "notes": table.notes,
+    }
+
+
+FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
+    "md": markdown, "csv": as_csv, "latex": latex, "json": as_json,
+}  # fmt: skip
