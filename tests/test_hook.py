@@ -1,11 +1,10 @@
 """The start-up hook, in subprocesses that have the built wheel installed and an lm-eval made for the test."""
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
-import subprocess
 import sys
-import time
 import zipfile
 from pathlib import Path
 
@@ -70,13 +69,15 @@ def test_start_imports_only_the_hook(bare: Overlay, tmp_path: Path) -> None:
 
 
 def test_start_costs_at_most_two_milliseconds(bare: Overlay, tmp_path: Path) -> None:
+    """Processor time, since other work on the machine makes wall time of a 15 ms process anything."""
     pythons = [Overlay(tmp_path / "empty").python, bare.python]
     seconds: list[list[float]] = [[], []]
     for _ in range(41):  # interleaved, so that a busy machine slows both; the first pair warms the caches
         for which, python in enumerate(pythons):
-            start = time.perf_counter()
-            subprocess.run([python, "-c", "pass"], check=True)
-            seconds[which].append(time.perf_counter() - start)
+            child = os.posix_spawn(python, [python, "-c", "pass"], os.environ)
+            _, status, used = os.wait4(child, 0)
+            assert status == 0
+            seconds[which].append(used.ru_utime + used.ru_stime)
     fastest = [statistics.mean(sorted(times[1:])[:5]) for times in seconds]
     assert fastest[1] - fastest[0] <= 0.002, f"without {fastest[0]:.5f} s, with {fastest[1]:.5f} s"
 
