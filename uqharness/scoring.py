@@ -31,8 +31,8 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
     parsed = [item_rows(choices) for choices in scores]
     kinds = {(len(rows), rule) for rows, rule in parsed}
     if len(kinds) != 1:
-        raise RunError(f"items were answered with different draws or rules, {sorted(kinds)}: a cache of another"
-                       " run? Give another --use_cache, or none")
+        raise RunError(f"items were answered with different draws or rules {sorted(kinds)}: a cache of "
+                       "another run? Give another --use_cache, or none")
     used = [rows[1:] or rows[:1] for rows, _ in parsed]
     logp = np.full((len(used[0]), len(used), max(map(len, scores))), np.nan)  # [S, D, C]
     for d, rows in enumerate(used):
