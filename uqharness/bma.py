@@ -11,12 +11,14 @@ import logging
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from peft import PeftModel
 from torch import Tensor
 
 from uqharness.errors import InputError
+from uqharness.input_noise import InputNoise, Shape, prefix_tables
 from uqharness.lora import LoraStack
 from uqharness.posterior import Posterior
 
@@ -157,7 +159,7 @@ class Engine:
         tokens: int | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        self.model, self.posterior, self.autocast = model, posterior, autocast
+        self.model, self.posterior, self.autocast, self.seed = model, posterior, autocast, seed
         self.stack = LoraStack(model)
         self.stack.load({name: t for name, t in posterior.mean.items() if name in self.stack.parameters})
         self.samples = posterior.usable(samples)
@@ -169,11 +171,13 @@ class Engine:
         self.one_by_one = self.stack.why_one_by_one(drawn) if drawn else None
         if self.one_by_one:
             log.info("draws run one by one: %s cannot be folded into the batch", self.one_by_one)
+        self.noisy = posterior.noisy_inputs() if self.samples and not self.given else ()
+        varied = bool(drawn) or bool(self.noisy)
         # A mean of its own is one more function; where a draw is the mean (a point, member 0) it is not.
-        self.separate_mean = mean and bool(drawn) and not posterior.mean_is_member
+        self.separate_mean = mean and varied and not posterior.mean_is_member
         # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
         self.tensors = {name: self._stacked(name, tensor) for name, tensor in drawn.items()}
-        self.count = self.separate_mean + (self.samples if drawn else 1)
+        self.count = self.separate_mean + (self.samples if varied else 1)
 
     def _stacked(self, name: str, drawn: Tensor) -> Tensor:
         mean = [self.posterior.mean[name][None]] if self.separate_mean else []
@@ -210,12 +214,12 @@ class Engine:
 
     def _chunks(self, rows: Rows) -> Iterator[Tensor]:
         """Logits of successive chunks of functions; halves the chunk when the GPU is full."""
-        start = 0
+        start, prefixes = 0, prefix_tables(rows) if self.noisy else None
         while start < self.count:
             size = 1 if self.one_by_one else max(1, self.tokens // rows.input_ids.numel())
             stop = min(start + size, self.count)
             try:
-                logits = self._forward(rows, start, stop)
+                logits = self._forward(rows, start, stop, prefixes)
             except torch.cuda.OutOfMemoryError:
                 if stop - start == 1:
                     raise
@@ -226,18 +230,35 @@ class Engine:
             yield logits
             start = stop
 
-    def _forward(self, rows: Rows, start: int, stop: int) -> Tensor:
+    def _forward(
+        self, rows: Rows, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None
+    ) -> Tensor:
         device = rows.input_ids.device.type
         amp = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
-        with self.using(start, stop), amp:
+        with self.using(start, stop, prefixes), amp:
             return read_logits(self.model, rows, stop - start)
 
     @contextlib.contextmanager
-    def using(self, start: int, stop: int) -> Iterator[None]:
-        """Within: the model is functions start … stop−1, folded draw-major, or the one function's weights."""
+    def using(self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None) -> Iterator[None]:
+        """Within: the model is functions start … stop−1, folded draw-major, or the one function's weights.
+
+        prefixes: hashes of the tokens that are run, for posteriors with noise on inputs.
+        """
         if self.one_by_one:
-            with self.stack.weights({name: t[start] for name, t in self.tensors.items()}):
-                yield
+            functions = self.stack.weights({name: t[start] for name, t in self.tensors.items()})
         else:
-            with self.stack.functions({name: t[start:stop] for name, t in self.tensors.items()}):
-                yield
+            functions = self.stack.functions({name: t[start:stop] for name, t in self.tensors.items()})
+        with functions, self.stack.inputs(self._input_noise(start, stop, prefixes)):
+            yield
+
+    def _input_noise(
+        self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None
+    ) -> dict[str, InputNoise]:
+        if self.noisy and prefixes is None:
+            raise InputError(
+                f"a {self.posterior.kind} posterior with noise per token cannot generate: use samples=0"
+            )
+        first = int(self.separate_mean)  # function 0 is then the mean
+        draws = [i - first if i >= first else None for i in range(start, stop)]
+        factors = {name: partial(self.posterior.input_factor, name, self.seed) for name in self.noisy}
+        return {name: InputNoise(factor, draws, prefixes or {}) for name, factor in factors.items()}

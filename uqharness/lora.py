@@ -7,7 +7,7 @@ inputs are `[S·B, T, in]` and rows `s·B … (s+1)·B` see draw s.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import cast
@@ -61,8 +61,10 @@ class DrawLinear(nn.Linear):
 
     stack: Tensor | None  # [S, out, in]
     perturbation: Perturbation | None
+    transform: Callable[[Tensor], Tensor] | None  # what is done to the input first
 
     def forward(self, x: Tensor) -> Tensor:
+        x = x if self.transform is None else self.transform(x)
         if self.stack is None:
             y = F.linear(x, self.weight, self.bias)
         else:
@@ -76,7 +78,7 @@ class DrawLinear(nn.Linear):
         """In place: parameters, hooks and the module tree stay what they are."""
         linear.__class__ = DrawLinear
         draw_linear = cast(DrawLinear, linear)
-        draw_linear.stack = draw_linear.perturbation = None
+        draw_linear.stack = draw_linear.perturbation = draw_linear.transform = None
         return draw_linear
 
 
@@ -119,6 +121,19 @@ class LoraStack:
         finally:
             for layer in self.layers.values():
                 layer.stack = None
+
+    @contextmanager
+    def inputs(self, transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Within: these layers see their input through a function (token masks, a matrix before B)."""
+        if transforms and self.unfoldable:
+            raise InputError(f"{self.unfoldable} layers read their weights: their input cannot be changed")
+        try:
+            for name, transform in transforms.items():
+                self.layers[name].transform = transform
+            yield
+        finally:
+            for name in transforms:
+                self.layers[name].transform = None
 
     @contextmanager
     def weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:

@@ -61,7 +61,7 @@ class Posterior(ABC):
         """Tensors whose layer's input carries noise that is no weight: see `input_noise.py`."""
         return ()
 
-    def input_factor(self, name: str, draw: int, seed: int, prefix: Tensor, width: int) -> Tensor:
+    def input_factor(self, name: str, seed: int, draw: int, prefix: Tensor, width: int) -> Tensor:
         """What the input of `name` is multiplied by in a draw: prefix hashes `[…]` -> `[…, width]`."""
         raise InputError(f"a {self.kind} posterior has no noise on the input of {name}")
 

@@ -1,0 +1,69 @@
+"""θ* = argmax_θ Σ_n log p(y_n | x_n, θ) + log N(θ; 0, s² I)   (MAP: BLoB, arXiv:2406.11675, Sec. 4.1).
+
+Per training item the prior's gradient is θ / (N s²): weight decay λ = 1 / (N s²), applied decoupled from
+Adam's step (AdamW, arXiv:1711.05101): θ ← (1 − lr λ) θ. `weight_decay=1e-5`, the papers', is thus
+s² = 1 / (N λ), 156 at N = 640, and at lr 1e-4 it takes 1e-9 of a weight per step: it does nothing, and MAP
+with the papers' numbers is MLE. `prior_var` states s² instead.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from uqharness.config import Run, check_ranges, option
+from uqharness.errors import InputError
+from uqharness.lora import LoraStack
+from uqharness.posterior import Method, Point, Posterior
+from uqharness.training import fit_loop
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.data import ChoiceData
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MAP(Method):
+    """Maximum likelihood with a Gaussian prior on A and B."""
+
+    name: ClassVar[str] = "map"
+    label: ClassVar[str] = "MAP"
+    paper: ClassVar[str] = "Wang et al. 2024, arXiv:2406.11675 (baseline)"
+    summary: ClassVar[str] = "LoRA with decoupled weight decay: one weight vector"
+    passes: ClassVar[str] = "1 forward"
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+
+    weight_decay: float = option(1e-5, "λ of AdamW; 1e-5 as in the papers does nothing at lr 1e-4", low=0)
+    prior_var: float | None = option(None, "s² of the prior N(0, s²), instead of λ = 1/(N s²)", low=1e-12)
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.prior_var is not None and self.weight_decay != type(self).weight_decay:
+            raise InputError("weight_decay and prior_var are both set: they say the same thing, give one")
+
+    def decay(self, items: int) -> float:
+        """λ for `items` training items."""
+        return self.weight_decay if self.prior_var is None else 1.0 / (items * self.prior_var)
+
+    def variance(self, items: int) -> float:
+        """s² of the prior that the decay stands for."""
+        decay = self.decay(items)
+        return float("inf") if decay == 0 else 1.0 / (items * decay)
+
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+        if run.weight_decay:
+            raise InputError("map has its own weight_decay: give --set weight_decay=…, not --weight-decay")
+        decay, variance = self.decay(len(data.train)), self.variance(len(data.train))
+        log.info("map: weight decay %.3g, a prior variance of %.3g per weight", decay, variance)
+
+        def groups(stack: LoraStack) -> list[dict[str, Any]]:
+            adapter = [p for p in stack.parameters.values() if p.requires_grad]
+            return [{"params": adapter, "weight_decay": decay}]
+
+        stack = LoraStack(model)
+        fit_loop(stack, data, run, groups=groups)
+        return Point(stack.mean(), train_seed=run.seed)
