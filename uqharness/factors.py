@@ -1,0 +1,71 @@
+"""F = Σ x xᵀ over a stream of vectors, kept as k eigenvectors with what that leaves out known exactly."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from uqharness.posterior import keyed_generator
+
+DENSE = 1024  # factors up to this width are summed as matrices, wider ones as sketches
+
+
+class Factor:
+    """Σ x xᵀ over vectors of width n, in the end as vectors `[n, k]` and values `[k]`, k ≤ rank.
+
+    Up to `DENSE` it is summed as a matrix and cut at the largest eigenvalues. Wider ones are sketched: Y = F Ω
+    grows as the data streams and F̂ = Y (Ωᵀ Y)⁻¹ Yᵀ (Nyström; Tropp et al. 2017, arXiv:1706.05736, Alg. 3).
+    Either way F̂ ≼ F ≼ F̂ + dropped · I with dropped = tr F − tr F̂, which is known exactly.
+    """
+
+    def __init__(self, width: int, rank: int, support: Tensor | None = None) -> None:
+        self.width, self.rank, self.support = width, rank, support
+        self.total: Tensor | None = None
+        self.trace: Tensor | float = 0.0
+        self.count = 0
+        used = width if support is None else len(support)
+        self.test: Tensor | None = None
+        if used > DENSE:
+            random = torch.randn(used, min(2 * rank + 1, used), generator=keyed_generator("sketch", used, rank))
+            self.test = torch.linalg.qr(random.double())[0]  # Ω [n, p]
+
+    def add(self, x: Tensor) -> None:
+        x = x if x.dtype == torch.float64 else x.float()
+        x = x if self.support is None else x[:, self.support.to(x.device)]
+        self.trace += x.double().square().sum()
+        if self.test is None:
+            part = x.T @ x
+        else:
+            self.test = self.test.to(x.device)
+            part = x.T @ (x @ self.test.to(x.dtype))
+        self.total = part.double() if self.total is None else self.total + part
+        self.count += len(x)
+
+    def finish(self) -> tuple[Tensor, Tensor, float]:
+        """(vectors, values, dropped), on the CPU in float64."""
+        assert self.total is not None, "no data"
+        if not bool(self.total.isfinite().all()):
+            return self.total.cpu(), torch.full((1,), math.nan), math.nan
+        vectors, values = self._nystrom() if self.test is not None else self._eigen()
+        keep = values > 1e-12 * values.max().clamp(min=1e-300)
+        vectors, values = vectors[:, keep], values[keep]
+        return vectors.cpu(), values.cpu(), max(0.0, float(self.trace) - float(values.sum()))
+
+    def _eigen(self) -> tuple[Tensor, Tensor]:
+        assert self.total is not None
+        values, vectors = torch.linalg.eigh(self.total)
+        return vectors[:, -self.rank :], values[-self.rank :]
+
+    def _nystrom(self) -> tuple[Tensor, Tensor]:
+        assert self.total is not None and self.test is not None
+        shift = torch.finfo(torch.float32).eps * self.total.norm()  # keeps the core positive, taken off again below
+        shifted = self.total + shift * self.test
+        core = self.test.T @ shifted
+        root = torch.linalg.cholesky((core + core.T) / 2)
+        vectors, singular, _ = torch.linalg.svd(
+            torch.linalg.solve_triangular(root, shifted.T, upper=False).T, full_matrices=False
+        )
+        values = (singular.square() - shift).clamp(min=0)
+        return vectors[:, : self.rank], values[: self.rank]
