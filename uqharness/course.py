@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,8 +25,10 @@ from transformers.utils.logging import tqdm
 
 from uqharness.adapter_io import write_atomic
 from uqharness.config import Run, as_json
-from uqharness.data import ChoiceData
 from uqharness.errors import InputError, RunError
+
+if TYPE_CHECKING:
+    from uqharness.data import ChoiceData
 
 MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
 # What may differ between a run and the one that resumes it.

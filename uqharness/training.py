@@ -12,22 +12,21 @@ import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from peft import PeftModel
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from uqharness.base_model import build_model, init_adapter
 from uqharness.bma import Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
 from uqharness.config import Run
 from uqharness.course import Course, own_randomness
-from uqharness.data import ChoiceData, Question
 from uqharness.lora import LoraStack
-from uqharness.posterior import keyed_generator
+
+if TYPE_CHECKING:
+    from uqharness.data import ChoiceData
+    from uqharness.questions import Question
 
 __all__ = [
     "Batch",
@@ -89,27 +88,6 @@ def learning_rate(step: int, run: Run) -> float:
     return 1.0 if run.schedule == "constant" else max(0.0, (run.steps - step) / max(1, run.steps - warm))
 
 
-class Stream(Dataset[tuple[int, Question]]):
-    """All epochs in a row: position k is question k mod n of a permutation keyed by (seed, epoch).
-
-    Batches run across the ends of epochs, so all are full and every question is seen equally often.
-    """
-
-    def __init__(self, questions: Sequence[Question], seed: int, length: int) -> None:
-        self.questions, self.seed, self.length = questions, seed, length
-        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, position: int) -> tuple[int, Question]:
-        epoch, index = divmod(position, len(self.questions))
-        if epoch != self.epoch:
-            generator = keyed_generator("order", self.seed, epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.questions), generator=generator)
-        return position, self.questions[int(self.order[index])]
-
-
 class LossModel(nn.Module):
     """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
 
@@ -144,6 +122,8 @@ def fit_loop(
     after_step: called with the step after the optimiser's, while the gradients are still there.
     extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
     """
+    from uqharness.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
+
     stack = model if isinstance(model, LoraStack) else LoraStack(model)
     wrapped = LossModel(stack, loss, extra or {})
     adapter = [p for p in stack.parameters.values() if p.requires_grad]
@@ -151,8 +131,8 @@ def fit_loop(
     course = Course(wrapped.trainable(), run, data, lambda: score(stack, data))
     start = course.newest_checkpoint() if run.resume else None
     with own_randomness(), tempfile.TemporaryDirectory() as scratch:
-        trainer = _Trainer(wrapped, data, run, wanted, course, scratch)
-        trainer.add_callback(_Watch(course, after_step))
+        trainer = ChoiceTrainer(wrapped, data, run, wanted, course, scratch)
+        trainer.add_callback(Watch(course, after_step))
         _prepare_memory(stack.model, run)
         course.begin(start)
         if course.step < run.steps:
@@ -183,103 +163,3 @@ def _prepare_memory(model: PeftModel, run: Run) -> None:
     if run.gradient_checkpointing:
         model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
-
-class _Trainer(Trainer):
-    """Our data order, our checkpoints (safetensors and a completion marker), our loss."""
-
-    def __init__(
-        self,
-        wrapped: LossModel,
-        data: ChoiceData,
-        run: Run,
-        groups: Sequence[dict[str, Any]],
-        course: Course,
-        scratch: str,
-    ) -> None:
-        optimizer = torch.optim.AdamW(
-            [dict(group) for group in groups], lr=run.lr, weight_decay=run.weight_decay
-        )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, run))
-        self.wrapped, self.data, self.run, self.course = wrapped, data, run, course
-        super().__init__(wrapped, _arguments(run, scratch), optimizers=(optimizer, scheduler))
-        self.remove_callback(PrinterCallback)  # the bar of `Course` is enough
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        forwards = self.run.steps * self.run.grad_accumulation * self.args.world_size
-        stream = Stream(self.data.train, self.run.seed, forwards * self.run.batch_size)
-        loader = DataLoader(
-            stream,
-            self.run.batch_size,
-            collate_fn=self._batch,
-            generator=keyed_generator("loader", self.run.seed),
-        )
-        return self.accelerator.prepare(loader)
-
-    def _batch(self, items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
-        micro = items[0][0] // self.run.batch_size
-        rows, gold = collate([question for _, question in items], self.data)
-        return {
-            "batch": Batch(rows, gold, micro // (self.run.grad_accumulation * self.args.world_size), micro)
-        }
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *args: Any, **kwargs: Any) -> Any:
-        loss = model(inputs["batch"])
-        self.course.add_loss(inputs["batch"].step, float(loss.detach()))
-        return loss
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return grad_norm  # recent versions compute it at every step by clipping at infinity
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if output_dir and self.args.should_save:
-            self.course.save_weights(Path(output_dir))
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:  # the marker comes last: without it the checkpoint does not count
-            self.course.mark(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        return None  # `Course.begin` has loaded the weights
-
-
-class _Watch(TrainerCallback):
-    """The method's own step, the progress bar, scoring for --select, and when to save."""
-
-    def __init__(self, course: Course, after_step: Callable[[int], None] | None) -> None:
-        self.course, self.after_step = course, after_step
-
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.after_step is not None:
-            self.after_step(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.course.end_step(state.global_step)
-        every, last = self.course.run.save_every, state.global_step == state.max_steps
-        if every and (last or state.global_step % every == 0):
-            control.should_save = True
-
-
-def _arguments(run: Run, scratch: str) -> TrainingArguments:
-    arguments = TrainingArguments(
-        output_dir=str(run.checkpoints) if run.save_every else scratch,
-        max_steps=run.steps,
-        per_device_train_batch_size=run.batch_size,
-        gradient_accumulation_steps=run.grad_accumulation,
-        learning_rate=run.lr,
-        max_grad_norm=0.0,
-        seed=run.seed,
-        use_cpu=run.device == "cpu",
-        save_strategy="no",
-        save_total_limit=2,
-        logging_strategy="steps" if run.report_to else "no",
-        logging_steps=max(1, min(50, run.steps // 100)),
-        logging_nan_inf_filter=False,
-        report_to=list(run.report_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (accelerate), no DataParallel
-    return arguments

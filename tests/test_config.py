@@ -1,0 +1,138 @@
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from uqharness.config import (
+    Run,
+    add_flags,
+    as_json,
+    build,
+    convert,
+    from_flags,
+    option,
+    parse_set,
+    read_file,
+    recipe_hash,
+    resolve_run,
+)
+from uqharness.errors import InputError
+
+
+@dataclass(frozen=True)
+class Settings:
+    rate: float = option(0.1, "a rate", low=0)
+    count: int = option(3, "a count", low=1)
+    kind: Literal["one", "two"] = option("one", "a kind")
+    deep: bool = option(False, "a switch")
+    names: tuple[str, ...] = option(("a",), "names")
+    spare: int | None = option(None, "may be missing")
+
+
+def flags(line: str, cls: type = Run) -> dict:
+    parser = argparse.ArgumentParser()
+    add_flags(parser, cls)
+    return from_flags(parser.parse_args(line.split()), cls)
+
+
+def test_flags_hold_only_what_was_given_and_convert():
+    given_flags = flags("--steps 7 --lr 1e-3 --target-modules q_proj k_proj --resume --out x --batch_size 2")
+    assert set(given_flags) == {"steps", "lr", "target_modules", "resume", "out", "batch_size"}
+    run = build(Run, given_flags)
+    assert (run.steps, run.lr, run.target_modules, run.resume) == (7, 1e-3, ("q_proj", "k_proj"), True)
+    assert run.batch_size == 2 and run.warmup == Run().warmup
+    assert flags("--no-resume")["resume"] is False
+
+
+def test_every_field_has_help():
+    assert all(spec.metadata.get("help") for spec in dataclasses.fields(Run))
+
+
+@given(
+    st.builds(
+        Settings,
+        rate=st.floats(0, 1e6),
+        count=st.integers(1, 10**9),
+        kind=st.sampled_from(["one", "two"]),
+        deep=st.booleans(),
+        names=st.lists(st.text("abc_.", min_size=1), min_size=1).map(tuple),
+        spare=st.none() | st.integers(0, 9),
+    )
+)
+def test_settings_survive_json_yaml_and_set(settings: Settings):
+    assert build(Settings, json.loads(json.dumps(as_json(settings)))) == settings
+    assert build(Settings, yaml.safe_load(yaml.safe_dump(as_json(settings)))) == settings
+    words = [f"{k}={','.join(v) if isinstance(v, list) else v}" for k, v in as_json(settings).items()]
+    assert build(Settings, parse_set(words)) == settings
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [
+        ({"stepz": 3}, ["stepz", "did you mean steps"]),
+        ({"steps": "many"}, ["steps", "many", "int"]),
+        ({"steps": 2.5}, ["steps", "2.5"]),
+        ({"steps": 0}, ["steps is 0", "at least 1"]),
+        ({"lr": "nan"}, ["lr is nan"]),
+        ({"schedule": "linaer"}, ["did you mean linear", "constant"]),
+        ({"resume": "maybe"}, ["resume", "true or false"]),
+        ({"select": "best:nll"}, ["eval_every"]),
+        ({"save_every": 5}, ["--out"]),
+        ({"load_in_4bit": True, "load_in_8bit": True}, ["choose one"]),
+        ({"target_modules": ""}, ["target_modules is empty"]),
+    ],
+)
+def test_bad_values_say_what_was_found_in_one_line(values: dict, words: list[str]):
+    with pytest.raises(InputError) as caught:
+        build(Run, values)
+    assert all(word in str(caught.value) for word in words)
+    assert "\n" not in str(caught.value) and caught.value.exit_code == 2
+
+
+def test_convert_optional_and_whole_floats():
+    assert convert(int | None, "none", "x") is None and convert(int | None, "4", "x") == 4
+    with pytest.raises(InputError):
+        convert(int, "4.0", "x")
+
+
+def test_files_and_their_errors(tmp_path):
+    (tmp_path / "a.yaml").write_text("lr: 2.0e-4\ntarget_modules: [q_proj]\n")
+    (tmp_path / "b.json").write_text('{"steps": 9}')
+    (tmp_path / "c.yaml").write_text("- 1\n")
+    (tmp_path / "d.yaml").write_text("a: [1\n")
+    assert build(Run, read_file(tmp_path / "a.yaml")).lr == 2e-4
+    assert read_file(tmp_path / "b.json") == {"steps": 9}
+    for name, word in (("c.yaml", "list"), ("d.yaml", "no valid YAML"), ("e.yaml", "cannot read")):
+        with pytest.raises(InputError, match=word):
+            read_file(tmp_path / name)
+    with pytest.raises(InputError, match="no key=value"):
+        parse_set(["lr"])
+
+
+def test_what_the_user_overrode_is_told():
+    run, overridden = resolve_run({"lr": 5e-5, "lora_dropout": 0.1}, {"lr": "1e-4", "steps": 10})
+    assert (run.lr, run.lora_dropout, run.steps) == (1e-4, 0.1, 10)
+    assert overridden == {"lr": {"suggested": 5e-5, "used": 1e-4}}
+    assert resolve_run({"lr": 5e-5}, {"lr": 5e-5})[1] == {}
+
+
+def test_recipe_hash_sees_the_recipe_and_nothing_else():
+    data = {"splits": [{"purpose": "fit", "fingerprints": ["a", "b"]}]}
+    run = Run(base="b", task="t")
+    same = [{"seed": 5}, {"out": "x"}, {"save_every": 3, "out": "y"}, {"report_to": ("wandb",)}]
+    same.append({"batch_size": 2, "grad_accumulation": 2})  # the same optimiser batch
+    for change in same:
+        assert recipe_hash(dataclasses.replace(run, **change), data) == recipe_hash(run, data), change
+    other = [{"lr": 1e-3}, {"lora_r": 4}, {"steps": 9}, {"dtype": "float32"}, {"target_modules": ("q_proj",)}]
+    other += [{"base": "c"}, {"lora_dropout": 0.1}, {"schedule": "constant"}, {"max_length": 9}]
+    found = {recipe_hash(dataclasses.replace(run, **change), data) for change in other}
+    found.add(recipe_hash(run, {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}))
+    assert len(found) == len(other) + 1 and recipe_hash(run, data) not in found
