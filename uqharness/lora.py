@@ -56,6 +56,13 @@ class Perturbation:
         return F.linear(x * s, self.noise.to(x.dtype)) * t
 
 
+class Shared(Perturbation):
+    """One draw for the whole batch: x ↦ (E ∘ Ω) x."""
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.noise.to(x.dtype))
+
+
 class DrawLinear(nn.Linear):
     """A linear that uses `stack[s]` for the s-th block of its batch, or its own weight when there is none."""
 

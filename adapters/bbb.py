@@ -1,0 +1,141 @@
+"""min_{μ, ρ, B}  −1/N Σ_n E_q[log p(y_n | x_n, A, B)] + 1/N KL[q(A) ‖ p(A)],  q(A) = N(μ, log(1 + e^ρ)²)
+(Bayes by Backprop, arXiv:1505.05424, Eq. 2 and 3; on LoRA's A: BLoB, arXiv:2406.11675, Sec. 2.2 and 4.1).
+
+Bayesian-Torch's defaults, as in the BLoB paper: ρ ~ N(−3, 0.1²), prior N(0, 1), closed-form KL, one draw of
+weights for the whole batch, everything by one AdamW. μ starts as LoRA's A, not as the library's N(0, 0.1²).
+BLoB's Eq. 70 gives the KL 1 / #mini-batches beside a batch's summed log-likelihood, so 1 / N beside its mean,
+which is our loss; `kl_weight=batches` puts 1 / #mini-batches beside the mean.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uqharness.config import Run, check_ranges, option
+from uqharness.lora import LoraStack, Perturbation, Shared
+from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
+from uqharness.training import Batch, choice_loss, fit_loop
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.data import ChoiceData
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
+    """KL[N(mean, std²) ‖ N(0, prior_std²)], summed."""
+    ratio = std / prior_std
+    return 0.5 * (ratio.square() + (mean / prior_std).square() - 1.0).sum() - ratio.log().sum()
+
+
+def log_normal(x: Tensor, std: Tensor | float) -> Tensor:
+    """log N(x; 0, std²), elementwise."""
+    std = torch.as_tensor(std, device=x.device)
+    return -0.5 * (x / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+
+
+@dataclass(frozen=True)
+class BBB(Method):
+    """Mean and standard deviation of A by variational inference, the straightforward way."""
+
+    name: ClassVar[str] = "bbb"
+    label: ClassVar[str] = "BBB"
+    paper: ClassVar[str] = "Blundell et al. 2015, arXiv:1505.05424"
+    summary: ClassVar[str] = "Gaussian over LoRA's A by Bayes by Backprop"
+    passes: ClassVar[str] = "N + 1 forwards"
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
+
+    on: Literal["A", "AB"] = option("A", "which matrices are random (BLoB paper: A)")
+    rho: float = option(-3.0, "ρ starts as N(this, 0.1²); std = log(1 + e^ρ)")
+    prior: Literal["gaussian", "mixture"] = option(
+        "gaussian", "N(0, prior_std²), closed-form KL; or Blundell's scale mixture, Monte Carlo KL"
+    )
+    prior_std: float = option(1.0, "std of the Gaussian prior, and of the mixture's wide part", low=1e-6)
+    narrow_std: float = option(
+        math.exp(-6), "std of the mixture's narrow part (Blundell: e^−6 to e^−8)", low=1e-12
+    )
+    pi: float = option(
+        0.5, "weight of the mixture's wide part (Blundell: 1/4, 1/2 or 3/4)", low=0.01, high=0.99
+    )
+    kl_weight: Literal["items", "batches"] = option(
+        "items", "the KL counts 1/N beside the mean loss (Eq. 70), or 1/#mini-batches (as in BLoB's code)"
+    )
+    flipout: Literal["none", "example", "token"] = option("none", "fresh signs per question or token")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+        stack = LoraStack(model)
+        rho = self.start(stack, run.seed)
+        items = len(data.train)
+        batch_size = run.batch_size * run.grad_accumulation
+        weight = 1.0 / items if self.kl_weight == "items" else batch_size / items
+
+        def loss(stack: LoraStack, batch: Batch) -> Tensor:
+            noise = self.noise(rho, batch, run.seed)
+            stack.perturb(self.perturbations(rho, noise, batch, run.seed))
+            means = {name: stack.layers[name].weight for name in rho}
+            return choice_loss(stack, batch) + weight * self.kl(means, rho, noise)
+
+        def groups(stack: LoraStack) -> list[dict[str, Any]]:
+            adapter = [p for p in stack.parameters.values() if p.requires_grad]
+            return [{"params": adapter}, {"params": list(rho.values()), "weight_decay": 0.0}]
+
+        try:
+            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho)
+        finally:
+            stack.clear()
+        std = {name: F.softplus(r).detach() for name, r in rho.items()}
+        return Gaussian(stack.mean(), std, train_seed=run.seed)
+
+    def start(self, stack: LoraStack, seed: int) -> dict[str, nn.Parameter]:
+        """ρ of every random matrix, as Bayesian-Torch initialises it."""
+        found = {}
+        for name, layer in stack.layers.items():
+            if ".lora_A." in name or self.on == "AB":
+                e = torch.randn(layer.weight.shape, generator=keyed_generator("bbb rho", seed, name))
+                found[name] = nn.Parameter((self.rho + 0.1 * e).to(layer.weight.device))
+        return found
+
+    def noise(self, rho: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
+        """E ~ N(0, I) of a forward, kept until its backward pass is done."""
+        found = {}
+        for name, r in rho.items():
+            generator = keyed_generator("noise", seed, batch.micro, name)
+            found[name] = torch.randn(r.shape, generator=generator).to(r.device)
+        return found
+
+    def perturbations(
+        self, rho: Mapping[str, Tensor], noise: Mapping[str, Tensor], batch: Batch, seed: int
+    ) -> dict[str, Perturbation]:
+        """x ↦ (E ∘ log(1 + e^ρ)) x beside μ x: the reparameterisation."""
+        kind = Shared if self.flipout == "none" else Perturbation
+        rows = {count: example.cpu() for count, example in batch.rows.examples.items()}
+        examples = rows if self.flipout == "example" else None
+        return {
+            name: kind(e * F.softplus(rho[name]), (seed, batch.micro, name), examples)
+            for name, e in noise.items()
+        }
+
+    def kl(
+        self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]
+    ) -> Tensor:
+        """KL[q ‖ p], or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""
+        parts = [self._kl(means[name], F.softplus(r), noise[name]) for name, r in rho.items()]
+        return torch.stack(parts).sum()
+
+    def _kl(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
+        if self.prior == "gaussian":
+            return gaussian_kl(mean, std, self.prior_std)
+        w = mean + std * e
+        wide = log_normal(w, self.prior_std) + math.log(self.pi)
+        narrow = log_normal(w, self.narrow_std) + math.log1p(-self.pi)
+        return (log_normal(std * e, std) - torch.logaddexp(wide, narrow)).sum()
