@@ -48,7 +48,7 @@ class Overlay:
         return Done(done.returncode, done.stdout, done.stderr)
 
     def code(self, source: str, *flags: str, path: Path | None = None, **env: str) -> Done:
-        return self.run(*flags, "-c", source, path=path, **env)
+        return self.run(*flags, "-c", source, path=path, cwd=None, **env)
 
 
 class Done:
