@@ -27,7 +27,11 @@ def install(model: PeftModel, weights: Mapping[str, Tensor]) -> None:
 
 
 def per_draw(
-    model: PeftModel, posterior: Posterior, pairs: Sequence[tuple[Sequence[int], Sequence[int]]], samples: int, seed: int
+    model: PeftModel,
+    posterior: Posterior,
+    pairs: Sequence[tuple[Sequence[int], Sequence[int]]],
+    samples: int,
+    seed: int,
 ) -> Tensor:
     """`[S, K]` log-likelihoods of K (context, continuation) pairs under S draws, one at a time."""
     values = []

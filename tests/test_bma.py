@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from tests.slow_twin import install, logprob, per_draw
 from tests.tiny import make_base, make_lora
-
 from uqharness.bma import Engine, choice_logprobs, continuation_logprobs, make_rows, read_logits
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
@@ -148,7 +148,9 @@ def test_long_inputs_lose_tokens_on_the_left() -> None:
     assert rows.input_ids.tolist() == [[13, 14, 15, 16, 17, 18, 19, 30]]
 
 
-@pytest.mark.parametrize(("pair", "words"), [(([1], []), "nothing"), (([], [1]), "no context"), (([1], [2] * 9), "9 tok")])
+@pytest.mark.parametrize(
+    ("pair", "words"), [(([1], []), "nothing"), (([], [1]), "no context"), (([1], [2] * 9), "9 tok")]
+)
 def test_bad_pairs_are_refused(pair: tuple[list[int], list[int]], words: str) -> None:
     with pytest.raises(InputError, match=words):
         make_rows([[pair]], max_length=8)

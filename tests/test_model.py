@@ -13,9 +13,9 @@ import torch
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import CachingLM
 from lm_eval.models.huggingface import HFLM
+
 from tests.slow_twin import install, per_draw
 from tests.tiny import make_base, make_lora
-
 from uqharness import adapter_io
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
@@ -34,9 +34,7 @@ BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 def instances(kind: str, arguments: list[Any]) -> list[Instance]:
-    return [
-        Instance(kind, {}, args, 0, metadata=("some_task", i, 1)) for i, args in enumerate(arguments)
-    ]
+    return [Instance(kind, {}, args, 0, metadata=("some_task", i, 1)) for i, args in enumerate(arguments)]
 
 
 def save(folder: Path, base: Path, std: float | None, **lora: Any) -> Path:
@@ -68,7 +66,7 @@ def blob(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save(tmp_path_factory.mktemp("adapters") / "blob", base, std=0.2)
 
 
-def close_per_token(found: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
+def assert_close_per_token(found: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
     for (_, answer), ours, theirs in zip(REQUESTS, found, wanted, strict=True):
         assert float(ours[0]) == pytest.approx(theirs[0], abs=1e-5 * len(answer.split()))
 
@@ -85,7 +83,7 @@ def test_a_point_equals_hf(kind: str, size: int, logits_cache: bool, tmp_path: P
     hf = HFLM(pretrained=str(base), peft=str(adapter), **common)
     wanted = hf.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
     found = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    close_per_token(found, wanted)
+    assert_close_per_token(found, wanted)
     assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
     documents = instances("loglikelihood_rolling", [(LONG,), (TEXTS[0],)])
     for a, b in zip(ours.loglikelihood_rolling(documents), hf.loglikelihood_rolling(documents), strict=True):
@@ -117,7 +115,7 @@ def test_same_numbers_at_any_batch_size_and_chunking(blob: Path, size: int | str
     other.engine.tokens = tokens
     wanted = one.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
     found = other.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    close_per_token(found, wanted)
+    assert_close_per_token(found, wanted)
     for (ours, _), (theirs, _) in zip(found, wanted, strict=True):
         assert ours.draws == pytest.approx(theirs.draws, abs=4e-5)
 
@@ -175,7 +173,9 @@ def test_sampled_text_does_not_depend_on_the_batch(blob: Path) -> None:
 def test_beams_are_refused(blob: Path) -> None:
     model = BayesLoRA(adapter=str(blob), samples=2, device="cpu")
     with pytest.raises(InputError, match="num_beams=2"):
-        model.generate_until(instances("generate_until", [(TEXTS[0], {"until": [], "num_beams": 2, "max_gen_toks": 4})]))
+        model.generate_until(
+            instances("generate_until", [(TEXTS[0], {"until": [], "num_beams": 2, "max_gen_toks": 4})])
+        )
 
 
 def test_samples_zero_is_the_mean(blob: Path) -> None:
@@ -186,7 +186,8 @@ def test_samples_zero_is_the_mean(blob: Path) -> None:
         drawn.loglikelihood(instances("loglikelihood", REQUESTS)),
         strict=True,
     ):
-        assert a.draws == () and float(a) == pytest.approx(b.mean, abs=1e-5)
+        assert a.draws == ()
+        assert float(a) == pytest.approx(b.mean, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -268,7 +269,7 @@ def test_answers_survive_copies(blob: Path) -> None:
 def test_peft_reads_the_mean(base: Path, blob: Path) -> None:
     ours = BayesLoRA(adapter=str(blob), samples=0, device="cpu")
     hf = HFLM(pretrained=str(base), peft=str(blob), device="cpu")
-    close_per_token(
+    assert_close_per_token(
         ours.loglikelihood(instances("loglikelihood", REQUESTS)),
         hf.loglikelihood(instances("loglikelihood", REQUESTS)),
     )
@@ -285,7 +286,11 @@ def test_seen_items_are_refused_or_marked(base: Path, tmp_path: Path) -> None:
     from uqharness.leakage import fingerprint
 
     model = make_lora(base)
-    seen = {"split": "train", "purpose": "fit", "fingerprints": [fingerprint([REQUESTS[0]]), fingerprint([REQUESTS[1]])]}
+    seen = {
+        "split": "train",
+        "purpose": "fit",
+        "fingerprints": [fingerprint([REQUESTS[0]]), fingerprint([REQUESTS[1]])],
+    }
     posterior = Point(LoraStack(model).mean(), 0)
     adapter_io.save_adapter(tmp_path / "mle", model, posterior, record(base, model, "mle"), [seen])
     adapter = str(tmp_path / "mle")

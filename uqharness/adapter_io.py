@@ -164,7 +164,9 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
     state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     missing = [name for name in posterior.mean if name not in state]
     if missing:
-        raise InputError(f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}")
+        raise InputError(
+            f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}"
+        )
     wrong = [name for name, tensor in posterior.mean.items() if tuple(tensor.shape) != state[name]]
     if wrong:
         found = tuple(posterior.mean[wrong[0]].shape)
@@ -182,7 +184,10 @@ def base_fingerprint(model: torch.nn.Module) -> str:
     foreign = (".lora_", ".uq_", "modules_to_save.")
     picked = {n: p for n, p in parameters.items() if p.ndim == 1 and not any(f in n for f in foreign)}
     embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    tensors = [p.detach() for _, p in sorted((n.replace("base_layer.", "").replace("original_module.", ""), p) for n, p in picked.items())]
+    tensors = [
+        p.detach()
+        for _, p in sorted((n.replace("base_layer.", "").replace("original_module.", ""), p) for n, p in picked.items())
+    ]
     if embedding is not None:
         tensors.append(embedding.weight.detach()[:4])
     for tensor in tensors:

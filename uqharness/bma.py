@@ -133,7 +133,9 @@ def choice_logprobs(logprobs: Tensor, rows: Rows) -> Tensor:
     """log p(choice | the question's choices): `[S, K]` -> `[S, Q, C]`, −inf where a question has fewer choices."""
     shape = (len(logprobs), int(rows.question.max()) + 1, int(rows.choice.max()) + 1)
     table = logprobs.new_full(shape, -math.inf)
-    table = table.index_put((torch.arange(shape[0], device=table.device)[:, None], rows.question, rows.choice), logprobs)
+    table = table.index_put(
+        (torch.arange(shape[0], device=table.device)[:, None], rows.question, rows.choice), logprobs
+    )
     return table.log_softmax(-1)
 
 
@@ -230,9 +232,7 @@ class Engine:
             yield logits
             start = stop
 
-    def _forward(
-        self, rows: Rows, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None
-    ) -> Tensor:
+    def _forward(self, rows: Rows, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None) -> Tensor:
         device = rows.input_ids.device.type
         amp = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
         with self.using(start, stop, prefixes), amp:
@@ -251,13 +251,9 @@ class Engine:
         with functions, self.stack.inputs(self._input_noise(start, stop, prefixes)):
             yield
 
-    def _input_noise(
-        self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None
-    ) -> dict[str, InputNoise]:
+    def _input_noise(self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None) -> dict[str, InputNoise]:
         if self.noisy and prefixes is None:
-            raise InputError(
-                f"a {self.posterior.kind} posterior with noise per token cannot generate: use samples=0"
-            )
+            raise InputError(f"a {self.posterior.kind} posterior with noise per token cannot generate: use samples=0")
         first = int(self.separate_mean)  # function 0 is then the mean
         draws = [i - first if i >= first else None for i in range(start, stop)]
         factors = {name: partial(self.posterior.input_factor, name, self.seed) for name in self.noisy}

@@ -54,9 +54,7 @@ def _panel(panel: Panel, x: float, y: float) -> str:
         f'<rect x="{x}" y="{top}" width="{SIZE}" height="{SIZE}" fill="none" stroke="{FAINT}"/>',
     ]
     parts += [_bar(panel.bins, k, x, top) for k in range(len(panel.bins["count"]))]
-    parts.append(
-        f'<line x1="{x}" y1="{top + SIZE}" x2="{x + SIZE}" y2="{top}" stroke="{INK}" stroke-dasharray="4 3"/>'
-    )
+    parts.append(f'<line x1="{x}" y1="{top + SIZE}" x2="{x + SIZE}" y2="{top}" stroke="{INK}" stroke-dasharray="4 3"/>')
     for tick in (0, 0.5, 1):
         parts.append(_text(x - 5, top + SIZE - tick * SIZE + 4, f"{tick:g}", FAINT_TEXT, 10, anchor="end"))
         parts.append(_text(x + tick * SIZE, top + SIZE + COUNTS + 14, f"{tick:g}", FAINT_TEXT, 10, anchor="middle"))

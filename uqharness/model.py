@@ -67,7 +67,9 @@ class BayesLoRA(HFLM):
             raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
         except (RuntimeError, ValueError) as error:
             if "size mismatch" in str(error) or "Target modules" in str(error):
-                raise InputError(f"adapter {self.adapter} does not fit base model {base!r}: give its own base") from error
+                raise InputError(
+                    f"adapter {self.adapter} does not fit base model {base!r}: give its own base"
+                ) from error
             raise
 
     def _tell(self) -> None:
@@ -198,9 +200,7 @@ class BayesLoRA(HFLM):
 
     # ------------------------------------------------------------------ generation
 
-    def _model_generate(
-        self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any
-    ) -> Tensor:
+    def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
         kept, sampling = split_settings(generation_kwargs)
         draws = max(1, self.engine.samples)
         if draws > 1 and self.engine.one_by_one:

@@ -83,9 +83,7 @@ class Posterior(ABC):
 
     @classmethod
     @abstractmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Posterior:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
         """The inverse of (`state`, `settings`)."""
 
     def usable(self, samples: int) -> int:
@@ -103,9 +101,7 @@ class Point(Posterior):
         return {}
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Point:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Point:
         return cls(mean, train_seed)
 
 
@@ -140,16 +136,13 @@ class Members(Posterior):
         return {"members": len(self.members), "combine": self.combine}
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Members:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Members:
         count = int(settings["members"])
         found = 1 + len({name.split(".", 1)[0] for name in state})
         if found != count:
             raise InputError(f"the record says {count} ensemble members, posterior.safetensors has {found}")
         members = [mean] + [
-            {name: state[f"member{k}.{name}"] for name in mean if f"member{k}.{name}" in state}
-            for k in range(1, count)
+            {name: state[f"member{k}.{name}"] for name in mean if f"member{k}.{name}" in state} for k in range(1, count)
         ]
         return cls(members, train_seed, str(settings.get("combine", "probs")))
 
@@ -172,10 +165,7 @@ class Gaussian(Posterior):
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         return {
             name: torch.stack(
-                [
-                    self.mean[name] + std * noise(self.train_seed, seed, i, name, std.shape)
-                    for i in range(start, stop)
-                ]
+                [self.mean[name] + std * noise(self.train_seed, seed, i, name, std.shape) for i in range(start, stop)]
             )
             for name, std in self.std.items()
         }
@@ -184,9 +174,7 @@ class Gaussian(Posterior):
         return {f"{name}.std": tensor for name, tensor in self.std.items()}
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Gaussian:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Gaussian:
         return cls(mean, {name.removesuffix(".std"): tensor for name, tensor in state.items()}, train_seed)
 
 
@@ -208,9 +196,7 @@ class Method(ABC):
         """Train `model`'s adapter on `data` (or start from `source`) and say what the posterior is."""
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Posterior:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
         """The posterior that `fit` made, from its saved parts."""
         kinds = {posterior.kind: posterior for posterior in cls.posteriors}
         kind = str(settings.get("kind", ""))

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
+
 from uqharness.config import Run, check_ranges, option
 from uqharness.lora import LoraStack
 from uqharness.posterior import Members, Method, Posterior, keyed_generator
@@ -19,6 +20,7 @@ from uqharness.training import fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
+
     from uqharness.data import ChoiceData
 
 

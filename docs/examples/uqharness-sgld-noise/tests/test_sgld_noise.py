@@ -1,7 +1,8 @@
 """One call runs the whole contract on a tiny Llama."""
 
-from uqharness.testing import check_method
 from uqharness_sgld_noise import SGLDNoise
+
+from uqharness.testing import check_method
 
 
 def test_contract() -> None:
