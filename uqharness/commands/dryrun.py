@@ -36,7 +36,8 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
     print(f"trainable parameters: {found['trainable_parameters']:,}")
     print(
         f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; "
-        f"from {found['steps']} real steps of {found['step_seconds']:.3f} s on this machine's {found['device']}{found['note']}"
+        f"from {found['steps']} real steps of {found['step_seconds']:.3f} s "
+        f"on this machine's {found['device']}{found['note']}"
     )
     print(f"memory: {size(found['peak_memory_bytes'])} at the peak of those steps")
     kept = f", {size(found['checkpoint_bytes'])} of it checkpoints" if found["checkpoint_bytes"] else ""

@@ -7,6 +7,7 @@ task asked for is ours or in --include_path, its index of 14,000 built-in YAMLs 
 from __future__ import annotations
 
 import argparse
+import gc
 import logging
 import os
 import sys
@@ -116,6 +117,7 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
 
 def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    _import(args.model)
     from lm_eval.utils import setup_logging
 
     setup_logging()
@@ -131,6 +133,18 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
 
         print(HINT, file=sys.stderr)
     return 0
+
+
+def _import(model: str) -> None:
+    """All that a run needs, at once: looking for garbage among new modules takes a fifth of the start."""
+    gc.disable()
+    try:
+        import lm_eval.evaluator  # noqa: F401
+
+        if model == MODEL:
+            import uqharness.model  # noqa: F401
+    finally:
+        gc.enable()
 
 
 def _register() -> None:
