@@ -180,16 +180,16 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
 def base_fingerprint(model: torch.nn.Module) -> str:
     """A checksum of the base that survives dtype and 4/8-bit loading: its vectors and first embedding rows."""
     digest = hashlib.sha256()
-    parameters = dict(model.named_parameters())
     foreign = (".lora_", ".uq_", "modules_to_save.")
-    picked = {n: p for n, p in parameters.items() if p.ndim == 1 and not any(f in n for f in foreign)}
-    embedding = model.get_input_embeddings() if hasattr(model, "get_input_embeddings") else None
-    tensors = [
-        p.detach()
-        for _, p in sorted((n.replace("base_layer.", "").replace("original_module.", ""), p) for n, p in picked.items())
-    ]
-    if embedding is not None:
-        tensors.append(embedding.weight.detach()[:4])
+    picked = {
+        name.replace("base_layer.", "").replace("original_module.", ""): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.ndim == 1 and not any(part in name for part in foreign)
+    }
+    tensors = [picked[name] for name in sorted(picked)]
+    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
+    if embeddings is not None:
+        tensors.append(embeddings.weight.detach()[:4])
     for tensor in tensors:
         if not tensor.is_meta:
             digest.update(tensor.bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())

@@ -62,7 +62,11 @@ def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0
     inputs: list[tuple[int, ...]] = []
     example: list[int] = []
     places: dict[tuple[int, int], int] = {}
-    at, token, slot, question, choice = [], [], [], [], []
+    at: list[int] = []
+    token: list[int] = []
+    slot: list[int] = []
+    question: list[int] = []
+    choice: list[int] = []
     for q, pairs in enumerate(questions):
         rows: dict[tuple[int, ...], int] = {}
         for c, (context, continuation) in enumerate(pairs):

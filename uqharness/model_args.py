@@ -23,8 +23,8 @@ _INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
 def check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
     """Refuse what neither the model `cls`, HFLM nor transformers' loading knows."""
-    ours = [n for n in inspect.signature(cls.__init__).parameters if n not in ("self", "kwargs")]
-    theirs = [n for n in inspect.signature(HFLM.__init__).parameters if n not in ("self", "kwargs", *_INSTEAD)]
+    ours = [n for n in inspect.signature(cls).parameters if n != "kwargs"]
+    theirs = [n for n in inspect.signature(HFLM).parameters if n not in ("kwargs", *_INSTEAD)]
     known = [*ours, *theirs, *_LOADING]
     for name in kwargs:
         if name not in known:
