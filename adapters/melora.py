@@ -1,0 +1,197 @@
+"""min  −E_q(C)[log p(D | B C A)] + 1/(2(σp + ε)²) (‖M A‖² + ‖Ω |A|‖²) − Σ_ij log Ω_ij,   C ~ N(M, Ω²), Ω = H²
+(Me-LoRA, anonymous, under double-blind review: Sec. 3, Eq. 8, Table 7). W = W0 + B C A, C of size r × r.
+
+AdamW takes the likelihood's gradient of A, B, M and H, SGD the KL's (closed form) of M, A and H; C is drawn once per
+batch. ε ~ U(0, 1) is drawn anew at every step. The printed Eq. 8 takes Q = C A for independent with std Ω|A|, which
+it is not (its std is sqrt(Ω² A²), its columns are correlated) and sums log Ω over C: `kl=exact` is the KL of C itself.
+Not in the paper, so ours: M = I, H ~ U(0.05/√2, 0.05) as BLoB's G, the KL's weight 1 / #mini-batches. The paper keeps
+the checkpoint that is best on validation: --select best:acc --eval-every 100.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from uqharness.config import Run, check_ranges, option
+from uqharness.lora import LoraStack, Perturbation, Shared
+from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
+from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.data import ChoiceData
+
+
+class CorePosterior(Posterior):
+    """A_i = C_i A with C_i = M + Ω ∘ E_i; the mean is the plain LoRA (B, M A)."""
+
+    kind = "core"
+
+    def __init__(self, mean: Mapping[str, Tensor], train_seed: int, parts: Mapping[str, Tensor]) -> None:
+        super().__init__(mean, train_seed)
+        self.parts: Tensors = {name: tensor.detach().float().cpu() for name, tensor in parts.items()}
+        self.names = [name.removesuffix(".core_std") for name in self.parts if name.endswith(".core_std")]
+
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        return {name: torch.stack([self.draw(name, i, seed) for i in range(start, stop)]) for name in self.names}
+
+    def draw(self, name: str, i: int, seed: int) -> Tensor:
+        std = self.parts[f"{name}.core_std"]
+        core = self.parts[f"{name}.core_mean"] + std * noise(self.train_seed, seed, i, name, std.shape)
+        return core @ self.parts[f"{name}.inner"]
+
+    def state(self) -> Tensors:
+        return self.parts
+
+    @classmethod
+    def restore(
+        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
+    ) -> CorePosterior:
+        return cls(mean, train_seed, state)
+
+
+class Core:
+    """C between A and B: the input of B goes through M, in training also through E ∘ Ω."""
+
+    def __init__(self, a: nn.Linear, b: nn.Linear, h: Tensor) -> None:
+        self.a, self.b = a, b
+        self.m = nn.Parameter(torch.eye(len(h), device=a.weight.device))
+        self.h = nn.Parameter(h.to(a.weight.device))
+        self.noise: Perturbation | None = None
+
+    def __call__(self, x: Tensor) -> Tensor:
+        y = F.linear(x, self.m.to(x.dtype))
+        # Scoring the mean in between must not see the last batch's noise.
+        return y if self.noise is None or not self.b.training else y + self.noise(x)
+
+
+@dataclass(frozen=True)
+class MeLoRA(Method):
+    """Variational inference over an r × r matrix between B and A."""
+
+    name: ClassVar[str] = "melora"
+    label: ClassVar[str] = "Me-LoRA"
+    paper: ClassVar[str] = "Me-LoRA: Memory-Efficient Bayesian Low-Rank Adaptation (anonymous, under review)"
+    summary: ClassVar[str] = "Gaussian over a small matrix C in B C A"
+    passes: ClassVar[str] = "N + 1 forwards"
+    suggests: ClassVar[Mapping[str, Any]] = {
+        "warmup": 0.02,
+        "lora_dropout": 0.1,
+        "target_modules": ("q_proj", "v_proj"),
+    }
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (CorePosterior,)
+
+    kl: Literal["printed", "exact"] = option("printed", "the KL: Eq. 8 as printed, or that of C itself")
+    prior_std: float = option(0.2, "σp", low=1e-6)
+    prior_noise: bool = option(True, "the prior's std is σp + ε, ε ~ U(0, 1) at every step (Sec. 3.3)")
+    kl_lr: float = option(1e-4, "learning rate of the KL's SGD", low=0)
+    eps: float = option(0.05, "H starts as U(ε/√2, ε), as BLoB's G (ours: the paper does not say)", low=1e-6)
+    std_optimizer: Literal["adamw", "sgd"] = option(
+        "adamw", "H's likelihood gradient: AdamW (Table 7), or the KL's SGD (as in BLoB's code)"
+    )
+    flipout: Literal["none", "example", "token"] = option("none", "fresh signs per question or token")
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+        stack = LoraStack(model)
+        cores = self.start(stack.layers, run.seed)
+        weight = min(1.0, run.batch_size * run.grad_accumulation / len(data.train))
+
+        def loss(stack: LoraStack, batch: Batch) -> Tensor:
+            self.set_noise(cores, batch, run.seed)
+            return choice_loss(stack, batch)
+
+        def groups(stack: LoraStack) -> list[dict[str, Any]]:
+            adapter = [p for p in stack.parameters.values() if p.requires_grad]
+            own = [c.m for c in cores.values()]
+            own += [c.h for c in cores.values()] if self.std_optimizer == "adamw" else []
+            return [{"params": adapter}, {"params": own, "weight_decay": 0.0}]
+
+        def after_step(step: int) -> None:
+            self.step(cores, self.kl_lr * learning_rate(step, run), weight, self.sigma(run.seed, step))
+
+        own = {f"{name}.m": c.m for name, c in cores.items()} | {f"{name}.h": c.h for name, c in cores.items()}
+        before_b = {name.replace(".lora_A.", ".lora_B."): core for name, core in cores.items()}
+        with stack.inputs(before_b):
+            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own)
+        return self.finish(stack, cores, run.seed)
+
+    @torch.no_grad()
+    def finish(self, stack: LoraStack, cores: Mapping[str, Core], seed: int) -> CorePosterior:
+        """The adapter becomes the plain LoRA (B, M A)."""
+        parts: Tensors = {}
+        for name, core in cores.items():
+            parts[f"{name}.inner"] = core.a.weight.detach().clone()
+            parts[f"{name}.core_mean"], parts[f"{name}.core_std"] = core.m.detach(), core.h.square()
+        stack.load({name: core.m @ core.a.weight for name, core in cores.items()})
+        return CorePosterior(stack.mean(), seed, parts)
+
+    # ---------------------------------------------------------------- the variational distribution
+
+    def start(self, layers: Mapping[str, nn.Linear], seed: int) -> dict[str, Core]:
+        """M = I and H, one pair for each (A, B); by A's name."""
+        found = {}
+        for name, layer in layers.items():
+            if ".lora_A." in name:
+                h = torch.empty(layer.weight.shape[0], layer.weight.shape[0])
+                generator = keyed_generator("melora std", seed, name)
+                h.uniform_(self.eps / math.sqrt(2), self.eps, generator=generator)
+                found[name] = Core(layer, layers[name.replace(".lora_A.", ".lora_B.")], h)
+        return found
+
+    def set_noise(self, cores: Mapping[str, Core], batch: Batch, seed: int) -> None:
+        """E ∘ Ω of a batch, kept until its backward pass is done."""
+        kind = Shared if self.flipout == "none" else Perturbation
+        rows = {count: example.cpu() for count, example in batch.rows.examples.items()}
+        for name, core in cores.items():
+            key = (seed, batch.micro, name)
+            e = torch.randn(core.h.shape, generator=keyed_generator("noise", *key)).to(core.h.device)
+            core.noise = kind(e * core.h.square(), key, rows if self.flipout == "example" else None)
+
+    # ---------------------------------------------------------------- the KL
+
+    def sigma(self, seed: int, step: int) -> float:
+        """σp + ε of a step."""
+        if not self.prior_noise:
+            return self.prior_std
+        return self.prior_std + float(torch.rand((), generator=keyed_generator("melora prior", seed, step)))
+
+    def kl_value(self, m: Tensor, std: Tensor, a: Tensor, sigma: float) -> Tensor:
+        """Eq. 8 with σ = σp + ε, or KL[N(M, Ω²) ‖ N(0, σ²)]."""
+        if self.kl == "printed":
+            spread = (m @ a).square().sum() + (std @ a.abs()).square().sum()
+            return spread / (2 * sigma**2) - std.log().sum()
+        spread = m.square().sum() + std.square().sum()
+        return spread / (2 * sigma**2) - (std / sigma).log().sum() - 0.5 * m.numel()
+
+    def kl_gradients(self, m: Tensor, h: Tensor, a: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
+        """With respect to M, H and A."""
+        std = h.square()
+        if self.kl == "exact":
+            return m / sigma**2, 2 * h * (std / sigma**2 - 1 / std), torch.zeros_like(a)
+        size, q, q_std = a.abs(), m @ a, std @ a.abs()
+        of_std = q_std @ size.T / sigma**2 - 1 / std
+        of_a = (m.T @ q + a.sign() * (std.T @ q_std)) / sigma**2
+        return q @ a.T / sigma**2, 2 * h * of_std, of_a
+
+    @torch.no_grad()
+    def step(self, cores: Mapping[str, Core], lr: float, weight: float, sigma: float) -> None:
+        """SGD on weight · KL, and on the likelihood for H where that is not AdamW's."""
+        for core in cores.values():
+            a = core.a.weight
+            of_m, of_h, of_a = self.kl_gradients(core.m, core.h, a.float(), sigma)
+            if self.std_optimizer == "sgd" and core.h.grad is not None:
+                core.h.add_(core.h.grad, alpha=-lr)
+            core.m.add_(of_m, alpha=-lr * weight)
+            core.h.add_(of_h, alpha=-lr * weight)
+            a.add_(of_a, alpha=-lr * weight)
