@@ -145,11 +145,10 @@ def probit(f: Tensor, covariance: Tensor) -> Tensor:
 
 
 def bridge(f: Tensor, covariance: Tensor) -> Tensor:
-    """α_i = 1/Λ_ii (1 − 2/C + e^{f_i}/C² Σ_j e^{−f_j}), p = α / Σ α  (Eq. 20; where Λ is 0: softmax(f))."""
+    """α_i = 1/Λ_ii (1 − 2/C + e^{f_i}/C² Σ_j e^{−f_j}), p = α / Σ α  (Eq. 20, in logarithms)."""
     count = len(f)
-    grown = torch.logaddexp(
-        torch.full_like(f, math.log(max(1 - 2 / count, 1e-300))), f + (-f).logsumexp(0) - 2 * math.log(count)
-    )
+    flat = torch.full_like(f, math.log(max(1 - 2 / count, 1e-300)))
+    grown = torch.logaddexp(flat, f + (-f).logsumexp(0) - 2 * math.log(count))
     return (grown - covariance.diagonal().clamp(min=1e-30).log()).log_softmax(-1)
 
 
