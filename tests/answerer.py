@@ -31,4 +31,4 @@ class Answerer(LM):
     def loglikelihood_rolling(self, requests: Any, disable_tqdm: bool = False) -> list[float]:
         raise AssertionError("not asked for")
 
-    generate_until = loglikelihood_rolling  # type: ignore[assignment]
+    generate_until = loglikelihood_rolling

@@ -80,10 +80,11 @@ CARRIERS = [copy.copy, copy.deepcopy,
 
 @pytest.mark.parametrize("same", CARRIERS, ids=["copy", "deepcopy", "pickle", "dill"])
 def test_a_score_survives_being_carried(same: Any) -> None:
-    score = same(SCORE)
-    assert score == -1.25 and isinstance(score, float)
+    score: Any = same(SCORE)
+    assert score == -1.25 and type(score) is BMALogProb
     assert (score.draws, score.mean, score.combine) == ((-1.0, -1.5), -1.1, "logits")
-    assert same((SCORE, True))[0].draws == (-1.0, -1.5)
+    carried: Any = same((SCORE, True))
+    assert carried[0].draws == (-1.0, -1.5)
 
 
 def test_a_score_is_a_float_for_json_and_numpy() -> None:
@@ -249,6 +250,7 @@ def test_shifts(pair: tuple[str, str], expected: str | None) -> None:
     (["bin/lm_eval", "--model", "hf"], False), (["bin/lm-eval", "run", "--tasks", "t"], False),
     (["site/lm_eval/__main__.py", "--model", "hf"], False), (["bin/lm_eval", "--output_path", "out"], True),
     (["bin/lm_eval", "--output_path=out"], True), (["bin/lm_eval", "-o", "out"], True),
+    (["bin/uqharness", "eval", "--tasks", "t"], False), (["bin/uqharness", "suite", "run"], True),
     (["my_script.py"], True), (["bin/pytest"], True), ([], True),
 ])
 def test_when_the_hint_about_the_output_path_is_due(argv: list[str], kept: bool) -> None:

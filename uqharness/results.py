@@ -165,9 +165,10 @@ HINT = ("uqharness: the answers of every draw were not kept; add --output_path D
 
 
 def is_kept(argv: Sequence[str]) -> bool:
-    """Whether this command keeps its results: true of any but lm-eval's own without an output path."""
+    """Whether this command keeps its results: true of any but lm-eval's and ours without an output path."""
     program = Path(argv[0]).parts[-2:] if argv else ()
     command = program[-1:] in (("lm_eval",), ("lm-eval",)) or program == ("lm_eval", "__main__.py")
+    command |= program[-1:] == ("uqharness",) and list(argv[1:2]) == ["eval"]
     named = any(arg.partition("=")[0] in ("--output_path", "-o", "--config", "-C") for arg in argv)
     return named or not command
 
