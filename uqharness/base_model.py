@@ -49,7 +49,8 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
         lora_dropout=run.lora_dropout,
         target_modules="all-linear" if run.target_modules == ("all-linear",) else list(run.target_modules),
     )
-    model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
+    with torch.random.fork_rng():  # PEFT draws A too; ours replaces it
+        model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
     config.base_model_name_or_path = run.base  # get_peft_model writes the folder that the base was read from
     init_adapter(model, run.seed)
     return model

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from uqharness.adapters.ens import Ensemble, member_run
+from uqharness.adapters.mle import MLE
+from uqharness.bma import Engine, make_rows
+from uqharness.config import build
+from uqharness.errors import InputError
+from uqharness.metrics import combine_draws
+from uqharness.posterior import Members
+from uqharness.testing import TINY, check_method, fit_tiny
+
+torch.set_num_threads(1)
+
+
+def test_contract():
+    posterior = check_method(Ensemble, members=2)
+    assert isinstance(posterior, Members) and posterior.usable(10) == 2 and posterior.mean_is_member
+
+
+def test_members_are_mles_of_their_own_seeds():
+    posterior, _, data = fit_tiny(Ensemble(members=2))
+    assert isinstance(posterior, Members) and len(data.record["training"]) == 2
+    for k, member in enumerate(posterior.members):
+        alone, _, _ = fit_tiny(MLE(), member_run(TINY, k))
+        assert all(torch.equal(member[name], alone.mean[name]) for name in alone.mean), k
+    assert member_run(TINY, 0).seed == TINY.seed  # so member 0 is the MLE of this seed
+
+
+def test_no_two_ensembles_share_a_member():
+    seeds = [member_run(dataclasses.replace(TINY, seed=s), k).seed for s in range(20) for k in range(5)]
+    assert len(set(seeds)) == len(seeds)
+
+
+@pytest.mark.parametrize("average", ["probs", "logits"])
+def test_average_says_what_is_averaged(average):
+    """Oracle: the members' answers one by one, averaged by hand."""
+    posterior, model, data = fit_tiny(Ensemble(members=2, average=average))
+    assert posterior.combine == average
+    rows = make_rows([q.pairs for q in data.train[1:3]], data.max_length)
+    together = Engine(model, posterior).score(rows).draws  # [2, 2·3]
+    assert isinstance(posterior, Members)
+    alone = torch.stack([Engine(model, Members([m], 0)).score(rows).draws[0] for m in posterior.members])
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+    values = alone.view(2, 2, 3)
+    softmax = values.softmax(-1).mean(0) if average == "probs" else values.log_softmax(-1).mean(0).softmax(-1)
+    found = combine_draws(together.view(2, 2, 3).numpy(), posterior.combine)
+    torch.testing.assert_close(torch.tensor(found), softmax, atol=1e-6, rtol=0)
+
+
+def test_bad_settings():
+    with pytest.raises(InputError, match="members is 0"):
+        build(Ensemble, {"members": 0})
+    with pytest.raises(InputError, match="did you mean logits"):
+        build(Ensemble, {"average": "logit"})
