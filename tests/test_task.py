@@ -19,7 +19,7 @@ from lm_eval.utils import make_table
 from uqharness.errors import InputError, RunError
 from uqharness.metrics import METRICS
 from uqharness.results import RECORD, metrics, read_results, require_comparable, unpack
-from uqharness.task import SET_LEVEL, UQTask
+from uqharness.task import SET_LEVEL, UQTask, doc_hash
 
 
 @pytest.fixture(autouse=True)
@@ -140,6 +140,14 @@ def test_what_changes_the_evaluation_changes_the_hash_and_nothing_else_does() ->
     for name, results in other.items():
         with pytest.raises(InputError, match=rf"they differ in .*\b{name} \("):
             require_comparable([base, read_results(results)[0]])
+
+
+def test_a_document_is_known_by_its_content_wherever_it_stands() -> None:
+    doc = {"uq_id": 3, "prompt": "Q:", "choices": ["A", "B"], "gold": 0}
+    assert doc_hash(doc) == doc_hash({**doc, "uq_id": 8}) != doc_hash({**doc, "gold": 1})
+    whole, part = evaluate(), evaluate(samples={"local_uq": [3, 5]})
+    hashes = unpack(values(whole)[RECORD]).doc_hashes
+    assert unpack(values(part)[RECORD]).doc_hashes == [hashes[3], hashes[5]] and len(set(hashes)) == 30
 
 
 def test_items_keep_their_ids_under_samples() -> None:
