@@ -89,7 +89,7 @@ class BLoB(Method):
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
         stack = LoraStack(model)
         random = self.start(stack, run.seed)
-        cycle = self.cycle(len(data.train), run.batch_size * run.grad_accumulation)
+        cycle = self.cycle(len(data.train), run.effective_batch)
 
         def loss(stack: LoraStack, batch: Batch) -> Tensor:
             total = []

@@ -240,6 +240,11 @@ def test_gradient_checkpointing_changes_nothing():
         torch.testing.assert_close(adapter(saving)[name], tensor, atol=1e-5, rtol=1e-4)
 
 
+def test_a_logger_that_is_not_installed_is_an_input_error():
+    with pytest.raises(InputError, match="report_to names nologger"):
+        fit(run_of(report_to=("nologger",)))
+
+
 # -------------------------------------------------------------------- the base and its adapter
 
 

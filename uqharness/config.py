@@ -11,6 +11,7 @@ import difflib
 import hashlib
 import json
 import math
+import os
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
@@ -74,6 +75,11 @@ class Run:
     def checkpoints(self) -> Path | None:
         """Beside the adapter's folder, which itself is only ever written whole."""
         return Path(f"{self.out.rstrip('/')}.checkpoints") if self.out else None
+
+    @property
+    def effective_batch(self) -> int:
+        """Questions per optimiser step, over all processes of an `accelerate launch`."""
+        return self.batch_size * self.grad_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -242,7 +248,7 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
         "precision": [run.dtype, run.load_in_4bit, run.load_in_8bit],
         "data": [run.task, digest(fitted), run.max_length],
         "lora": [sorted(run.target_modules), run.lora_r, float(run.lora_alpha), run.lora_dropout],
-        "optimiser": [run.steps, run.batch_size * run.grad_accumulation, run.lr, run.schedule, run.warmup],
+        "optimiser": [run.steps, run.effective_batch, run.lr, run.schedule, run.warmup],
         "select": [run.select, run.select_split if run.select != "last" else ""],
     }
     return digest(recipe)

@@ -13,9 +13,11 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.integrations import get_available_reporting_integrations
 
 from uqharness.config import Run
 from uqharness.course import Course
+from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
 from uqharness.questions import Question
 from uqharness.training import Batch, LossModel, collate, learning_rate
@@ -122,8 +124,11 @@ class Watch(TrainerCallback):
 
 
 def arguments_of(run: Run, scratch: str) -> TrainingArguments:
+    if missing := sorted(set(run.report_to) - set(get_available_reporting_integrations())):
+        raise InputError(f"report_to names {', '.join(missing)}, which is not installed: pip install it")
+    keeps = run.save_every or run.report_to
     arguments = TrainingArguments(
-        output_dir=str(run.checkpoints) if run.save_every else scratch,
+        output_dir=str(run.checkpoints) if keeps and run.checkpoints else scratch,
         max_steps=run.steps,
         per_device_train_batch_size=run.batch_size,
         gradient_accumulation_steps=run.grad_accumulation,

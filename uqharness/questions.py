@@ -42,6 +42,8 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
             raise InputError(
                 f"unknown task {name!r}{did_you_mean(name, manager.all_tasks)}; see `uqharness tasks`"
             )
+    if name in manager.all_groups or name in manager.all_tags:
+        raise InputError(f"{name} is a group of tasks: name one of them; see `uqharness tasks`")
     try:
         tasks = manager.load(name)["tasks"]
     except UQError:

@@ -96,6 +96,13 @@ def test_cycle_lengths_are_those_of_the_reference_code():
     assert BLoB(reweight=False).cycle(640, 4) == 160 and BLoB().cycle(1, 1000) == 1
 
 
+def test_the_batch_of_the_cycle_is_that_of_all_processes(monkeypatch):
+    run = dataclasses.replace(TINY, batch_size=2, grad_accumulation=3)
+    assert run.effective_batch == 6
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert run.effective_batch == 12
+
+
 @pytest.mark.parametrize("cycle", [1, 2, 5, 30, 316, 909])
 def test_kl_weights(cycle):
     paper = [BLoB().kl_weight(step, cycle) for step in range(2 * cycle)]
