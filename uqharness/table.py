@@ -49,7 +49,8 @@ class Cell:
     std: float | None
     floor: float | None = None  # ECE's: what a calibrated predictor would show on as many items
     rank: int | None = None  # 1 best, 2 second
-    leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: never ranked
+    leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: not ranked
+    reference: bool = False  # how it was trained is not known: not ranked
 
 
 @dataclass
@@ -74,27 +75,47 @@ def build(
     notes: list[str] = []
     described = [describe(run) for run in runs]
     if across_recipes:  # then what the recipes differ in tells rows apart
-        described = [replace(s, settings={**s.setup, **s.settings}, recipe=None) for s in described]
+        described = [replace(s, settings={**s.setup, **s.settings}, recipe=s.recipe and "any") for s in described]
     sources = newest(described, notes)
+    parts = comparable(sources, across_recipes)
+    names = labels(sources)
+    tables = [one_table(part, list(metrics), samples, names) for part in parts]
+    for part, table in zip(parts[1:], tables[1:], strict=True):
+        table.notes.insert(0, f"apart from table 1, not comparable with it: {'; '.join(differences(parts[0], part))}")
+    if tables:
+        tables[0].notes += notes
+    return tables
+
+
+def comparable(sources: Sequence[Source], across_recipes: bool) -> list[list[Source]]:
+    """One list per table. Models whose training is not known join, unranked, where the protocol is theirs."""
     groups: dict[tuple[str, int], list[Source]] = {}
     variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
-    for source in sources:
+
+    def place(source: Source) -> None:
         setup = "" if across_recipes else json.dumps(dict(source.setup), sort_keys=True)
         kinds = variants.setdefault((setup, source.column), [])
         kind = (source.run.protocol_hash, source.recipe)
         if kind not in kinds:
             kinds.append(kind)
         groups.setdefault((setup, kinds.index(kind)), []).append(source)
-    names = labels(sources)
-    parts = list(groups.values())
-    tables = [one_table(part, list(metrics), samples, names) for part in parts]
-    for part, table in zip(parts[1:], tables[1:], strict=True):
-        table.notes.insert(
-            0, f"apart from table 1, not comparable with it: {'; '.join(differences(parts[0], part))}"
-        )
-    if tables:
-        tables[0].notes += notes
-    return tables
+
+    for source in sources:
+        if source.recipe:
+            place(source)
+    own = {key: list(part) for key, part in groups.items()}
+    for source in (s for s in sources if not s.recipe):
+        asked = (source.run.task, source.run.protocol_hash)
+        homes = [
+            (key, trained_on)
+            for key, part in own.items()
+            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.run.task, s.run.protocol_hash) == asked)
+        ]
+        for key, trained_on in homes:
+            groups[key].append(replace(source, trained_on=trained_on, reference=True))
+        if not homes:
+            place(source)
+    return list(groups.values())
 
 
 def one_table(
@@ -103,10 +124,7 @@ def one_table(
     keys = list(dict.fromkeys(s.column for s in sources))
     first = {key: next(s for s in sources if s.column == key) for key in keys}
     keys.sort(key=lambda key: SHIFTS[_shift(first[key])])
-    columns = [
-        Column(*key, _shift(s := first[key]), s.run.record.items, s.run.protocol_hash, s.recipe)
-        for key in keys
-    ]
+    columns = [Column(*key, _shift(s := first[key]), s.run.record.items, s.run.protocol_hash, s.recipe) for key in keys]
     filled: dict[tuple[str, int], dict[int, dict[str, Source]]] = {}
     notes: list[str] = []
     for source in sources:
@@ -127,16 +145,14 @@ def one_table(
     }
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)))
     table.notes += remarks(sources, names, rows)
-    if len({json.dumps(dict(s.setup), sort_keys=True) for s in sources}) > 1:
+    if len({json.dumps(dict(s.setup), sort_keys=True) for s in sources if not s.reference}) > 1:
         table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
     else:
         rank(table)
     return table
 
 
-def remarks(
-    sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]
-) -> list[str]:
+def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]) -> list[str]:
     """What a reader must know about some of the cells."""
     found = []
     for s in sources:
@@ -144,9 +160,9 @@ def remarks(
         if member and (names[s.row], 0) in rows:
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.leaked:
-            found.append(
-                f"† {names[s.row]} was fitted, tuned or selected on items of {s.run.task}: not ranked"
-            )
+            found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.run.task}: not ranked")
+        if s.reference:
+            found.append(f"how {names[s.row]} was trained is not known: for reference, not ranked")
     return list(dict.fromkeys(found))
 
 
@@ -155,7 +171,8 @@ def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
     spread = stdev(values.values()) if len(values) > 1 else None
     floors = [value(source, "ece_floor", draws) for source in found.values()] if metric == "ece" else []
     leaked = any(source.leaked for source in found.values())
-    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, leaked)
+    floor, reference = mean(floors) if floors else None, any(s.reference for s in found.values())
+    return Cell(values, mean(values.values()), spread, floor, None, leaked, reference)
 
 
 def value(source: Source, metric: str, draws: int) -> float:
@@ -174,7 +191,7 @@ def rank(table: Table) -> None:
         better = METRICS[name].higher_is_better
         for j in range(len(table.columns)):
             column = {i: c for (m, i, k), c in table.cells.items() if (m, k) == (name, j)}
-            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked)}
+            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference)}
             shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
             best = sorted(set(shown.values()), reverse=bool(better))
             if better is None or len(best) < 2:  # nothing to choose from
@@ -216,6 +233,4 @@ def _shift(source: Source) -> str | None:
 def _missing(source: Source, name: str, asked: int) -> str:
     record = source.run.record
     have = f"{record.draws} draws{'' if record.has_mean else ' and no row for the mean'}"
-    return (
-        f"{name} on {source.run.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"
-    )
+    return f"{name} on {source.run.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"

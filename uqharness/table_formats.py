@@ -65,9 +65,7 @@ def header(table: Table) -> list[str]:
 def about(table: Table) -> list[str]:
     """Lines below a table: what it shows, then its notes."""
     items = ", ".join(f"{column.name} {column.items}" for column in table.columns)
-    floor = ["ECE's floor is what a calibrated predictor with these confidences would show"] * (
-        "ece" in table.metrics
-    )
+    floor = ["ECE's floor is what a calibrated predictor with these confidences would show"] * ("ece" in table.metrics)
     return [EXPLAINED, f"items: {items}", *floor, *table.notes]
 
 
@@ -89,9 +87,7 @@ def latex(tables: Sequence[Table]) -> str:
         body.insert(1, r"\midrule")
         comments = "\n".join(f"% {line}" for line in [f"Table {k}; needs booktabs", *about(table)])
         shape = "l" * 4 + "c" * len(table.columns)
-        grid = "\n".join(
-            [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
-        )
+        grid = "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
         parts.append(f"{comments}\n{grid}\n")
     return "\n".join(parts)
 
@@ -138,8 +134,7 @@ def _plain(table: Table) -> dict[str, Any]:
         "columns": [{**asdict(column), "name": column.name} for column in table.columns],
         "rows": [{"method": method, "samples": draws} for method, draws in table.rows],
         "cells": [
-            {"metric": m, "row": i, "column": j, **finite(asdict(cell))}
-            for (m, i, j), cell in table.cells.items()
+            {"metric": m, "row": i, "column": j, **finite(asdict(cell))} for (m, i, j), cell in table.cells.items()
         ],
         "notes": table.notes,
     }

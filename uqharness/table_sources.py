@@ -31,6 +31,7 @@ class Source:
     finite: int | None
     adapter: str
     leaked: bool
+    reference: bool = False  # shown beside others, not ranked with them
 
     @property
     def row(self) -> tuple[str, str]:
@@ -60,7 +61,10 @@ def describe(run: Run) -> Source:
     if name is None:
         parts = (given.get("pretrained") or info.get("base"), given.get("adapter") or given.get("peft"))
         name = f"{run.model}: {' + '.join(str(p).rstrip('/').rsplit('/', 1)[-1] for p in parts if p)}"
-    setup = {key: trained[key] for key in RECIPE if key in trained}
+    recipe = record.get("recipe") or trained
+    setup = {key: recipe[key] for key in RECIPE if key in recipe}
+    if "target_modules" in setup:
+        setup["target_modules"] = sorted(setup["target_modules"])
     if "base" in setup:
         setup["base"] = str(setup["base"]).rstrip("/").rsplit("/", 1)[-1]
     return Source(

@@ -47,9 +47,7 @@ def results() -> Iterator[tuple[str, str, str]]:
 def versions() -> Result:
     found = {name: _version(name) for name in ("uqharness", *PACKAGES)}
     missing = [name for name, version in found.items() if version is None and name != "uqharness"]
-    text = f"python {sys.version.split()[0]}, " + ", ".join(
-        f"{n} {v or 'not installed'}" for n, v in found.items()
-    )
+    text = f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {v or 'not installed'}" for n, v in found.items())
     return FAILED if missing else OK, text
 
 
@@ -75,11 +73,7 @@ def entries() -> Result:
         for point in metadata.entry_points(group=group)
         if point.value.partition(":")[0].startswith("uqharness")
     ]
-    return (
-        (OK, ", ".join(found))
-        if len(found) == 2
-        else (FAILED, f"{found or 'none'}: pip install uqharness again")
-    )
+    return (OK, ", ".join(found)) if len(found) == 2 else (FAILED, f"{found or 'none'}: pip install uqharness again")
 
 
 def methods() -> Result:

@@ -26,9 +26,7 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
         print(f"  {name}: {_text(value)}{_origin(name, plan)}")
     print(f"cells: {len(cells)}")
     for cell in cells:
-        print(
-            f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}"
-        )
+        print(f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}")
     found = estimate(plan, cells[0], task)
     left = sum(states[cell.out] != "complete" for cell in cells)
     seconds, disk = found["seconds"], found["adapter_bytes"] + found["checkpoint_bytes"]
@@ -58,17 +56,13 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
         "report_to": (),
     }
     model, data = prepare(plan, cell, task)
-    splits = [
-        f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]
-    ]
+    splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
     started = time.perf_counter()
     posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), None)
     wall = time.perf_counter() - started
     spent = costs(data.record.get("training", []), model, wall)
     loops = sum(course["seconds"] for course in data.record.get("training", []))
-    adapter = sum(
-        t.numel() * t.element_size() for t in [*posterior.mean.values(), *posterior.state().values()]
-    )
+    adapter = sum(t.numel() * t.element_size() for t in [*posterior.mean.values(), *posterior.state().values()])
     # A checkpoint: the weights, AdamW's two moments, perhaps the best weights; two are kept of each run.
     checkpoint = 4 * spent["trainable_parameters"] * 4
     members = len(data.record.get("training", []))
@@ -103,9 +97,7 @@ def size(count: float) -> str:
 def _origin(name: str, plan: Plan) -> str:
     if name in plan.overridden:
         return f"  (the method suggests {_text(plan.overridden[name]['suggested'])})"
-    return (
-        "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
-    )
+    return "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
 
 
 def _text(value: Any) -> str:

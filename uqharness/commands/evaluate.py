@@ -19,6 +19,8 @@ from uqharness.commands.parser import explain, suggestion
 from uqharness.errors import InputError
 
 MODEL = "bayeslora"
+# As in pyproject.toml: a checkout that is not installed has no entry points.
+MODELS = {MODEL: "uqharness.model:BayesLoRA", "toyworld_oracle": "uqharness.toyworld.oracle:Oracle"}
 log = logging.getLogger("uqharness.eval")
 
 
@@ -48,9 +50,7 @@ def lm_eval_parser(own: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser.prog, parser.epilog, parser.allow_abbrev = own.prog, own.epilog, False
     parser.usage = "uqharness eval [ADAPTER] --tasks TASK … [--model_args KEY=VALUE,…] [options of lm_eval]"
     parser.description = f"{own.description}. The model is {MODEL} unless --model says another."
-    parser.add_argument(
-        "adapter", nargs="?", metavar="ADAPTER", help="short for --model_args adapter=ADAPTER"
-    )
+    parser.add_argument("adapter", nargs="?", metavar="ADAPTER", help="short for --model_args adapter=ADAPTER")
     parser.add_argument("--allow-leak", "--allow_leak", action="store_true", help="short for allow_leak=True")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
@@ -148,12 +148,13 @@ def _import(model: str) -> None:
 
 
 def _register() -> None:
-    """What the start-up hook or a newer lm-eval does, for our model alone."""
+    """What the start-up hook or a newer lm-eval does, for our models alone."""
     import lm_eval.models  # noqa: F401  (the built-ins come first)
     from lm_eval.api import registry
 
-    if MODEL not in registry.model_registry:
-        registry.model_registry.register(MODEL, target="uqharness.model:BayesLoRA")
+    for name, target in MODELS.items():
+        if name not in registry.model_registry:
+            registry.model_registry.register(name, target=target)
 
 
 def _known_model(name: str) -> None:
@@ -161,6 +162,4 @@ def _known_model(name: str) -> None:
 
     known = list(registry.model_registry.keys())
     if name not in known:
-        raise InputError(
-            f"unknown model {name!r}{suggestion(name, known)}; lm-eval has {', '.join(sorted(known))}"
-        )
+        raise InputError(f"unknown model {name!r}{suggestion(name, known)}; lm-eval has {', '.join(sorted(known))}")

@@ -41,9 +41,7 @@ def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
         *([str(row.get(name) if row.get(name) is not None else "-") for name in names] for row in rows),
     ]
     widths = [max(len(line[k]) for line in grid) for k in range(len(names))]
-    return "\n".join(
-        "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in grid
-    )
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in grid)
 
 
 # ---------------------------------------------------------------- methods

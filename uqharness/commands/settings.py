@@ -39,9 +39,12 @@ class Plan:
             return [self.run]
         numbers = range(self.run.seed, self.run.seed + self.seeds)
         folder = self.run.out.rstrip("/")
-        return [
-            dataclasses.replace(self.run, seed=s, out=f"{folder}/seed{s}" if folder else "") for s in numbers
-        ]
+        return [dataclasses.replace(self.run, seed=s, out=f"{folder}/seed{s}" if folder else "") for s in numbers]
+
+    def recipe(self, cell: Run) -> Run:
+        """The run, method apart: a dropout that the method itself brings (MC dropout) is the method's."""
+        own = "lora_dropout" in self.suggested
+        return dataclasses.replace(cell, lora_dropout=Run.lora_dropout) if own else cell
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two adapters to differ by their seed alone."""
@@ -75,9 +78,7 @@ def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[di
     for name, value in values.items():
         key = str(name).replace("-", "_")
         if key == "method" and value not in (cls.name, None):
-            raise InputError(
-                f"{source} is for method {value!r}, the command says {cls.name}: use one of them"
-            )
+            raise InputError(f"{source} is for method {value!r}, the command says {cls.name}: use one of them")
         if key not in ("settings", "method"):
             _choose(key, cls)(own, shared)[key] = value
     return own, shared

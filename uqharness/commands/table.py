@@ -12,15 +12,9 @@ FORMATS = ("md", "csv", "latex", "json")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them"
-    )
-    parser.add_argument(
-        "--metric", nargs="+", metavar="NAME", help="names, or commas between them [acc ece nll]"
-    )
-    parser.add_argument(
-        "--samples", nargs="+", metavar="N", help="rows for N draws each; 0: the mean [all there are]"
-    )
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them")
+    parser.add_argument("--metric", nargs="+", metavar="NAME", help="names, or commas between them [acc ece nll]")
+    parser.add_argument("--samples", nargs="+", metavar="N", help="rows for N draws each; 0: the mean [all there are]")
     parser.add_argument("--format", default="md", metavar="FORMAT", help="md, csv, latex or json [md]")
     parser.add_argument(
         "--across-recipes",
@@ -41,9 +35,7 @@ def run(args: argparse.Namespace) -> int:
     names = _words(args.metric) or list(table.DEFAULT)
     for name in names:
         if name not in METRICS:
-            raise InputError(
-                f"unknown metric {name!r}{suggestion(name, METRICS)}; there are {', '.join(METRICS)}"
-            )
+            raise InputError(f"unknown metric {name!r}{suggestion(name, METRICS)}; there are {', '.join(METRICS)}")
     samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
     files = dict.fromkeys(args.results)
     runs = [found for path in files for found in read_results(path)]

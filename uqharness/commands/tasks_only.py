@@ -60,9 +60,7 @@ def manager(original: Any, names: list[str], include_path: Any, metadata: Any) -
     full = original(include_path=folders or None, metadata=metadata)
     for name in names:
         if not _is_file(name) and not Path(name).is_dir() and not full.match_tasks([name]):
-            raise InputError(
-                f"unknown task {name!r}{suggestion(name, full.all_tasks)}; see `uqharness tasks`"
-            )
+            raise InputError(f"unknown task {name!r}{suggestion(name, full.all_tasks)}; see `uqharness tasks`")
     return full
 
 

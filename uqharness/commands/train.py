@@ -31,21 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "uqharness train METHOD --base BASE --task TASK --out DIR [options]"
     parser.add_argument("method", metavar="METHOD", help="one of `uqharness methods`")
     parser.add_argument("--seeds", type=_count, metavar="N", help="N runs, seeds --seed … into OUT/seed0 …")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run"
-    )
-    parser.add_argument(
-        "--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings"
-    )
-    parser.add_argument(
-        "--config", metavar="FILE", help="settings from YAML or JSON; flags and --set come first"
-    )
-    parser.add_argument(
-        "--overwrite", action="store_true", help="replace the adapter in OUT, once the new one is made"
-    )
-    parser.add_argument(
-        "--allow-leak", action="store_true", help="train although the task evaluates these items"
-    )
+    parser.add_argument("--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run")
+    parser.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings")
+    parser.add_argument("--config", metavar="FILE", help="settings from YAML or JSON; flags and --set come first")
+    parser.add_argument("--overwrite", action="store_true", help="replace the adapter in OUT, once the new one is made")
+    parser.add_argument("--allow-leak", action="store_true", help="train although the task evaluates these items")
     parser.add_argument("--include-path", metavar="DIR", help="folder with task YAMLs of your own")
     config.add_flags(parser.add_argument_group("run settings"), Run)  # type: ignore[arg-type]
 
@@ -88,9 +78,7 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     if not any(out.iterdir()):
         return "to do"
     if not (out / adapter_io.PEFT_CONFIG).exists():
-        raise InputError(
-            f"--out {out} holds something that is no adapter: give a folder that does not exist yet"
-        )
+        raise InputError(f"--out {out} holds something that is no adapter: give a folder that does not exist yet")
     if overwrite:
         return "to do"
     record = adapter_io.read_record(out)
@@ -119,9 +107,7 @@ def _load_task(run: Run, args: argparse.Namespace) -> Any:
     check_trainable(task)
     fitted, evaluated = splits(task)
     if fitted == evaluated and not args.allow_leak:
-        raise InputError(
-            f"task {run.task} trains and evaluates on {fitted}: choose another task, or add --allow-leak"
-        )
+        raise InputError(f"task {run.task} trains and evaluates on {fitted}: choose another task, or add --allow-leak")
     return task
 
 
@@ -159,9 +145,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 
 
-def record(
-    plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float
-) -> dict[str, Any]:
+def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything needed to make this adapter again, and what it cost."""
     cls, courses = type(plan.method), list(data.get("training", ()))
     base = model.get_base_model()
@@ -177,7 +161,8 @@ def record(
         },
         "run": config.as_json(cell),
         "overridden": dict(plan.overridden),
-        "recipe_hash": config.recipe_hash(cell, data),
+        "recipe": config.as_json(plan.recipe(cell)),
+        "recipe_hash": config.recipe_hash(plan.recipe(cell), data),
         "training": courses,
         "costs": costs(courses, model, seconds),
         "versions": versions(),
@@ -206,9 +191,7 @@ def versions() -> dict[str, str | None]:
 
 def describe(posterior: Posterior) -> str:
     count = (
-        "any number of draws"
-        if posterior.finite is None
-        else f"{posterior.finite} draw" + "s" * (posterior.finite > 1)
+        "any number of draws" if posterior.finite is None else f"{posterior.finite} draw" + "s" * (posterior.finite > 1)
     )
     return f"{posterior.kind} posterior, {count}"
 
@@ -220,10 +203,7 @@ def _next(plan: Plan, args: argparse.Namespace) -> None:
     print("next, evaluate by averaging over 10 draws and see the table:")
     for cell in plan.cells():
         adapter = shlex.quote(f"adapter={cell.out},samples=10")
-        print(
-            f"  lm_eval --model bayeslora --model_args {adapter}"
-            f" --tasks {tasks}{include} --output_path results"
-        )
+        print(f"  lm_eval --model bayeslora --model_args {adapter} --tasks {tasks}{include} --output_path results")
     print("  uqharness table results")
 
 

@@ -1,0 +1,260 @@
+"""Tables: numbers against an independent computation, what is kept apart, and every format read back."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import re
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from uqharness import table, table_formats
+from uqharness.errors import InputError
+from uqharness.record import pack
+from uqharness.results import RECORD, Run, read_results
+
+PROTOCOL = {"name": "test", "fewshot": None}
+RUN = {"lr": 0.1, "steps": 5, "target_modules": ["q_proj"], "base": "/somewhere/tiny"}
+
+
+def answers(seed: int, draws: int, items: int = 40) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (draws + 1, items, 3))
+    gold = rng.integers(0, 3, items)
+    return [
+        {
+            "id": i, "gold": int(gold[i]), "combine": "probs", "doc_hash": f"{i:016x}",
+            "logp": logits[:, i].tolist(),
+        }
+        for i in range(items)
+    ]  # fmt: skip
+
+
+def result(
+    path: Path, method: str = "BLoB", seed: int = 0, task: str = "arc_easy_uq", draws: int = 4, **changes: Any
+) -> Path:
+    """A results file as lm-eval writes it, with the parts that a table reads."""
+    numbers = changes.get("numbers", zlib.crc32(f"{method} {seed} {task}".encode()))
+    packed = pack(answers(numbers, draws), task=task, protocol={**PROTOCOL, **changes.get("protocol", {})})
+    run = {**RUN, "seed": seed, **changes.get("run", {})}
+    trained = changes.get("trained_on", task)
+    record = {
+        "method": {"name": method.lower(), "label": method, "settings": changes.get("settings", {})},
+        "run": run, "data": {"task": trained}, "recipe_hash": f"{run['lr']}-{trained}",
+        "posterior": {"train_seed": seed, "finite": changes.get("finite")},
+    }  # fmt: skip
+    info = {"adapter_hash": f"{method}{seed}", "record": record, "leaks": changes.get("leaks", {})}
+    config: dict[str, Any] = {"model": "bayeslora", "uqharness": info}
+    if changes.get("plain"):
+        config = {"model": "hf", "model_args": {"pretrained": "/somewhere/tiny"}}
+    file = path / f"results_{len(list(path.glob('*')))}.json"
+    data = {"results": {task: {f"{RECORD},none": packed}}, "config": config, "date": changes.get("date", 1.0)}
+    file.write_text(json.dumps(data))
+    return file
+
+
+def one(path: Path, **options: Any) -> table.Table:
+    tables = table.build(read_results(path), **options)
+    assert len(tables) == 1
+    return tables[0]
+
+
+def by_hand(run: Run, draws: int) -> dict[str, float]:
+    """acc, nll and ece (15 equal-width bins) with loops over items and bins."""
+    rows = run.record.logp[1 : draws + 1] if draws else run.record.logp[:1]
+    right, confidences, losses = [], [], []
+    for d, gold in enumerate(run.record.gold):
+        probs = np.mean([np.exp(r[d].astype(float)) / np.exp(r[d].astype(float)).sum() for r in rows], axis=0)
+        right.append(int(probs.argmax()) == gold)
+        confidences.append(probs.max())
+        losses.append(-np.log(probs[gold]))
+    gap = 0.0
+    for b in range(15):
+        inside = [i for i, c in enumerate(confidences) if b / 15 < c <= (b + 1) / 15]
+        if inside:
+            gap += abs(sum(right[i] - confidences[i] for i in inside)) / len(right)
+    return {"acc": float(np.mean(right)), "nll": float(np.mean(losses)), "ece": gap}
+
+
+@pytest.mark.parametrize("draws", [0, 2, 4])
+def test_cells_are_mean_and_deviation_over_seeds_of_numbers_made_by_hand(tmp_path: Path, draws: int) -> None:
+    for seed in range(3):
+        result(tmp_path, seed=seed, numbers=seed)
+    runs, found = read_results(tmp_path), one(tmp_path, samples=[draws])
+    assert found.rows == [("BLoB", draws)]
+    for name in ("acc", "nll", "ece"):
+        expected = [by_hand(run, draws)[name] for run in runs]
+        cell = found.cells[name, 0, 0]
+        assert cell.mean == pytest.approx(np.mean(expected), abs=1e-6)
+        assert cell.std == pytest.approx(np.std(expected, ddof=1), abs=1e-6)
+    assert 0 < found.cells["ece", 0, 0].floor < 0.5 and found.cells["nll", 0, 0].floor is None
+
+
+def test_best_and_second_by_the_direction_of_the_metric(tmp_path: Path) -> None:
+    for k, method in enumerate(("MLE", "ENS", "BLoB")):
+        result(tmp_path, method, numbers=k)
+    found = one(tmp_path)
+    for name, sign in (("acc", 1), ("nll", -1), ("ece", -1)):
+        cells = [found.cells[name, i, 0] for i in range(3)]
+        shown = [round(sign * c.mean * (1 if name == "nll" else 100), 2) for c in cells]
+        best = sorted(set(shown), reverse=True)
+        assert [c.rank for c in cells] == [{best[0]: 1, best[1]: 2}.get(value) for value in shown]
+
+
+def test_another_protocol_gets_a_table_of_its_own_that_says_why(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", numbers=1)
+    result(tmp_path, "BLoB", numbers=2, protocol={"fewshot": {"number": 5}})
+    first, second = table.build(read_results(tmp_path))
+    assert first.rows == [("MLE", 4)] and second.rows == [("BLoB", 4)]
+    assert 'arc_easy_uq fewshot: null | {"number": 5}' in second.notes[0]
+    assert all(c.rank is None for c in [*first.cells.values(), *second.cells.values()])
+
+
+def test_another_recipe_gets_a_table_of_its_own_unless_asked_for(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB", numbers=1)
+    result(tmp_path, "BLoB", numbers=2, run={"lr": 0.2})
+    first, second = table.build(read_results(tmp_path))
+    assert "lr: 0.1 | 0.2" in second.notes[0] and len(first.rows) == 1
+    both = one(tmp_path, across_recipes=True)
+    assert both.rows == [("BLoB (lr=0.1)", 4), ("BLoB (lr=0.2)", 4)]
+    assert all(cell.rank is None for cell in both.cells.values())
+
+
+def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> None:
+    for k, method in enumerate(("MLE", "BLoB")):
+        result(tmp_path, method, numbers=k)
+    result(tmp_path, numbers=3, plain=True, draws=1)
+    found = one(tmp_path)
+    row = found.rows.index(("hf: tiny", 1))
+    assert found.cells["acc", row, 0].rank is None
+    assert {found.cells["nll", i, 0].rank for i in range(3) if i != row} == {1, 2}
+    assert any("hf: tiny" in note and "not ranked" in note for note in found.notes)
+
+
+def test_leaked_cells_are_marked_and_never_best(tmp_path: Path) -> None:
+    leaks = {"arc_easy_uq": [{"split": "validation", "purpose": "fit", "shared": 40, "items": 40}]}
+    result(tmp_path, "MLE", numbers=1, leaks=leaks)
+    result(tmp_path, "BLoB", numbers=2)
+    result(tmp_path, "ENS", numbers=3)
+    found = one(tmp_path)
+    assert found.cells["acc", 0, 0].leaked and found.cells["acc", 0, 0].rank is None
+    assert "†" in table_formats.markdown([found]).splitlines()[4]
+
+
+def test_draws_that_a_result_does_not_hold_are_a_note_and_points_are_one_row(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", draws=1, finite=1)
+    result(tmp_path, "ENS", draws=3, finite=3)
+    result(tmp_path, "BLoB", draws=4)
+    found = one(tmp_path, samples=[0, 3, 10])
+    assert found.rows == [("MLE", 1), ("ENS", 0), ("ENS", 3), ("BLoB", 0), ("BLoB", 3)]
+    assert any("BLoB" in note and "samples=10" in note for note in found.notes)
+
+
+def test_the_result_with_most_draws_then_the_latest_counts_and_the_table_says_so(tmp_path: Path) -> None:
+    result(tmp_path, numbers=1, date=1.0)
+    kept = result(tmp_path, numbers=2, date=2.0)
+    result(tmp_path, numbers=3, date=3.0, draws=2)
+    found = one(tmp_path)
+    expected = by_hand(read_results(kept)[0], 4)
+    assert found.cells["nll", 0, 0].mean == pytest.approx(expected["nll"], abs=1e-6)
+    assert any("3 results" in note and kept.name in note for note in found.notes)
+
+
+def test_columns_say_what_was_trained_on_and_differing_settings_split_rows(tmp_path: Path) -> None:
+    result(tmp_path, task="openbookqa_uq", settings={"kl": 1})
+    result(tmp_path, task="arc_easy_uq", trained_on="openbookqa_uq", settings={"kl": 1})
+    result(tmp_path, task="openbookqa_uq", settings={"kl": 2}, numbers=5)
+    found = one(tmp_path)
+    assert [c.name for c in found.columns] == [
+        "openbookqa_uq",
+        "arc_easy_uq (trained on openbookqa_uq, small shift)",
+    ]
+    assert [row[0] for row in found.rows] == ["BLoB (kl=1)", "BLoB (kl=2)"]
+    assert ("acc", 1, 1) not in found.cells
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> list[table.Table]:
+    for k, method in enumerate(("MLE", "BLoB")):
+        for seed in range(2):
+            result(tmp_path, method, seed, numbers=10 * k + seed)
+    result(tmp_path, "BLoB", task="boolq_uq", numbers=7)
+    return table.build(read_results(tmp_path), ["acc", "ece", "nll"])
+
+
+def shown(found: table.Table, name: str, i: int, j: int) -> str:
+    cell, scale = found.cells[name, i, j], 1 if name == "nll" else 100
+    return f"{cell.mean * scale:.2f}" + ("" if cell.std is None else f" ± {cell.std * scale:.2f}")
+
+
+def grid(found: table.Table) -> list[list[str]]:
+    """The cells as plain text, by another route than the formats take."""
+    return [
+        [shown(found, m, i, j) if (m, i, j) in found.cells else "–" for j in range(len(found.columns))]
+        for m in found.metrics
+        for i in range(len(found.rows))
+    ]
+
+
+def test_markdown_reads_back(tables: list[table.Table]) -> None:
+    lines = [line for line in table_formats.markdown(tables).splitlines() if line.startswith("|")]
+    cells = [[part.strip() for part in line.strip("|").split("|")] for line in lines]
+    bare = [[re.sub(r"\*\*|</?u>| \(floor .*\)", "", cell) for cell in row[4:]] for row in cells[2:]]
+    assert cells[0] == ["Metric", "Method", "N", "Seeds", "arc_easy_uq", "boolq_uq"]
+    assert bare == grid(tables[0])
+    assert sum("**" in cell for row in cells for cell in row) == 3
+    assert sum("(floor" in cell for row in cells for cell in row) == 3
+
+
+def test_latex_reads_back(tables: list[table.Table]) -> None:
+    text = table_formats.latex(tables)
+    rows = [line[:-3].split(" & ") for line in text.splitlines() if line.endswith(r"\\")]
+    bare = [
+        [
+            re.sub(r"\\(?:textbf|underline)\{([^}]*)\}| \(floor .*\)", r"\1", cell)
+            .replace(r"$\pm$", "±")
+            .replace("--", "–")
+            .strip()
+            for cell in row[4:]
+        ]
+        for row in rows[1:]
+    ]
+    assert rows[0][4] == r"arc\_easy\_uq" and bare == grid(tables[0])
+    assert text.count(r"\begin{tabular}{llllcc}") == text.count(r"\end{tabular}") == 1
+
+
+def test_csv_and_json_hold_every_digit(tables: list[table.Table]) -> None:
+    found = tables[0]
+    lines = list(csv.DictReader(io.StringIO(table_formats.as_csv(tables))))
+    plain = json.loads(table_formats.as_json(tables))["tables"][0]
+    assert len(lines) == len(plain["cells"]) == len(found.cells)
+    for line, entry, ((name, i, j), cell) in zip(lines, plain["cells"], found.cells.items(), strict=True):
+        assert (line["metric"], line["method"], line["task"]) == (
+            name,
+            found.rows[i][0],
+            found.columns[j].task,
+        )
+        assert float(line["mean"]) == entry["mean"] == cell.mean
+        assert entry["values"] == cell.values and int(line["seeds"]) == len(cell.values)
+        assert line["rank"] == str(cell.rank or "") and entry["rank"] == cell.rank
+
+
+def test_undefined_metrics_are_a_dash_and_null(tmp_path: Path) -> None:
+    path = result(tmp_path, "MLE", finite=1, draws=1)
+    run = read_results(path)[0]
+    given = dataclasses.replace(run, record=dataclasses.replace(run.record, combine="given"))
+    built = table.build([given], ["mutual_information"])
+    assert "| – |" in table_formats.markdown(built)
+    assert json.loads(table_formats.as_json(built))["tables"][0]["cells"][0]["mean"] is None
+
+
+def test_unknown_metric_is_refused(tmp_path: Path) -> None:
+    result(tmp_path)
+    with pytest.raises(InputError, match="unknown metric 'acx'"):
+        table.build(read_results(tmp_path), ["acx"])
