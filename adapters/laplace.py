@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from uqharness.bma import Rows
 from uqharness.config import Run, check_ranges, option
 from uqharness.curvature import STRUCTURES, Curvature, Full, Tokens, collector
 from uqharness.errors import InputError, RunError
-from uqharness.kfac import answer_rows, collect, jacobians, last_layer
+from uqharness.kfac import answer_rows, collect, jacobians, last_layer, split
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
 from uqharness.training import collate, fit_loop
@@ -65,17 +66,20 @@ class LaplacePosterior(Posterior):
 
     def given(self, stack: LoraStack, rows: Rows) -> Tensor:
         """log p(choice | question) of the linearised model, averaged over its Gaussian logits: `[K]`."""
-        with torch.inference_mode(False), torch.enable_grad():
-            rows = Rows(**{name: tensor.clone() for name, tensor in vars(rows).items()})
-            f, found = jacobians(stack, list(self.precision), rows)
-            device = rows.input_ids.device
-            if str(device) not in self._placed:
-                self._placed[str(device)] = self.curvature.to(device)
-            covariance = self._placed[str(device)].covariance(found, self.precision)
-        table = torch.full_like(f, -math.inf)
-        for q, count in enumerate(rows.question.bincount().tolist()):
-            table[q, :count] = self.answer(f[q, :count], covariance[q, :count, :count])
-        return table[rows.question, rows.choice]
+        device = str(rows.input_ids.device)
+        if device not in self._placed:
+            self._placed[device] = self.curvature.to(rows.input_ids.device)
+        # Jacobians of whole questions are held, all layers of them: as many questions at once as fit in 64 MiB.
+        held = int(rows.choice.max() + 1) * sum(self.mean[name].numel() for name in self.precision)
+        found = []
+        for part in split(rows, max(1, 2**24 // held)):
+            with torch.inference_mode(False), torch.enable_grad():  # the engine's tensors know no gradients
+                part = Rows(**{name: tensor.clone() for name, tensor in vars(part).items()})
+                f, j = jacobians(stack, list(self.precision), part)
+                covariance = self._placed[device].covariance(j, self.precision)
+            for q, count in enumerate(part.question.bincount().tolist()):
+                found.append(self.answer(f[q, :count], covariance[q, :count, :count]))
+        return torch.cat(found)
 
     def answer(self, f: Tensor, covariance: Tensor) -> Tensor:
         """log p over one question's choices from its Gaussian logits `[C]`, `[C, C]`."""
@@ -93,9 +97,7 @@ class LaplacePosterior(Posterior):
         """ξ of Eq. 14: `[mc_samples, C]`, the same for all questions, so an answer depends on nothing else."""
         if choices not in self._noise:
             generator = keyed_generator("laplace", self.train_seed, choices)
-            self._noise[choices] = torch.randn(
-                self.mc_samples, choices, generator=generator, dtype=torch.float64
-            )
+            self._noise[choices] = torch.randn(self.mc_samples, choices, generator=generator, dtype=torch.float64)
         return self._noise[choices]
 
     def open_form(self) -> Posterior:
@@ -117,9 +119,7 @@ class LaplacePosterior(Posterior):
         }
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> LaplacePosterior:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> LaplacePosterior:
         precision = dict(zip(settings["layers"], settings["precision"], strict=True))
         curvature = STRUCTURES[settings["structure"]].restore(state)
         missing = [name for name in precision if name not in mean or name not in {**curvature.spectra(), "": 0}]
@@ -261,9 +261,7 @@ class Laplace(Method):
                 [curvature.dropped.get(name, 0.0) / value for name, value in precision.items()]
             ),
         }
-        return LaplacePosterior(
-            mean, curvature, precision, run.seed, self.predictive, self.mc_samples, report
-        )
+        return LaplacePosterior(mean, curvature, precision, run.seed, self.predictive, self.mc_samples, report)
 
     def precision(self, curvature: Curvature, norms: Mapping[str, float]) -> dict[str, float]:
         if self.prior_precision is not None:
@@ -279,18 +277,18 @@ def adopt(stack: LoraStack, source: Posterior) -> None:
     if source.mean_is_member:
         raise InputError(f"laplace needs an adapter with one mean, found {source.finite} ensemble members: take one")
     mean, own = source.mean, stack.mean()
-    wrong = [name for name in {**own, **mean} if name not in mean or name not in own or mean[name].shape != own[name].shape]
-    if wrong:
-        shapes = [tuple(t[wrong[0]].shape) if wrong[0] in t else "none" for t in (mean, own)]
-        raise InputError(
-            f"the adapter does not fit the base: {wrong[0]} is {shapes[0]} in the adapter and {shapes[1]} in the model: "
-            "give the base, rank and target modules that it was trained with"
-        )
+    shapes = {name: [tuple(t[name].shape) if name in t else "none" for t in (mean, own)] for name in {**own, **mean}}
+    for name, (theirs, ours) in shapes.items():
+        if theirs != ours:
+            raise InputError(
+                f"the adapter does not fit the base: {name} is {theirs} in the adapter and {ours} in the model: "
+                "give the base, rank and target modules that it was trained with"
+            )
     stack.load(mean)
 
 
 def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows, Tensor]]:
     device = next(iter(stack.parameters.values())).device
-    for start in range(0, len(data.train), run.batch_size):
+    for start in tqdm(range(0, len(data.train), run.batch_size), desc="Fisher", unit="batch", leave=False):
         rows, gold = collate(data.train[start : start + run.batch_size], data)
         yield rows.to(device), gold

@@ -250,7 +250,7 @@ class DenseCollector:
         count = sum(stack.layers[name].weight.numel() for name in names)
         if full and count > FULL_LIMIT:
             raise InputError(
-                f"structure=full needs a matrix of {count} x {count}, at most {FULL_LIMIT} are taken: use structure=kron"
+                f"structure=full needs a matrix of {count} x {count}, {FULL_LIMIT} at most: use structure=kron"
             )
 
     def inputs(self, name: str, x: Tensor, rows: Rows) -> None:

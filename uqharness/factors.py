@@ -23,16 +23,18 @@ class Factor:
     def __init__(self, width: int, rank: int, support: Tensor | None = None) -> None:
         self.width, self.rank, self.support = width, rank, support
         self.total: Tensor | None = None
+        self.eps = torch.finfo(torch.float32).eps
         self.trace: Tensor | float = 0.0
         self.count = 0
         used = width if support is None else len(support)
         self.test: Tensor | None = None
         if used > DENSE:
-            random = torch.randn(used, min(2 * rank + 1, used), generator=keyed_generator("sketch", used, rank))
+            random = torch.randn(used, min(3 * rank + 32, used), generator=keyed_generator("sketch", used, rank))
             self.test = torch.linalg.qr(random.double())[0]  # Ω [n, p]
 
     def add(self, x: Tensor) -> None:
         x = x if x.dtype == torch.float64 else x.float()
+        self.eps = torch.finfo(x.dtype).eps
         x = x if self.support is None else x[:, self.support.to(x.device)]
         self.trace += x.double().square().sum()
         if self.test is None:
@@ -60,12 +62,11 @@ class Factor:
 
     def _nystrom(self) -> tuple[Tensor, Tensor]:
         assert self.total is not None and self.test is not None
-        shift = torch.finfo(torch.float32).eps * self.total.norm()  # keeps the core positive, taken off again below
+        shift = self.eps * self.total.norm()  # keeps the core positive; taken off again below
         shifted = self.total + shift * self.test
         core = self.test.T @ shifted
-        root = torch.linalg.cholesky((core + core.T) / 2)
-        vectors, singular, _ = torch.linalg.svd(
-            torch.linalg.solve_triangular(root, shifted.T, upper=False).T, full_matrices=False
-        )
+        weights, basis = torch.linalg.eigh((core + core.T) / 2)
+        half = shifted @ (basis * weights.clamp(min=shift / 2).rsqrt())
+        vectors, singular, _ = torch.linalg.svd(half, full_matrices=False)
         values = (singular.square() - shift).clamp(min=0)
         return vectors[:, : self.rank], values[: self.rank]

@@ -8,7 +8,7 @@ is ever formed. Knows models and token rows; what is made of the sums is `uqharn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, Protocol
 
@@ -18,7 +18,6 @@ from torch import Tensor
 from uqharness.bma import Rows, read_logits
 from uqharness.errors import InputError, RunError
 from uqharness.lora import LoraStack
-
 
 
 class Tape:
@@ -101,6 +100,31 @@ def sampled_root(f: Tensor, generator: torch.Generator) -> Tensor:
     p = f.detach().softmax(-1)
     label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)  # [Q, 1]
     return (torch.zeros_like(p).scatter(-1, label, 1.0) - p)[..., None]
+
+
+def split(rows: Rows, size: int) -> Iterator[Rows]:
+    """The rows of `size` questions at a time."""
+    count = int(rows.question.max()) + 1
+    if size >= count:
+        yield rows
+        return
+    owner = rows.example[rows.row]  # [U]
+    for start in range(0, count, size):
+        slots, reads, places, inputs = (
+            (q >= start) & (q < start + size) for q in (rows.question, rows.question[rows.slot], owner, rows.example)
+        )
+        renumber = {name: keep.cumsum(0) - 1 for name, keep in (("s", slots), ("u", places), ("r", inputs))}
+        yield Rows(
+            input_ids=rows.input_ids[inputs],
+            row=renumber["r"][rows.row[places]],
+            pos=rows.pos[places],
+            at=renumber["u"][rows.at[reads]],
+            token=rows.token[reads],
+            slot=renumber["s"][rows.slot[reads]],
+            question=rows.question[slots] - start,
+            choice=rows.choice[slots],
+            example=rows.example[inputs] - start,
+        )
 
 
 def weigh(f: Tensor, weights: Tensor) -> Tensor:
