@@ -75,7 +75,7 @@ class LaplacePosterior(Posterior):
         for part in split(rows, max(1, 2**24 // held)):
             with torch.inference_mode(False), torch.enable_grad():  # the engine's tensors know no gradients
                 part = Rows(**{name: tensor.clone() for name, tensor in vars(part).items()})
-                f, j = jacobians(stack, list(self.precision), part)
+                f, j = jacobians(stack, list(self.precision), part, differences=self.predictive == "joint")
                 covariance = self._placed[device].covariance(j, self.precision)
             for q, count in enumerate(part.question.bincount().tolist()):
                 found.append(self.answer(f[q, :count], covariance[q, :count, :count]))
@@ -198,7 +198,7 @@ class Laplace(Method):
     label: ClassVar[str] = "LAP"
     paper: ClassVar[str] = "Yang et al. 2024, arXiv:2308.13111"
     summary: ClassVar[str] = "Gaussian around a trained LoRA from its Kronecker-factored Fisher; after training"
-    passes: ClassVar[str] = "1 forward + C backwards, whatever N (predictive=weights: N + 1 forwards)"
+    passes: ClassVar[str] = "1 forward, C − 1 backwards"
     suggests: ClassVar[Mapping[str, Any]] = {
         "lr": 5e-5, "warmup": 0.0, "lora_dropout": 0.1, "weight_decay": 0.0, "batch_size": 8, "steps": 10_000,
     }  # fmt: skip

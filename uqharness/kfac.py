@@ -139,8 +139,13 @@ def per_question(inputs: Tensor, gradients: Tensor, rows: Rows) -> Tensor:
     return outer.new_zeros(int(rows.question.max()) + 1, *outer.shape[1:]).index_add(0, example, outer)
 
 
-def jacobians(stack: LoraStack, names: Sequence[str], rows: Rows) -> tuple[Tensor, dict[str, Tensor]]:
-    """f and ∂f_c/∂W of every choice and layer: `[Q, C]`, `{name: [Q, C, out, in]}`."""
+def jacobians(
+    stack: LoraStack, names: Sequence[str], rows: Rows, differences: bool = False
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """f and ∂f_c/∂W of every choice and layer: `[Q, C]`, `{name: [Q, C, out, in]}`.
+
+    differences: ∂(f_c − f_last)/∂W, with one pass less; all that the softmax of a joint Gaussian needs.
+    """
     with Tape(stack, names) as tape:
         f = choice_logits(stack, rows)
         found: dict[str, list[Tensor]] = {name: [] for name in names}
@@ -148,11 +153,15 @@ def jacobians(stack: LoraStack, names: Sequence[str], rows: Rows) -> tuple[Tenso
         def receive(name: str, gradient: Tensor) -> None:
             found[name].append(per_question(tape.inputs[name], gradient, rows))
 
-        for c in range(f.shape[1]):
-            weights = torch.zeros_like(f)
-            weights[:, c] = 1.0
-            tape.backward(weigh(f, weights), receive)
-    return f.detach(), {name: torch.stack(parts, dim=1) for name, parts in found.items()}
+        eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
+        last = f.isfinite().sum(1) - 1  # [Q]
+        for unit in eye[: len(eye) - differences]:
+            weights = unit * f.isfinite()
+            tape.backward(weigh(f, weights - eye[last] * weights.sum(1)[:, None] if differences else weights), receive)
+    jacobian = {name: torch.stack(parts, dim=1) for name, parts in found.items()}
+    if differences:
+        jacobian = {name: torch.cat([j, torch.zeros_like(j[:, :1])], dim=1) for name, j in jacobian.items()}
+    return f.detach(), jacobian
 
 
 def real_tokens(x: Tensor, rows: Rows) -> Tensor:

@@ -23,7 +23,7 @@ from uqharness.curvature import Block, Diag, Full, Kron
 from uqharness.data import ChoiceData, Question
 from uqharness.errors import InputError, RunError
 from uqharness.factors import DENSE, Factor
-from uqharness.kfac import fisher_root, sampled_root
+from uqharness.kfac import choice_logits, fisher_root, sampled_root, split
 from uqharness.lora import LoraStack
 from uqharness.posterior import Members, Point, keyed_generator
 from uqharness.testing import TINY, check_method, tiny_data, tiny_llama
@@ -439,6 +439,30 @@ def test_bridge_is_the_papers_equation_20() -> None:
 
 
 # ---------------------------------------------------------------- through the engine
+
+
+def test_differences_are_those_of_the_jacobian() -> None:
+    stack = adapter(layers=1)
+    names = list(stack.layers)
+    questions = [LONG.train[0].pairs, PADDED.train[1].pairs[:2]]
+    f, whole = laplace.jacobians(stack, names, make_rows(questions, 24))
+    same, less = laplace.jacobians(stack, names, make_rows(questions, 24), differences=True)
+    assert torch.equal(f, same) and f[1, 2] == -math.inf
+    for name, j in whole.items():
+        wanted = torch.stack([j[0] - j[0, 2], torch.cat([j[1, :2] - j[1, 1], j[1, 2:]])])
+        torch.testing.assert_close(less[name], wanted)
+        assert not j[1, 2].any() and j[1, 0].any()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 9])
+def test_rows_of_some_questions_at_a_time_are_those_questions(size: int) -> None:
+    stack = adapter(layers=1)
+    questions = [q.pairs for q in (*PADDED.train, *LONG.train)] + [LONG.train[0].pairs[:2]]
+    parts = list(split(make_rows(questions, 24), size))
+    assert len(parts) == -(-len(questions) // size)
+    found = torch.cat([choice_logits(stack, part)[part.question, part.choice] for part in parts])
+    wanted = torch.cat([choice_logits(stack, make_rows([pairs], 24))[0] for pairs in questions])
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
 
 
 @pytest.mark.parametrize("predictive", ["joint", "indep", "probit", "bridge"])
