@@ -76,8 +76,7 @@ class BBB(Method):
         stack = LoraStack(model)
         rho = self.start(stack, run.seed)
         items = len(data.train)
-        batch_size = run.batch_size * run.grad_accumulation
-        weight = 1.0 / items if self.kl_weight == "items" else min(1.0, batch_size / items)
+        weight = 1.0 / items if self.kl_weight == "items" else min(1.0, run.effective_batch / items)
 
         def loss(stack: LoraStack, batch: Batch) -> Tensor:
             noise = self.noise(rho, batch, run.seed)

@@ -105,7 +105,7 @@ class MeLoRA(Method):
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
         stack = LoraStack(model)
         cores = self.start(stack.layers, run.seed)
-        weight = min(1.0, run.batch_size * run.grad_accumulation / len(data.train))
+        weight = min(1.0, run.effective_batch / len(data.train))
 
         def loss(stack: LoraStack, batch: Batch) -> Tensor:
             self.set_noise(cores, batch, run.seed)
