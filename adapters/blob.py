@@ -108,7 +108,7 @@ class BLoB(Method):
 
         own = {r.name: r.g for r in random}
         try:
-            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own)
+            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own, method=self)
         finally:
             stack.clear()
         return Gaussian(stack.mean(), {r.name: self.std(r).detach() for r in random}, train_seed=run.seed)

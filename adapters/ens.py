@@ -48,7 +48,7 @@ class Ensemble(Method):
             member = member_run(run, k)
             init_adapter(model, member.seed)
             stack = LoraStack(model)
-            fit_loop(stack, data, member)
+            fit_loop(stack, data, member, method=self)
             found.append(stack.mean())
         return Members(found, train_seed=run.seed, combine=self.average)
 

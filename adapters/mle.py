@@ -29,5 +29,5 @@ class MLE(Method):
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
         stack = LoraStack(model)
-        fit_loop(stack, data, run)
+        fit_loop(stack, data, run, method=self)
         return Point(stack.mean(), train_seed=run.seed)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -238,6 +240,33 @@ def test_gradient_checkpointing_changes_nothing():
     assert one.losses == pytest.approx(two.losses, abs=1e-6)
     for name, tensor in adapter(plain).items():
         torch.testing.assert_close(adapter(saving)[name], tensor, atol=1e-5, rtol=1e-4)
+
+
+TWIN = """
+import dataclasses, json, os, sys, torch
+torch.set_num_threads(1)
+from uqharness.adapters.mle import MLE
+from uqharness.testing import TINY, fit_tiny
+run = dataclasses.replace(TINY, batch_size=4 // int(os.environ.get("WORLD_SIZE", "1")))
+posterior, _, data = fit_tiny(MLE(), run)
+sums = {name: float(tensor.double().abs().sum()) for name, tensor in posterior.mean.items()}
+path = os.path.join(sys.argv[1], f"{run.batch_size}-{os.environ.get('RANK', '0')}.json")
+json.dump([sums, data.record["training"][0]["loss"]], open(path, "w"))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one(tmp_path):
+    (tmp_path / "twin.py").write_text(TWIN)
+    two = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    for command in ([sys.executable], two):
+        subprocess.run([*command, str(tmp_path / "twin.py"), str(tmp_path)], check=True, timeout=90)
+    one, first, second = (
+        json.loads((tmp_path / f"{name}.json").read_text()) for name in ("4-0", "2-0", "2-1")
+    )
+    assert first == second
+    assert first[0] == pytest.approx(one[0], rel=1e-4)
+    assert [v for _, v in first[1]] == pytest.approx([v for _, v in one[1]], abs=1e-4)
 
 
 def test_a_logger_that_is_not_installed_is_an_input_error():

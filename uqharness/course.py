@@ -9,6 +9,7 @@ import contextlib
 import json
 import logging
 import math
+import os
 import random
 import resource
 import sys
@@ -40,7 +41,12 @@ class Course:
     """Follows the trained tensors through the run."""
 
     def __init__(
-        self, trained: Mapping[str, Tensor], run: Run, data: ChoiceData, score: Callable[[], dict[str, float]]
+        self,
+        trained: Mapping[str, Tensor],
+        run: Run,
+        data: ChoiceData,
+        score: Callable[[], dict[str, float]],
+        method: Any = None,
     ) -> None:
         self.trained, self.run, self.score = trained, run, score
         self.step = 0  # steps done
@@ -54,6 +60,7 @@ class Course:
         self._sum, self._forwards = 0.0, 0
         self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
         self._settings["data"] = [split["hash"] for split in data.record.get("splits", [])]
+        self._settings["method"] = [getattr(method, "name", None), as_json(method)]
         if run.eval_every and not data.select:
             raise InputError(
                 "eval_every is set but there is no selection split: give --select-split train[-20%]"
@@ -67,7 +74,9 @@ class Course:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._clock = time.perf_counter()
-        self._bar = tqdm(total=self.run.steps, initial=self.step, desc="train", unit="step", mininterval=0.5)
+        quiet = os.environ.get("RANK", "0") != "0"  # several processes, one bar
+        steps = {"total": self.run.steps, "initial": self.step}
+        self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
     def add_loss(self, step: int, value: float) -> None:
         """The loss of one forward; the run ends at the first that is no number."""

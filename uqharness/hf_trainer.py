@@ -87,7 +87,9 @@ class ChoiceTrainer(Trainer):
 
     def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *args: Any, **kwargs: Any) -> Any:
         loss = model(inputs["batch"])
-        self.course.add_loss(inputs["batch"].step, float(loss.detach()))
+        # The mean over processes, so that all of them stop at the same loss that is no number.
+        shown = self.accelerator.reduce(loss.detach(), "mean") if self.args.world_size > 1 else loss.detach()
+        self.course.add_loss(inputs["batch"].step, float(shown))
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
@@ -145,6 +147,7 @@ def arguments_of(run: Run, scratch: str) -> TrainingArguments:
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=False,
+        ddp_find_unused_parameters=False,
     )
     arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (accelerate), no DataParallel
     return arguments

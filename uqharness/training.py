@@ -115,12 +115,14 @@ def fit_loop(
     groups: Groups | None = None,
     after_step: Callable[[int], None] | None = None,
     extra: Mapping[str, nn.Parameter] | None = None,
+    method: Any = None,
 ) -> Course:
     """Train the adapter in place.
 
     groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
     after_step: called with the step after the optimiser's, while the gradients are still there.
     extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
+    method: its settings are noted in checkpoints, so that one of other settings is not resumed.
     """
     from uqharness.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
 
@@ -128,7 +130,7 @@ def fit_loop(
     wrapped = LossModel(stack, loss, extra or {})
     adapter = [p for p in stack.parameters.values() if p.requires_grad]
     wanted = groups(stack) if groups else [{"params": adapter}]
-    course = Course(wrapped.trainable(), run, data, lambda: score(stack, data))
+    course = Course(wrapped.trainable(), run, data, lambda: score(stack, data), method)
     start = course.newest_checkpoint() if run.resume else None
     with own_randomness(), tempfile.TemporaryDirectory() as scratch:
         trainer = ChoiceTrainer(wrapped, data, run, wanted, course, scratch)

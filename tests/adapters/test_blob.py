@@ -15,6 +15,7 @@ from uqharness.adapters.blob import BLoB, Random
 from uqharness.base_model import inject
 from uqharness.bma import Rows
 from uqharness.config import Run
+from uqharness.errors import InputError
 from uqharness.lora import DrawLinear, LoraStack
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
@@ -258,6 +259,13 @@ def test_gradient_checkpointing_gives_the_same_gradients():
 
 
 # -------------------------------------------------------------------- the whole
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path):
+    run = dataclasses.replace(TINY, steps=2, out=str(tmp_path / "a"), save_every=1)
+    fit_tiny(BLoB(), run)
+    with pytest.raises(InputError, match="another method"):
+        fit_tiny(BLoB(kl_lr=0.5), dataclasses.replace(run, resume=True))
 
 
 def test_the_std_is_no_part_of_the_peft_adapter_and_counts_as_trained():
