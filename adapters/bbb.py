@@ -89,7 +89,7 @@ class BBB(Method):
             return [{"params": adapter}, {"params": list(rho.values()), "weight_decay": 0.0}]
 
         try:
-            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho)
+            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho, method=self)
         finally:
             stack.clear()
         std = {name: F.softplus(r).detach() for name, r in rho.items()}

@@ -65,5 +65,5 @@ class MAP(Method):
             return [{"params": adapter, "weight_decay": decay}]
 
         stack = LoraStack(model)
-        fit_loop(stack, data, run, groups=groups)
+        fit_loop(stack, data, run, groups=groups, method=self)
         return Point(stack.mean(), train_seed=run.seed)

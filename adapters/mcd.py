@@ -95,7 +95,7 @@ class MCDropout(Method):
             )
         stack = LoraStack(model)
         set_dropout(model, stack.adapter, self.p)
-        fit_loop(stack, data, run)
+        fit_loop(stack, data, run, method=self)
         return Dropped(stack.mean(), run.seed, self.p, self.mask)
 
 

@@ -120,10 +120,12 @@ class MeLoRA(Method):
         def after_step(step: int) -> None:
             self.step(cores, self.kl_lr * learning_rate(step, run), weight, self.sigma(run.seed, step))
 
-        own = {f"{name}.m": c.m for name, c in cores.items()} | {f"{name}.h": c.h for name, c in cores.items()}
+        extra = {f"{name}.m": c.m for name, c in cores.items()}
+        extra |= {f"{name}.h": c.h for name, c in cores.items()}
+        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step}
         before_b = {name.replace(".lora_A.", ".lora_B."): core for name, core in cores.items()}
         with stack.inputs(before_b):
-            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own)
+            fit_loop(stack, data, run, **hooks, extra=extra, method=self)
         return self.finish(stack, cores, run.seed)
 
     @torch.no_grad()
