@@ -256,10 +256,9 @@ class Laplace(Method):
             "log_likelihood": likelihood,
             "log_evidence": evidence(likelihood, curvature, norms, precision),
             "parameters": sum(mean[name].numel() for name in names),
+            "dropped_trace": max(curvature.lost.values(), default=0.0),
             # P̂ ≼ P ≼ (1 + e) P̂: low rank never understates a variance, and overstates it by 1 + e at most
-            "variance_error_bound": max(
-                [curvature.dropped.get(name, 0.0) / value for name, value in precision.items()]
-            ),
+            "variance_error_bound": max(curvature.dropped.get(n, 0.0) / p for n, p in precision.items()),
         }
         return LaplacePosterior(mean, curvature, precision, run.seed, self.predictive, self.mc_samples, report)
 

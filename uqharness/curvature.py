@@ -31,6 +31,7 @@ class Curvature(ABC):
 
     structure: ClassVar[str]
     dropped: Mapping[str, float] = {}  # layer -> ‖F − F̂‖₂ is at most this
+    lost: Mapping[str, float] = {}  # layer -> part of tr F that F̂ leaves out
 
     @abstractmethod
     def spectra(self) -> dict[str, Tensor]:
@@ -157,7 +158,7 @@ class KronCollector:
         return None
 
     def finish(self, questions: int) -> Kron:
-        blocks, dropped = {}, {}
+        blocks, dropped, lost = {}, {}, {}
         for name, factor in self.inp.items():
             scale = 1.0 / (factor.count if self.tokens == "expand" else questions)
             inp, right, lost_right = factor.finish()
@@ -168,10 +169,11 @@ class KronCollector:
             # ‖L⊗R − L̂⊗R̂‖ ≤ ‖L‖ δ_R + ‖R̂‖ δ_L
             highest = [float(v.max()) if len(v) else 0.0 for v in (left, right)]
             dropped[name] = scale * ((highest[0] + lost_left) * lost_right + highest[1] * lost_left)
-            rows = self.support.get(name)
-            blocks[name] = Block(out.float(), inp.float(), values.float(), rows)
+            whole = scale * float(left.sum() + lost_left) * float(right.sum() + lost_right)
+            lost[name] = max(0.0, 1 - float(values.sum()) / max(whole, 1e-300))
+            blocks[name] = Block(out.float(), inp.float(), values.float(), self.support.get(name))
         kron = Kron(blocks)
-        kron.dropped = dropped
+        kron.dropped, kron.lost = dropped, lost
         return kron
 
 

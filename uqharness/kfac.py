@@ -134,6 +134,7 @@ def weigh(f: Tensor, weights: Tensor) -> Tensor:
 
 def per_question(inputs: Tensor, gradients: Tensor, rows: Rows) -> Tensor:
     """∂/∂W of each question: Σ_t g_t a_tᵀ over its tokens, `[Q, out, in]`."""
+    gradients = gradients if gradients.dtype == torch.float64 else gradients.float()
     outer = gradients.transpose(1, 2) @ inputs.to(gradients.dtype)  # [R, out, in]; g is 0 behind the last read
     example = rows.examples[len(inputs)]
     return outer.new_zeros(int(rows.question.max()) + 1, *outer.shape[1:]).index_add(0, example, outer)
