@@ -1,0 +1,79 @@
+"""The shipped base model and tokenizer: loadable by name only, split as lm-eval does, better than chance."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from uqharness import toyworld
+from uqharness.toyworld import files
+from uqharness.toyworld.__main__ import main
+from uqharness.toyworld.pretrain import pretrain
+from uqharness.toyworld.world import DATASETS, LETTERS, make_world
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return AutoTokenizer.from_pretrained(str(toyworld.base_path()))
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_context_and_continuation_encode_apart_as_together(tokenizer, name: str) -> None:
+    unknown = tokenizer.unk_token_id
+    for row in toyworld.questions(name, "test")[:400]:
+        context = tokenizer.encode(row["prompt"])
+        assert unknown not in context
+        for choice in row["choices"]:
+            whole, answer = tokenizer.encode(f"{row['prompt']} {choice}"), tokenizer.encode(f" {choice}")
+            assert whole == context + answer and unknown not in answer
+            assert len(answer) == (1 if choice in LETTERS else len(choice.split()))
+
+
+def test_special_tokens(tokenizer) -> None:
+    assert tokenizer.pad_token_id == 0 and tokenizer.eos_token_id == 1 and tokenizer.bos_token_id is None
+    plain = tokenizer.encode("The pick", add_special_tokens=False)
+    assert tokenizer.encode("The pick") == plain and len(plain) == 2
+    assert tokenizer.decode(plain) == "The pick"
+
+
+def test_base_is_better_than_chance_and_not_overconfident(tokenizer) -> None:
+    model = AutoModelForCausalLM.from_pretrained(str(toyworld.base_path()), dtype=torch.float32)
+    letters = tokenizer.convert_tokens_to_ids(list(LETTERS))
+    right = confidence = chance = 0.0
+    rows = toyworld.questions("toyworld", "validation")[:400]
+    for row in rows:
+        ids = torch.tensor([tokenizer.encode(row["prompt"])])
+        with torch.no_grad():
+            p = model(ids).logits[0, -1, letters[: len(row["texts"])]].softmax(-1)
+        right += float(p.argmax() == row["gold"])
+        confidence += float(p.max())
+        chance += 1 / len(row["texts"])
+    assert right > chance + 0.08 * len(rows)
+    assert confidence < right + 0.1 * len(rows)
+
+
+def test_first_pretraining_steps_repeat() -> None:
+    manifest = files.read_manifest(toyworld.data_path())
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _, losses = pretrain(make_world(manifest["seed"]), steps=5)
+    finally:
+        torch.set_num_threads(threads)
+    assert losses == pytest.approx(manifest["pretraining"]["first_losses"], abs=1e-4)
+
+
+def test_check_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
+    assert main(["--check"]) == 0
+    assert "as in the manifest" in capsys.readouterr().out
+    assert main(["--check", "--out", str(tmp_path), "--seed", "0"]) == 2
+    assert "make the world first" in capsys.readouterr().err
+
+
+def test_questions_are_made_elsewhere_without_a_base(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--out", str(tmp_path)]) == 0
+    assert (tmp_path / "base" / "tokenizer.json").is_file()
+    assert main(["--check", "--out", str(tmp_path)]) == 0
+    assert main(["--out", str(tmp_path), "--seed", "12345"]) == 2
+    assert "is of seed" in capsys.readouterr().err

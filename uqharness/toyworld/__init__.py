@@ -1,0 +1,46 @@
+"""The embedded world: a synthetic multiple-choice task whose label distribution is known, and its tiny base.
+
+Everything here was made by `python -m uqharness.toyworld --full` from one seed;
+`data/MANIFEST.json` says how.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+from uqharness.errors import InputError
+from uqharness.toyworld.world import DATASETS, SIZES
+
+__all__ = ["DATASETS", "SIZES", "base_path", "data_path", "oracle", "questions", "questions_path"]
+
+
+def data_path() -> Path:
+    """The folder with the shipped base model, questions and manifest."""
+    return Path(__file__).parent / "data"
+
+
+def base_path() -> Path:
+    """The shipped base model, as `from_pretrained` and `--model_args pretrained=` want it."""
+    return data_path() / "base"
+
+
+def questions_path(name: str, split: str) -> Path:
+    """The gzipped JSON lines of one split, as `load_dataset("json", data_files=...)` wants them."""
+    if split not in SIZES.get(name, {}):
+        known = ", ".join(f"{n}/{s}" for n, splits in SIZES.items() for s in splits)
+        raise InputError(f"the toy world has no questions '{name}/{split}': take one of {known}")
+    return data_path() / "questions" / f"{name}_{split}.jsonl.gz"
+
+
+def questions(name: str, split: str) -> list[dict[str, Any]]:
+    """The questions of one split, each a dict (see `world.draw_question`)."""
+    with gzip.open(questions_path(name, split), "rt", encoding="utf-8") as lines:
+        return [json.loads(line) for line in lines]
+
+
+def oracle(name: str, split: str) -> list[list[float]]:
+    """log p(choice | question) of the best predictor there is, for every question of a split."""
+    return [row["oracle"] for row in questions(name, split)]
