@@ -276,7 +276,6 @@ BAD_TRAIN: dict[str, tuple[list[str], str]] = {
     "seeds": (["mle", "--seeds", "0"], "whole number of at least 1"),
     "base": (["mle", "--base", "/nowhere/base"], "base model /nowhere/base cannot be loaded"),
     "target": (["mle", "--target-modules", "q_prj"], "did you mean q_proj?"),
-    "task": (["mle", "--task", "tiny_u.yaml"], "tiny_u.yaml"),
     "no choices": (["mle", "--task", "generate_uq"], "generate_until"),
     "no training split": (["mle", "--task", "untrained_uq"], "no training split"),
     "label": (["mle", "--task", "label_uq"], "label"),

@@ -90,6 +90,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
+    """The reason is the last line: bars that are still open would print themselves after it."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        with contextlib.suppress(Exception):
+            bar.close()
     print(f"uqharness: {message}", file=sys.stderr)
     return code
 
@@ -100,9 +105,7 @@ def _dispatch(argv: list[str]) -> int:
         return _overview(words)
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise InputError(
-            f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}"
-        )
+        raise InputError(f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     _logging("--debug" in argv)
     module = _module(name)
     parser = _parser(name)
@@ -115,9 +118,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _overview(words: list[str]) -> int:
     listed = "\n".join(f"  {name:<9} {about}" for name, (_, about, _) in COMMANDS.items())
-    parser = Parser(
-        prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …"
-    )
+    parser = Parser(prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …")
     parser.add_argument("--version", action="version", version=f"uqharness {__version__}")
     parser.parse_args(words)
     parser.print_help()

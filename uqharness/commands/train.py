@@ -124,10 +124,16 @@ def splits(task: Any) -> tuple[str, str]:
 
 def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     """The base with a fresh adapter, and the questions as its tokens."""
+    import transformers
+
     from uqharness.data import prepare as read
     from uqharness.training import build_model
 
-    model, tokenizer = build_model(cell)
+    transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
+    try:
+        model, tokenizer = build_model(cell)
+    finally:
+        transformers.utils.logging.enable_progress_bar()
     return model, read(task, tokenizer, cell, plan.method)
 
 
@@ -225,12 +231,10 @@ def _without_items(split: Mapping[str, Any]) -> dict[str, Any]:
 def _quiet() -> None:
     """Our own progress bar and one-line notes are enough."""
     import datasets
-    import transformers
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     datasets.disable_progress_bars()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _count(text: str) -> int:
