@@ -131,10 +131,10 @@ def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> 
         result(tmp_path, method, numbers=k)
     result(tmp_path, numbers=3, plain=True, draws=1)
     found = one(tmp_path)
-    row = found.rows.index(("hf: tiny", 1))
+    row = found.rows.index(("tiny (zero-shot)", 1))
     assert found.cells["acc", row, 0].rank is None
     assert {found.cells["nll", i, 0].rank for i in range(3) if i != row} == {1, 2}
-    assert any("hf: tiny" in note and "not ranked" in note for note in found.notes)
+    assert any("tiny (zero-shot)" in note and "not ranked" in note for note in found.notes)
 
 
 def test_leaked_cells_are_marked_and_never_best(tmp_path: Path) -> None:

@@ -109,11 +109,13 @@ def run_cells(out: Path, cells: Sequence[Cell], workers: int) -> None:
     if not cells:
         return
     started, left = time.monotonic(), list(cells)
-    bar = tqdm(
-        total=sum(cell.weight for cell in cells), unit="part", bar_format="{l_bar}{bar}| {elapsed}<{remaining} {desc}"
-    )
+    shape = "{percentage:3.0f}% |{bar:40}| {elapsed} gone, {remaining} to go{postfix}"
+    bar = tqdm(total=sum(cell.weight for cell in cells), bar_format=shape)
     context = multiprocessing.get_context("spawn")
-    with _one_thread_each(), ProcessPoolExecutor(min(workers, len(cells)), mp_context=context) as pool:
+    with (
+        _one_thread_each(),
+        ProcessPoolExecutor(min(workers, len(cells)), mp_context=context, initializer=_warm_up) as pool,
+    ):
         running: dict[Future[None], Cell] = {pool.submit(run_cell, str(out), cell): cell for cell in left}
         try:
             while running:
@@ -121,8 +123,8 @@ def run_cells(out: Path, cells: Sequence[Cell], workers: int) -> None:
                 for future in done:
                     cell = running.pop(future)
                     future.result()
+                    bar.set_postfix_str(f"{cell.name} done, {len(running)} cells left", refresh=False)
                     bar.update(cell.weight)
-                    bar.set_description_str(f"{cell.name} done, {len(running)} to go")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
@@ -137,11 +139,7 @@ def run_cell(out: str, cell: Cell) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     results = root / "results" / cell.name
     try:
-        with (
-            open(log, "w", encoding="utf-8") as file,
-            contextlib.redirect_stdout(file),
-            contextlib.redirect_stderr(file),
-        ):
+        with _written_to(log):
             adapter = train_cell(root, cell) if cell.method else None
             evaluate_cell(results, cell, adapter)
     except Exception as error:
@@ -183,6 +181,34 @@ def evaluate_cell(results: Path, cell: Cell, adapter: Path | None) -> None:
     args = evaluate.parse(parser, argv)
     args.argv, args.debug = ["eval", *argv], True
     evaluate.run(args)
+
+
+@contextlib.contextmanager
+def _written_to(log: Path) -> Iterator[None]:
+    """What this process and its children print goes to a file (lm-eval asks git and pip about the environment)."""
+    kept = os.dup(1), os.dup(2)
+    with open(log, "w", encoding="utf-8") as file:
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for number, saved in zip((1, 2), kept, strict=True):
+                os.dup2(saved, number)
+                os.close(saved)
+
+
+def _warm_up() -> None:
+    """Once per worker: the imports, and what lm-eval records of the environment, which takes it seconds to ask."""
+    import functools
+
+    from lm_eval.loggers import utils
+
+    utils.get_pretty_env_info = functools.lru_cache(maxsize=1)(utils.get_pretty_env_info)
 
 
 @contextlib.contextmanager

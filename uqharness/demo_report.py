@@ -34,7 +34,8 @@ def report(out: Path, folders: Sequence[Path]) -> None:
 
 def terminal(shown: table.Table, marks: dict[int, tuple[str, str]]) -> str:
     """Aligned columns; best bold, second underlined (or *best*, _second_ where there is no terminal)."""
-    grid = [table_formats.header(shown), *table_formats.lines(shown, marks, "±")]
+    names = [f"{c.task}, {c.shift} shift" if c.shift in ("small", "large") else c.task for c in shown.columns]
+    grid = [[*table_formats.header(shown)[:4], *names], *table_formats.lines(shown, marks, "±")]
     widths = [max(len(_bare(row[k])) for row in grid) for k in range(len(grid[0]))]
     rows = [
         "  ".join(text + " " * (width - len(_bare(text))) for text, width in zip(row, widths, strict=True))

@@ -56,22 +56,34 @@ def describe(run: Run) -> Source:
     record = info.get("record") or {}
     method, trained = record.get("method") or {}, record.get("run") or {}
     data, posterior = record.get("data") or {}, record.get("posterior") or {}
-    given = run.model_args
     name = method.get("label") or method.get("name")
     if name is None:
-        parts = (given.get("pretrained") or info.get("base"), given.get("adapter") or given.get("peft"))
-        name = f"{run.model}: {' + '.join(str(p).rstrip('/').rsplit('/', 1)[-1] for p in parts if p)}"
+        name = _unrecorded(run, info)
     recipe = record.get("recipe") or trained
     setup = {key: recipe[key] for key in RECIPE if key in recipe}
     if "target_modules" in setup:
         setup["target_modules"] = sorted(setup["target_modules"])
     if "base" in setup:
-        setup["base"] = str(setup["base"]).rstrip("/").rsplit("/", 1)[-1]
+        setup["base"] = _last(setup["base"])
     return Source(
         run, name, method.get("settings") or {}, posterior.get("train_seed", trained.get("seed")),
         data.get("task"), record.get("recipe_hash"), setup,
         posterior.get("finite") if record else 1, str(info.get("adapter_hash", "")), _leaked(info, run.task),
     )  # fmt: skip
+
+
+def _unrecorded(run: Run, info: Mapping[str, Any]) -> str:
+    """A name for a model without our record: a plain adapter by its folder, a base alone as zero-shot."""
+    given = run.model_args
+    base = _last(given.get("pretrained") or info.get("base") or run.model)
+    adapter = given.get("adapter") or given.get("peft")
+    if adapter:
+        return f"{_last(adapter)} on {base}"
+    return run.model if base == run.model else f"{base} (zero-shot)"
+
+
+def _last(path: Any) -> str:
+    return str(path).rstrip("/").rsplit("/", 1)[-1]
 
 
 def newest(sources: Sequence[Source], notes: list[str]) -> list[Source]:
