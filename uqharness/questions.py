@@ -37,7 +37,7 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
     manager = TaskManager(include_defaults=False, include_path=paths)
     if name not in manager.task_index and not Path(name).is_file():
         log.info("%s is none of our tasks: indexing lm-eval's", name)
-        manager = TaskManager(include_path=paths)
+        manager = TaskManager(include_path=(extra if adds_our_tasks(TaskManager) else paths) or None)
         if name not in manager.task_index:
             raise InputError(
                 f"unknown task {name!r}{did_you_mean(name, manager.all_tasks)}; see `uqharness tasks`"
@@ -56,6 +56,12 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
             f"{name} is a group of {len(tasks)} tasks: name one of {', '.join(sorted(tasks)[:8])}"
         )
     return next(iter(tasks.values()))
+
+
+def adds_our_tasks(manager: Any) -> bool:
+    """Whether lm-eval's TaskManager knows our folder by itself: by our start-up hook, or by discovery of its own."""
+    module = importlib.import_module("lm_eval.tasks.manager")
+    return hasattr(module, "discover_plugin_task_paths") or getattr(manager.__init__, "_uqharness", False)
 
 
 def _our_tasks() -> Path | None:

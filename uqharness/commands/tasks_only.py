@@ -15,6 +15,7 @@ from typing import Any
 
 from uqharness.commands.parser import suggestion
 from uqharness.errors import InputError
+from uqharness.questions import adds_our_tasks
 
 log = logging.getLogger("uqharness.eval")
 
@@ -56,7 +57,7 @@ def manager(original: Any, names: list[str], include_path: Any, metadata: Any) -
         return lean
     log.info("indexing lm-eval's own tasks: not all of %s are uqharness's", ", ".join(names))
     # Where the start-up hook or lm-eval itself adds our folder, adding it again would only warn.
-    folders = given if _added_already(original) else [our_folder(), *given]
+    folders = given if adds_our_tasks(original) else [our_folder(), *given]
     full = original(include_path=folders or None, metadata=metadata)
     for name in names:
         if not _is_file(name) and not Path(name).is_dir() and not full.match_tasks([name]):
@@ -100,9 +101,3 @@ def _is_file(name: str) -> bool:
     if not paths:
         raise InputError(f"--tasks {name}: no such file")
     return all("group:" not in path.read_text(encoding="utf-8") for path in paths)
-
-
-def _added_already(original: Any) -> bool:
-    from lm_eval.tasks import manager as module
-
-    return hasattr(module, "discover_plugin_task_paths") or getattr(original.__init__, "_uqharness", False)
