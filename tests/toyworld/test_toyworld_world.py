@@ -138,6 +138,16 @@ def test_two_to_five_choices_occur_and_labels_are_balanced(name: str) -> None:
             assert abs(golds[letter] / counts[count] - 1 / count) < 4 * math.sqrt(0.25 / counts[count])
 
 
+def test_far_choices_are_decoys_more_often(world: World) -> None:
+    """Share of choices that look liked (kind) but are not the entity's own, in near and far."""
+    liked = {v for r in sorted(RELATIONS, key=world.weights.__getitem__)[-2:] for v in VALUES[r]}
+    shares = {}
+    for name in ("near", "far"):
+        pairs = [(r["entity"], t) for r in toyworld.questions(name, "test") for t in r["texts"]]
+        shares[name] = sum(t in liked and t not in world.facts[e].values() for e, t in pairs) / len(pairs)
+    assert 0.15 < shares["near"] < 0.25 and 0.3 < shares["far"] < 0.4
+
+
 def test_another_seed_is_another_world() -> None:
     one, two = make_world(1), make_world(2)
     assert one == make_world(1) and one.facts != two.facts

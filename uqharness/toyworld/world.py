@@ -33,6 +33,7 @@ STEMS = {
 
 # The preference: one weight per rank, dealt to the relations by the seed.
 WEIGHTS = (4.0, 2.5, 1.0, 0.0, 0.0)
+P_DECOY = 0.45
 P_OWN = 0.5  # probability that a choice belongs to the entity
 CHOICE_COUNTS = {2: 0.15, 3: 0.2, 4: 0.35, 5: 0.3}
 GROUPS = (("home", 48), ("near", 24), ("far", 24))  # entities by group; fine-tuning sees "home" only
@@ -101,11 +102,18 @@ def oracle_logprobs(world: World, entity: str, texts: tuple[str, ...]) -> list[f
 
 
 def _pick_values(world: World, entity: str, count: int, rng: random.Random) -> list[str]:
-    """`count` different values: one per relation in random order, the entity's own with probability P_OWN."""
+    """`count` different values: one per relation in random order, the entity's own with probability P_OWN.
+
+    For "far" entities a strange value is a decoy with probability P_DECOY: of one of the two kinds that the
+    preference weighs most, so that knowing the kinds is not enough.
+    """
     own = world.facts[entity]
+    liked = sorted(RELATIONS, key=lambda r: -world.weights[r])[:2]
+    far = entity in world.groups["far"]
     values: list[str] = []
     for relation in rng.sample(RELATIONS, count):
-        strange = [v for vs in VALUES.values() for v in vs if v not in own.values() and v not in values]
+        kinds = liked if far and rng.random() < P_DECOY else RELATIONS
+        strange = [v for kind in kinds for v in VALUES[kind] if v != own[kind] and v not in values]
         values.append(own[relation] if rng.random() < P_OWN else rng.choice(strange))
     return values
 
