@@ -203,6 +203,7 @@ class Laplace(Method):
         "lr": 5e-5, "warmup": 0.0, "lora_dropout": 0.1, "weight_decay": 0.0, "batch_size": 8, "steps": 10_000,
     }  # fmt: skip
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (LaplacePosterior,)
+    uses_source: ClassVar[bool] = True
 
     structure: Literal["kron", "diag", "full"] = option("kron", "of the Fisher; full: small adapters only")
     layers: Literal["all", "last"] = option(

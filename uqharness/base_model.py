@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.util
 import math
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +24,12 @@ from uqharness.posterior import keyed_generator
 
 def build_model(run: Run) -> tuple[PeftModel, Any]:
     """The base with a fresh adapter, and its tokenizer."""
+    base, tokenizer = load_base(run)
+    return inject(base, run), tokenizer
+
+
+def load_base(run: Run) -> tuple[nn.Module, Any]:
+    """The base where and as the run wants it, and its tokenizer."""
     if not run.base:
         raise InputError("no base model: give --base with a folder, a hub id or toyworld")
     where, device = base_location(run.base), pick_device(run.device)
@@ -36,7 +43,19 @@ def build_model(run: Run) -> tuple[PeftModel, Any]:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     else:
         base = base.to(device)
-    return inject(base, run), tokenizer
+    return base, tokenizer
+
+
+def attach(base: nn.Module, folder: Path, run: Run) -> PeftModel:
+    """A trained adapter on its base, trainable; rank, scaling and targets are what its own files say."""
+    try:
+        model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type,unused-ignore]
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"adapter {folder} does not fit base model {run.base}: give its own base ({reason})") from error
+    config = model.peft_config[model.active_adapter]
+    config.base_model_name_or_path = run.base
+    return model
 
 
 def inject(base: nn.Module, run: Run) -> PeftModel:

@@ -190,6 +190,7 @@ class Method(ABC):
     suggests: ClassVar[Mapping[str, Any]] = {}  # run settings of the paper; what the user overrides is recorded
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
     uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
+    uses_source: ClassVar[bool] = False  # can build on a trained adapter (`--adapter`), `source` of `fit`
 
     @abstractmethod
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None) -> Posterior:
