@@ -5,9 +5,9 @@ cd "$(dirname "$0")/.."
 python="$PWD/.venv/bin/python"
 plugin=docs/examples/uqharness-sgld-noise
 "$python" -m pip install --quiet --no-deps "./$plugin"
-trap '"$python" -m pip uninstall --quiet --yes uqharness-sgld-noise' EXIT
-"$python" -m pytest -q -p no:cacheprovider --rootdir "$plugin" -c /dev/null "$plugin/tests"
 work="$(mktemp -d)"
+trap 'cd /; rm -rf "$work"; "$python" -m pip uninstall --quiet --yes uqharness-sgld-noise' EXIT
+"$python" -m pytest -q -p no:cacheprovider --rootdir "$plugin" -c /dev/null "$plugin/tests"
 cd "$work"
 "$python" -m uqharness methods | grep sgld-noise
 "$python" -m uqharness train sgld-noise --base toyworld --task toyworld_uq --out sgld --steps 20 --batch-size 8 \
@@ -15,4 +15,3 @@ cd "$work"
 "$python" -m lm_eval --model bayeslora --model_args adapter=sgld --tasks toyworld_uq --limit 50 --batch_size 16 \
   --output_path results
 "$python" -m uqharness table results | grep SGLD
-rm -rf "$work"

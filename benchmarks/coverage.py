@@ -60,9 +60,7 @@ def truth(name: str, rng: np.random.Generator, n: int = 2_000_000) -> dict[str, 
     return out
 
 
-def measure(
-    name: str, n: int, reps: int, true: dict[str, float | Array], rng: np.random.Generator
-) -> dict[str, Array]:
+def measure(name: str, n: int, reps: int, true: dict[str, float | Array], rng: np.random.Generator) -> dict[str, Array]:
     """Per metric [coverage, truth below, truth above, mean width] of the 95 % interval over `reps`."""
     rows: dict[str, list[tuple[float, ...]]] = {k: [] for k in true}
     for _ in range(reps):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ __all__ = ["DATASETS", "SIZES", "base_path", "data_path", "oracle", "questions",
 
 
 def data_path() -> Path:
-    """The folder with the shipped base model, questions and manifest."""
-    return Path(__file__).parent / "data"
+    """The folder with base model, questions and manifest: the shipped one, or what UQHARNESS_TOYWORLD names."""
+    other = os.environ.get("UQHARNESS_TOYWORLD")
+    return Path(other) if other else Path(__file__).parent / "data"
 
 
 def base_path() -> Path:
