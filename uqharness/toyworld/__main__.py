@@ -18,7 +18,7 @@ EXAMPLES = """examples:
   python -m uqharness.toyworld --out my_world --seed 7 --full
                                              another world with a base of its own (about {minutes} minutes)
 """
-MINUTES = 7
+MINUTES = 4
 
 
 def parser() -> argparse.ArgumentParser:
