@@ -65,8 +65,11 @@ def describe(run: Run) -> Source:
         setup["target_modules"] = sorted(setup["target_modules"])
     if "base" in setup:
         setup["base"] = _last(setup["base"])
+    settings = dict(method.get("settings") or {})
+    if built_on := (record.get("source") or {}).get("method"):  # the same method on another adapter: another row
+        settings["on"] = built_on.get("label")
     return Source(
-        run, name, method.get("settings") or {}, posterior.get("train_seed", trained.get("seed")),
+        run, name, settings, posterior.get("train_seed", trained.get("seed")),
         data.get("task"), record.get("recipe_hash"), setup,
         posterior.get("finite") if record else 1, str(info.get("adapter_hash", "")), _leaked(info, run.task),
     )  # fmt: skip

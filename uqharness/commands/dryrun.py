@@ -21,6 +21,8 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
     print(f"method {cls.name}: {cls.label}, {cls.paper}")
     for name, value in config.as_json(plan.method).items():
         print(f"  {name}: {value}")
+    if plan.source:
+        print(f"builds on {plan.source.name}: {plan.source.posterior.kind} posterior")
     print("run")
     for name, value in config.as_json(plan.run).items():
         print(f"  {name}: {_text(value)}{_origin(name, plan)}")
@@ -32,10 +34,11 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
     seconds, disk = found["seconds"], found["adapter_bytes"] + found["checkpoint_bytes"]
     print(f"data: {found['items']} items to fit, of {found['splits']}")
     print(f"trainable parameters: {found['trainable_parameters']:,}")
+    # What is built on a trained adapter takes no steps: it was done once, whole.
+    how = f"{found['steps']} real steps of {found['step_seconds']:.3f} s" if found["steps"] else "doing it once"
     print(
         f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; "
-        f"from {found['steps']} real steps of {found['step_seconds']:.3f} s "
-        f"on this machine's {found['device']}{found['note']}"
+        f"from {how} on this machine's {found['device']}{found['note']}"
     )
     print(f"memory: {size(found['peak_memory_bytes'])} at the peak of those steps")
     kept = f", {size(found['checkpoint_bytes'])} of it checkpoints" if found["checkpoint_bytes"] else ""
@@ -57,8 +60,9 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     }
     model, data = prepare(plan, cell, task)
     splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
+    source = plan.source and plan.source.posterior
     started = time.perf_counter()
-    posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), None)
+    posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), source)
     wall = time.perf_counter() - started
     spent = costs(data.record.get("training", []), model, wall)
     loops = sum(course["seconds"] for course in data.record.get("training", []))
@@ -97,6 +101,8 @@ def size(count: float) -> str:
 def _origin(name: str, plan: Plan) -> str:
     if name in plan.overridden:
         return f"  (the method suggests {_text(plan.overridden[name]['suggested'])})"
+    if name in plan.inherited:
+        return "  (from the adapter)"
     return "  (suggested by the method)" if name in plan.suggested else "  (given)" if name in plan.given else ""
 
 

@@ -10,12 +10,15 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uqharness import config, registry
 from uqharness.config import Run
 from uqharness.errors import InputError
 from uqharness.posterior import Method
+
+if TYPE_CHECKING:
+    from uqharness.commands.source import Source
 
 # Where a run writes, how it goes on and what it reports do not change what comes out.
 FREE = frozenset({"out", "resume", "save_every", "report_to", "device", "seed"})
@@ -32,6 +35,8 @@ class Plan:
     overridden: Mapping[str, Mapping[str, Any]]
     package: str
     seeds: int | None = None
+    source: Source | None = None  # the trained adapter that the method builds on
+    inherited: frozenset[str] = frozenset()  # run settings that come from it
 
     def cells(self) -> list[Run]:
         """One run per seed; with --seeds N they go to OUT/seed0 … ."""
@@ -49,7 +54,8 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """What must be equal for two adapters to differ by their seed alone."""
         run = {k: v for k, v in config.as_json(self.run).items() if k not in FREE}
-        return {"method": self.method.name, "settings": config.as_json(self.method), **run}
+        source = {} if self.source is None else {"adapter": self.source.hash}
+        return {"method": self.method.name, "settings": config.as_json(self.method), **source, **run}
 
 
 def resolve(args: argparse.Namespace) -> Plan:
@@ -64,10 +70,17 @@ def resolve(args: argparse.Namespace) -> Plan:
     if base and base != "toyworld" and Path(base).expanduser().is_dir():
         shared["base"] = str(Path(base).expanduser().resolve())  # the adapter is found from anywhere
     method = config.build(cls, own)
-    run, overridden = config.resolve_run(cls.suggests, shared)
+    source, inherited = None, {}
+    if name := getattr(args, "adapter", None):
+        from uqharness.commands import source as sources
+
+        source = sources.read(name, cls)
+        inherited = sources.inherit(source, shared)
+    suggests = {key: value for key, value in cls.suggests.items() if key not in inherited}
+    run, overridden = config.resolve_run(suggests, {**shared, **inherited})
     return Plan(
-        method, run, frozenset(shared), frozenset(cls.suggests) - frozenset(shared), overridden,
-        registry.distribution(point), args.seeds,
+        method, run, frozenset(shared), frozenset(suggests) - frozenset(shared), overridden,
+        registry.distribution(point), args.seeds, source, frozenset(inherited),
     )  # fmt: skip
 
 

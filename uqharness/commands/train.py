@@ -1,4 +1,7 @@
-"""`uqharness train METHOD --base BASE --task TASK --out DIR`: settings -> method.fit -> folder."""
+"""`uqharness train METHOD --base BASE --task TASK --out DIR`: settings -> method.fit -> folder.
+
+With `--adapter DIR` the method builds on a trained adapter, whose files say which base and which LoRA it is.
+"""
 
 from __future__ import annotations
 
@@ -30,6 +33,7 @@ log = logging.getLogger("uqharness.train")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "uqharness train METHOD --base BASE --task TASK --out DIR [options]"
     parser.add_argument("method", metavar="METHOD", help="one of `uqharness methods`")
+    parser.add_argument("--adapter", metavar="DIR", help="build on this trained LoRA (folder or hub id)")
     parser.add_argument("--seeds", type=_count, metavar="N", help="N runs, seeds --seed … into OUT/seed0 …")
     parser.add_argument("--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run")
     parser.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings")
@@ -88,8 +92,9 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
         "method": record["method"]["name"],
         "settings": record["method"].get("settings"),
         **record.get("run", {}),
+        "adapter": (record.get("source") or {}).get("content_hash"),
     }
-    wanted = plan.identity()
+    wanted = {"adapter": None, **plan.identity()}
     other = [key for key, value in wanted.items() if key in found and found[key] != value]
     if other:
         key = other[0]
@@ -123,30 +128,41 @@ def splits(task: Any) -> tuple[str, str]:
 
 
 def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
-    """The base with a fresh adapter, and the questions as its tokens."""
+    """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
     import transformers
 
+    from uqharness.base_model import attach, inject, load_base
     from uqharness.data import prepare as read
-    from uqharness.training import build_model
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
     try:
-        model, tokenizer = build_model(cell)
+        base, tokenizer = load_base(cell)
     finally:
         transformers.utils.logging.enable_progress_bar()
+    if plan.source is None:
+        return inject(base, cell), read(task, tokenizer, cell, plan.method)
+    model = attach(base, plan.source.folder, cell)
+    adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
     return model, read(task, tokenizer, cell, plan.method)
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     model, data = prepare(plan, cell, task)
+    source, shared = plan.source, 0
+    if source:
+        shared = source.tuned_on_fitted(data.record["splits"])
     started = time.perf_counter()
-    posterior = plan.method.fit(model, data, cell, None)
+    posterior = plan.method.fit(model, data, cell, source and source.posterior)
     seconds = time.perf_counter() - started
     used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
     full = record(plan, cell, model, {**data.record, "splits": used}, seconds)
     full["data"] = {k: v for k, v in data.record.items() if k != "training"}
     full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
     full["command"] = shlex.join(["uqharness", *args.argv])
+    if source:
+        full["source"], full["data"]["tuned_on_fitted"] = source.entry(), shared
+        full |= source.recipe()
+        used = source.splits(used)
     adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 

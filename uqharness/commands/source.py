@@ -1,0 +1,121 @@
+"""`--adapter DIR`: the trained adapter that a method builds on. What it was made with comes from its own files."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqharness import adapter_io, config
+from uqharness.config import Run
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+
+    from uqharness.posterior import Method, Posterior
+
+# What the adapter's files say and no flag can change.
+FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
+# What our record of it suggests: the same questions, seen through the same base.
+INHERITED = ("task", "seed", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "tune_fraction")
+log = logging.getLogger("uqharness.train")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A trained adapter: its posterior, our record of it (None: a plain PEFT LoRA) and PEFT's configuration."""
+
+    name: str
+    folder: Path
+    posterior: Posterior
+    record: dict[str, Any] | None
+    peft: LoraConfig
+
+    @property
+    def hash(self) -> str:
+        return adapter_io.content_hash(self.folder)
+
+    def entry(self) -> dict[str, Any]:
+        """What the record of a method that builds on it says of it: all that its own record says."""
+        plain = {"method": {"name": "peft", "label": "PEFT LoRA"}}
+        return {"adapter": self.name, "content_hash": self.hash, **(self.record or plain)}
+
+    def recipe(self) -> dict[str, Any]:
+        """How the weights were trained: the source's own, so that it and what is built on it compare."""
+        known = self.record or {}
+        return {"recipe": known.get("recipe"), "recipe_hash": known.get("recipe_hash")}
+
+    def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
+        """The new adapter's splits and those the source has seen: it knows all of them."""
+        found = [dict(split) for split in own]
+        known = {(split.get("purpose"), split.get("hash")) for split in found}
+        older = [s for s in adapter_io.read_splits(self.folder) if (s.get("purpose"), s.get("hash")) not in known]
+        return found + [{**split, "of": split.get("of", "source")} for split in older]
+
+    def tuned_on_fitted(self, own: Iterable[Mapping[str, Any]]) -> int:
+        """Items to tune or select on that the source was fitted on: it is surer of them than of others."""
+        held = [set(s["fingerprints"]) for s in own if s["purpose"] != "fit"]
+        seen = [set(s.get("fingerprints", ())) for s in adapter_io.read_splits(self.folder) if s["purpose"] == "fit"]
+        shared = len(set().union(*held) & set().union(*seen))
+        if shared:
+            log.warning(
+                "%d of the items to tune or select on were used to fit %s, which is surer of them than of others: "
+                "train it with the same held-out items, or take a task with a validation split to spare",
+                shared, self.name,
+            )  # fmt: skip
+        return shared
+
+
+def read(name: str, cls: type[Method]) -> Source:
+    """A folder or a hub id; refused where the method cannot use it."""
+    if not cls.uses_source:
+        raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: leave --adapter out")
+    from peft import LoraConfig, PeftConfig
+
+    folder = adapter_io.fetch(name)
+    posterior, record = adapter_io.load_posterior(folder)
+    peft = PeftConfig.from_pretrained(str(folder))
+    if not isinstance(peft, LoraConfig):
+        raise InputError(f"--adapter {name} is of type {peft.peft_type}: only LoRA adapters can be built on")
+    return Source(name, folder, posterior, record, peft)
+
+
+def fixed(source: Source) -> dict[str, Any]:
+    """The run settings that PEFT's configuration of the adapter decides."""
+    targets = source.peft.target_modules or ()
+    return {
+        "lora_r": source.peft.r,
+        "lora_alpha": float(source.peft.lora_alpha),
+        "lora_dropout": float(source.peft.lora_dropout),
+        "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+    }
+
+
+def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The run settings that come from the adapter; those given that contradict it are refused."""
+    theirs, kinds = fixed(source), config.field_types(Run)
+    for key in FIXED:
+        if key not in given:
+            continue
+        asked = config.convert(kinds[key], given[key], key)
+        same = set(asked) == set(theirs[key]) if isinstance(asked, tuple) else asked == theirs[key]
+        if not same:
+            raise InputError(
+                f"{key} is {_plain(asked)} in the command and {_plain(theirs[key])} in the adapter {source.name}, "
+                f"which is as it was trained: leave --{key.replace('_', '-')} out"
+            )
+    run: Mapping[str, Any] = (source.record or {}).get("run") or {}
+    own = set(given) | ({"load_in_4bit", "load_in_8bit"} if {"load_in_4bit", "load_in_8bit"} & set(given) else set())
+    suggested = {key: run[key] for key in INHERITED if key not in own and run.get(key) not in (None, "")}
+    if not given.get("base"):
+        from uqharness.model_args import recorded_base  # imports lm-eval
+
+        suggested["base"] = recorded_base(source.folder, source.record)
+    return {**theirs, **suggested}
+
+
+def _plain(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, Sequence) and not isinstance(value, str) else str(value)
