@@ -48,6 +48,8 @@ BINNED: dict[str, Callable[[Floats, Bools], Binned]] = {
     "ece_torchmetrics": lambda conf, right: bin_items_torchmetrics(conf, right, BINS),
 }
 NAMES = (*ITEMS, *BINNED, "mce", "auroc", "aurc")
+# Biased upwards by sampling, so estimate ± stderr does not cover: these are reported with their intervals.
+BINNED_NAMES = (*BINNED, "mce")
 
 
 def stderr(name: str, probs: ArrayLike, gold: ArrayLike, draw_probs: ArrayLike | None = None) -> float:

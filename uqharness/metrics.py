@@ -23,7 +23,7 @@ from uqharness.calibration import (
     reliability_bins,
 )
 from uqharness.errors import InputError
-from uqharness.intervals import NAMES, interval, stderr
+from uqharness.intervals import BINNED_NAMES, NAMES, interval, stderr
 from uqharness.scores import (
     PROB_FLOOR,
     Floats,
@@ -49,8 +49,10 @@ from uqharness.scores import (
 )
 
 __all__ = [
+    "BINNED_NAMES",
     "BINS",
     "METRICS",
+    "NAMES",
     "PROB_FLOOR",
     "Metric",
     "accuracy",
@@ -143,7 +145,8 @@ METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
 
 
 def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[str, float]:
-    """Every metric, and `<name>_stderr` where there is one, from the choices' log-likelihoods logp [S, D, C].
+    """Every metric from the choices' log-likelihoods logp [S, D, C], with what sampling items alone does to it:
+    `<name>_stderr`, or for ECE and MCE, which are biased, `<name>_low` and `_high` of a 95 % interval.
 
     NaN where a metric is undefined: what needs draws under rule "given", AUROC when every answer is right.
     """
@@ -161,6 +164,8 @@ def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[s
             continue
         values = draws if metric.needs_draws and draws is not None else probs
         out[name] = float("nan") if missing else metric.fn(values, gold)
-        if name in NAMES:
+        if name in BINNED_NAMES:
+            out[f"{name}_low"], out[f"{name}_high"] = interval(name, probs, gold)
+        elif name in NAMES:
             out[f"{name}_stderr"] = float("nan") if missing else stderr(name, probs, gold, draws)
     return out

@@ -21,7 +21,7 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
 from uqharness.errors import InputError
-from uqharness.intervals import NAMES
+from uqharness.intervals import BINNED_NAMES, NAMES
 from uqharness.metrics import METRICS, compute_all
 from uqharness.record import PackedRecord, count_choices, digest, pack, unpack
 from uqharness.results import RECORD, say_if_not_kept
@@ -174,17 +174,17 @@ class UQTask(ConfigurableTask):
             "doc_hash": doc_hash(doc), "prompt_hash": prompt_hash, "answer_hash": answer_hash}, RECORD: None}
         out |= answer.values
         # Set-level metrics have no value per item: their aggregation reads what the record's has computed,
-        # and the key `<name>_stderr` after each fills lm-eval's column for its standard error.
+        # and the key `<name>_stderr` after some fills lm-eval's column for its standard error.
         for name in SET_LEVEL:
-            out |= {name: None, f"{name}_stderr": None} if name in NAMES else {name: None}
+            out |= dict.fromkeys((name, *beside(name)))
         return out
 
     def aggregation(self) -> dict[str, Callable[[Any], Any]]:
         if "bypass" in self._metric_fn_list:
             return super().aggregation()
-        errors = [f"{name}_stderr" for name in SET_LEVEL if name in NAMES]
+        names = [each for name in SET_LEVEL for each in (name, *beside(name))]
         return {"uq_record": self._record, RECORD: lambda _: self._packed, **dict.fromkeys(PER_ITEM, mean),
-                **{name: partial(self._value, name) for name in (*SET_LEVEL, *errors)}}
+                **{name: partial(self._value, name) for name in names}}
 
     def higher_is_better(self) -> dict[str, bool | None]:
         if "bypass" in self._metric_fn_list:
@@ -234,6 +234,13 @@ class UQTask(ConfigurableTask):
                 "split": self.fewshot_cfg.split or self.config.training_split,
                 "sampler": str(self.fewshot_cfg.sampler), "delimiter": self.config.fewshot_delimiter,
                 "multiturn": bool(chat and self._asked_with.get("fewshot_as_multiturn"))}
+
+
+def beside(name: str) -> tuple[str, ...]:
+    """What is reported with a set-level metric: its standard error, or the ends of its 95 % interval."""
+    if name in BINNED_NAMES:
+        return f"{name}_low", f"{name}_high"
+    return (f"{name}_stderr",) if name in NAMES else ()
 
 
 def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
