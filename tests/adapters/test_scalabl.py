@@ -111,13 +111,13 @@ def test_the_kl_step_is_sgd() -> None:
 
 
 def test_training_moves_mean_and_std() -> None:
-    short = {"gamma": 1000.0}  # a cycle of 25 steps, so that the run's 12 weigh something
-    posterior, model, _ = fit_tiny(ScalaBL(kl_lr=1000, **short))
+    # γ = 1000 makes a cycle of 25 steps, so that the run's 12 weigh something.
+    posterior, model, _ = fit_tiny(ScalaBL(kl_lr=1000, gamma=1000))
     assert isinstance(posterior, Subspace)
     for name, ratio in posterior.relative.items():
         assert torch.equal(LoraStack(model).parameters[name], posterior.mean[name])
         assert bool((ratio > 0).all()) and bool(posterior.mean[name].isfinite().all())
-    fixed, _, _ = fit_tiny(ScalaBL(kl_lr=0, **short))
+    fixed, _, _ = fit_tiny(ScalaBL(kl_lr=0, gamma=1000))
     assert isinstance(fixed, Subspace)
     name = next(iter(fixed.relative))
     assert bool((posterior.relative[name] > fixed.relative[name]).all())  # towards the wide prior

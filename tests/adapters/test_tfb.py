@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -30,7 +31,7 @@ def trained() -> Point:
 
 
 def test_contract() -> None:
-    settings = {"min_items": 4, "samples": 3, "halvings": 1, "tolerance": 0.5}
+    settings: dict[str, Any] = {"min_items": 4, "samples": 3, "halvings": 1, "tolerance": 0.5}
     assert check_method(TFB, source=trained(), **settings).kind == "gaussian"
     assert check_method(TFB, **settings).finite is None  # trains first
 
@@ -82,8 +83,8 @@ def test_the_search_says_when_there_is_no_edge() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"score": "acc"}, {"per": "item", "labels": "gold"}])
-def test_sigma_is_the_largest_of_a_scan_that_keeps_the_score(settings: dict[str, str]) -> None:
-    method = TFB(min_items=4, samples=3, sigma=0.05, halvings=4, tolerance=0.25, **settings)  # type: ignore[arg-type]
+def test_sigma_is_the_largest_of_a_scan_that_keeps_the_score(settings: dict[str, Any]) -> None:
+    method = TFB(min_items=4, samples=3, sigma=0.05, halvings=4, tolerance=0.25, **settings)
     posterior, model, data = fit_tiny(method, source=trained())
     assert isinstance(posterior, Gaussian)
     record, which = data.record["tfb"], method.score
