@@ -90,12 +90,12 @@ def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
     if not (folder / PEFT_CONFIG).exists():
         raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
     record = read_record(folder)
-    mean = _read_tensors(folder / MEAN)
+    mean = read_tensors(folder / MEAN)
     if not any(".lora_" in name for name in mean):
         raise InputError(f"{folder / MEAN}: no LoRA tensors among its {len(mean)}: only LoRA adapters can be read")
     if record is None:
         return Point(mean, train_seed=0), None
-    state = _read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
+    state = read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
     settings = record["posterior"]
     method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
     try:
@@ -112,11 +112,21 @@ def save_adapter(
     splits: list[dict[str, Any]] | None = None,
 ) -> None:
     """Write the whole folder, or nothing. `record` comes without schema and posterior."""
+    save_folder(out, model.peft_config[model.active_adapter], posterior, record, splits)
+
+
+def save_folder(
+    out: Path,
+    config: PeftConfig,
+    posterior: Posterior,
+    record: Mapping[str, Any],
+    splits: list[dict[str, Any]] | None = None,
+) -> None:
+    """`save_adapter` without a model: PEFT's configuration is all that is needed of one."""
     full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior)}
     out.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
     try:
-        config: PeftConfig = model.peft_config[model.active_adapter]
         config.inference_mode = True
         config.save_pretrained(str(temporary))
         save_file({k: v.contiguous() for k, v in posterior.mean.items()}, temporary / MEAN, {"format": "pt"})
@@ -139,6 +149,12 @@ def posterior_record(posterior: Posterior) -> dict[str, Any]:
         "train_seed": posterior.train_seed,
         **posterior.settings(),
     }
+
+
+def targets(config: PeftConfig) -> list[str]:
+    """The target modules of a LoRA configuration, which PEFT keeps as a set or as a pattern."""
+    found = getattr(config, "target_modules", None) or ()
+    return [found] if isinstance(found, str) else sorted(found)
 
 
 def content_hash(folder: Path) -> str:
@@ -201,6 +217,8 @@ def model_card(record: Mapping[str, Any]) -> str:
     method, base = record["method"], record["base"]
     data, costs = record.get("data") or {}, record.get("costs") or {}
     settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
+    imported = record.get("imported")
+    origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
     return f"""---
 base_model: {json.dumps(base.get("name"))}
 library_name: peft
@@ -208,7 +226,7 @@ tags: [uqharness, bayesian-lora, {method["name"]}]
 ---
 # {method.get("label", method["name"])} adapter of {base.get("name")}
 
-Trained with [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}) on `{data.get("task")}`: \
+{origin} [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}) on `{data.get("task")}`: \
 method `{method["name"]}` ({method.get("paper", "")}), {settings}; seed {record["posterior"]["train_seed"]}, \
 {costs.get("steps")} steps. PEFT loads the posterior's mean; the draws are averaged by
 
@@ -240,7 +258,7 @@ def _read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         other = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
         raise InputError(f"{path.name} is missing in {path.parent} (found {other}): only safetensors are read")

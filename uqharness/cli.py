@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness train blob --base toyworld --task toyworld_uq --out adapters/blob",
             "uqharness train ens --base BASE --task arc_easy_uq --out adapters/ens --seeds 3",
             "uqharness train blob --base BASE --task boolq_uq --out OUT --set reweight=false --dry-run",
+            "uqharness train laplace --adapter adapters/mle --out adapters/laplace",
         ),
     ),
     "eval": (
@@ -47,6 +48,20 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness table results",
             "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
         ),
+    ),
+    "import": (
+        "uqharness.commands.importer",
+        "make an adapter from a checkpoint of bayesian-peft or laplace-lora",
+        (
+            "uqharness import checkpoints/blob/BASE/obqa/run1 adapters/blob --eps 0.05",
+            "uqharness import checkpoints/deepensemble/BASE/obqa/run1 adapters/ens --members 3",
+            "uqharness import outputs/openbookqa/run1 adapters/map --step 999",
+        ),
+    ),
+    "export": (
+        "uqharness.commands.exporter",
+        "write draws of an adapter as plain PEFT adapters",
+        ("uqharness export adapters/blob draws --samples 10",),
     ),
     "methods": ("uqharness.commands.listing", "the installed methods", ("uqharness methods --json",)),
     "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),

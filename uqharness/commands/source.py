@@ -85,12 +85,11 @@ def read(name: str, cls: type[Method]) -> Source:
 
 def fixed(source: Source) -> dict[str, Any]:
     """The run settings that PEFT's configuration of the adapter decides."""
-    targets = source.peft.target_modules or ()
     return {
         "lora_r": source.peft.r,
         "lora_alpha": float(source.peft.lora_alpha),
         "lora_dropout": float(source.peft.lora_dropout),
-        "target_modules": (targets,) if isinstance(targets, str) else tuple(sorted(targets)),
+        "target_modules": tuple(adapter_io.targets(source.peft)),
     }
 
 

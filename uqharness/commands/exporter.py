@@ -1,0 +1,93 @@
+"""`uqharness export DIR OUT --samples N`: draw i of a posterior as the plain PEFT adapter OUT/draw{i}.
+
+For servers that know PEFT and nothing of posteriors: p(y | x) ≈ 1/N Σ_i p(y | x, θ_i), averaged by their caller.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import logging
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from uqharness.commands.importer import vacant
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from peft import PeftConfig
+
+    from uqharness.posterior import Posterior, Tensors
+
+log = logging.getLogger("uqharness.export")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="DIR", help="an adapter folder or a hub id")
+    parser.add_argument("out", metavar="OUT", help="the folder to write: OUT/draw0, OUT/draw1 …")
+    parser.add_argument("--samples", type=int, required=True, metavar="N", help="how many draws")
+    parser.add_argument("--seed", type=int, default=0, help="as bayeslora's seed: the same draws [0]")
+
+
+def run(args: argparse.Namespace) -> int:
+    from peft import PeftConfig
+
+    from uqharness import adapter_io
+
+    if args.samples < 1 or args.seed < 0:
+        raise InputError(f"--samples is {args.samples} and --seed {args.seed}: at least 1 and 0 are needed")
+    out = vacant(args.out)
+    folder = adapter_io.fetch(args.adapter)
+    posterior, _ = adapter_io.load_posterior(folder)
+    posterior = weights_of(posterior)
+    count = posterior.usable(args.samples)
+    config = PeftConfig.from_pretrained(str(folder))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        for i in range(count):
+            write(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
+        os.chmod(temporary, 0o755)
+        os.replace(temporary, out)  # in place of nothing, or of an empty folder
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    fewer = f" ({args.samples} asked for; the posterior has no more)" if count < args.samples else ""
+    print(f"{out}: {count} plain PEFT adapter{'s' * (count > 1)}, draw0 … draw{count - 1}{fewer}")
+    print("average their probabilities, not their weights or logits"
+          if posterior.combine != "logits" else "average their logits, as this posterior does")  # fmt: skip
+    return 0
+
+
+def weights_of(posterior: Posterior) -> Posterior:
+    """The posterior whose draws are weights and nothing else."""
+    if posterior.combine == "given":
+        form = posterior.open_form()
+        log.warning("%s answers by more than its weights: its weights alone answer otherwise", posterior.kind)
+        if form.combine == "given":
+            raise InputError(f"a {posterior.kind} posterior has no draws of weights: evaluate it with bayeslora")
+        posterior = form
+    if posterior.noisy_inputs():
+        raise InputError(
+            f"a {posterior.kind} posterior puts noise on inputs, which no weights can hold: evaluate it with "
+            "bayeslora, or train with a mask per draw (mask=column of mcd)"
+        )
+    return posterior
+
+
+def draw(posterior: Posterior, i: int, seed: int) -> Tensors:
+    """All tensors of draw i; those that the posterior does not vary are the mean's."""
+    return {**posterior.mean, **{name: stacked[0] for name, stacked in posterior.draws(i, i + 1, seed).items()}}
+
+
+def write(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
+    from safetensors.torch import save_file
+
+    from uqharness.adapter_io import MEAN
+
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MEAN, {"format": "pt"})

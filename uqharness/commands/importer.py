@@ -1,0 +1,100 @@
+"""`uqharness import FROM TO`: a checkpoint of the papers' own code as one of our adapter folders."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from uqharness.importers import Imported
+
+log = logging.getLogger("uqharness.import")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("source", metavar="FROM", help="folder of bayesian-peft or laplace-lora (step_… or above)")
+    parser.add_argument("out", metavar="TO", help="the adapter folder to write")
+    parser.add_argument("--eps", type=float, help="BLoB: --bayes-eps of its training, which is not stored")
+    parser.add_argument("--step", type=int, help="laplace-lora: which step [the last]")
+    parser.add_argument("--members", type=int, help="ENS: how many there must be [as many as there are]")
+    parser.add_argument("--average", choices=("probs", "logits"), default="probs",
+                        help="ENS: what is averaged; the authors' code averages logits [probs]")  # fmt: skip
+    parser.add_argument("--base", help="base model, where the checkpoint does not say or it has moved")
+    parser.add_argument("--task", help="the task it was trained on, for tables; it is not checked")
+    parser.add_argument("--seed", type=int, default=0, help="the seed it was trained with [0]")
+
+
+def run(args: argparse.Namespace) -> int:
+    from uqharness import adapter_io
+    from uqharness.importers import read_checkpoint
+
+    out = vacant(args.out)
+    found = read_checkpoint(
+        Path(args.source).expanduser(), eps=args.eps, step=args.step, members=args.members,
+        average=args.average, train_seed=args.seed,
+    )  # fmt: skip
+    base = args.base or found.config.base_model_name_or_path
+    if not base:
+        raise InputError(f"{found.folder} does not say which base model it belongs to: add --base MODEL")
+    found.config.base_model_name_or_path = base
+    adapter_io.save_folder(out, found.config, found.posterior, record(found, base, args))
+    dropped = found.details["dropped"]
+    left = f"; left out {', '.join(dropped)}, which the base has" if dropped else ""
+    print(f"{out}: {found.method} from {found.tool}, {found.posterior.kind} posterior, "
+          f"{len(found.posterior.mean)} tensors{left}")  # fmt: skip
+    log.warning("which items it was trained on is not known: evaluating on them cannot be refused")
+    print(f"next, with the prompts it was trained on (the protocol {found.protocol}):")
+    print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(found)} --output_path results")
+    return 0
+
+
+def vacant(name: str) -> Path:
+    """A folder that can be written without losing anything."""
+    out = Path(name).expanduser()
+    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
+        raise InputError(f"{out} exists already: give a folder that does not exist yet")
+    return out
+
+
+def example_task(found: Imported) -> str:
+    return "openbookqa_uq_bp" if found.protocol == "bayesian-peft" else "openbookqa_uq_ll"
+
+
+def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
+    """What is known of it. No recipe: how it was trained is not stored, so tables show it for reference."""
+    from uqharness import adapter_io, registry
+    from uqharness.commands.train import versions
+
+    cls = registry.get_method(found.method)
+    config = found.config
+    settings: dict[str, Any] = {"average": args.average} if found.method == "ens" else {}
+    return {
+        "method": {
+            "name": cls.name, "label": cls.label, "paper": cls.paper, "settings": settings,
+            "package": "uqharness", "version": versions()["uqharness"],
+        },
+        "base": {"name": base, "revision": None, "fingerprint": None},
+        "imported": {
+            "from": str(args.source), "tool": found.tool, "protocol": found.protocol,
+            "content_hash": adapter_io.content_hash(found.folder), **found.details,
+        },
+        "run": {
+            "base": base, "task": args.task or "", "seed": args.seed, "lora_r": config.r,
+            "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
+            "target_modules": adapter_io.targets(config),
+        },
+        "recipe": None,
+        "recipe_hash": None,
+        "data": {"task": args.task, "splits": []},
+        "training": [],
+        "costs": {},
+        "versions": versions(),
+        "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "command": shlex.join(["uqharness", *args.argv]),
+    }  # fmt: skip

@@ -1,0 +1,231 @@
+"""Checkpoints of the papers' own code -> a PEFT configuration and a posterior of ours. Knows files, not models.
+
+bayesian-peft (BLoB, arXiv:2406.11675) wraps a PEFT model in another, so every name starts with `base_model.model`
+twice; its std is Ω = ρ² where its `--bayes-eps` was ≥ 0, else log(1 + e^ρ), and that setting is not stored.
+laplace-lora (arXiv:2308.13111) saves a plain PEFT adapter every so many steps, and no factors.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from peft import LoraConfig, PeftConfig
+
+from uqharness.adapter_io import MEAN, PEFT_CONFIG, read_tensors
+from uqharness.errors import InputError
+from uqharness.posterior import Gaussian, Members, Point, Posterior, Tensors
+
+PREFIX = "base_model.model."
+RHO = ".lora_A_rho"
+# PEFT stores the base's own embeddings beside a LoRA on the output head; they are not the adapter's.
+_OF_THE_BASE = re.compile(r"(^|\.)(lm_head|embed_tokens)\.(base_layer\.)?(weight|bias)$")
+_MEMBER, _STEP = re.compile(r"adapter_(\d+)"), re.compile(r"step_(\d+)")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A checkpoint read: what made it, which of our methods it is, and what was left out."""
+
+    tool: str
+    protocol: str
+    method: str
+    config: LoraConfig
+    posterior: Posterior
+    folder: Path
+    details: Mapping[str, Any] = field(default_factory=dict)
+
+
+def read_checkpoint(
+    folder: Path,
+    *,
+    eps: float | None = None,
+    step: int | None = None,
+    members: int | None = None,
+    average: str = "probs",
+    train_seed: int = 0,
+) -> Imported:
+    """A checkpoint of bayesian-peft or of laplace-lora; which one, its files say."""
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder: give the one with {PEFT_CONFIG}, or with step_… folders")
+    if _numbered(folder, _STEP) or _STEP.fullmatch(folder.name):
+        _unused("laplace-lora", eps=eps, members=members)
+        return laplace_lora(folder, step, train_seed)
+    if not (folder / PEFT_CONFIG).exists():
+        raise InputError(f"{folder}: neither {PEFT_CONFIG} nor step_… folders: not a checkpoint that can be imported")
+    _unused("bayesian-peft", step=step)
+    return bayesian_peft(folder, eps, members, average, train_seed)
+
+
+def bayesian_peft(folder: Path, eps: float | None, members: int | None, average: str, train_seed: int) -> Imported:
+    """MLE, MAP, MCD (one weight vector), BLoB (`lora_A_rho`) or ENS (`adapter_1/` … beside the root's member 0)."""
+    config, tensors = read_config(folder), read_raw(folder)
+    weights, dropped = undouble(tensors, folder)
+    rho = {name: tensor for name, tensor in weights.items() if RHO in name}
+    mean = {name: tensor for name, tensor in weights.items() if name not in rho}
+    check_pairs(mean, config, folder)
+    details: dict[str, Any] = {"dropped": dropped}
+    others = ensemble_folders(folder, members)
+    posterior: Posterior = Point(mean, train_seed)
+    method = "mle"
+    if rho and others:
+        raise InputError(f"{folder} holds both {RHO[1:]} and adapter_… folders: of which method is it?")
+    if rho:
+        method, details["eps"] = "blob", _eps(eps, folder)
+        posterior = Gaussian(mean, standard_deviations(rho, mean, _eps(eps, folder), folder), train_seed)
+    else:
+        _unused(f"{folder}, which has no {RHO[1:]},", eps=eps)
+    if others:
+        method, details["members"] = "ens", 1 + len(others)
+        posterior = Members([mean, *(_member(each, config, mean) for each in others)], train_seed, average)
+    return Imported("bayesian-peft", "bayesian-peft", method, config, posterior, folder, details)
+
+
+def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
+    """The plain PEFT adapter of one step: the one asked for, else the last."""
+    steps = _numbered(folder, _STEP)
+    if own := _STEP.fullmatch(folder.name):
+        if step not in (None, int(own[1])):
+            raise InputError(f"{folder} is step {own[1]}, --step says {step}: give the folder above, or leave it out")
+        chosen, number = folder, int(own[1])
+    else:
+        number = max(steps) if step is None else step
+        if number not in steps:
+            raise InputError(f"{folder} has no step_{number}: it has {', '.join(f'step_{n}' for n in sorted(steps))}")
+        chosen = steps[number]
+    config, (mean, dropped) = read_config(chosen), drop_base(read_raw(chosen))
+    check_pairs(mean, config, chosen)
+    details = {"step": number, "dropped": dropped}
+    return Imported("laplace-lora", "laplace-lora", "mle", config, Point(mean, train_seed), chosen, details)
+
+
+# ---------------------------------------------------------------- files
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """PEFT's own file; what refers to classes of the tool's own code goes."""
+    if not (folder / PEFT_CONFIG).exists():
+        raise InputError(f"{folder}: no {PEFT_CONFIG}: it was not saved whole, copy it again")
+    try:
+        config = PeftConfig.from_pretrained(str(folder))
+    except (ValueError, TypeError, KeyError) as error:
+        raise InputError(f"{folder / PEFT_CONFIG}: PEFT cannot read it ({error}): copy it again") from error
+    if not isinstance(config, LoraConfig):
+        raise InputError(f"{folder} is of type {config.peft_type}: only LoRA checkpoints can be imported")
+    config.auto_mapping, config.inference_mode = None, True
+    return config
+
+
+def read_raw(folder: Path) -> Tensors:
+    """The tensors of one folder, fp32. A .bin file is not opened: it can run code."""
+    binary = folder / "adapter_model.bin"
+    if not (folder / MEAN).exists() and binary.exists():
+        raise InputError(
+            f"{binary}: only safetensors are read: load it where you trust it and write its tensors to {MEAN} "
+            "(safetensors.torch.save_file)"
+        )
+    return {name: tensor.float() for name, tensor in read_tensors(folder / MEAN).items()}
+
+
+def undouble(tensors: Tensors, folder: Path) -> tuple[Tensors, list[str]]:
+    """`base_model.model.base_model.model.x` -> `base_model.model.x`, as PEFT names it; and what was left out."""
+    kept, dropped = drop_base(tensors)
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in kept.items() if name.startswith(2 * PREFIX)}
+    if not named:
+        some = next(iter(tensors), "nothing")
+        hint = " is a plain PEFT adapter, which needs no import" if PREFIX in some else ""
+        raise InputError(
+            f"{folder}{hint}: none of its {len(tensors)} tensors is named {2 * PREFIX}… as bayesian-peft does ({some})"
+        )
+    if len(named) != len(kept):
+        other = next(name for name in kept if not name.startswith(2 * PREFIX))
+        raise InputError(f"{folder}: {other} is not named as bayesian-peft does, {len(named)} others are")
+    return named, dropped
+
+
+def drop_base(tensors: Tensors) -> tuple[Tensors, list[str]]:
+    dropped = sorted(name for name in tensors if _OF_THE_BASE.search(name))
+    return {name: tensor for name, tensor in tensors.items() if name not in dropped}, dropped
+
+
+def check_pairs(mean: Tensors, config: LoraConfig, folder: Path) -> None:
+    """At least one pair, every A with its B, of the rank that the configuration says; nothing else."""
+    names = {name for name in mean if re.search(r"\.lora_[AB]\.weight$", name)}
+    if not names:
+        raise InputError(f"{folder / MEAN}: none of its {len(mean)} tensors is a LoRA's: not such a checkpoint")
+    if other := sorted(set(mean) - names):
+        raise InputError(f"{folder / MEAN}: {other[0]} is no part of a LoRA: only LoRA checkpoints can be imported")
+    for name in sorted(names):
+        twin = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
+        if twin not in mean:
+            raise InputError(f"{folder / MEAN}: {name} without {twin}: it was not saved whole, copy it again")
+        rank = mean[name].shape[0 if ".lora_A." in name else 1]
+        if rank != config.r and not config.rank_pattern:
+            raise InputError(f"{folder}: {name} has rank {rank}, {PEFT_CONFIG} says {config.r}: of which run are they?")
+
+
+# ---------------------------------------------------------------- BLoB and ensembles
+
+
+def standard_deviations(rho: Tensors, mean: Tensors, eps: float, folder: Path) -> Tensors:
+    """Ω = ρ² (eps ≥ 0) or log(1 + e^ρ) (eps < 0), of every A."""
+    found = {re.sub(rf"{re.escape(RHO)}.*$", ".lora_A.weight", name): tensor for name, tensor in rho.items()}
+    wanted = {name for name in mean if ".lora_A." in name}
+    if set(found) != wanted:
+        odd = sorted(set(found) ^ wanted)
+        raise InputError(f"{folder / MEAN}: {len(found)} {RHO[1:]} for {len(wanted)} lora_A ({odd[0]}): copy it again")
+    return {name: tensor.square() if eps >= 0 else F.softplus(tensor) for name, tensor in found.items()}
+
+
+def _eps(eps: float | None, folder: Path) -> float:
+    if eps is None:
+        raise InputError(
+            f"{folder} holds {RHO[1:]}, whose meaning depends on a setting that is not stored: add --eps with the "
+            "--bayes-eps of its training (0.05 in the authors' scripts: std = rho²; negative: softplus)"
+        )
+    return eps
+
+
+def ensemble_folders(folder: Path, members: int | None) -> list[Path]:
+    """`adapter_1`, `adapter_2` … without a gap, as many as were asked for."""
+    found = _numbered(folder, _MEMBER)
+    if sorted(found) != list(range(1, len(found) + 1)):
+        names = ", ".join(f"adapter_{k}" for k in sorted(found))
+        raise InputError(f"{folder} holds the members {names} beside its own: some are missing, copy it again")
+    if members not in (None, 1 + len(found)):
+        raise InputError(f"{folder} holds {1 + len(found)} members, --members says {members}: copy it again")
+    return [found[k] for k in sorted(found)]
+
+
+def _member(folder: Path, config: LoraConfig, first: Tensors) -> Tensors:
+    other = read_config(folder)
+    for name in ("r", "lora_alpha", "use_rslora", "target_modules"):
+        mine, theirs = _listed(getattr(config, name)), _listed(getattr(other, name))
+        if mine != theirs:
+            raise InputError(f"{folder}: {name} is {theirs}, that of member 0 is {mine}: they must be equal")
+    tensors, _ = undouble(read_raw(folder), folder)
+    check_pairs(tensors, other, folder)
+    if odd := sorted(set(tensors) ^ set(first)):
+        raise InputError(f"{folder}: member 0 and this one do not hold the same tensors ({odd[0]}): copy it again")
+    if wrong := [name for name in tensors if tensors[name].shape != first[name].shape]:
+        raise InputError(f"{folder}: {wrong[0]} has another shape than in member 0: of which run is it?")
+    return tensors
+
+
+def _numbered(folder: Path, pattern: re.Pattern[str]) -> dict[int, Path]:
+    names = ((pattern.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
+    return {int(match[1]): path for match, path in names if match}
+
+
+def _listed(value: Any) -> Any:
+    return sorted(value) if isinstance(value, (set, Sequence)) and not isinstance(value, str) else value
+
+
+def _unused(what: str, **given: object) -> None:
+    for name, value in given.items():
+        if value is not None:
+            raise InputError(f"--{name} has no meaning for {what}: leave it out")
