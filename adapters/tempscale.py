@@ -66,14 +66,14 @@ class Scaled(Posterior):
         return {f"source.{name}": tensor for name, tensor in self.source.state().items()}
 
     def settings(self) -> dict[str, Any]:
-        nested = {"method": self.method, **posterior_record(self.source)}
+        nested = {"restored_by": self.method, **posterior_record(self.source)}
         return {"temperature": self.temperature, "samples": self.samples, "seed": self.seed, "source": nested}
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Scaled:
         nested = settings["source"]
         own = {name.removeprefix("source."): tensor for name, tensor in state.items()}
-        source = get_method(nested["method"]).restore(mean, own, nested, int(nested["train_seed"]))
+        source = get_method(nested["restored_by"]).restore(mean, own, nested, int(nested["train_seed"]))
         return cls(source, float(settings["temperature"]), int(settings["samples"]), train_seed, int(settings["seed"]))
 
 
@@ -88,6 +88,7 @@ class TempScale(Method):
     passes: ClassVar[str] = "those of its source with `samples` draws, + 1 forward"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Scaled,)
     uses_tune: ClassVar[bool] = True
+    uses_source: ClassVar[bool] = True
 
     samples: int = option(10, "draws of the source that are averaged, here and at evaluation", low=1)
     min_items: int = option(10, "with fewer tuning items than this there is no telling T", low=1)

@@ -50,6 +50,7 @@ class TFB(Method):
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
     uses_tune: ClassVar[bool] = True
+    uses_source: ClassVar[bool] = True
 
     score: Literal["nll", "acc"] = option("nll", "what must not get worse on the tuning split")
     labels: Literal["pseudo", "gold"] = option("pseudo", "the mean's own answers, or the labels")
