@@ -161,5 +161,6 @@ def test_the_toy_world_needs_no_hub(name: str, trains: bool, manager: TaskManage
 def test_every_yaml_is_found(manager: TaskManager) -> None:
     groups = {"uq_commonsense", "uq_ood_small", "uq_ood_large", "uq_ood", "toyworld"}
     toys = {"toyworld_uq", "toyworld_near_uq", "toyworld_far_uq", "toyworld_cloze_uq"}
-    assert set(manager.all_tasks) == set(COUNTS) | groups | toys
+    theirs = {name for name in manager.all_tasks if name.endswith(("_uq_bp", "_uq_ll"))}  # test_protocols.py
+    assert len(theirs) == 14 and set(manager.all_tasks) == set(COUNTS) | groups | toys | theirs
     assert groups <= set(manager.all_groups)

@@ -26,6 +26,7 @@ from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.model_args import check_arguments, recorded_base, whole_number
+from uqharness.provenance import ProtocolCheck
 from uqharness.results import BMALogProb
 
 log = logging.getLogger("lm_eval.uqharness")
@@ -58,6 +59,7 @@ class BayesLoRA(HFLM):
         self.posterior = posterior
         self.truncated = 0
         self.leaks = leakage.LeakCheck(adapter_io.read_splits(self.folder), allow_leak)
+        self.protocols = ProtocolCheck(self.record)
         self._tell()
 
     def _load(self, base: str, kwargs: dict[str, Any]) -> None:
@@ -82,6 +84,7 @@ class BayesLoRA(HFLM):
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self.leaks.check(requests)
+        self.protocols.check(requests)
         # A combined answer is about all choices of a question at once.
         questions = Counter((request.task_name, request.doc_id) for request in requests)
         self._question = [(request.task_name, request.doc_id) for request in requests]
@@ -267,6 +270,7 @@ class BayesLoRA(HFLM):
             "seed": self.seed,
             "truncated": self.truncated,
             "leaks": self.leaks.found,
+            "other_protocol": self.protocols.found,
             "record": self.record,
         }
         return info

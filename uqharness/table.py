@@ -16,6 +16,7 @@ from typing import Any
 
 from uqharness.errors import InputError
 from uqharness.metrics import METRICS, combine_draws, ece_floor, softmax_draws
+from uqharness.provenance import other_protocol
 from uqharness.results import Run, shift
 from uqharness.table_sources import RECIPE, Source, describe, labels, newest
 
@@ -161,6 +162,9 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.leaked:
             found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.run.task}: not ranked")
+        record = (s.run.config.get("uqharness") or {}).get("record")
+        if other := other_protocol(record, s.run.protocol.get("name")):
+            found.append(f"{names[s.row]} on {s.run.task}: {other}")
         if s.reference:
             found.append(f"how {names[s.row]} was trained is not known: for reference, not ranked")
     return list(dict.fromkeys(found))

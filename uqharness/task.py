@@ -6,7 +6,7 @@ Keys of its own, under `metadata.uq` in the YAML:
   protocol       name of the protocol (ours: uq-v1)
   train_choices  training items with another number of choices are left out (counted in `train_dropped`)
   slices         {role: [a, b, c]}: the role is rows a*n//c ... b*n//c of its split of n rows
-Evaluated splits are never trimmed.
+  keep           evaluated items that are left out, by rule and counted (`keep.py`); none without it
 """
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ import numpy as np
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
+from uqharness import keep
 from uqharness.errors import InputError
 from uqharness.intervals import BINNED_NAMES, NAMES
 from uqharness.metrics import METRICS, compute_all
@@ -47,6 +48,7 @@ class UQTask(ConfigurableTask):
         self._packed = PackedRecord()
         self._answers: dict[tuple[int, tuple[float, ...]], Answer] = {}
         self.train_dropped: dict[str, int] = {}
+        self.left_out: dict[str, dict[str, Any]] = {}  # by role, where there is a rule
         super().__init__(config={k: v for k, v in (config or {}).items() if k != "class"}, **kwargs)
 
     # ---------------------------------------------------------------- documents
@@ -93,7 +95,7 @@ class UQTask(ConfigurableTask):
             self.features = list(rows.features)
             rows = rows.add_column("uq_id", list(range(len(rows))))
             sizes = [len(self.labelled(doc, role)[0]) for doc in rows.to_list()]
-            self._roles[role] = self._drop(rows, sizes) if role == "training" else rows
+            self._roles[role] = self._drop(rows, sizes) if role == "training" else self._keep(rows, sizes, role)
         return self._roles[role]
 
     def _drop(self, rows: Any, sizes: Sequence[int]) -> Any:
@@ -102,6 +104,13 @@ class UQTask(ConfigurableTask):
             return rows
         self.train_dropped = count_choices([size for size in sizes if size != wanted])
         return rows.select([i for i, size in enumerate(sizes) if size == wanted])
+
+    def _keep(self, rows: Any, sizes: Sequence[int], role: str) -> Any:
+        rule = keep.read_rule(self.config.metadata)
+        if not rule:
+            return rows
+        kept, self.left_out[role] = keep.apply(rule, sizes)
+        return rows.select(kept)
 
     def labelled(self, doc: Mapping[str, Any], role: str = "this split") -> tuple[list[str], int]:
         """An item's answer strings and the index of the right one."""
@@ -136,6 +145,8 @@ class UQTask(ConfigurableTask):
 
     def build_all_requests(self, **kwargs: Any) -> None:
         super().build_all_requests(**kwargs)
+        for instance in self.instances:
+            instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
         asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for instance in self.instances:
             asked[instance.doc["uq_id"]].append(instance.args[:2])
@@ -212,7 +223,7 @@ class UQTask(ConfigurableTask):
         """All that defines the evaluation: not the model, not the training, not the settings of a metric."""
         config, asked = self.config, self._asked_with
         start, stop = self.bounds(self.eval_role)
-        path = str(config.dataset_path)
+        path, rule = str(config.dataset_path), keep.read_rule(config.metadata)
         return {
             "name": self.uq.get("protocol"), "version": self.VERSION, "output_type": self.OUTPUT_TYPE,
             "dataset": None if os.path.isabs(path) else path, "subset": config.dataset_name,
@@ -224,6 +235,7 @@ class UQTask(ConfigurableTask):
             "items": len(items), "documents": digest([item["doc_hash"] for item in items]),
             "prompts": digest([item["prompt_hash"] for item in items]),
             "answers": digest([item["answer_hash"] for item in items]),
+            **({"keep": rule, "left_out": self.left_out[self.eval_role]} if rule else {}),
         }
 
     def _fewshot(self) -> dict[str, Any] | None:

@@ -1,0 +1,52 @@
+"""An imported adapter was trained under other prompts and labels: under those of another protocol it is elsewhere."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+log = logging.getLogger("lm_eval.uqharness")
+
+
+def imported(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """What the record, or that of the adapter it was built on, says of its import."""
+    while record:
+        if record.get("imported"):
+            found: Mapping[str, Any] = record["imported"]
+            return found
+        record = record.get("source")
+    return None
+
+
+def other_protocol(record: Mapping[str, Any] | None, evaluated: str | None) -> str | None:
+    """What is wrong with evaluating this adapter under the protocol `evaluated`; None: nothing."""
+    origin = imported(record)
+    if origin is None or origin.get("protocol") == evaluated:
+        return None
+    return (
+        f"imported from {origin.get('tool')}, trained under the protocol {origin.get('protocol')} and evaluated "
+        f"under {evaluated or 'that of a stock task'}: not comparable with what its authors report"
+    )
+
+
+class ProtocolCheck:
+    """Says once per protocol that the numbers are not comparable, and keeps it for the results."""
+
+    def __init__(self, record: Mapping[str, Any] | None) -> None:
+        self.record, self.found = record, dict[str, str]()
+        self._said: set[str] = set()
+
+    def check(self, requests: Iterable[Any]) -> None:
+        """`UQTask` writes the name of its protocol on its requests; stock tasks have none."""
+        if imported(self.record) is None:
+            return
+        for task, protocol in {(str(r.task_name), getattr(r, "uq_protocol", None)) for r in requests}:
+            message = other_protocol(self.record, protocol)
+            if message is None:
+                self.found.pop(task, None)
+                continue
+            self.found[task] = message
+            if message not in self._said:
+                self._said.add(message)
+                log.warning("bayeslora: this adapter is %s", message)
