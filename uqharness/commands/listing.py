@@ -30,7 +30,8 @@ def run(args: argparse.Namespace) -> int:
     else:
         shown = ("name", "trains_on", "evaluates", "items", "protocol", "shift")
         print(columns([{**row, "shift": "; ".join(row["shift"])} for row in rows], shown))
-        print("\nany other multiple-choice lm-eval task with a training split can be trained on as well")
+        print("\n_bp and _ll: prompts and labels of bayesian-peft and laplace-lora, for imported adapters")
+        print("any other multiple-choice lm-eval task with a training split can be trained on as well")
     return 0
 
 
