@@ -35,7 +35,8 @@ def read_rule(metadata: Mapping[str, Any] | None) -> dict[str, int]:
 
 def apply(rule: Mapping[str, int], sizes: Sequence[int]) -> tuple[list[int], dict[str, Any]]:
     """(indices that stay, what is left out and how often), from the items' numbers of choices."""
-    kept, left_out = list(range(len(sizes))), {}
+    kept = list(range(len(sizes)))
+    left_out: dict[str, Any] = {}
     if (wanted := rule.get("choices")) is not None:
         left_out["choices"] = count_choices([size for size in sizes if size != wanted])
         kept = [i for i in kept if sizes[i] == wanted]

@@ -60,7 +60,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     }
     model, data = prepare(plan, cell, task)
     splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
-    source = plan.source and plan.source.posterior
+    source = plan.source.posterior if plan.source else None
     started = time.perf_counter()
     posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), source)
     wall = time.perf_counter() - started

@@ -152,7 +152,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     if source:
         shared = source.tuned_on_fitted(data.record["splits"])
     started = time.perf_counter()
-    posterior = plan.method.fit(model, data, cell, source and source.posterior)
+    posterior = plan.method.fit(model, data, cell, source.posterior if source else None)
     seconds = time.perf_counter() - started
     used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
     full = record(plan, cell, model, {**data.record, "splits": used}, seconds)
