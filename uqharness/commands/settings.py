@@ -71,10 +71,10 @@ def resolve(args: argparse.Namespace) -> Plan:
         shared["base"] = str(Path(base).expanduser().resolve())  # the adapter is found from anywhere
     method = config.build(cls, own)
     source, inherited = None, {}
-    if name := getattr(args, "adapter", None):
+    if adapter := getattr(args, "adapter", None):
         from uqharness.commands import source as sources
 
-        source = sources.read(name, cls)
+        source = sources.read(adapter, cls)
         inherited = sources.inherit(source, shared)
     suggests = {key: value for key, value in cls.suggests.items() if key not in inherited}
     run, overridden = config.resolve_run(suggests, {**shared, **inherited})
