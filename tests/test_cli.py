@@ -22,8 +22,8 @@ from tests.tiny import make_base
 from tests.tiny_task import make_task
 from uqharness import __version__, adapter_io
 from uqharness.cli import COMMANDS, main
-from uqharness.commands.parser import suggestion
 from uqharness.commands.tasks_only import complete
+from uqharness.errors import did_you_mean
 from uqharness.results import read_results
 
 FAST = "--lora-r 2 --steps 4 --lr 0.02 --batch-size 4 --max-length 24 --device cpu".split()
@@ -499,8 +499,8 @@ def test_only_names_that_mean_the_same_in_the_full_index_skip_it(tmp_path: Path)
 
 
 def test_suggestions_are_near_or_absent() -> None:
-    assert suggestion("stpes", ["steps", "seeds"]) == " (did you mean steps?)"
-    assert suggestion("zzz", ["steps"]) == ""
+    assert did_you_mean("stpes", ["steps", "seeds"]) == " (did you mean steps?)"
+    assert did_you_mean("zzz", ["steps"]) == ""
 
 
 def test_time_is_said_in_two_units() -> None:

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tests.tiny import make_base, make_lora
 
+from tests.tiny import make_base, make_lora
 from uqharness import adapter_io
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian

@@ -33,20 +33,6 @@ RECORD, SPLITS, POSTERIOR = "uq_config.json", "uq_splits.json", "posterior.safet
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
-def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write a file that is either absent, old or whole."""
-    data = content.encode() if isinstance(content, str) else content
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
 def fetch(adapter: str | os.PathLike[str], revision: str | None = None) -> Path:
     """The local folder of an adapter: a path, or a repository on the hub (downloaded into its cache)."""
     path = Path(adapter).expanduser()

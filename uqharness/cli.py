@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from types import ModuleType
 
 from uqharness import __version__
-from uqharness.commands.parser import Parser, suggestion
-from uqharness.errors import InputError, UQError
+from uqharness.commands.parser import Parser
+from uqharness.errors import InputError, UQError, did_you_mean
 
 # name -> (module, one line of help, examples)
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -120,7 +120,7 @@ def _dispatch(argv: list[str]) -> int:
         return _overview(words)
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
-        raise InputError(f"unknown command {name!r}{suggestion(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
+        raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     _logging("--debug" in argv)
     module = _module(name)
     parser = _parser(name)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import difflib
 import hashlib
 import json
 import math
@@ -21,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import yaml
 
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 
 T = TypeVar("T")
 
@@ -112,12 +111,6 @@ def check_ranges(settings: Any) -> None:
                 or ["finite"]
             )
             raise InputError(f"{spec.name} is {value}: it must be {wanted}")
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean x?)', or nothing when no name is close."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def convert(kind: Any, value: Any, name: str) -> Any:

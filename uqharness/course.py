@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from uqharness.adapter_io import write_atomic
+from uqharness.atomic import write_atomic
 from uqharness.config import Run, as_json
 from uqharness.errors import InputError, RunError
 

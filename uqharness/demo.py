@@ -24,7 +24,7 @@ from typing import Any
 import yaml
 
 from uqharness import __version__, registry
-from uqharness.adapter_io import write_atomic
+from uqharness.atomic import write_atomic
 from uqharness.errors import InputError, RunError
 
 TASKS = ("toyworld_uq", "toyworld_near_uq", "toyworld_far_uq")

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from uqharness import table, table_formats
-from uqharness.adapter_io import write_atomic
+from uqharness.atomic import write_atomic
 from uqharness.figures import Panel, reliability_svg
 from uqharness.metrics import combine_draws, reliability_bins
 from uqharness.results import Run, read_results

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable
+
 
 class UQError(Exception):
     """Base of our errors: one line that says what was wrong, what was found and what to do."""
@@ -19,3 +22,9 @@ class RunError(UQError):
     """The input was fine but the run failed (exit code 1)."""
 
     exit_code = 1
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """' (did you mean x?)', or nothing when no name is close."""
+    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""

@@ -20,8 +20,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
 from uqharness.bma import Pair
-from uqharness.config import did_you_mean
-from uqharness.errors import InputError, UQError
+from uqharness.errors import InputError, UQError, did_you_mean
 from uqharness.leakage import fingerprint
 
 log = logging.getLogger(__name__)

@@ -11,8 +11,7 @@ import re
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
-from uqharness.config import did_you_mean
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import Method
 
 GROUP = "uqharness.methods"

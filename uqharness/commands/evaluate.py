@@ -15,8 +15,8 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from uqharness.commands.parser import explain, suggestion
-from uqharness.errors import InputError
+from uqharness.commands.parser import explain
+from uqharness.errors import InputError, did_you_mean
 
 MODEL = "bayeslora"
 # As in pyproject.toml: a checkout that is not installed has no entry points.
@@ -162,4 +162,4 @@ def _known_model(name: str) -> None:
 
     known = list(registry.model_registry.keys())
     if name not in known:
-        raise InputError(f"unknown model {name!r}{suggestion(name, known)}; lm-eval has {', '.join(sorted(known))}")
+        raise InputError(f"unknown model {name!r}{did_you_mean(name, known)}; lm-eval has {', '.join(sorted(known))}")

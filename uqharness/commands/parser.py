@@ -3,18 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
-from collections.abc import Iterable
 from typing import Any, NoReturn
 
-from uqharness.errors import InputError
-
-
-def suggestion(word: str, known: Iterable[str]) -> str:
-    """' (did you mean x?)', or nothing when no name is close."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+from uqharness.errors import InputError, did_you_mean
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:
@@ -24,7 +16,7 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
     if unknown:
         words = unknown[1].split()
         wrong = next((word for word in words if word.startswith("-")), words[0])
-        message = f"unknown argument {wrong}{suggestion(wrong.partition('=')[0], flags)}"
+        message = f"unknown argument {wrong}{did_you_mean(wrong.partition('=')[0], flags)}"
     return f"{' '.join(message.split())}; see `{parser.prog} --help`"
 
 

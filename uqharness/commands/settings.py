@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqharness import config, registry
 from uqharness.config import Run
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import Method
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ def _choose(name: str, cls: type[Method]) -> Any:
     """Which of (method's own, run's) settings a name belongs to."""
     own, shared = config.field_types(cls), config.field_types(Run)
     if name not in own and name not in shared:
-        hint = config.did_you_mean(name, [*own, *shared])
+        hint = did_you_mean(name, [*own, *shared])
         raise InputError(
             f"unknown setting {name!r}{hint}; {cls.name} has {', '.join(own) or 'none'}; "
             "the settings of every run are the flags in `uqharness train --help`"

@@ -5,8 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from uqharness.commands.parser import suggestion
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 
 FORMATS = ("md", "csv", "latex", "json")
 
@@ -26,7 +25,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     if args.format not in FORMATS:
         raise InputError(
-            f"--format {args.format!r}{suggestion(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
+            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
         )
     from uqharness import table, table_formats
     from uqharness.metrics import METRICS
@@ -35,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
     names = _words(args.metric) or list(table.DEFAULT)
     for name in names:
         if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}{suggestion(name, METRICS)}; there are {', '.join(METRICS)}")
+            raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
     samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
     files = dict.fromkeys(args.results)
     runs = [found for path in files for found in read_results(path)]

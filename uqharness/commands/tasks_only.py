@@ -13,8 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from uqharness.commands.parser import suggestion
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 from uqharness.questions import adds_our_tasks
 
 log = logging.getLogger("uqharness.eval")
@@ -61,7 +60,7 @@ def manager(original: Any, names: list[str], include_path: Any, metadata: Any) -
     full = original(include_path=folders or None, metadata=metadata)
     for name in names:
         if not _is_file(name) and not Path(name).is_dir() and not full.match_tasks([name]):
-            raise InputError(f"unknown task {name!r}{suggestion(name, full.all_tasks)}; see `uqharness tasks`")
+            raise InputError(f"unknown task {name!r}{did_you_mean(name, full.all_tasks)}; see `uqharness tasks`")
     return full
 
 

@@ -5,28 +5,17 @@ from __future__ import annotations
 import gzip
 import hashlib
 import json
-import os
 import platform
-import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from uqharness.atomic import write_atomic
 from uqharness.toyworld.tokenizer import save_tokenizer
 from uqharness.toyworld.world import DATASETS, World, make_questions
 
 MANIFEST = "MANIFEST.json"
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write through a temporary file beside it, so that no half-written file is ever seen."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    with os.fdopen(handle, "wb") as file:
-        file.write(content)
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
 
 
 def lines_of(rows: list[dict[str, Any]]) -> bytes:
