@@ -183,7 +183,7 @@ def check_command(line: str) -> None:
     words = [word for word in shlex.split(line, comments=True)[1:] if word not in ("…", "--help")]
     if not words:  # `uqharness …`
         return
-    name, rest = words[0], words[1:]
+    name, rest = words[0], ["1" if word == "N" else word for word in words[1:]]  # N: a number
     assert name in {*cli.COMMANDS, "COMMAND"}, f"no command {name!r}: {line}"
     if not rest or name == "COMMAND":  # the command is spoken of, not given
         return
