@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_base, make_lora
+from tests.tiny_task import make_task
 from uqharness import adapter_io
 from uqharness.cli import main
 from uqharness.importers import read_checkpoint
@@ -147,6 +148,20 @@ def test_a_step_of_laplace_lora(steps: Path, tmp_path: Path, where: str, flags: 
     assert all(torch.equal(posterior.mean[name], tensor) for name, tensor in theirs.items())
     assert record is not None and record["imported"]["step"] == number
     assert record["imported"]["protocol"] == "laplace-lora" and record["method"]["name"] == "mle"
+
+
+def test_laplace_refits_what_laplace_lora_did_not_save(steps: Path, tmp_path: Path) -> None:
+    make_task(tmp_path / "tasks")
+    assert main(["import", str(steps), str(tmp_path / "map")]) == 0
+    command = ["train", "laplace", "--adapter", str(tmp_path / "map"), "--out", str(tmp_path / "lap")]
+    command += ["--device", "cpu", "--task", "tiny_uq", "--include-path", str(tmp_path / "tasks"), "--max-length", "24"]
+    assert main([*command, "--set", "structure=diag", "mc_samples=10"]) == 0
+    record = adapter_io.read_record(tmp_path / "lap")
+    assert record is not None and record["source"]["imported"]["step"] == 1999
+    # A linearised predictive is more than its weights; draws of those can be exported all the same.
+    assert main(["export", str(tmp_path / "lap"), str(tmp_path / "draws"), "--samples", "2"]) == 0
+    mean, one, two = (load_file(tmp_path / name / WEIGHTS) for name in ("map", "draws/draw0", "draws/draw1"))
+    assert mean.keys() == one.keys() and not any(torch.equal(one[name], two[name]) for name in mean)
 
 
 # ---------------------------------------------------------------- bad input

@@ -112,6 +112,17 @@ def test_tuning_on_items_that_the_source_was_fitted_on_is_counted(world: Path) -
     assert source.tuned_on_fitted([{**tune, "fingerprints": ["unseen"]}]) == 0
 
 
+def test_a_method_that_tunes_says_so_in_its_record(world: Path, tmp_path: Path) -> None:
+    command = ["train", "tempscale", "--adapter", str(world / "mle"), "--out", str(tmp_path / "ts"), *include(world)]
+    assert main([*command, "--device", "cpu", "--tune-fraction", "0.5"]) == 0
+    splits = {s["purpose"]: set(s["fingerprints"]) for s in adapter_io.read_splits(tmp_path / "ts") if "of" not in s}
+    older = [set(s["fingerprints"]) for s in adapter_io.read_splits(tmp_path / "ts") if s.get("of") == "source"]
+    fitted = next(set(s["fingerprints"]) for s in adapter_io.read_splits(world / "mle") if s["purpose"] == "fit")
+    record = adapter_io.read_record(tmp_path / "ts")
+    assert record is not None and record["data"]["tuned_on_fitted"] == len(splits["tune"] & fitted) > 0
+    assert fitted in older and len(older) == 2
+
+
 def test_what_is_given_counts_where_it_may(world: Path) -> None:
     source = sources.read(str(world / "mle"), Laplace)
     found = sources.inherit(source, {"seed": 0, "base": "elsewhere", "lora_r": "2", "target_modules": "v_proj,q_proj"})

@@ -84,7 +84,7 @@ def _method(name: str) -> dict[str, Any]:
         spec.name: {"default": config.as_json(spec.default), "help": spec.metadata.get("help", "")}
         for spec in dataclasses.fields(cls)
     }
-    about = {key: getattr(cls, key) for key in ("name", "label", "paper", "summary", "passes")}
+    about = {key: getattr(cls, key) for key in ("name", "label", "paper", "summary", "passes", "uses_source")}
     return {**about, "settings": settings, "suggests": config.as_json(dict(cls.suggests)), "error": None}
 
 
