@@ -17,8 +17,8 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import Tensor, nn
 
 from uqharness.adapter_io import base_location
-from uqharness.config import Run, did_you_mean
-from uqharness.errors import InputError
+from uqharness.config import Run
+from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 
 
@@ -52,7 +52,9 @@ def attach(base: nn.Module, folder: Path, run: Run) -> PeftModel:
         model = PeftModel.from_pretrained(base, str(folder), is_trainable=True)  # type: ignore[arg-type,unused-ignore]
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"adapter {folder} does not fit base model {run.base}: give its own base ({reason})") from error
+        raise InputError(
+            f"adapter {folder} does not fit base model {run.base}: give its own base ({reason})"
+        ) from error
     config = model.peft_config[model.active_adapter]
     config.base_model_name_or_path = run.base
     return model
@@ -130,9 +132,7 @@ def _loading(run: Run, device: torch.device) -> dict[str, Any]:
     options: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
     if run.load_in_4bit or run.load_in_8bit:
         if importlib.util.find_spec("bitsandbytes") is None:
-            raise InputError(
-                "4- and 8-bit bases need bitsandbytes, which is not installed: pip install bitsandbytes"
-            )
+            raise InputError("4- and 8-bit bases need bitsandbytes, which is not installed: pip install bitsandbytes")
         options["quantization_config"] = transformers.BitsAndBytesConfig(
             load_in_4bit=run.load_in_4bit, load_in_8bit=run.load_in_8bit, bnb_4bit_compute_dtype=dtype
         )

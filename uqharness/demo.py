@@ -92,7 +92,8 @@ def plan(args: argparse.Namespace, suite: Mapping[str, Any]) -> list[Cell]:
     cells = [Cell(name, None, 0, {}, limit or None) for name in REFERENCES]
     for name in (registry.ALIASES.get(n, n) for n in wanted):
         if name in installed:
-            settings = {**shared, **(suite["methods"].get(name) or {})}
+            own = suite["methods"].get(name) or suite["others"].get(name) or {}
+            settings = {**shared, **own}
             cells += [Cell(f"{name}/seed{s}", name, s, settings, limit or None) for s in range(args.seeds)]
     return sorted(cells, key=lambda cell: -cell.weight)
 
@@ -206,9 +207,9 @@ def _warm_up() -> None:
     """Once per worker: the imports, and what lm-eval records of the environment, which takes it seconds to ask."""
     import functools
 
-    from lm_eval.loggers import utils
+    from torch.utils import collect_env
 
-    utils.get_pretty_env_info = functools.lru_cache(maxsize=1)(utils.get_pretty_env_info)
+    collect_env.get_pretty_env_info = functools.lru_cache(maxsize=1)(collect_env.get_pretty_env_info)
 
 
 @contextlib.contextmanager

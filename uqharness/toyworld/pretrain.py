@@ -15,6 +15,7 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from uqharness.atomic import write_atomic
 from uqharness.toyworld.corpus import IGNORE, Corpus, Phase
 from uqharness.toyworld.tokenizer import MAX_LENGTH, vocabulary
 from uqharness.toyworld.world import World
@@ -98,10 +99,13 @@ def pretrain(
 
 
 def save_base(model: LlamaForCausalLM, folder: Path) -> None:
-    """fp16 weights as safetensors, config and a greedy generation config."""
+    """Weights stored in fp16, a config that says to compute in fp32, and a greedy generation config."""
     model = model.half()
     model.generation_config = GenerationConfig(pad_token_id=0, eos_token_id=1, do_sample=False)
     model.save_pretrained(str(folder), safe_serialization=True)
+    # "dtype: auto" follows the config: fp16 on a CPU would be eight times slower and would cost digits.
+    config = folder / "config.json"
+    write_atomic(config, config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
 
 
 def make_base(world: World, folder: Path, progress: Progress | None = None) -> list[float]:
