@@ -64,7 +64,8 @@ def test_wheel_metadata(wheel: Path) -> None:
     entries = configparser.ConfigParser()
     entries.read_string(read["entry_points.txt"])
     assert entries["console_scripts"]["uqharness"] == "uqharness.cli:main"
-    assert dict(entries["lm_eval.models"]) == {"bayeslora": "uqharness.model:BayesLoRA"}
+    oracle = {"toyworld_oracle": "uqharness.toyworld.oracle:Oracle"}
+    assert dict(entries["lm_eval.models"]) == {"bayeslora": "uqharness.model:BayesLoRA", **oracle}
     assert dict(entries["lm_eval.tasks"]) == {"uqharness": "uqharness.tasks"}
     assert "Version: 0.1.0\n" in read["METADATA"] and "Requires-Python: >=3.10\n" in read["METADATA"]
     assert "License-Expression: Apache-2.0" in read["METADATA"] and "Apache License" in read["LICENSE"]
