@@ -258,3 +258,11 @@ def test_unknown_metric_is_refused(tmp_path: Path) -> None:
     result(tmp_path)
     with pytest.raises(InputError, match="unknown metric 'acx'"):
         table.build(read_results(tmp_path), ["acx"])
+
+
+def test_a_combined_answer_is_one_row_beside_the_mean_whatever_is_asked(tmp_path: Path) -> None:
+    file = result(tmp_path, "LAP", draws=1)
+    data = json.loads(file.read_text())
+    data["results"]["arc_easy_uq"][f"{RECORD},none"]["combine"] = "given"
+    file.write_text(json.dumps(data))
+    assert one(tmp_path, samples=[0, 5, 10]).rows == [("LAP", 0), ("LAP", 1)]

@@ -44,7 +44,8 @@ class Source:
     def draws(self, asked: int | None) -> int | None:
         """How many draws a row of `asked` uses; None where this result does not hold them."""
         have, record = self.run.record.draws, self.run.record
-        if asked is None or (self.finite == 1 and have):  # a point is one row, whatever is asked
+        one = self.finite == 1 or (record.combine == "given" and asked != 0)
+        if asked is None or (one and have):  # a point is one row, whatever is asked; so is a combined answer
             return have
         wanted = asked if self.finite is None else min(asked, self.finite)
         return None if wanted > have or (wanted == 0 and not record.has_mean) else wanted
