@@ -157,3 +157,21 @@ def test_what_has_no_interval_says_so() -> None:
         intervals.interval("acc", [[0.5, 0.5]], [0], level=95)
     undefined = [intervals.stderr(name, [[0.9, 0.1]], [0]) for name in ("acc", "auroc", "aurc", "nll")]
     assert np.isnan(undefined).all()
+
+
+@pytest.mark.parametrize("name", ["mutual_information", "mutual_information_norm", "entropy_norm"])
+@pytest.mark.parametrize("n", [100, 1000])
+def test_intervals_of_what_draws_disagree_on_cover(name: str, n: int) -> None:
+    """Questions with 2 to 5 choices and 5 draws each, from a population whose mean is known."""
+    rng, size, repeats = np.random.default_rng(0), 20_000, 300
+    logits = rng.normal(0, 2, (size, 5)) + rng.normal(0, 1, (5, size, 5)) * rng.exponential(1, (size, 1))  # [S, D, C]
+    logits[:, np.arange(5) >= rng.integers(2, 6, size)[:, None]] = np.nan
+    draws = scores.softmax_draws(logits)
+    probs, gold = scores.combine_draws(logits, "probs"), np.zeros(size, dtype=int)
+    truth = intervals._items(name, probs, gold, draws).mean()
+    hits = 0
+    for _ in range(repeats):
+        pick = rng.choice(size, n, replace=False)
+        low, high = intervals.interval(name, probs[pick], gold[pick], draw_probs=draws[:, pick])
+        hits += low <= truth <= high
+    assert hits / repeats > 0.915  # 95 % less about three standard errors
