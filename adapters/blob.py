@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from uqharness.base_model import uniform
 from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack, Perturbation
+from uqharness.lora import LoraStack, Perturbation, Shared
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
 from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
 
@@ -36,13 +36,6 @@ class Random:
     mean: Tensor
     g: nn.Parameter
     scale: float
-
-
-class Shared(Perturbation):
-    """One draw for the whole batch: x ↦ (E ∘ Ω) x."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.noise.to(x.dtype))
 
 
 @dataclass(frozen=True)

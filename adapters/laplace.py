@@ -273,18 +273,10 @@ class Laplace(Method):
 
 
 def adopt(stack: LoraStack, source: Posterior) -> None:
-    """Load a trained adapter's mean; all of it, and into places of its shape."""
+    """Load a trained adapter's mean, where it has one."""
     if source.mean_is_member:
         raise InputError(f"laplace needs an adapter with one mean, found {source.finite} ensemble members: take one")
-    mean, own = source.mean, stack.mean()
-    shapes = {name: [tuple(t[name].shape) if name in t else "none" for t in (mean, own)] for name in {**own, **mean}}
-    for name, (theirs, ours) in shapes.items():
-        if theirs != ours:
-            raise InputError(
-                f"the adapter does not fit the base: {name} is {theirs} in the adapter and {ours} in the model: "
-                "give the base, rank and target modules that it was trained with"
-            )
-    stack.load(mean)
+    stack.adopt(source.mean)
 
 
 def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows, Tensor]]:

@@ -103,7 +103,7 @@ class TempScale(Method):
             fit_loop(stack, data, run, method=self)
             source = Point(stack.mean(), run.seed)
         else:
-            adopt(stack, source)
+            stack.adopt(source.mean)
         stack.model.eval()
         engine = Engine(model, source, self.samples, mean=False)
         logp = tables(engine, data)  # [Q, C]
@@ -173,19 +173,6 @@ def check_tune(name: str, data: ChoiceData, least: int) -> None:
             f"{name} fits on the tuning split: it has {len(data.tune)} items, at least {least} are needed; "
             "raise --tune-fraction or take a task with a spare validation split"
         )
-
-
-def adopt(stack: LoraStack, source: Posterior) -> None:
-    """Load a trained adapter's mean; all of it, and into places of its shape."""
-    theirs = {name: tuple(tensor.shape) for name, tensor in source.mean.items()}
-    ours = {name: tuple(tensor.shape) for name, tensor in stack.mean().items()}
-    for name in sorted({**ours, **theirs}):
-        if theirs.get(name) != ours.get(name):
-            raise InputError(
-                f"the adapter does not fit the base: {name} is {theirs.get(name, 'missing')} in the adapter and "
-                f"{ours.get(name, 'missing')} in the model: give the base, rank and target modules it was trained with"
-            )
-    stack.load(source.mean)
 
 
 def restorer(source: Posterior) -> str:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from uqharness.adapters.tempscale import adopt, check_tune, tables
+from uqharness.adapters.tempscale import check_tune, tables
 from uqharness.bma import Engine
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError, RunError
@@ -76,7 +76,7 @@ class TFB(Method):
         elif source.mean_is_member:
             raise InputError(f"tfb needs an adapter with one mean, found {source.finite} ensemble members: take one")
         else:
-            adopt(stack, source)
+            stack.adopt(source.mean)
         stack.model.eval()
         rotated, inverse = rotate(stack.mean())
         stack.load(rotated)

@@ -118,6 +118,19 @@ class LoraStack:
             for name, tensor in tensors.items():
                 self._parameter(name).copy_(tensor)
 
+    def adopt(self, mean: Mapping[str, Tensor]) -> None:
+        """Load a trained adapter's mean: all of it, and into places of its shape."""
+        theirs = {name: tuple(tensor.shape) for name, tensor in mean.items()}
+        ours = {name: tuple(tensor.shape) for name, tensor in self.mean().items()}
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
+                found, place = theirs.get(name, "missing"), ours.get(name, "missing")
+                raise InputError(
+                    f"the adapter does not fit the base: {name} is {found} in the adapter and {place} in the model: "
+                    "give the base, rank and target modules that it was trained with"
+                )
+        self.load(mean)
+
     @contextmanager
     def functions(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Within: a batch of S·B rows goes through S weight vectors; `tensors` are `[S, …]`."""
