@@ -124,7 +124,7 @@ class LoraStack:
         ours = {name: tuple(tensor.shape) for name, tensor in self.mean().items()}
         for name in {**ours, **theirs}:
             if theirs.get(name) != ours.get(name):
-                found, place = theirs.get(name, "missing"), ours.get(name, "missing")
+                found, place = theirs.get(name, "missing"), ours.get(name, "none")
                 raise InputError(
                     f"the adapter does not fit the base: {name} is {found} in the adapter and {place} in the model: "
                     "give the base, rank and target modules that it was trained with"
