@@ -7,12 +7,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from uqharness import table, table_formats
 from uqharness.atomic import write_atomic
-from uqharness.figures import Panel, reliability_svg
+from uqharness.leaderboard import table, table_formats
+from uqharness.leaderboard.figures import Panel, reliability_svg
+from uqharness.leaderboard.table_sources import describe, labels
 from uqharness.metrics import combine_draws, reliability_bins
 from uqharness.results import Run, read_results
-from uqharness.table_sources import describe, labels
 
 DRAWS = (0, 5, 10)
 MARKS = {1: ("\x1b[1m", "\x1b[0m"), 2: ("\x1b[4m", "\x1b[0m")}

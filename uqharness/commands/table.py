@@ -27,7 +27,7 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(
             f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
         )
-    from uqharness import table, table_formats
+    from uqharness.leaderboard import table, table_formats
     from uqharness.metrics import METRICS
     from uqharness.results import read_results
 

@@ -15,10 +15,10 @@ from statistics import mean, stdev
 from typing import Any
 
 from uqharness.errors import InputError
+from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest
 from uqharness.metrics import METRICS, combine_draws, ece_floor, softmax_draws
 from uqharness.provenance import other_protocol
 from uqharness.results import Run, shift
-from uqharness.table_sources import RECIPE, Source, describe, labels, newest
 
 DEFAULT = ("acc", "ece", "nll")
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}

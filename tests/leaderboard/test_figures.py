@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 
-from uqharness.figures import BAR, OVER, SIZE, Panel, reliability_svg
+from uqharness.leaderboard.figures import BAR, OVER, SIZE, Panel, reliability_svg
 from uqharness.metrics import reliability_bins
 
 NS = "{http://www.w3.org/2000/svg}"

@@ -13,8 +13,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from uqharness.leaderboard.table import Cell, Table
 from uqharness.metrics import METRICS
-from uqharness.table import Cell, Table
 
 CSV_FIELDS = (
     "table", "metric", "method", "samples", "task", "trained_on", "shift", "items", "seeds", "mean", "std",

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from uqharness import table, table_formats
 from uqharness.errors import InputError
+from uqharness.leaderboard import table, table_formats
 from uqharness.record import pack
 from uqharness.results import RECORD, Run, read_results
 
