@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -20,13 +20,13 @@ import torch
 from torch import Tensor
 
 from uqharness.adapter_io import posterior_record
-from uqharness.bma import Engine, Rows, Scores, choice_logprobs
+from uqharness.bma import Engine, Rows
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Point, Posterior, Tensors
 from uqharness.registry import get_method, methods
-from uqharness.training import collate, fit_loop
+from uqharness.training import averaged, check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -106,7 +106,7 @@ class TempScale(Method):
             stack.adopt(source.mean)
         stack.model.eval()
         engine = Engine(model, source, self.samples, mean=False)
-        logp = tables(engine, data)  # [Q, C]
+        logp = tune_table(engine, data)  # [Q, C]
         gold = torch.tensor([q.gold for q in data.tune])
         temperature = best_temperature(logp, gold)
         if temperature in (LOWEST, HIGHEST):
@@ -138,41 +138,6 @@ def best_temperature(logp: Tensor, gold: Tensor) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if slope(middle) > 0 else (low, middle)
     return math.exp((low + high) / 2)
-
-
-# ---------------------------------------------------------------- for methods that build on an adapter
-
-
-def averaged(engine: Engine, rows: Rows) -> Tensor:
-    """log p̄(choice | question) by the posterior's own rule: `[Q, C]`, −inf where a question has fewer choices."""
-    return combined(engine.score(rows), rows.to("cpu"), engine.posterior.combine)
-
-
-def combined(scores: Scores, rows: Rows, rule: str) -> Tensor:
-    table = choice_logprobs(scores.draws, rows)  # [S, Q, C]
-    mixed = table.mean(0) if rule == "logits" else table.logsumexp(0)
-    return mixed.log_softmax(-1)
-
-
-def tables(engine: Engine, data: ChoiceData) -> Tensor:
-    """`averaged` of the whole tuning split: `[Q, C]`."""
-    parts = list(_batches(engine, data))
-    width = max(part.shape[1] for part in parts)
-    pads = [(0, width - part.shape[1]) for part in parts]
-    return torch.cat([torch.nn.functional.pad(p, pad, value=-math.inf) for p, pad in zip(parts, pads, strict=True)])
-
-
-def _batches(engine: Engine, data: ChoiceData, size: int = 16) -> Iterator[Tensor]:
-    for start in range(0, len(data.tune), size):
-        yield averaged(engine, collate(data.tune[start : start + size], data)[0])
-
-
-def check_tune(name: str, data: ChoiceData, least: int) -> None:
-    if len(data.tune) < least:
-        raise InputError(
-            f"{name} fits on the tuning split: it has {len(data.tune)} items, at least {least} are needed; "
-            "raise --tune-fraction or take a task with a spare validation split"
-        )
 
 
 def restorer(source: Posterior) -> str:

@@ -23,13 +23,12 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from uqharness.adapters.tempscale import check_tune, tables
 from uqharness.bma import Engine
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError, RunError
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Point, Posterior, Tensors
-from uqharness.training import fit_loop
+from uqharness.training import check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -97,7 +96,7 @@ class TFB(Method):
         self, model: PeftModel, data: ChoiceData, mean: Tensors, inverse: Tensors, seed: int
     ) -> tuple[float, Callable[[float], float]]:
         """The mean's score, and the score as a function of σ; every σ sees the same noise."""
-        table = tables(Engine(model, Point(mean, seed), 1), data)  # [Q, C]
+        table = tune_table(Engine(model, Point(mean, seed), 1), data)  # [Q, C]
         gold = torch.tensor([q.gold for q in data.tune]) if self.labels == "gold" else table.argmax(-1)
 
         def of(table: Tensor) -> float:
@@ -107,7 +106,7 @@ class TFB(Method):
 
         def at(sigma: float) -> float:
             posterior = Gaussian(mean, spread(mean, inverse, sigma), seed)
-            return of(tables(Engine(model, posterior, self.samples, mean=False), data))
+            return of(tune_table(Engine(model, posterior, self.samples, mean=False), data))
 
         return of(table), at
 

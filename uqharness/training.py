@@ -19,9 +19,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from uqharness.base_model import build_model, init_adapter
-from uqharness.bma import Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
+from uqharness.bma import Engine, Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
 from uqharness.config import Run
 from uqharness.course import Course, own_randomness
+from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 
 if TYPE_CHECKING:
@@ -159,6 +160,33 @@ def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
         hits += int((table.argmax(-1) == gold).sum())
     stack.model.train(was_training)
     return {"nll": nll / len(data.select), "acc": hits / len(data.select)}
+
+
+# ---------------------------------------------------------------- for methods that fit on the tuning split
+
+
+def averaged(engine: Engine, rows: Rows) -> Tensor:
+    """log p̄(choice | question) by the posterior's own rule: `[Q, C]`, −inf where a question has fewer choices."""
+    table = choice_logprobs(engine.score(rows).draws, rows.to("cpu"))  # [S, Q, C]
+    mixed = table.mean(0) if engine.posterior.combine == "logits" else table.logsumexp(0)
+    return mixed.log_softmax(-1)
+
+
+def tune_table(engine: Engine, data: ChoiceData, size: int = 16) -> Tensor:
+    """`averaged` of the whole tuning split: `[Q, C]`."""
+    starts = range(0, len(data.tune), size)
+    parts = [averaged(engine, collate(data.tune[i : i + size], data)[0]) for i in starts]
+    width = max(part.shape[1] for part in parts)
+    pads = [(0, width - part.shape[1]) for part in parts]
+    return torch.cat([nn.functional.pad(p, pad, value=-math.inf) for p, pad in zip(parts, pads, strict=True)])
+
+
+def check_tune(name: str, data: ChoiceData, least: int) -> None:
+    if len(data.tune) < least:
+        raise InputError(
+            f"{name} fits on the tuning split: it has {len(data.tune)} items, at least {least} are needed; "
+            "raise --tune-fraction or take a task with a spare validation split"
+        )
 
 
 def _prepare_memory(model: PeftModel, run: Run) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from uqharness.adapter_io import load_posterior, save_adapter
-from uqharness.adapters.tempscale import HIGHEST, LOWEST, Scaled, TempScale, averaged, best_temperature, nll
+from uqharness.adapters.tempscale import HIGHEST, LOWEST, Scaled, TempScale, best_temperature, nll
 from uqharness.base_model import inject
 from uqharness.bma import Engine
 from uqharness.errors import InputError
@@ -18,7 +18,7 @@ from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 from uqharness.scores import combine_draws
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import collate
+from uqharness.training import averaged, collate
 
 torch.set_num_threads(1)
 

@@ -8,7 +8,6 @@ from typing import Any
 import pytest
 import torch
 
-from uqharness.adapters.tempscale import tables
 from uqharness.adapters.tfb import TFB, rotate, spread
 from uqharness.base_model import inject
 from uqharness.bma import Engine
@@ -16,6 +15,7 @@ from uqharness.errors import InputError, RunError
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Members, Point, Tensors, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
+from uqharness.training import tune_table
 
 torch.set_num_threads(1)
 A, B = "q.lora_A.weight", "q.lora_B.weight"
@@ -45,7 +45,7 @@ def test_the_rotation_keeps_every_answer() -> None:
     torch.testing.assert_close(gram, gram.diagonal().diag())  # orthogonal columns
     assert not torch.allclose(source.mean[name], rotated[name])
     model = inject(tiny_llama(), TINY).eval()
-    found = [tables(Engine(model, Point(mean, 0), 1), data) for mean in (source.mean, rotated)]
+    found = [tune_table(Engine(model, Point(mean, 0), 1), data) for mean in (source.mean, rotated)]
     torch.testing.assert_close(*found, rtol=0, atol=1e-5)
 
 
@@ -89,7 +89,7 @@ def test_sigma_is_the_largest_of_a_scan_that_keeps_the_score(settings: dict[str,
     assert isinstance(posterior, Gaussian)
     record, which = data.record["tfb"], method.score
     gold = torch.tensor([q.gold for q in data.tune])
-    mean = tables(Engine(model, Point(posterior.mean, 0), 1), data)
+    mean = tune_table(Engine(model, Point(posterior.mean, 0), 1), data)
     if method.labels == "pseudo":
         gold = mean.argmax(-1)
 
@@ -99,7 +99,7 @@ def test_sigma_is_the_largest_of_a_scan_that_keeps_the_score(settings: dict[str,
         for i in range(3):
             drawn = Gaussian(posterior.mean, std, 0).draws(i, i + 1, 0)
             one = Point({**posterior.mean, **{name: t[0] for name, t in drawn.items()}}, 0)
-            p += tables(Engine(model, one, 1), data).exp() / 3
+            p += tune_table(Engine(model, one, 1), data).exp() / 3
         if which == "acc":
             return float((mean.argmax(-1) == gold).double().mean() - (p.argmax(-1) == gold).double().mean())
         return float((mean - p.log()).gather(1, gold[:, None]).mean())
