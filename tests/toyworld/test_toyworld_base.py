@@ -58,7 +58,7 @@ def test_first_pretraining_steps_repeat() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        _, losses = pretrain(make_world(manifest["seed"]), steps=5)
+        losses = pretrain(make_world(manifest["seed"]), steps=5).losses
     finally:
         torch.set_num_threads(threads)
     assert losses == pytest.approx(manifest["pretraining"]["first_losses"], abs=1e-4)

@@ -42,6 +42,8 @@ class Bar:
 
     def __call__(self, step: int, loss: float) -> None:
         terminal = sys.stderr.isatty()
+        if step == 1:  # also where another attempt starts
+            self.start = time.monotonic()
         if step % (20 if terminal else max(self.total // 10, 1)) and step != self.total:
             return
         left = (time.monotonic() - self.start) / step * (self.total - step)
@@ -87,9 +89,11 @@ def make(out: Path, seed: int, full: bool) -> None:
     entries: dict[str, object] = {"seed": seed}
     if full:
         start = time.monotonic()
-        losses = pretrain.make_base(world, out / "base", Bar(pretrain.TOTAL_STEPS))
+        made = pretrain.make_base(world, out / "base", Bar(pretrain.TOTAL_STEPS))
         command = f"python -m uqharness.toyworld --full --seed {seed}"
+        losses = made.losses
         trained = {"steps": len(losses), "first_losses": losses[:5], "last_loss": losses[-1]}
+        trained |= {"attempt": len(made.failed), "failed": made.failed} if made.failed else {}
         seconds = round(time.monotonic() - start)
         entries |= {"command": command, "versions": files.versions()}
         entries |= {"seconds": seconds, "pretraining": trained}

@@ -40,7 +40,8 @@ def _wording(rng: Rng) -> str:
 class Phase:
     """A stretch of pretraining: share of rows per kind (order of KINDS), label noise, share of hard questions.
 
-    Ends early once the mean loss of the last 30 steps is below `until`.
+    Ends early once the mean loss of the last 30 steps is below `until`, and has failed if it never is, or if fewer
+    than the share `right` of new relation questions are answered right at its end.
     """
 
     steps: int
@@ -49,6 +50,7 @@ class Phase:
     noise: float
     hard: float = 0.0
     until: float = 0.0
+    right: float = 0.0
 
 
 class Corpus:
