@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,7 @@ from lm_eval.models.huggingface import HFLM
 from tests.slow_twin import install, per_draw
 from tests.tiny import make_base, make_lora
 from uqharness import adapter_io
+from uqharness.adapters.tempscale import Scaled
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 from uqharness.model import BayesLoRA
@@ -302,3 +305,29 @@ def test_seen_items_are_refused_or_marked(base: Path, tmp_path: Path) -> None:
     few = BayesLoRA(adapter=adapter, device="cpu")
     few.loglikelihood(instances("loglikelihood", REQUESTS))
     assert few.leaks.found["some_task"][0]["shared"] == 2
+
+
+def ask(text: str, choices: Sequence[str], doc: int) -> list[Instance]:
+    """One question's requests, as lm-eval makes them."""
+    found = enumerate(choices)
+    return [Instance("loglikelihood", {}, (text, c), k, metadata=("some_task", doc, 1)) for k, c in found]
+
+
+def test_a_combined_answer_is_decided_question_by_question(base: Path, blob: Path, tmp_path: Path) -> None:
+    model, source = make_lora(base), adapter_io.load_posterior(blob)[0]
+    scaled = Scaled(source, temperature=2.0, samples=3, train_seed=5)
+    adapter_io.save_adapter(tmp_path / "ts", model, scaled, record(base, model, "tempscale"))
+    ours = BayesLoRA(adapter=str(tmp_path / "ts"), samples=3, batch_size=2, device="cpu")
+    choices, alone = ask(TEXTS[0], (" A", " B", " w3 w4"), 0), ask(TEXTS[1], (" w3 w4",), 1)
+    wanted = [value for value, _ in ours.loglikelihood(choices)]
+    assert sum(math.exp(value) for value in wanted) == pytest.approx(1.0, abs=1e-6)
+    # lm-eval fills a rank with copies of its last request: neither a choice more nor a choice where there is none.
+    for requests in ([*alone, *choices, choices[-1]], [*choices, *alone, alone[0]]):
+        found = [value for value, _ in ours.loglikelihood(requests)]
+        by_request = dict(zip(map(id, requests), found, strict=True))
+        again = [float(by_request[id(request)]) for request in choices]
+        assert again == pytest.approx([float(value) for value in wanted], abs=1e-6)
+        assert by_request[id(choices[0])].combine == "given" and by_request[id(alone[0])].combine == "probs"
+    drawn = BayesLoRA(adapter=str(blob), samples=3, device="cpu").loglikelihood(alone)[0][0]
+    assert float(by_request[id(alone[0])]) == pytest.approx(float(drawn), abs=1e-5)
+    assert len(by_request[id(alone[0])].draws) == 3

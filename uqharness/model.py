@@ -30,6 +30,8 @@ from uqharness.provenance import ProtocolCheck
 from uqharness.results import BMALogProb
 
 log = logging.getLogger("lm_eval.uqharness")
+Question = tuple[str | None, int | None]  # (task, document)
+Asked = tuple[Question, tuple[int, ...], tuple[int, ...]]  # (question, context, continuation)
 
 
 class BayesLoRA(HFLM):
@@ -85,18 +87,14 @@ class BayesLoRA(HFLM):
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
         self.leaks.check(requests)
         self.protocols.check(requests)
-        # A combined answer is about all choices of a question at once.
-        questions = Counter((request.task_name, request.doc_id) for request in requests)
-        self._question = [(request.task_name, request.doc_id) for request in requests]
-        open_ended = self.engine.given and min(questions.values(), default=2) < 2
-        with self._form(open_ended):
-            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        self._questions = [(request.task_name, request.doc_id) for request in requests]
+        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     @contextmanager
-    def _form(self, open_ended: bool) -> Iterator[None]:
-        """Within: what has no choices is answered by draws of weights, where the posterior hands over answers."""
+    def _open_form(self) -> Iterator[None]:
+        """Within: draws of weights answer, also where the posterior hands over answers to choices."""
         kept = self.engine
-        if open_ended and kept.given:
+        if kept.given:
             log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.posterior.kind)
             form = self.posterior.open_form()
             self.engine = Engine(self.model, form, self.samples, self.seed, autocast=self.mixed_precision_dtype)
@@ -111,22 +109,35 @@ class BayesLoRA(HFLM):
         disable_tqdm: bool = False,
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
-        answers: list[tuple[float, bool]] = []
-        scores = self._score([(context, continuation) for _, context, continuation in requests], disable_tqdm)
-        for k, (strings, _, _) in enumerate(requests):
-            answer = (self._average(scores.draws[:, k], scores.mean, k), bool(scores.greedy[k]))
-            answers.append(answer)
+        # lm-eval repeats a request to fill a rank: a question's continuations are those that differ.
+        asked = [(question, tuple(c), tuple(x)) for question, (_, c, x) in zip(self._questions, requests, strict=True)]
+        sizes = Counter(question for question, _, _ in set(asked))
+        # A combined answer is about all choices of a question at once; where there are none, draws answer.
+        whole = [key for key in dict.fromkeys(asked) if not self.engine.given or sizes[key[0]] > 1]
+        found = self._answers(whole, disable_tqdm)
+        if rest := [key for key in dict.fromkeys(asked) if key not in found]:
+            with self._open_form():
+                found |= self._answers(rest, disable_tqdm)
+        for key, (strings, _, _) in zip(asked, requests, strict=True):
             if strings is not None:
-                self.cache_hook.add_partial("loglikelihood", strings, answer)
-        return answers
+                self.cache_hook.add_partial("loglikelihood", strings, found[key])
+        return [found[key] for key in asked]
+
+    def _answers(self, asked: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
+        """One answer for each (question, context, continuation), none of them twice."""
+        if not asked:
+            return {}
+        scores = self._score([key[1:] for key in asked], disable_tqdm, [key[0] for key in asked])
+        averages = [self._average(scores.draws[:, k], scores.mean, k) for k in range(len(asked))]
+        return dict(zip(asked, zip(averages, map(bool, scores.greedy), strict=True), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
-        with self._form(open_ended=True):
+        with self._open_form():
             return self._rolling(requests, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        with self._form(open_ended=True):
+        with self._open_form():
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
     def _rolling(self, requests: list[Instance], disable_tqdm: bool) -> list[float]:
@@ -162,7 +173,7 @@ class BayesLoRA(HFLM):
             value = at_mean
         return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.engine.posterior.combine)
 
-    def _score(self, pairs: Sequence[Pair], disable_tqdm: bool) -> Scores:
+    def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question] | None = None) -> Scores:
         """Scores of all pairs, in their order; pairs that need the same input share a row (`logits_cache`).
 
         A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
@@ -172,7 +183,8 @@ class BayesLoRA(HFLM):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
             alone = () if self.logits_cache else (-1 - k,)
-            groups.setdefault(self._question[k] if self.engine.given else (*ids, *alone), []).append(k)
+            key = questions[k] if questions and self.engine.given else (*ids, *alone)
+            groups.setdefault(key, []).append(k)
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
