@@ -57,4 +57,4 @@ def member_run(run: Run, k: int) -> Run:
     """Member 0 is the run's own seed (so it is that seed's MLE), the others hash it: no shared members."""
     digest = hashlib.sha256(f"member {k} of {run.seed}".encode()).digest()
     seed = run.seed if k == 0 else int.from_bytes(digest[:4], "little") >> 1
-    return dataclasses.replace(run, seed=seed, out=f"{run.out.rstrip('/')}.member{k}" if run.out else "")
+    return dataclasses.replace(run, seed=seed, out=f"{run.checkpoints}/member{k}" if run.out else "")

@@ -206,16 +206,34 @@ def test_a_dry_run_estimates_and_writes_nothing(
     assert not os.listdir(tmp_path)
 
 
-def test_resume_ends_where_the_uninterrupted_run_ended(world: Path, tmp_path: Path) -> None:
-    assert train(world, "blob", tmp_path / "a", "--save-every", "2") == 0
-    whole = load_file(tmp_path / "a" / adapter_io.POSTERIOR)
-    shutil.rmtree(tmp_path / "a")
+def test_resume_ends_where_the_uninterrupted_run_ended(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    flags = ["blob", tmp_path / "a", "--save-every", "2"]
+    with monkeypatch.context() as patch:
+        patch.setattr(adapter_io, "save_adapter", full)
+        assert train(world, *flags) == 1
     (tmp_path / "a.checkpoints/checkpoint-4/complete.json").unlink()  # as if it had been stopped there
-    assert train(world, "blob", tmp_path / "a", "--save-every", "2", "--resume") == 0
-    again = load_file(tmp_path / "a" / adapter_io.POSTERIOR)
+    assert train(world, *flags, "--resume") == 0 and train(world, "blob", tmp_path / "whole") == 0
+    whole, again = (load_file(tmp_path / name / adapter_io.POSTERIOR) for name in ("whole", "a"))
     record = adapter_io.read_record(tmp_path / "a")
     assert record is not None and record["training"][0]["resumed_from"] == 2
     assert set(whole) == set(again) and all(torch.equal(whole[k], again[k]) for k in whole)
+
+
+@pytest.mark.parametrize("method", ["blob", "ens"])
+def test_checkpoints_are_gone_once_the_adapter_is_written(world: Path, tmp_path: Path, method: str) -> None:
+    saving = ["--save-every", "2", *METHODS[method]]
+    assert train(world, method, tmp_path / "a", *saving) == 0
+    assert os.listdir(tmp_path) == ["a"]
+    logs = tmp_path / "a.checkpoints" / "runs" / "log"
+    logs.parent.mkdir(parents=True)
+    logs.write_text("a logger's")
+    assert train(world, method, tmp_path / "a", *saving, "--overwrite") == 0
+    assert [p for p in (tmp_path / "a.checkpoints").rglob("*") if p.is_file()] == [logs]
 
 
 def test_selection_is_recorded_and_its_items_are_not_trained_on(world: Path, tmp_path: Path) -> None:

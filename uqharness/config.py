@@ -36,7 +36,7 @@ class Run:
 
     base: str = option("", "base model: a folder, a hub id, or 'toyworld'")
     task: str = option("", "multiple-choice lm-eval task with a training split")
-    out: str = option("", "folder for the adapter; checkpoints go to OUT.checkpoints")
+    out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints")
     steps: int = option(5000, "optimiser steps", low=1)
     lr: float = option(1e-4, "learning rate", low=0)
     batch_size: int = option(4, "questions per forward", low=1)

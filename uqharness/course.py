@@ -12,6 +12,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -202,6 +203,17 @@ class Course:
             )
         for name, tensor in tensors.items():
             self.trained[name].copy_(tensor)
+
+
+def drop_checkpoints(run: Run) -> None:
+    """Once the adapter itself is written. Logs (`report_to`) that lie beside them stay."""
+    if run.checkpoints is None or os.environ.get("RANK", "0") != "0":
+        return
+    for folder in list(run.checkpoints.rglob("checkpoint-*")):
+        shutil.rmtree(folder, ignore_errors=True)
+    for folder in sorted([run.checkpoints, *run.checkpoints.rglob("*")], reverse=True):  # the inner ones first
+        with contextlib.suppress(OSError):  # not empty, or gone
+            folder.rmdir()
 
 
 def thin(values: list[float], points: int = 200) -> list[list[float]]:

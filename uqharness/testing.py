@@ -172,7 +172,7 @@ def check_resume(
     stop = run.steps // 2
     saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
     fit_tiny(method, saving, source)
-    for marker in folder.glob(f"resumed*/checkpoint-{run.steps}/complete.json"):
+    for marker in folder.rglob(f"checkpoint-{run.steps}/complete.json"):
         marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
     resumed, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
     assert any(

@@ -147,6 +147,8 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
+    from uqharness.course import drop_checkpoints
+
     model, data = prepare(plan, cell, task)
     source, shared = plan.source, 0
     if source:
@@ -164,6 +166,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
         full |= source.recipe()
         used = source.splits(used)
     adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
+    drop_checkpoints(cell)
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 
 
