@@ -4,7 +4,8 @@
     python benchmarks/toyworld_report.py worlds/w1 worlds/w2 worlds/w3 --out report [--seeds 3] [--methods …]
 
 Every world is a `uqharness demo` of its own (resumable); this adds the MLE whose learning rate and steps were chosen on
-validation, and averages over worlds and seeds. Writes OUT/report.json and prints Markdown.
+validation, and averages over worlds and seeds. Writes OUT/report.json (docs/data/toyworld.json is one), OUT/report.md
+and a reliability diagram per task, and prints the Markdown. `--show docs/data/toyworld.json` prints it again.
 """
 
 from __future__ import annotations
@@ -12,21 +13,28 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import numpy as np
 import yaml
 
 from uqharness import demo
-from uqharness.metrics import METRICS
-from uqharness.results import read_results
+from uqharness.leaderboard.figures import Panel, reliability_svg
+from uqharness.metrics import METRICS, combine_draws, reliability_bins
+from uqharness.results import Run, read_results
 
 METHODS = ["mle", "tempscale", "map", "mcd", "ens", "laplace", "bbb", "blob", "melora"]
-SHOWN = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auroc")
-Key = tuple[str, int, str]  # row, draws, task
+METRIC_NAMES = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auroc")
+FIRST = ("oracle", "zero-shot", "mle", "mle-tuned", "tempscale")
+DRAWN = (("zero-shot", 1), ("mle", 1), ("mle-tuned", 1), ("ens", 3), ("laplace", 1), ("blob", 10), ("melora", 10),
+         ("oracle", 1))  # fmt: skip
+Row = tuple[str, int]  # name, draws
+Key = tuple[str, int, str]  # name, draws, task
+Values = dict[str, list[Any]]  # {"world": [...], "seed": [...], metric: [...]}, one entry per run
 
 
 def run_world(world: Path, out: Path, args: argparse.Namespace, suite: dict[str, Any]) -> None:
@@ -41,57 +49,171 @@ def run_world(world: Path, out: Path, args: argparse.Namespace, suite: dict[str,
     demo.run_cells(out, [cell for cell in cells if not demo.is_done(out, cell)], args.workers)
 
 
-def collect(out: Path) -> dict[Key, dict[str, list[float]]]:
-    """{(row, draws, task): {metric: values over worlds and seeds}}."""
-    found: dict[Key, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def cells_of(out: Path) -> Iterable[tuple[str, str, int, Run]]:
+    """(world, row's name, training seed, run) of all that is done."""
     for marker in sorted(out.glob("w*/results/**/demo.json")):
-        name = json.loads(marker.read_text())["cell"]["name"].split("/")[0]
+        cell = json.loads(marker.read_text())["cell"]
+        world = marker.relative_to(out).parts[0]
         for run in read_results(marker.parent):
-            have = run.record.draws
-            finite = ((run.config.get("uqharness") or {}).get("record") or {}).get("posterior", {}).get("finite", 1)
-            for n in [have] if finite is not None or run.record.combine == "given" else [0, 5, have]:
-                values = run.metrics(n)
-                for metric in SHOWN:
-                    found[name, n, run.task][metric].append(values[metric])
+            yield world, cell["name"].split("/")[0], cell["seed"], run
+
+
+def collect(out: Path) -> dict[Key, Values]:
+    """{(row, draws, task): values over worlds and seeds}."""
+    found: dict[Key, Values] = {}
+    for world, name, seed, run in cells_of(out):
+        have = run.record.draws
+        finite = ((run.config.get("uqharness") or {}).get("record") or {}).get("posterior", {}).get("finite", 1)
+        for n in [have] if finite is not None or run.record.combine == "given" else [0, 5, have]:
+            numbers = run.metrics(n)
+            told = {"world": world, "seed": seed, **{m: round(numbers[m], 5) for m in METRIC_NAMES}}
+            values = found.setdefault((name, n, run.task), {key: [] for key in told})
+            for key, value in told.items():
+                values[key].append(value)
     return found
 
 
-def markdown(found: dict[Key, dict[str, list[float]]]) -> str:
-    tasks = [t for t in demo.TASKS if any(key[2] == t for key in found)]
-    rows = list(dict.fromkeys((name, n) for name, n, _ in found))
-    order = ["oracle", "zero-shot", "mle", "mle-tuned", "tempscale"]
-    rows.sort(key=lambda row: (order.index(row[0]) if row[0] in order else 9, row[0], row[1]))
+def load(path: Path) -> dict[Key, Values]:
+    return {(row.pop("row"), row.pop("draws"), row.pop("task")): row for row in json.loads(path.read_text())}
+
+
+def save(found: Mapping[Key, Values], path: Path) -> None:
+    rows = [json.dumps({"row": n, "draws": d, "task": t, **v}) for (n, d, t), v in sorted(found.items())]
+    path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+
+
+def rows_of(found: Mapping[Key, Values]) -> list[Row]:
+    rows = dict.fromkeys((name, n) for name, n, _ in found)
+    return sorted(rows, key=lambda row: (FIRST.index(row[0]) if row[0] in FIRST else len(FIRST), *row))
+
+
+def tasks_of(found: Mapping[Key, Values]) -> list[str]:
+    return [task for task in demo.TASKS if any(key[2] == task for key in found)]
+
+
+def table(found: Mapping[Key, Values]) -> str:
+    """One column per task: mean ± standard deviation over all worlds and training seeds."""
+    tasks = tasks_of(found)
     lines = [f"| | N | {' | '.join(f'{t} ACC / ECE / NLL' for t in tasks)} |", "|---|---|" + "---|" * len(tasks)]
-    for name, n in rows:
-        cells = [" / ".join(text(found[name, n, t].get(m, []), m) for m in ("acc", "ece", "nll")) for t in tasks]
-        lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
+    lines += [f"| {name} | {n} | {' | '.join(cell(found.get((name, n, t), {})) for t in tasks)} |"
+              for name, n in rows_of(found)]  # fmt: skip
     floors = [f"{t} {100 * mean(found['oracle', 1, t]['ece_floor']):.1f}" for t in tasks if ("oracle", 1, t) in found]
     return "\n".join([*lines, "", f"ECE floor at the oracle's confidences: {', '.join(floors)}"])
 
 
-def text(values: list[float], metric: str) -> str:
+def table_by_world(found: Mapping[Key, Values], task: str) -> str:
+    """One column per world: mean ± standard deviation over its training seeds."""
+    worlds = sorted({w for values in found.values() for w in values["world"]})
+    lines = [f"| {task} | N | {' | '.join(f'{w} ACC / ECE / NLL' for w in worlds)} |"]
+    lines += ["|---|---|" + "---|" * len(worlds)]
+    for name, n in rows_of(found):
+        cells = [cell(of_world(found.get((name, n, task), {}), w)) for w in worlds]
+        lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def of_world(values: Values, world: str) -> Values:
+    keep = [w == world for w in values.get("world", [])]
+    return {key: [v for v, k in zip(column, keep, strict=True) if k] for key, column in values.items()}
+
+
+def cell(values: Values) -> str:
+    return " / ".join(spread(values.get(m, []), m) for m in ("acc", "ece", "nll"))
+
+
+def spread(values: list[float], metric: str) -> str:
     if not values:
         return "–"
     scale, digits = METRICS[metric].scale, 1 if METRICS[metric].scale > 1 else 3
-    spread = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):.{digits}f}{spread}"
+    deviation = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{scale * mean(values):.{digits}f}{deviation}"
+
+
+def expectations(found: Mapping[Key, Values]) -> str:
+    """What the project expected of this world before it was measured, and what came out."""
+    tasks, rows = tasks_of(found), []
+    mle, blob = ({t: found[name, n, t] for t in tasks} for name, n in (("mle", 1), ("blob", 10)))
+    ens = {t: found["ens", 3, t] for t in tasks}
+    best, base = ({t: found[name, 1, t] for t in tasks} for name in ("oracle", "zero-shot"))
+
+    def row(what: str, told: Mapping[str, tuple[bool, str]]) -> None:
+        cells = [f"{'met' if told[t][0] else '**not met**'}: {told[t][1]}" if t in told else "" for t in tasks]
+        rows.append(f"| {what} | {' | '.join(cells)} |")
+
+    def each(metric: str, values: Mapping[str, Values]) -> dict[str, float]:
+        return {t: METRICS[metric].scale * mean(v[metric]) for t, v in values.items()}
+
+    a, b, e, floor = each("ece", mle), each("ece", blob), each("ece", ens), each("ece_floor", mle)
+    row("MLE: ECE ≥ 15", {t: (a[t] >= 15, f"{a[t]:.1f}") for t in tasks})
+    row("MLE: ECE ≥ 3 × floor", {t: (a[t] >= 3 * floor[t], f"{a[t] / floor[t]:.1f} ×") for t in tasks})
+    row("BLoB's ECE ≤ half of MLE's", {t: (b[t] <= a[t] / 2, f"{b[t] / a[t]:.2f}") for t in tasks})
+    row("BLoB's NLL < MLE's", {t: lower(blob[t], mle[t]) for t in tasks})
+    gain = {t: [100 * (x - y) for x, y in zip(blob[t]["acc"], mle[t]["acc"], strict=True)] for t in tasks}
+    row("BLoB's ACC ≥ MLE's", {t: (mean(d) >= 0, f"{mean(d):+.1f} ± {stdev(d):.1f}") for t, d in gain.items()})
+    row("ECE of ENS between the two", {t: (b[t] < e[t] < a[t], f"{e[t]:.1f}") for t in tasks})
+    x, y, z = each("acc", base), each("acc", blob), each("acc", best)
+    home, near, far = demo.TASKS
+    row("BLoB's ACC ≥ zero-shot + 5", {home: (y[home] >= x[home] + 5, f"{y[home] - x[home]:+.1f}")})
+    closed = (y[home] - x[home]) / (z[home] - x[home])
+    row("a third of the gap to the oracle closed", {home: (closed >= 1 / 3, f"{closed:.0%}")})
+    relative = {t: 100 * y[t] / z[t] for t in tasks}
+    harder = (relative[near] - relative[far] >= 5, f"{relative[far]:.1f} % against {relative[near]:.1f} %")
+    row("far harder than near: BLoB's ACC / oracle's, ≥ 5 points", {far: harder})
+    return "\n".join([f"| expected | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks), *rows])
+
+
+def lower(ours: Values, theirs: Values) -> tuple[bool, str]:
+    """Is the mean NLL lower, by how much, and in how many pairs of the same world and training seed?"""
+    pairs = list(zip(ours["nll"], theirs["nll"], strict=True))
+    difference = mean(ours["nll"]) - mean(theirs["nll"])
+    return difference < 0, f"{difference:+.3f}, in {sum(x < y for x, y in pairs)} of {len(pairs)}"
+
+
+def diagram(out: Path, found: Mapping[Key, Values], task: str) -> str:
+    """Reliability over all worlds and seeds together; the numbers are the means of the table."""
+    probs: dict[Row, list[Any]] = {row: [] for row in DRAWN}
+    gold: dict[Row, list[int]] = {row: [] for row in DRAWN}
+    for _, name, _, run in cells_of(out):
+        row = (name, run.record.draws)
+        if run.task == task and row in probs:
+            p = combine_draws(run.record.rows(), run.record.combine)  # [D, C]
+            probs[row].append(np.pad(p, ((0, 0), (0, 5 - p.shape[1])), constant_values=np.nan))
+            gold[row] += list(run.record.gold)
+    panels = []
+    for row in (r for r in DRAWN if probs[r]):
+        numbers = found[row[0], row[1], task]
+        shown = [f"{m.upper()} {spread(numbers[m], m).split(' ')[0]}" for m in ("acc", "ece", "nll")]
+        bins = reliability_bins(np.concatenate(probs[row]), np.array(gold[row]))
+        panels.append(Panel(f"{row[0]}, N = {row[1]}" if row[0] == "blob" else row[0], "  ".join(shown), bins))
+    return reliability_svg(panels, f"{task}, all worlds and training seeds, 15 bins; grey: how many")
+
+
+def markdown(found: Mapping[Key, Values]) -> str:
+    by_world = [table_by_world(found, task) for task in tasks_of(found)]
+    return "\n\n".join([table(found), expectations(found), *by_world]) + "\n"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("worlds", nargs="+", type=Path, help="folders made by python -m uqharness.toyworld --full")
+    parser.add_argument("worlds", nargs="*", type=Path, help="folders made by python -m uqharness.toyworld --full")
     parser.add_argument("--out", type=Path, default=Path("report"))
     parser.add_argument("--methods", nargs="+", default=METHODS)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1500, help="questions per test set; 0: all 6000")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
+    parser.add_argument("--show", type=Path, metavar="JSON", help="run nothing: print the tables of this report.json")
     args = parser.parse_args()
+    if args.show:
+        print(markdown(load(args.show)))
+        return
     suite = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
     for world in args.worlds:
         run_world(world, args.out / f"w{world.name.lstrip('w')}", args, suite)
     found = collect(args.out)
-    rows = [{"row": k[0], "draws": k[1], "task": k[2], **values} for k, values in found.items()]
-    (args.out / "report.json").write_text(json.dumps(rows) + "\n")
+    save(found, args.out / "report.json")
+    for task in tasks_of(found):
+        (args.out / f"{task}.svg").write_text(diagram(args.out, found, task))
+    (args.out / "report.md").write_text(markdown(found))
     print(markdown(found))
 
 

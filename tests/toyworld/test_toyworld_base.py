@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from uqharness import toyworld
-from uqharness.toyworld import files
+from uqharness.errors import RunError
+from uqharness.toyworld import files, pretrain
 from uqharness.toyworld.__main__ import main
-from uqharness.toyworld.pretrain import pretrain
+from uqharness.toyworld.corpus import Corpus
 from uqharness.toyworld.world import DATASETS, LETTERS, make_world
 
 
@@ -58,7 +62,7 @@ def test_first_pretraining_steps_repeat() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        losses = pretrain(make_world(manifest["seed"]), steps=5).losses
+        losses = pretrain.pretrain(make_world(manifest["seed"]), steps=5).losses
     finally:
         torch.set_num_threads(threads)
     assert losses == pytest.approx(manifest["pretraining"]["first_losses"], abs=1e-4)
@@ -77,3 +81,42 @@ def test_questions_are_made_elsewhere_without_a_base(tmp_path, capsys: pytest.Ca
     assert main(["--check", "--out", str(tmp_path)]) == 0
     assert main(["--out", str(tmp_path), "--seed", "12345"]) == 2
     assert "is of seed" in capsys.readouterr().err
+
+
+def test_shipped_base_answers_relations_and_an_untrained_one_does_not(tokenizer) -> None:
+    """`relations_right` against asking each question alone, in text, through the tokenizer."""
+    world = make_world(files.read_manifest(toyworld.data_path())["seed"])
+    shipped = AutoModelForCausalLM.from_pretrained(str(toyworld.base_path()), dtype=torch.float32)
+    corpus = Corpus(world, pretrain.RARE)
+    rows, _ = corpus.relation(np.random.default_rng(3), 60, 4, 0.0)
+    letters = tokenizer.convert_tokens_to_ids(list("ABCD"))
+    right = 0
+    for row in rows:
+        prompt, _, answer = tokenizer.decode(row[:-1]).rpartition(" ")
+        entity, asked = next(e for e in world.entities if e in prompt), prompt.split("What is the ")[1].split()[0]
+        with torch.no_grad():
+            logits = shipped(torch.tensor([tokenizer.encode(prompt)])).logits[0, -1, letters]
+        assert f"{answer}. {world.facts[entity][asked]}" in prompt
+        right += "ABCD"[int(logits.argmax())] == answer
+    assert pretrain.relations_right(shipped, corpus, np.random.default_rng(3), 60) == pytest.approx(right / 60)
+    assert right / 60 > pretrain.PHASES[-1].right > 0.5
+    untrained = pretrain.new_base(world)
+    assert pretrain.relations_right(untrained, corpus, np.random.default_rng(3), 400) < 0.4
+
+
+def test_attempts_that_miss_a_goal_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a goal that only the best of the first three attempts reaches, that one is kept."""
+    monkeypatch.setattr(pretrain, "ROWS", 4)
+    world, phase = make_world(0), replace(pretrain.PHASES[0], steps=31)
+    monkeypatch.setattr(pretrain, "PHASES", (phase,))
+    tried = [pretrain.train_attempt(world, attempt, None, None) for attempt in range(3)]
+    means = [sum(losses[-30:]) / 30 for _, losses, _ in tried]
+    best = means.index(min(means))
+    assert best > 0 and len(set(means)) == 3 and all("copying not learned" in missed for _, _, missed in tried)
+    monkeypatch.setattr(pretrain, "PHASES", (replace(phase, until=min(means) + 1e-4),))
+    made = pretrain.pretrain(world)
+    assert made.losses == pytest.approx(tried[best][1], abs=1e-4)
+    assert len(made.failed) == best and made.failed[0].startswith("copying not learned: loss ")
+    monkeypatch.setattr(pretrain, "PHASES", (replace(phase, steps=1, until=0.0, right=0.6),))
+    with pytest.raises(RunError, match=r"no base for world 0 in 6 attempts \(last: relations not learned: \d+% right"):
+        pretrain.pretrain(world)
