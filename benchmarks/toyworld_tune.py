@@ -30,6 +30,9 @@ GRID: dict[str, list[dict[str, Any]]] = {
     "bbb": [{}, {"kl_weight": "batches"}, {"prior_std": 0.3}, {"prior_std": 0.1}],
     "blob": [{"kl_lr": k} for k in (0.005, 0.01, 0.02, 0.04)],
     "melora": [{"kl_lr": k} for k in (1e-4, 0.01, 0.03, 0.1)],
+    "scalabl": [{"kl_lr": k} for k in (0.1, 0.3, 1.0, 3.0)],
+    "swag": [{"start": s, "every": e} for s in (0.5, 0.1) for e in (0, 10)],
+    "tfb": [{"score": s, "labels": y} for s in ("nll", "acc") for y in ("pseudo", "gold")],
 }
 SEED = 100  # none of the seeds that are reported
 

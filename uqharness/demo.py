@@ -14,7 +14,7 @@ import multiprocessing
 import os
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import asdict, dataclass
 from importlib.resources import files
@@ -42,6 +42,7 @@ class Cell:
     seed: int
     settings: Mapping[str, Any]
     limit: int | None
+    source: str | None = None  # the cell whose adapter it builds on
 
     @property
     def weight(self) -> int:
@@ -78,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def plan(args: argparse.Namespace, suite: Mapping[str, Any]) -> list[Cell]:
-    """The cells, longest first so that both cores end together."""
+    """The cells, longest first so that both cores end together; before them those that others build on."""
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: at least one training seed is needed")
     installed = registry.methods()
@@ -94,8 +95,12 @@ def plan(args: argparse.Namespace, suite: Mapping[str, Any]) -> list[Cell]:
         if name in installed:
             own = suite["methods"].get(name) or suite["others"].get(name) or {}
             settings = {**shared, **own}
-            cells += [Cell(f"{name}/seed{s}", name, s, settings, limit or None) for s in range(args.seeds)]
-    return sorted(cells, key=lambda cell: -cell.weight)
+            base = suite["sources"].get(name)
+            for s in range(args.seeds):
+                source = f"{base}/seed{s}" if base in wanted else None
+                cells.append(Cell(f"{name}/seed{s}", name, s, settings, limit or None, source))
+    sources = {cell.source for cell in cells}
+    return sorted(cells, key=lambda cell: (cell.name not in sources, -cell.weight))
 
 
 def is_done(out: Path, cell: Cell) -> bool:
@@ -117,20 +122,29 @@ def run_cells(out: Path, cells: Sequence[Cell], workers: int) -> None:
         _one_thread_each(),
         ProcessPoolExecutor(min(workers, len(cells)), mp_context=context, initializer=_warm_up) as pool,
     ):
-        running: dict[Future[None], Cell] = {pool.submit(run_cell, str(out), cell): cell for cell in left}
+        running: dict[Future[None], Cell] = {}
         try:
-            while running:
+            while running or left:
+                ready, left = divide(left, running.values())
+                running |= {pool.submit(run_cell, str(out), cell): cell for cell in ready}
                 done, _ = wait(running, return_when=FIRST_COMPLETED)
                 for future in done:
                     cell = running.pop(future)
                     future.result()
-                    bar.set_postfix_str(f"{cell.name} done, {len(running)} cells left", refresh=False)
+                    bar.set_postfix_str(f"{cell.name} done, {len(running) + len(left)} cells left", refresh=False)
                     bar.update(cell.weight)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     bar.close()
     print(f"{len(cells)} cells in {time.monotonic() - started:.0f} s", file=sys.stderr)
+
+
+def divide(left: Sequence[Cell], running: Iterable[Cell]) -> tuple[list[Cell], list[Cell]]:
+    """Those that can start, and those whose source is not done."""
+    unfinished = {cell.name for cell in (*left, *running)}
+    ready = [cell for cell in left if cell.source not in unfinished]
+    return ready, [cell for cell in left if cell.source in unfinished]
 
 
 def run_cell(out: str, cell: Cell) -> None:
@@ -154,6 +168,9 @@ def train_cell(root: Path, cell: Cell) -> Path:
 
     adapter = root / "adapters" / cell.name
     argv = [str(cell.method), "--out", str(adapter), "--seed", str(cell.seed), "--overwrite"]
+    source = root / "adapters" / str(cell.source)
+    if cell.source and source.is_dir():  # else the method trains the same by itself
+        argv += ["--adapter", str(source)]
     parser = Parser(prog="uqharness train")
     train.add_arguments(parser)
     settings = adapter.with_name(f"{adapter.name}.yaml")

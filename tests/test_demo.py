@@ -1,0 +1,62 @@
+"""The demo's plan: post-hoc methods build on the MLE cell of their seed, which comes first."""
+
+from __future__ import annotations
+
+import argparse
+from importlib.resources import files
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from uqharness import adapter_io, registry
+from uqharness.config import Run, field_types
+from uqharness.demo import Cell, add_arguments, divide, plan, train_cell
+
+torch.set_num_threads(1)
+SUITE = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
+
+
+def cells(*flags: str) -> list[Cell]:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    return plan(parser.parse_args(flags), SUITE)
+
+
+def test_all_is_every_installed_method_at_every_seed() -> None:
+    found = cells("--all", "--seeds", "3")
+    wanted = {f"{name}/seed{s}" for name in registry.methods() for s in range(3)} | {"oracle", "zero-shot"}
+    assert {cell.name for cell in found} == wanted and len(found) == len(wanted)
+    with_source = {cell.method for cell in found if cell.source}
+    assert with_source == {name for name in registry.methods() if registry.get_method(name).uses_source}
+    for method, settings in {**SUITE["methods"], **SUITE["others"]}.items():
+        known = {**field_types(registry.get_method(method)), **field_types(Run)}
+        assert set(settings) <= set(known), method
+
+
+def test_no_cell_starts_before_its_source_is_done() -> None:
+    left, running, done = cells("--all", "--seeds", "2"), [], set()
+    while left or running:
+        ready, left = divide(left, running)
+        assert all(cell.source is None or cell.source in done for cell in ready)
+        running += ready
+        done.add(running.pop().name)  # any order
+    assert {"laplace/seed1", "mle/seed0"} <= done
+    assert all(cell.source is None for cell in cells("--methods", "laplace"))
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_cell_is_trained_on_its_source_where_that_is_there(tmp_path: Path, there: bool) -> None:
+    settings = {**SUITE["run"], "steps": 3}
+    if there:
+        train_cell(tmp_path, Cell("mle/seed1", "mle", 1, settings, None))
+    scaled = train_cell(
+        tmp_path, Cell("tempscale/seed1", "tempscale", 1, {**settings, "samples": 1}, None, "mle/seed1")
+    )
+    record = adapter_io.read_record(scaled)
+    assert record is not None and bool(record["training"]) is not there
+    if there:
+        source = adapter_io.read_record(tmp_path / "adapters/mle/seed1")
+        assert source is not None and record["recipe_hash"] == source["recipe_hash"]
+        assert record["source"]["method"]["name"] == "mle" and record["run"]["seed"] == 1
