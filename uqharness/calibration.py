@@ -168,13 +168,18 @@ def ece_debiased(probs: ArrayLike, gold: ArrayLike, bins: int = BINS, clip: bool
     +10.8 / +3.4 -> +1.7 / +0.5 points; true ECE of 6.0 points +5.6 / +0.7 -> -2.8 / -1.1.
     """
     b = bin_probs(probs, gold, bins)
-    value = float(_debiased(b).sum())
+    value = float(debias(b.gaps, *gap_noise(b)).sum())
     return min(max(value, 0.0), 1.0) if clip else value
 
 
-def _debiased(b: Binned) -> Floats:
-    n, gaps, counts = len(b.right), b.gaps, b.counts
+def gap_noise(b: Binned) -> tuple[Floats, Floats]:
+    """(E0|g_b|, s_b^2): mean size and variance of each bin's gap if the bin is calibrated, [bins] each."""
+    n, counts = len(b.right), b.counts
     p = np.clip(b.total(b.confidence) / np.maximum(counts, 1), 0.0, 1.0)
-    variance = counts * p * (1 - p) / n**2
+    return binomial_mad(counts, p) / n, counts * p * (1 - p) / n**2
+
+
+def debias(gaps: Floats, size: Floats, variance: Floats) -> Floats:
+    """The terms of `ece_debiased`, [..., bins], from gaps and `gap_noise`."""
     weight = np.exp(-(gaps**2) / (2 * np.maximum(variance, 1e-300)))
-    return np.asarray(np.abs(gaps) - np.sqrt(2) * binomial_mad(counts, p) / n * weight)
+    return np.asarray(np.abs(gaps) - np.sqrt(2) * size * weight)
