@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from benchmarks.timing import Row, show
 from uqharness.atomic import write_atomic
@@ -34,6 +35,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", choices=MODULES, default=MODULES, help="these rows alone")
     flags = parser.parse_args(words)
     torch.set_num_threads(1)
+    disable_progress_bar()
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "peft", "lm-eval"))
     print(f"{platform.machine()}, one thread, Python {platform.python_version()}, {packages}")
     rows: list[Row] = []

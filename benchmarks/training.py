@@ -1,0 +1,77 @@
+"""A training step of ours against a plain PEFT LoRA step: full logits, AdamW, the same batches.
+
+Ours run as `uqharness train` runs them, in the Trainer; the peer is a bare loop. All steps of a fit but the first.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from unittest.mock import patch
+
+import torch
+
+from benchmarks.setting import Shape, adapter, questions, run_of
+from benchmarks.timing import Row, figure, interleave, peak_bytes, ratio
+from uqharness.adapters.blob import BLoB
+from uqharness.adapters.melora import MeLoRA
+from uqharness.adapters.mle import MLE
+from uqharness.config import Run
+from uqharness.course import Course
+from uqharness.data import ChoiceData
+from uqharness.posterior import Method
+
+Steps = Callable[[], float]
+
+
+def plain(shape: Shape, run: Run, data: ChoiceData) -> Steps:
+    """PEFT's LoRA in the loop that everyone writes: the model's own loss, with logits at every position."""
+    model = adapter(shape, run).train()
+    ids = torch.tensor([[*q.pairs[q.gold][0], *q.pairs[q.gold][1]] for q in data.train])
+    labels = ids.clone()
+    labels[:, :-1] = -100
+
+    def steps() -> float:
+        ends = []
+        optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=run.lr)
+        for step in range(run.steps):
+            now = [(step * run.batch_size + k) % len(ids) for k in range(run.batch_size)]
+            model(input_ids=ids[now, :-1], labels=ids[now, :-1], shift_labels=labels[now, 1:]).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            ends.append(time.process_time())
+        return ends[-1] - ends[0]
+
+    return steps
+
+
+def ours(method: Method, shape: Shape, run: Run, data: ChoiceData) -> Steps:
+    model, end_step = adapter(shape, run), Course.end_step
+
+    def steps() -> float:
+        ends = []
+
+        def note(course: Course, step: int) -> None:
+            end_step(course, step)
+            ends.append(time.process_time())
+
+        with patch.object(Course, "end_step", note):
+            method.fit(model, data, run, None)
+        return ends[-1] - ends[0]
+
+    return steps
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    shape, run = Shape.of(quick), run_of(batch=4, steps=2 if quick else 7)
+    data = questions(shape, 64)
+    methods = {"mle": MLE(), "blob": BLoB(), "melora": MeLoRA()}
+    fits = {name: ours(method, shape, run, data) for name, method in methods.items()}
+    times = interleave({"plain": plain(shape, run, data), **fits}, 1 if quick else 15)
+    peer = "bayesian-peft 1.21–1.27; paper 1.15"
+    yield figure("BLoB training step / plain PEFT LoRA step", peer, 0.95, ratio(times, "blob", "plain"))
+    yield figure("BLoB training step / our mle step", "", 1.05, ratio(times, "blob", "mle"))
+    peer = "paper 1.40–1.55"
+    yield figure("Me-LoRA training step / our mle step", peer, 1.05, ratio(times, "melora", "mle"))
+    peaks = {name: peak_bytes(fits[name]) for name in ("mle", "melora")}
+    yield figure("Me-LoRA training, peak memory / our mle", "", 1.01, [peaks["melora"] / peaks["mle"]])
