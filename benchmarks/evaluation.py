@@ -1,0 +1,123 @@
+"""Ten draws against one forward: the engine against PEFT's own, and `bayeslora` against `lm_eval --model hf`.
+
+N = 10 runs eleven functions where the mean's own row is asked for, as it is by default.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from lm_eval.api.instance import Instance
+from lm_eval.models.huggingface import HFLM
+from peft import PeftModel
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import WhitespaceSplit
+from transformers import PreTrainedTokenizerFast
+
+from benchmarks.setting import Shape, adapter, questions, run_of
+from benchmarks.timing import Row, Times, figure, interleave, peak_bytes, ratio
+from uqharness import adapter_io
+from uqharness.bma import Engine, make_rows
+from uqharness.data import ChoiceData
+from uqharness.lora import LoraStack
+from uqharness.model import BayesLoRA
+from uqharness.posterior import Gaussian
+
+PEER = "bayesian-peft 11.2–11.6"
+
+
+def gaussian(model: PeftModel) -> Gaussian:
+    """As BLoB's: noise on A."""
+    mean = LoraStack(model).mean()
+    return Gaussian(mean, {name: torch.full_like(t, 0.02) for name, t in mean.items() if "lora_A" in name}, 0)
+
+
+def plain(model: PeftModel, ids: torch.Tensor) -> Callable[[], Any]:
+    """PEFT's LoRA as everyone runs it: logits at every position."""
+
+    def forward() -> None:
+        with torch.inference_mode():
+            model(input_ids=ids, use_cache=False).logits.argmax()
+
+    return forward
+
+
+def forwards(shape: Shape, batch: int, rounds: int) -> Times:
+    model, data = adapter(shape, run_of()), questions(shape, batch)
+    ids = torch.tensor([question.pairs[0][0] for question in data.train])
+    rows = make_rows([question.pairs for question in data.train], 512)
+    ten = Engine(model, gaussian(model), 10, mean=False)
+    whole = Engine(model, gaussian(model), 10)
+    scores = {"ten": partial(ten.score, rows), "whole": partial(whole.score, rows)}
+    return interleave({"plain": plain(adapter(shape, run_of()), ids), **scores}, rounds)
+
+
+def saved(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
+    """A base with words w4, w5 … for tokens, the mean's plain PEFT adapter, and an adapter with a posterior."""
+    model = adapter(shape, run_of())
+    special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
+    words = [*special.values(), *(f"w{i}" for i in range(len(special), shape.vocab))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "base")
+    mean = gaussian(model)
+    record = {"method": {"name": "blob", "settings": {}}, "base": {"name": str(folder / "base")}}
+    adapter_io.save_adapter(folder / "blob", model, mean, record)
+    model.save_pretrained(str(folder / "plain"), save_embedding_layers=False)
+    model.unload().save_pretrained(folder / "base")
+    return folder / "base", folder / "plain", folder / "blob"
+
+
+def requests(data: ChoiceData) -> list[Instance]:
+    def text(ids: Any) -> str:
+        return " ".join(f"w{i}" for i in ids)
+
+    return [
+        Instance("loglikelihood", {}, (text(context), " " + text(answer)), k, metadata=("stock", n, 1))
+        for n, question in enumerate(data.train)
+        for k, (context, answer) in enumerate(question.pairs)
+    ]
+
+
+def against_hf(shape: Shape, data: ChoiceData, samples: int, rounds: int) -> Times:
+    """Whole `loglikelihood` calls on the same requests, tokenisation included."""
+    with tempfile.TemporaryDirectory() as folder:
+        base, point, blob = saved(Path(folder), shape)
+        common: dict[str, Any] = {"batch_size": 8, "device": "cpu", "dtype": "float32"}
+        hf = HFLM(pretrained=str(base), peft=str(point), **common)
+        ours = BayesLoRA(adapter=str(blob if samples > 1 else point), base=str(base), samples=samples, **common)
+    asked = requests(data)
+    calls = {name: partial(model.loglikelihood, asked, True) for name, model in (("hf", hf), ("ours", ours))}
+    return interleave(calls, rounds)
+
+
+def memory(shape: Shape) -> float:
+    """Peak of all tensors of an evaluation at N = 10 by that at N = 1, both with the mean."""
+    model, data = adapter(shape, run_of()), questions(shape, 8)
+    rows = make_rows([question.pairs for question in data.train], 512)
+    engines = [Engine(model, gaussian(model), samples) for samples in (10, 1)]
+    ten, one = (peak_bytes(partial(engine.score, rows)) for engine in engines)
+    return ten / one
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    shape, rounds = Shape.of(quick), 1 if quick else 15
+    for batch, goal in ((8, 6.5), (1, 5.5)):
+        times = forwards(shape, batch, rounds)
+        name = f"/ one plain PEFT forward, vocabulary {shape.vocab:,}, batch {batch}"
+        yield figure(f"N = 10 evaluation {name}", PEER, goal, ratio(times, "ten", "plain"))
+        yield figure(f"N = 10 and the mean {name}", PEER, goal, ratio(times, "whole", "plain"))
+    large = Shape.of(quick) if quick else Shape(vocab=32_000)
+    times = against_hf(large, questions(large, 8), 10, rounds=1 if quick else 7)
+    name = f"N = 10 and the mean / one pass of `lm_eval --model hf`, vocabulary {large.vocab:,}"
+    yield figure(name, "≈ 11", 3.0, ratio(times, "ours", "hf"))
+    times = against_hf(shape, questions(shape, 8, answer=8), 1, rounds)
+    name = "stock multi-token choices (4 of 8 tokens), N = 1 / `lm_eval --model hf`"
+    yield figure(name, "1", 0.45, ratio(times, "ours", "hf"))
+    yield figure("peak memory of an evaluation, N = 10 / N = 1", "", 1.15, [memory(shape)])
