@@ -19,6 +19,10 @@ from torch.profiler import ProfilerActivity, profile
 Times = dict[str, list[float]]
 
 
+class Seconds(float):
+    """What a function returns that has timed itself (only its steps, say, without its set-up)."""
+
+
 @dataclass(frozen=True)
 class Row:
     """One measured figure. `peer`: what others need for the same, in words; `holds`: value <= goal."""
@@ -33,10 +37,7 @@ class Row:
 
 
 def interleave(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times:
-    """Seconds of each function in each round, after one that does not count.
-
-    A function that returns a float has timed itself (only its steps, say, without its set-up).
-    """
+    """Seconds of each function in each round, after one that does not count."""
     torch.set_num_threads(1)
     found: Times = {name: [] for name in functions}
     for index in range(rounds + 1):
@@ -44,7 +45,7 @@ def interleave(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times
             start = time.process_time()
             own = function()
             if index:
-                found[name].append(own if isinstance(own, float) else time.process_time() - start)
+                found[name].append(own if isinstance(own, Seconds) else time.process_time() - start)
     return found
 
 

@@ -12,7 +12,7 @@ from unittest.mock import patch
 import torch
 
 from benchmarks.setting import Shape, adapter, questions, run_of
-from benchmarks.timing import Row, figure, interleave, peak_bytes, ratio
+from benchmarks.timing import Row, Seconds, figure, interleave, peak_bytes, ratio
 from uqharness.adapters.blob import BLoB
 from uqharness.adapters.melora import MeLoRA
 from uqharness.adapters.mle import MLE
@@ -21,7 +21,7 @@ from uqharness.course import Course
 from uqharness.data import ChoiceData
 from uqharness.posterior import Method
 
-Steps = Callable[[], float]
+Steps = Callable[[], Seconds]
 
 
 def plain(shape: Shape, run: Run, data: ChoiceData) -> Steps:
@@ -31,7 +31,7 @@ def plain(shape: Shape, run: Run, data: ChoiceData) -> Steps:
     labels = ids.clone()
     labels[:, :-1] = -100
 
-    def steps() -> float:
+    def steps() -> Seconds:
         ends = []
         optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=run.lr)
         for step in range(run.steps):
@@ -40,7 +40,7 @@ def plain(shape: Shape, run: Run, data: ChoiceData) -> Steps:
             optimizer.step()
             optimizer.zero_grad()
             ends.append(time.process_time())
-        return ends[-1] - ends[0]
+        return Seconds(ends[-1] - ends[0])
 
     return steps
 
@@ -48,7 +48,7 @@ def plain(shape: Shape, run: Run, data: ChoiceData) -> Steps:
 def ours(method: Method, shape: Shape, run: Run, data: ChoiceData) -> Steps:
     model, end_step = adapter(shape, run), Course.end_step
 
-    def steps() -> float:
+    def steps() -> Seconds:
         ends = []
 
         def note(course: Course, step: int) -> None:
@@ -57,7 +57,7 @@ def ours(method: Method, shape: Shape, run: Run, data: ChoiceData) -> Steps:
 
         with patch.object(Course, "end_step", note):
             method.fit(model, data, run, None)
-        return ends[-1] - ends[0]
+        return Seconds(ends[-1] - ends[0])
 
     return steps
 
