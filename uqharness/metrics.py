@@ -48,6 +48,7 @@ from uqharness.scores import (
     predicted,
     predictive_entropy,
     risk_at_coverage,
+    risk_curve,
     softmax_draws,
 )
 
@@ -89,6 +90,7 @@ __all__ = [
     "predictive_entropy",
     "reliability_bins",
     "risk_at_coverage",
+    "risk_curve",
     "softmax_draws",
     "stderr",
 ]
