@@ -16,8 +16,7 @@ from typing import Any
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest
-from uqharness.metrics import METRICS, combine_draws, ece_floor, softmax_draws
-from uqharness.provenance import other_protocol
+from uqharness.metrics import METRICS
 from uqharness.results import Run, shift
 
 DEFAULT = ("acc", "ece", "nll")
@@ -52,6 +51,7 @@ class Cell:
     rank: int | None = None  # 1 best, 2 second
     leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: not ranked
     reference: bool = False  # how it was trained is not known: not ranked
+    suspect: bool = False  # its numbers are not to be relied on: not ranked
 
 
 @dataclass
@@ -64,7 +64,7 @@ class Table:
 
 
 def build(
-    runs: Sequence[Run],
+    results: Sequence[Run | Source],
     metrics: Sequence[str] = DEFAULT,
     samples: Sequence[int | None] = (None,),
     across_recipes: bool = False,
@@ -74,9 +74,11 @@ def build(
         if name not in METRICS:
             raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
     notes: list[str] = []
-    described = [describe(run) for run in runs]
+    described = [each if isinstance(each, Source) else describe(each) for each in results]
     if across_recipes:  # then what the recipes differ in tells rows apart
-        described = [replace(s, settings={**s.setup, **s.settings}, recipe=s.recipe and "any") for s in described]
+        described = [
+            replace(s, settings={**s.setup, **s.settings}, recipe_hash=s.recipe_hash and "any") for s in described
+        ]
     sources = newest(described, notes)
     parts = comparable(sources, across_recipes)
     names = labels(sources)
@@ -94,23 +96,23 @@ def comparable(sources: Sequence[Source], across_recipes: bool) -> list[list[Sou
     variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
 
     def place(source: Source) -> None:
-        setup = "" if across_recipes else json.dumps(dict(source.setup), sort_keys=True)
+        setup = "" if across_recipes else source.setup_text
         kinds = variants.setdefault((setup, source.column), [])
-        kind = (source.run.protocol_hash, source.recipe)
+        kind = (source.protocol_hash, source.recipe_hash)
         if kind not in kinds:
             kinds.append(kind)
         groups.setdefault((setup, kinds.index(kind)), []).append(source)
 
     for source in sources:
-        if source.recipe:
+        if source.recipe_hash:
             place(source)
     own = {key: list(part) for key, part in groups.items()}
-    for source in (s for s in sources if not s.recipe):
-        asked = (source.run.task, source.run.protocol_hash)
+    for source in (s for s in sources if not s.recipe_hash):
+        asked = (source.task, source.protocol_hash)
         homes = [
             (key, trained_on)
             for key, part in own.items()
-            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.run.task, s.run.protocol_hash) == asked)
+            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.task, s.protocol_hash) == asked)
         ]
         for key, trained_on in homes:
             groups[key].append(replace(source, trained_on=trained_on, reference=True))
@@ -125,13 +127,13 @@ def one_table(
     keys = list(dict.fromkeys(s.column for s in sources))
     first = {key: next(s for s in sources if s.column == key) for key in keys}
     keys.sort(key=lambda key: SHIFTS[_shift(first[key])])
-    columns = [Column(*key, _shift(s := first[key]), s.run.record.items, s.run.protocol_hash, s.recipe) for key in keys]
+    columns = [Column(*key, _shift(s := first[key]), s.items, s.protocol_hash, s.recipe_hash) for key in keys]
     filled: dict[tuple[str, int], dict[int, dict[str, Source]]] = {}
     notes: list[str] = []
     for source in sources:
-        for used in dict.fromkeys(source.draws(n) for n in samples):
+        for used in dict.fromkeys(source.used(n) for n in samples):
             if used is None:
-                wanted = [n for n in samples if source.draws(n) is None]
+                wanted = [n for n in samples if source.used(n) is None]
                 notes += [_missing(source, names[source.row], n) for n in wanted if n is not None]
             else:
                 row = filled.setdefault((names[source.row], used), {})
@@ -146,7 +148,7 @@ def one_table(
     }
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)))
     table.notes += remarks(sources, names, rows)
-    if len({json.dumps(dict(s.setup), sort_keys=True) for s in sources if not s.reference}) > 1:
+    if len({s.setup_text for s in sources if not s.reference}) > 1:
         table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
     else:
         rank(table)
@@ -157,36 +159,25 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
     """What a reader must know about some of the cells."""
     found = []
     for s in sources:
-        member = (s.run.config.get("uqharness") or {}).get("mean_is_member")
-        if member and (names[s.row], 0) in rows:
+        if s.mean_is_member and (names[s.row], 0) in rows:
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.leaked:
-            found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.run.task}: not ranked")
-        record = (s.run.config.get("uqharness") or {}).get("record")
-        if other := other_protocol(record, s.run.protocol.get("name")):
-            found.append(f"{names[s.row]} on {s.run.task}: {other}")
+            found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
+        if s.elsewhere:
+            found.append(f"{names[s.row]} on {s.task}: {s.elsewhere}")
+        if s.suspect:
+            found.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
             found.append(f"how {names[s.row]} was trained is not known: for reference, not ranked")
     return list(dict.fromkeys(found))
 
 
 def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
-    values = {seed: value(source, metric, draws) for seed, source in sorted(found.items())}
+    values = {seed: source.number(metric, draws) for seed, source in sorted(found.items())}
     spread = stdev(values.values()) if len(values) > 1 else None
-    floors = [value(source, "ece_floor", draws) for source in found.values()] if metric == "ece" else []
-    leaked = any(source.leaked for source in found.values())
-    floor, reference = mean(floors) if floors else None, any(s.reference for s in found.values())
-    return Cell(values, mean(values.values()), spread, floor, None, leaked, reference)
-
-
-def value(source: Source, metric: str, draws: int) -> float:
-    """One metric of the first `draws` draws (0: the posterior's mean), combined by the posterior's rule."""
-    record, known = source.run.record, METRICS[metric]
-    logp = record.rows(draws)  # [n, D, C]
-    if known.needs_draws:
-        return float("nan") if record.combine == "given" else known.fn(softmax_draws(logp), record.gold)
-    probs = combine_draws(logp, record.combine)  # [D, C]
-    return ece_floor(probs)["mean"] if metric == "ece_floor" else known.fn(probs, record.gold)
+    floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
+    marks = [any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")]
+    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks)
 
 
 def rank(table: Table) -> None:
@@ -195,7 +186,7 @@ def rank(table: Table) -> None:
         better = METRICS[name].higher_is_better
         for j in range(len(table.columns)):
             column = {i: c for (m, i, k), c in table.cells.items() if (m, k) == (name, j)}
-            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference)}
+            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
             shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
             best = sorted(set(shown.values()), reverse=bool(better))
             if better is None or len(best) < 2:  # nothing to choose from
@@ -211,11 +202,11 @@ def differences(one: Sequence[Source], other: Sequence[Source]) -> list[str]:
     mine = {s.column: s for s in one}
     for column, source in {s.column: s for s in other}.items():
         match = mine.get(column)
-        if match is not None and match.run.protocol_hash != source.run.protocol_hash:
-            found += _differ(match.run.protocol, source.run.protocol, f"{source.run.task} ")
-        elif match is not None and match.recipe != source.recipe and match.setup == source.setup:
-            found.append(f"{source.run.task}: other training items (recipe {match.recipe} | {source.recipe})")
-    if not any(s.recipe for s in one) or not any(s.recipe for s in other):
+        if match is not None and match.protocol_hash != source.protocol_hash:
+            found += _differ(match.protocol, source.protocol, f"{source.task} ")
+        elif match is not None and match.recipe_hash != source.recipe_hash and match.setup == source.setup:
+            found.append(f"{source.task}: other training items (recipe {match.recipe_hash} | {source.recipe_hash})")
+    if not any(s.recipe_hash for s in one) or not any(s.recipe_hash for s in other):
         found = ["how one of them was trained is not known", *[f for f in found if not f.startswith(RECIPE)]]
     return found or ["other tasks"]
 
@@ -231,10 +222,9 @@ def _short(value: Any) -> str:
 
 
 def _shift(source: Source) -> str | None:
-    return shift(source.trained_on, source.run.task) if source.trained_on else None
+    return shift(source.trained_on, source.task) if source.trained_on else None
 
 
 def _missing(source: Source, name: str, asked: int) -> str:
-    record = source.run.record
-    have = f"{record.draws} draws{'' if record.has_mean else ' and no row for the mean'}"
-    return f"{name} on {source.run.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"
+    have = f"{source.draws} draws{'' if source.has_mean else ' and no row for the mean'}"
+    return f"{name} on {source.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"

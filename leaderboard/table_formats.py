@@ -18,7 +18,7 @@ from uqharness.metrics import METRICS
 
 CSV_FIELDS = (
     "table", "metric", "method", "samples", "task", "trained_on", "shift", "items", "seeds", "mean", "std",
-    "floor", "rank", "leaked", "protocol_hash", "recipe_hash",
+    "floor", "rank", "leaked", "suspect", "protocol_hash", "recipe_hash",
 )  # fmt: skip
 MARKS = {1: ("**", "**"), 2: ("<u>", "</u>")}
 TEX_MARKS = {1: (r"\textbf{", "}"), 2: (r"\underline{", "}")}
@@ -41,7 +41,7 @@ def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], p
     before, after = marks.get(cell.rank or 0, ("", ""))
     spread = "" if cell.std is None else f" {plus_minus} {number(cell.std, metric)}"
     floor = "" if cell.floor is None else f" (floor {number(cell.floor, metric)})"
-    return f"{before}{number(cell.mean, metric)}{after}{'†' * cell.leaked}{spread}{floor}"
+    return f"{before}{number(cell.mean, metric)}{after}{'†' * cell.leaked}{'‡' * cell.suspect}{spread}{floor}"
 
 
 def seeds(table: Table, metric: str, row: int) -> str:
@@ -99,7 +99,7 @@ def _tex(text: str) -> str:
 
 
 def _tex_cell(text: str) -> str:
-    return text.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^\dagger$")
+    return text.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$")
 
 
 def as_csv(tables: Sequence[Table]) -> str:
@@ -115,6 +115,7 @@ def as_csv(tables: Sequence[Table]) -> str:
             writer.writerow({
                 "table": k, "metric": metric, "method": method, "samples": draws, **asdict(table.columns[j]),
                 "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
+                "suspect": cell.suspect,
             })  # fmt: skip
     return out.getvalue()
 

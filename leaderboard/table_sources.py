@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
+from uqharness.errors import InputError
 from uqharness.leakage import LIMIT
-from uqharness.results import Run
+from uqharness.metrics import METRICS, combine_draws, softmax_draws
+from uqharness.provenance import other_protocol
+from uqharness.results import Record, Run
 
 # The run settings in `config.recipe_hash`; the data come on top.
 RECIPE = (
@@ -17,114 +21,150 @@ RECIPE = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Source:
-    """One result and what its adapter's record says about it."""
+    """One result: what its adapter's record says about it, and where its numbers and answers come from."""
 
-    run: Run
+    file: str
+    task: str
+    protocol: Mapping[str, Any]
+    protocol_hash: str
+    items: int
+    draws: int  # how many it holds
+    has_mean: bool
+    combine: str
+    date: float | None
     method: str
     settings: Mapping[str, Any]
     seed: int | None
     trained_on: str | None
-    recipe: str | None
+    recipe_hash: str | None
     setup: Mapping[str, Any]
     finite: int | None
-    adapter: str
+    adapter_hash: str
     leaked: bool
+    number: Callable[[str, int], float]  # metric, draws (0: the posterior's mean) -> value
+    record: Callable[[], Record]
+    mean_is_member: bool = False
+    elsewhere: str | None = None  # trained under another protocol than evaluated: what is wrong with that
+    suspect: tuple[str, ...] = ()  # why its numbers are not to be relied on
     reference: bool = False  # shown beside others, not ranked with them
+    run_id: str = ""
 
-    @property
+    @cached_property
     def row(self) -> tuple[str, str]:
         return self.method, json.dumps(dict(self.settings), sort_keys=True)
 
+    @cached_property
+    def setup_text(self) -> str:
+        return json.dumps(dict(self.setup), sort_keys=True)
+
     @property
     def column(self) -> tuple[str, str | None]:
-        return self.run.task, self.trained_on
+        return self.task, self.trained_on
 
-    def draws(self, asked: int | None) -> int | None:
+    def used(self, asked: int | None) -> int | None:
         """How many draws a row of `asked` uses; None where this result does not hold them."""
-        have, record = self.run.record.draws, self.run.record
-        one = self.finite == 1 or (record.combine == "given" and asked != 0)
-        if asked is None or (one and have):  # a point is one row, whatever is asked; so is a combined answer
-            return have
+        one = self.finite == 1 or (self.combine == "given" and asked != 0)
+        if asked is None or (one and self.draws):  # a point is one row, whatever is asked; so is a combined answer
+            return self.draws
         wanted = asked if self.finite is None else min(asked, self.finite)
-        return None if wanted > have or (wanted == 0 and not record.has_mean) else wanted
+        return None if wanted > self.draws or (wanted == 0 and not self.has_mean) else wanted
 
 
 def describe(run: Run) -> Source:
     """Method, seed and training from the adapter's record; a model without one is a method of its own."""
-    info = run.config.get("uqharness") or {}
-    record = info.get("record") or {}
-    method, trained = record.get("method") or {}, record.get("run") or {}
-    data, posterior = record.get("data") or {}, record.get("posterior") or {}
-    name = method.get("label") or method.get("name")
-    if name is None:
-        name = _unrecorded(run, info)
-    recipe = record.get("recipe") or trained
+    info = mapping(run.config, "uqharness")
+    record = mapping(info, "record")
+    method, trained = mapping(record, "method"), mapping(record, "run")
+    posterior, recipe = mapping(record, "posterior"), mapping(record, "recipe") or trained
     setup = {key: recipe[key] for key in RECIPE if key in recipe}
-    if "target_modules" in setup:
-        setup["target_modules"] = sorted(setup["target_modules"])
+    if isinstance(modules := setup.get("target_modules"), list):
+        setup["target_modules"] = sorted(map(str, modules))
     if "base" in setup:
-        setup["base"] = _last(setup["base"])
-    settings = dict(method.get("settings") or {})
-    if built_on := (record.get("source") or {}).get("method"):  # the same method on another adapter: another row
+        setup["base"] = last(setup["base"])
+    settings = dict(mapping(method, "settings"))
+    if built_on := mapping(record, "source", "method"):  # the same method on another adapter: another row
         settings["on"] = built_on.get("label")
+    held = run.record
     return Source(
-        run, name, settings, posterior.get("train_seed", trained.get("seed")),
-        data.get("task"), record.get("recipe_hash"), setup,
-        posterior.get("finite") if record else 1, str(info.get("adapter_hash", "")), _leaked(info, run.task),
+        file=run.source, task=run.task, protocol=run.protocol, protocol_hash=run.protocol_hash, items=held.items,
+        draws=held.draws, has_mean=held.has_mean, combine=held.combine, date=run.date,
+        method=str(method.get("label") or method.get("name") or _unrecorded(run, info)), settings=settings,
+        seed=posterior.get("train_seed", trained.get("seed")), trained_on=mapping(record, "data").get("task"),
+        recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
+        adapter_hash=str(info.get("adapter_hash", "")), leaked=_leaked(info, run.task),
+        number=partial(value, held), record=lambda: held, mean_is_member=bool(info.get("mean_is_member")),
+        elsewhere=other_protocol(record, run.protocol.get("name")),
     )  # fmt: skip
+
+
+def value(record: Record, metric: str, draws: int) -> float:
+    """One metric of the first `draws` draws (0: the posterior's mean), combined by the posterior's rule."""
+    known = METRICS[metric]
+    logp = record.rows(draws)  # [n, D, C]
+    if known.needs_draws:
+        return float("nan") if record.combine == "given" else known.fn(softmax_draws(logp), record.gold)
+    return known.fn(combine_draws(logp, record.combine), record.gold)
+
+
+def mapping(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
+    """What lies at these keys, one inside the other; empty where there is nothing."""
+    for key in keys:
+        data = data.get(key) or {}
+        if not isinstance(data, Mapping):
+            raise InputError(f"{key} is a {type(data).__name__}, not an object; evaluate again")
+    return data
 
 
 def _unrecorded(run: Run, info: Mapping[str, Any]) -> str:
     """A name for a model without our record: a plain adapter by its folder, a base alone as zero-shot."""
     given = run.model_args
-    base = _last(given.get("pretrained") or info.get("base") or run.model)
+    base = last(given.get("pretrained") or info.get("base") or run.model)
     adapter = given.get("adapter") or given.get("peft")
     if adapter:
-        return f"{_last(adapter)} on {base}"
+        return f"{last(adapter)} on {base}"
     return run.model if base == run.model else f"{base} (zero-shot)"
 
 
-def _last(path: Any) -> str:
-    return str(path).rstrip("/").rsplit("/", 1)[-1]
+def last(path: Any, separator: str = "/") -> str:
+    return str(path).rstrip(separator).rsplit(separator, 1)[-1]
 
 
 def newest(sources: Sequence[Source], notes: list[str]) -> list[Source]:
     """One result per method, seed, column and protocol: the one with most draws, then the latest."""
     found: dict[Any, list[Source]] = {}
     for source in sources:
-        key = (source.row, source.seed, source.column, source.run.protocol_hash, source.recipe)
+        key = (source.row, source.seed, source.column, source.protocol_hash, source.recipe_hash)
         found.setdefault(key, []).append(source)
     kept = []
     for same in found.values():
-        kept.append(max(same, key=lambda s: (s.run.record.draws, s.run.date or 0.0)))
+        kept.append(max(same, key=lambda s: (s.draws, s.date or 0.0)))
         if len(same) > 1:
-            adapters = len({s.adapter for s in same})
+            adapters = len({s.adapter_hash for s in same})
             other = f" of {adapters} adapters" if adapters > 1 else ""
             notes.append(
                 f"{len(same)} results{other} of {same[0].method}, seed {same[0].seed}, "
-                f"on {same[0].run.task}: "
-                f"the one in {kept[-1].run.source} counts (most draws, then latest)"
+                f"on {same[0].task}: the one in {kept[-1].file} counts (most draws, then latest)"
             )
     return kept
 
 
 def labels(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
     """Row names; the settings that differ are named where one method comes with several."""
-    by_method: dict[str, list[Source]] = {}
+    by_method: dict[str, dict[tuple[str, str], Mapping[str, Any]]] = {}
     for source in sources:
-        by_method.setdefault(source.method, []).append(source)
+        by_method.setdefault(source.method, {})[source.row] = source.settings
     found = {}
     for method, group in by_method.items():
-        keys = sorted({key for s in group for key in s.settings})
-        differ = [k for k in keys if len({json.dumps(s.settings.get(k)) for s in group}) > 1]
-        for s in group:
-            text = ", ".join(f"{k}={s.settings.get(k)}" for k in differ)
-            found[s.row] = f"{method} ({text})" if text else method
+        keys = sorted({key for settings in group.values() for key in settings})
+        differ = [k for k in keys if len({json.dumps(settings.get(k)) for settings in group.values()}) > 1]
+        for row, settings in group.items():
+            text = ", ".join(f"{k}={settings.get(k)}" for k in differ)
+            found[row] = f"{method} ({text})" if text else method
     return found
 
 
 def _leaked(info: Mapping[str, Any], task: str) -> bool:
-    found = (info.get("leaks") or {}).get(task, ())
+    found = mapping(info, "leaks").get(task, ())
     return any(each["shared"] > LIMIT * each["items"] for each in found)

@@ -53,13 +53,13 @@ def diagram(runs: Sequence[Run], task: str = HEADLINE) -> str:
     names = labels(sources)
     panels: dict[str, Panel] = {}
     for source in sources:
-        record = source.run.record
+        record = source.record()
         probs = combine_draws(record.rows(), record.combine)  # [D, C]
-        numbers = source.run.metrics()
-        note = f"ACC {100 * numbers['acc']:.1f}  ECE {100 * numbers['ece']:.1f}  NLL {numbers['nll']:.2f}"
+        acc, ece, nll = (source.number(name, source.draws) for name in ("acc", "ece", "nll"))
+        note = f"ACC {100 * acc:.1f}  ECE {100 * ece:.1f}  NLL {nll:.2f}"
         name = names[source.row]
         panels.setdefault(name, Panel(name, note, reliability_bins(probs, record.gold)))
-    items = sources[0].run.record.items
+    items = sources[0].items
     return reliability_svg(list(panels.values()), f"{task}, {items} questions, 15 bins; grey: how many")
 
 

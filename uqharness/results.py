@@ -9,7 +9,7 @@ from __future__ import annotations
 import atexit
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -21,7 +21,7 @@ from uqharness.errors import InputError
 from uqharness.record import BMALogProb, PackedRecord, Record, digest, item_rows, pack, unpack
 
 __all__ = ["RECORD", "BMALogProb", "PackedRecord", "Record", "Run", "digest", "item_rows", "metrics", "pack",
-           "read_results", "require_comparable", "say_if_not_kept", "shift", "unpack"]
+           "packed_records", "read_results", "read_run", "require_comparable", "say_if_not_kept", "shift", "unpack"]
 
 # lm-eval's printed table leaves out what ends in _stderr, and the record would swamp it: hence the name.
 RECORD = "uq_record_stderr"
@@ -101,16 +101,21 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
-    out = []
+    return [read_run(data, source, *found) for found in packed_records(data)]
+
+
+def packed_records(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """(task, lm-eval's values, packed record) of each task that has one."""
     for task, values in (data.get("results") or {}).items():
-        for key, packed in values.items():
+        for key, packed in values.items() if isinstance(values, Mapping) else ():
             if key.partition(",")[0] == RECORD:
-                out.append(_run(data, source, task, values, packed))
-    return out
+                yield task, values, packed
 
 
-def _run(data: Mapping[str, Any], source: str, task: str, values: Mapping[str, Any], packed: Any) -> Run:
+def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[str, Any], packed: Any) -> Run:
     try:
+        if not isinstance(packed, Mapping):
+            raise InputError(f"the record is a {type(packed).__name__}, not an object; evaluate again")
         record = unpack(packed)
     except InputError as error:
         raise InputError(f"{source}: {task}: {error}") from error

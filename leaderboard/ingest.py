@@ -1,0 +1,219 @@
+"""One results file -> its runs, their metrics for every number of draws, and what is wrong with it.
+
+A task whose record cannot be used, or a file that is none of ours, becomes a problem with its reason; the other
+tasks of that file stay. What can be used but not relied on is kept with a flag. Nothing here raises for a bad file.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uqharness.errors import InputError
+from uqharness.leaderboard.table_sources import Source, describe, last, mapping
+from uqharness.metrics import METRICS
+from uqharness.results import Run, packed_records, read_run, shift
+
+Row = dict[str, Any]
+MAX_BYTES = 256 * 2**20  # a results file of MMLU with 100 draws has about 100 MB
+MAX_NAME = 300
+NUMBERS = tuple(METRICS)
+# The metrics whose definition is in a textbook: a file made by another version must agree in these.
+STABLE = (
+    "acc", "nll", "brier", "ece", "ece10", "auroc", "aurc", "entropy", "entropy_norm", "mutual_information",
+    "mutual_information_norm",
+)  # fmt: skip
+TOLERANCE = 1e-6
+
+
+@dataclass
+class Found:
+    """What one file holds; `values` has a row per run and number of draws."""
+
+    sha256: str = ""
+    runs: list[Row] = field(default_factory=list)
+    values: list[Row] = field(default_factory=list)
+    problems: list[Row] = field(default_factory=list)
+
+
+def read_file(path: Path) -> Found:
+    """Everything that is in `path`; never raises for what is in it."""
+    found, name = Found(), shown_path(path)
+    try:
+        content = content_of(path)
+        found.sha256 = hashlib.sha256(content).hexdigest()
+        data = parse(content)
+        packed = list(packed_records(data))
+    except InputError as error:
+        found.problems.append(problem(name, "broken", error))
+        return found
+    if not packed:
+        found.problems.append(problem(name, "foreign", "no record of draws in it: not a result of a _uq task"))
+    for task, values, record in packed:
+        try:
+            run = read_run(data, name, task, values, record)
+            row = run_row(run, data, found.sha256)
+            found.values += value_rows(row["run_id"], run)
+            found.runs.append(row)
+        except Exception as error:  # whatever a hostile file brings up
+            found.problems.append(problem(name, "broken", error_line(error).removeprefix(f"{name}: {task}: "), task))
+            continue
+        wrong = list(suspicions(run, data, found.values[-1]))
+        row["flags"] = json.dumps([*json.loads(row["flags"]), *dict.fromkeys(kind for kind, _ in wrong)])
+        found.problems += [problem(name, kind, reason, task) for kind, reason in wrong]
+    return found
+
+
+def content_of(path: Path) -> bytes:
+    try:
+        status = os.stat(path)
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError("not a regular file: not read")
+        if status.st_size > MAX_BYTES:
+            raise InputError(f"{status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: not read")
+        return path.read_bytes()
+    except (OSError, ValueError) as error:
+        raise InputError(f"cannot be read: {type(error).__name__}") from error
+
+
+def parse(content: bytes) -> Mapping[str, Any]:
+    if not content.strip():
+        raise InputError("empty file: was the evaluation interrupted?")
+    try:
+        data = json.loads(content)
+    except (ValueError, RecursionError, MemoryError) as error:
+        raise InputError(f"not JSON: {error_line(error)}") from error
+    if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):
+        raise InputError('not a results file of lm-eval: it has no "results"')
+    return data
+
+
+def problem(file: str, kind: str, reason: object, task: str = "") -> Row:
+    return {"file": file, "task": plain_text(task), "kind": kind, "reason": plain_text(str(reason))}
+
+
+def error_line(error: BaseException) -> str:
+    text = " ".join(str(error).split())
+    return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+def plain_text(text: str, limit: int = MAX_NAME) -> str:
+    """Text that any file format and terminal can take: no lone surrogates, no control characters, not endless."""
+    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
+    return clean if len(text) <= limit else f"{clean[:limit]}…"
+
+
+def shown_path(path: Path) -> str:
+    return plain_text(str(path), 4000)
+
+
+# ---------------------------------------------------------------- rows
+
+
+def run_row(run: Run, data: Mapping[str, Any], sha256: str) -> Row:
+    """The run as one row of `Board.runs`; a value of a wrong type is an `InputError`."""
+    source, info = describe(run), mapping(run.config, "uqharness")
+    record = mapping(info, "record")
+    costs, trained = mapping(record, "costs"), mapping(record, "run")
+    recipe = mapping(record, "recipe") or trained
+    given = run.model_args
+    return {
+        **source_row(source),
+        "run_id": hashlib.sha256(f"{sha256} {run.task}".encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        "model": name_of(run.model, "model"),
+        "base": name_of(last(recipe.get("base") or info.get("base") or given.get("pretrained") or run.model), "base"),
+        "shift": shift(source.trained_on, run.task) if source.trained_on else None,
+        "protocol_name": optional_name(run.protocol.get("name"), "protocol name"),
+        "adapter": name_of(last(info.get("adapter") or given.get("adapter") or given.get("peft") or ""), "adapter"),
+        "train_seconds": number_of(costs.get("seconds"), "costs.seconds"),
+        "peak_memory": number_of(costs.get("peak_memory_bytes"), "costs.peak_memory_bytes"),
+        "trainable": number_of(costs.get("trainable_parameters"), "costs.trainable_parameters"),
+        "passes": number_of(info.get("functions"), "functions"),
+        "device": name_of(run.config.get("device") or costs.get("device") or "", "device"),
+        "dtype": name_of(last(run.config.get("model_dtype") or recipe.get("dtype") or "", "."), "dtype"),
+        "eval_seconds": number_of(data.get("total_evaluation_time_seconds"), "total_evaluation_time_seconds"),
+        "record": json.dumps(record),
+    }  # fmt: skip
+
+
+def source_row(source: Source) -> Row:
+    flags = [kind for kind in ("leaked", "reference") if getattr(source, kind)]
+    return {
+        "file": source.file, "task": name_of(source.task, "task"), "method": name_of(source.method, "method"),
+        "settings": json.dumps(dict(source.settings), sort_keys=True), "setup": json.dumps(dict(source.setup)),
+        "trained_on": optional_name(source.trained_on, "trained on"), "protocol": json.dumps(dict(source.protocol)),
+        "protocol_hash": source.protocol_hash, "recipe_hash": optional_name(source.recipe_hash, "recipe hash"),
+        "seed": whole_of(source.seed, "seed"), "finite": whole_of(source.finite, "finite"), "draws": source.draws,
+        "has_mean": source.has_mean, "combine": source.combine, "mean_is_member": source.mean_is_member,
+        "items": source.items, "date": number_of(source.date, "date"),
+        "adapter_hash": name_of(source.adapter_hash, "adapter hash"), "elsewhere": source.elsewhere,
+        "flags": json.dumps(flags),
+    }  # fmt: skip
+
+
+def name_of(value: object, what: str) -> str:
+    """A name is shown as it is: it must be text, short, and Unicode that can be written."""
+    if not isinstance(value, str) or len(value) > MAX_NAME or any("\ud800" <= c <= "\udfff" for c in value):
+        raise InputError(f"{what} is not a short text: {plain_text(repr(value), 60)}")
+    return value
+
+
+def optional_name(value: object, what: str) -> str | None:
+    return None if value is None else name_of(value, what)
+
+
+def number_of(value: object, what: str) -> float | None:
+    """lm-eval writes some numbers as text."""
+    if value is None:
+        return None
+    try:
+        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not math.isfinite(number):
+        raise InputError(f"{what} is not a number: {plain_text(repr(value), 60)}")
+    return number
+
+
+def whole_of(value: object, what: str) -> int | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
+        raise InputError(f"{what} is not a whole number: {plain_text(repr(value), 60)}")
+    return value
+
+
+def value_rows(run_id: str, run: Run) -> Iterator[Row]:
+    """Every metric for N = 0 (where there is a mean) and 1 … S; the last row is what the file itself reports."""
+    source = describe(run)
+    for draws in range(0 if source.has_mean else 1, source.draws + 1):
+        yield {"run_id": run_id, "draws": draws, **{name: source.number(name, draws) for name in NUMBERS}}
+
+
+# ---------------------------------------------------------------- what can be used but not relied on
+
+
+def suspicions(run: Run, data: Mapping[str, Any], computed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """(kind, reason): the file contradicts itself, or leaves out questions."""
+    for name in STABLE:
+        told, value = run.reported.get(name), computed[name]
+        if told is not None and not math.isnan(value) and not abs(told - value) <= TOLERANCE * max(1.0, abs(value)):
+            yield "mismatch", f"the file says {name} = {told:.6g}, its answers give {value:.6g}"
+    if np.nanmax(run.record.logp) > 0.01:  # rounding of bfloat16 aside
+        yield "range", "log-likelihoods above 0: probabilities above 1"
+    samples = data.get("n-samples")
+    counts = samples.get(run.task) if isinstance(samples, Mapping) else None
+    full, used = (counts.get("original"), counts.get("effective")) if isinstance(counts, Mapping) else (None, None)
+    if used is not None and used != run.record.items:
+        yield "mismatch", f"the file says {plain_text(repr(used), 20)} questions, its record holds {run.record.items}"
+    if isinstance(full, int) and full > run.record.items:
+        yield "trimmed", f"{run.record.items} of {full} questions"

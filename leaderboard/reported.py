@@ -1,0 +1,82 @@
+"""Numbers that papers report, as they print them: `reported/*.csv`, a paper and a table for every row.
+
+They are shown beside measured results, marked, and never averaged or ranked with them: budgets, prompts, bases and
+ways of averaging differ between papers (footnotes). `status`: ok, failed (starred in its paper), suspect (the paper
+contradicts itself, or its correction).
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib.resources import files
+from typing import Any
+
+import pandas as pd
+
+COLUMNS = (
+    "paper", "table", "base", "method", "dataset", "trained_on", "setting", "metric", "value", "std", "draws", "status",
+    "note", "footnotes",
+)  # fmt: skip
+METRIC_NAMES = {"ACC": "acc", "ECE": "ece", "NLL": "nll", "train_time": "train_seconds", "memory": "peak_memory"}
+PER_CENT = ("acc", "ece")
+# (paper, method) -> what a reader must know before comparing; "" stands for every paper or method.
+FOOTNOTES: tuple[tuple[str, str, str], ...] = (
+    ("BLoB", "ENS", "averages logits where BLoB averages probabilities: not like for like"),
+    ("BLoB", "", "trained on train, reported on validation; 15 bins; the reference code drops the last batch"),
+    ("BLoB", "MCD", "10 draws; the Me-LoRA paper uses 3"),
+    ("BLoB", "MAP", "its weight decay of 1e-5 under AdamW is next to none: the gap to MLE is seed noise"),
+    ("BLoB-NeurIPS2024-slides", "", "slides of the conference talk; they correct some cells of the paper's table 1"),
+    ("Me-LoRA", "", "own code and budgets (draws: 1, MCD and ENS 3); BoolQ's validation split in parts"),
+    ("Me-LoRA", "BLoB", "no flipout, Me-LoRA's KL, one draw: not the BLoB of the BLoB paper"),
+    ("Me-LoRA", "LAP", "NLL has a std of 0.47 of the mean in every cell: not the spread over seeds"),
+)
+
+
+@lru_cache(maxsize=1)
+def load() -> pd.DataFrame:
+    """Every reported number: fractions for ACC and ECE, as in our own metrics; costs in seconds and MB."""
+    return pd.DataFrame([*_results(), *_costs(), *_parameters()], columns=list(COLUMNS))
+
+
+def _read(name: str) -> Iterator[dict[str, str]]:
+    text = (files("uqharness.leaderboard") / "reported" / name).read_text(encoding="utf-8")
+    yield from csv.DictReader(text.splitlines())
+
+
+def _results() -> Iterator[dict[str, Any]]:
+    for row in _read("results.csv"):
+        metric = METRIC_NAMES[row["metric"]]
+        scale = 0.01 if metric in PER_CENT else 1.0
+        other = row["trained_on"] != row["evaluated_on"]
+        yield _row(
+            row, row["evaluated_on"], metric, float(row["mean"]) * scale,
+            trained_on=row["trained_on"], setting=f"trained on {row['trained_on']}" if other else "",
+            std=float(row["std"]) * scale if row["std"] else None,
+            draws=int(row["samples"]) if row["samples"] else None, status=row["status"], note=row["note"],
+        )  # fmt: skip
+
+
+def _costs() -> Iterator[dict[str, Any]]:
+    for row in _read("costs.csv"):
+        metric = METRIC_NAMES[row["metric"]]
+        value = float(row["value"]) * {"s": 1.0, "MB": 2.0**20, "GB": 2.0**30}[row["unit"]]
+        yield _row(row, row["dataset"], metric, value, trained_on=row["dataset"], setting=row["hardware"])
+
+
+def _parameters() -> Iterator[dict[str, Any]]:
+    for row in _read("parameters.csv"):
+        value = float(row["trainable_params_millions"]) * 1e6
+        yield _row(row, "", "trainable", value, setting=f"rank {row['rank']}")
+
+
+def _row(row: dict[str, str], dataset: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
+    paper, method = row["paper"], row["method"]
+    notes = [text for who, what, text in FOOTNOTES if who in ("", paper) and what in ("", method)]
+    filled = {"trained_on": dataset, "setting": "", "std": None, "draws": None, "status": "ok", "note": "", **more}
+    return {
+        "paper": paper, "table": row["table"], "base": row["base_model"], "method": method, "dataset": dataset,
+        "metric": metric, "value": value, **filled, "footnotes": json.dumps(notes),
+    }  # fmt: skip
