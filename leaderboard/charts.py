@@ -1,0 +1,242 @@
+"""Figures from answers and curves, for the app and the static site: pure, `figure(data, options) -> go.Figure`.
+
+Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from uqharness.leaderboard.curves import Answers, DrawCurve, band, decomposition
+from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
+from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
+
+CLEAR = "rgba(0, 0, 0, 0)"
+
+
+def laid_out(fig: go.Figure, height: int, legend: bool = True) -> go.Figure:
+    """The frame that all figures share: transparent, legend below the title line, quiet grid."""
+    fig.update_layout(
+        height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
+        showlegend=legend, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        bargap=0, hoverlabel={"namelength": -1},
+    )  # fmt: skip
+    fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    return fig
+
+
+def empty(why: str) -> go.Figure:
+    """A figure that says why there is nothing in it."""
+    fig = laid_out(go.Figure(), 160, legend=False)
+    fig.add_annotation(text=_plain(why), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
+    return fig.update_xaxes(visible=False).update_yaxes(visible=False)
+
+
+def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> go.Figure:
+    """Accuracy against confidence with 95 % bands, the gap, and how many questions each bin holds."""
+    fig = make_subplots(
+        rows=3, cols=1, shared_xaxes=True, row_heights=[0.6, 0.18, 0.22], vertical_spacing=0.045,
+    )  # fmt: skip
+    line = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
+    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, showlegend=False, hoverinfo="skip", row=1, col=1)
+    for k, found in enumerate(shown):
+        _reliability_of(fig, found, bins, equal_mass, bands, (k, len(shown)))
+    fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1}, row=2, col=1)
+    fig.update_yaxes(title="accuracy", range=[-0.02, 1.02], row=1, col=1)
+    fig.update_yaxes(title="gap", row=2, col=1)
+    fig.update_yaxes(title="questions", row=3, col=1)
+    fig.update_xaxes(range=[0, 1])
+    fig.update_xaxes(title="confidence", row=3, col=1)
+    return laid_out(fig, 640)
+
+
+def _reliability_of(
+    fig: go.Figure, found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
+) -> None:
+    """One method's line, band, gap and counts; `place`: which of how many share a bin."""
+    look, name = style(found.row), _plain(found.row)
+    told = reliability_bins(found.probs, found.gold, bins, equal_mass)
+    some = [b for b, n in enumerate(told["count"]) if n]
+    x, y = ([told[key][b] for b in some] for key in ("confidence", "accuracy"))
+    count = [told["count"][b] for b in some]
+    if bands:
+        low, high = (ends[some] for ends in band(told))
+        fig.add_scatter(
+            x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=soft(look.colour, 0.15), hoverinfo="skip",
+            line={"width": 0}, legendgroup=name, showlegend=False, row=1, col=1,
+        )  # fmt: skip
+    fig.add_scatter(
+        x=x, y=y, name=name, legendgroup=name, mode="lines+markers", customdata=count, row=1, col=1,
+        line={"color": look.colour, "dash": look.dash, "width": 2}, marker={"symbol": look.symbol, "size": 9},
+        hovertemplate="confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions<extra>" + name + "</extra>",
+    )  # fmt: skip
+    lo, hi = (np.array([told[key][b] for b in some]) for key in ("lo", "hi"))
+    width = (hi - lo) / place[1] * 0.9
+    shared = {
+        "x": lo + (hi - lo) * (place[0] + 0.5) / place[1], "width": width, "name": name, "legendgroup": name,
+        "showlegend": False, "marker": {"color": look.colour, "line": {"width": 0}},
+    }  # fmt: skip
+    fig.add_bar(**shared, y=np.array(x) - np.array(y), row=2, col=1, hovertemplate="confidence − accuracy %{y:.3f}")
+    fig.add_bar(**shared, y=count, row=3, col=1, hovertemplate="%{y} questions")
+
+
+def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
+    """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
+    titles = [_plain(found.row) for found in shown]
+    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.28 / 4)
+    edges = np.linspace(0, 1, bins + 1)
+    for row, found in enumerate(shown, start=1):
+        look, right = style(found.row), correct(found.probs, found.gold)
+        sure = confidence(found.probs)
+        for which, sign, pattern in ((right, 1, ""), (~right, -1, "/")):
+            share = np.histogram(np.minimum(sure[which], 1.0), edges)[0] / len(right) * 100
+            fig.add_bar(
+                x=(edges[1:] + edges[:-1]) / 2, y=sign * share, width=0.9 / bins, row=row, col=1,
+                name="right" if sign > 0 else "wrong", showlegend=row == 1, legendgroup=str(sign), customdata=share,
+                marker={"color": look.colour if sign > 0 else soft(look.colour, 0.45),
+                        "pattern": {"shape": pattern, "fgcolor": look.colour}},
+                hovertemplate="confidence %{x:.3f}: %{customdata:.1f} % of the questions",
+            )  # fmt: skip
+        fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1}, row=row, col=1)
+    fig.update_layout(barmode="overlay")
+    fig.update_yaxes(title="wrong | right, %")
+    fig.update_xaxes(range=[0, 1])
+    fig.update_xaxes(title="confidence", row=len(shown), col=1)
+    return laid_out(fig, 130 + 150 * len(shown))
+
+
+def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
+    """Errors among the most confident share of the questions; AURC is the mean of the line."""
+    fig = go.Figure()
+    for found in shown:
+        look, right = style(found.row), correct(found.probs, found.gold)
+        risk = 100 * risk_curve(confidence(found.probs), right)
+        coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
+        kept = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 250)).astype(int))
+        name = f"{_plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
+        fig.add_scatter(
+            x=coverage[kept], y=risk[kept], name=name, mode="lines",
+            line={"color": look.colour, "dash": look.dash, "width": 2},
+            hovertemplate="%{y:.1f} % wrong among the surest %{x:.0f} %<extra>" + _plain(found.row) + "</extra>",
+        )  # fmt: skip
+    fig.update_xaxes(title="coverage, % of the questions answered", range=[0, 100])
+    fig.update_yaxes(title="risk, % wrong", rangemode="tozero")
+    return laid_out(fig, 460)
+
+
+def decomposed(shown: Sequence[Answers]) -> go.Figure:
+    """Epistemic (mutual information) against aleatoric (expected entropy), both per log C; one panel per method."""
+    told = [(found, parts) for found in shown if (parts := decomposition(found)) is not None]
+    if not told:
+        return empty("None of these has several draws, so nothing can be told apart.")
+    columns = min(len(told), 2)
+    fig = make_subplots(
+        rows=-(-len(told) // columns), cols=columns, shared_xaxes="all", shared_yaxes="all",
+        subplot_titles=[_plain(found.row) for found, _ in told], horizontal_spacing=0.06, vertical_spacing=0.14,
+    )  # fmt: skip
+    for k, (found, parts) in enumerate(told):
+        colour = style(found.row).colour
+        for name, which, symbol in (("right", parts["right"], "circle"), ("wrong", ~parts["right"], "x-thin-open")):
+            fig.add_scatter(
+                x=parts["aleatoric"][which], y=parts["epistemic"][which], mode="markers", name=name, legendgroup=name,
+                showlegend=k == 0, row=k // columns + 1, col=k % columns + 1,
+                marker={"color": colour, "symbol": symbol, "size": 6, "opacity": 0.55, "line": {"width": 1.2}},
+                hovertemplate="expected entropy %{x:.3f}, mutual information %{y:.4f}",
+            )  # fmt: skip
+    fig.update_xaxes(title="expected entropy", row=-(-len(told) // columns))
+    fig.update_yaxes(title="mutual information", col=1)
+    return laid_out(fig, 120 + 300 * -(-len(told) // columns))
+
+
+def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figure:
+    """AUROC of telling each shifted data set from the one trained on: {row: {data set: AUROC in [0, 1]}}."""
+    fig = go.Figure()
+    for row, values in found.items():
+        look = style(row)
+        fig.add_scatter(
+            x=[100 * value for value in values.values()], y=list(map(_plain, values)), mode="markers", name=_plain(row),
+            marker={"color": look.colour, "symbol": look.symbol, "size": 12},
+            hovertemplate="AUROC %{x:.1f}<extra>" + _plain(row) + "</extra>",
+        )  # fmt: skip
+    fig.add_vline(x=50, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
+    fig.update_xaxes(title=f"AUROC of {score}, %; 50 is chance")
+    fig.update_yaxes(autorange="reversed")
+    most = max((len(values) for values in found.values()), default=0)
+    return laid_out(fig, 190 + 70 * most)
+
+
+def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> go.Figure:
+    """A metric from the data set trained on to farther ones: {row: {data set: (mean, std)}}."""
+    fig, known = go.Figure(), METRICS[metric]
+    for row, points in values.items():
+        look = style(row)
+        spread = [0.0 if std is None else std * known.scale for _, std in points.values()]
+        fig.add_scatter(
+            x=list(map(_plain, points)), y=[mean * known.scale for mean, _ in points.values()], name=_plain(row),
+            mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
+            marker={"symbol": look.symbol, "size": 9}, error_y={"array": spread, "visible": any(spread), "width": 3},
+        )  # fmt: skip
+    fig.update_yaxes(title=_titled(metric))
+    return laid_out(fig, 440)
+
+
+def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
+    """A metric against N, with the 5 to 95 % spread over random choices of N of the draws; N = 0 is the mean."""
+    if not curves:
+        return empty("None of these has several draws.")
+    fig, metric = go.Figure(), curves[0].metric
+    scale = METRICS[metric].scale
+    for curve in curves:
+        look, name = style(curve.row), _plain(curve.row)
+        ends = [*curve.high, *curve.low[::-1]]
+        fig.add_scatter(
+            x=[*curve.counts, *curve.counts[::-1]], y=np.array(ends) * scale, fill="toself", hoverinfo="skip",
+            fillcolor=soft(look.colour, 0.15), line={"width": 0}, legendgroup=name, showlegend=False,
+        )  # fmt: skip
+        fig.add_scatter(
+            x=curve.counts, y=curve.value * scale, name=name, legendgroup=name, mode="lines+markers",
+            line={"color": look.colour, "dash": look.dash, "width": 2}, marker={"symbol": look.symbol, "size": 8},
+        )  # fmt: skip
+        if curve.mean is not None:
+            fig.add_scatter(
+                x=[0], y=[curve.mean * scale], legendgroup=name, showlegend=False, mode="markers", name=f"{name}, mean",
+                marker={"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
+            )  # fmt: skip
+    fig.update_xaxes(title="N, draws averaged (0: the posterior's mean, hollow)", dtick=1)
+    fig.update_yaxes(title=_titled(metric))
+    return laid_out(fig, 460)
+
+
+def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> go.Figure:
+    """Two numbers of every row; those that nothing beats in all of accuracy, ECE and cost have a ring and a name.
+
+    A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
+    """
+    fig = go.Figure()
+    for point, best in zip(points, front, strict=True):
+        look, name = style(str(point["row"])), _plain(str(point["row"]))
+        fig.add_scatter(
+            x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[name if best else ""],
+            textposition="top center", hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra>{name}</extra>",
+            marker={"color": look.colour, "symbol": look.symbol, "size": 15 if best else 10,
+                    "line": {"color": NEUTRAL, "width": 2.5 if best else 0}},
+        )  # fmt: skip
+    fig.update_xaxes(title=_plain(x))
+    fig.update_yaxes(title=_plain(y))
+    return laid_out(fig, 470)
+
+
+def _titled(metric: str) -> str:
+    known = METRICS[metric]
+    unit = ", %" if known.scale == 100 else ""
+    return known.label + unit + {True: " ↑", False: " ↓", None: ""}[known.higher_is_better]
+
+
+def _plain(text: str) -> str:
+    """Plotly reads some HTML in its texts: names of results are letters, not markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -1,0 +1,142 @@
+"""Figures: what they draw is what the numbers say; names of results are never markup."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from uqharness.leaderboard import charts, theme
+from uqharness.leaderboard.curves import Answers, DrawCurve
+from uqharness.metrics import aurc, confidence, correct, ece, expected_entropy, mutual_information, reliability_bins
+
+EVIL = "<script>alert(1)</script>"
+
+
+def answers(row: str = "BLoB", items: int = 300, seed: int = 0, draws: int = 3) -> Answers:
+    rng = np.random.default_rng(seed)
+    apart = rng.dirichlet(np.ones(4), (draws, items))
+    return Answers(row, apart.mean(0), rng.integers(0, 4, items), apart if draws > 1 else None)
+
+
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_reliability_draws_accuracies_counts_and_gaps_that_sum_to_the_ece(equal_mass: bool) -> None:
+    shown = [answers("MLE"), answers("BLoB", seed=1)]
+    fig = charts.reliability(shown, 10, equal_mass)
+    lines = [t for t in fig.data if t.type == "scatter" and t.mode == "lines+markers"]
+    assert [t.name for t in lines] == ["MLE", "BLoB"]
+    for found, line in zip(shown, lines, strict=True):
+        bins = reliability_bins(found.probs, found.gold, 10, equal_mass)
+        assert list(line.y) == [a for a in bins["accuracy"] if a is not None]
+        assert list(line.customdata) == [n for n in bins["count"] if n]
+        gap = next(t for t in fig.data if t.type == "bar" and t.yaxis == "y2" and t.name == found.row)
+        total = np.abs(np.array(gap.y)) @ np.array(line.customdata) / len(found.gold)
+        assert total == pytest.approx(ece(found.probs, found.gold, 10, equal_mass))
+    assert sum(t.type == "scatter" and t.fill == "toself" for t in fig.data) == 2
+    assert len(charts.reliability(shown, bands=False).data) == len(charts.reliability(shown).data) - 2
+
+
+def test_right_and_wrong_together_are_all_questions() -> None:
+    found = answers()
+    right, wrong = charts.right_and_wrong([found]).data
+    assert sum(right.y) == pytest.approx(100 * correct(found.probs, found.gold).mean())
+    assert sum(right.y) - sum(wrong.y) == pytest.approx(100)
+
+
+def test_risk_coverage_ends_at_the_error_rate_and_names_the_aurc() -> None:
+    found = answers()
+    (line,) = charts.risk_coverage([found]).data
+    right = correct(found.probs, found.gold)
+    assert line.x[-1] == 100 and line.y[-1] == pytest.approx(100 * (1 - right.mean()))
+    surest = np.argsort(-confidence(found.probs), kind="stable")[: len(right) // 2]
+    assert line.y[np.argmin(np.abs(np.array(line.x) - 50))] == pytest.approx(100 * (1 - right[surest].mean()), abs=1)
+    assert f"{100 * aurc(found.probs, found.gold):.2f}" in line.name
+
+
+def test_epistemic_against_aleatoric_per_question() -> None:
+    found = answers(items=50)
+    right, wrong = charts.decomposed([found, answers("MLE", draws=1)]).data
+    ok = correct(found.probs, found.gold)
+    assert found.draws is not None
+    np.testing.assert_allclose(right.x, expected_entropy(found.draws, True)[ok])
+    np.testing.assert_allclose(wrong.y, mutual_information(found.draws, True)[~ok])
+    assert "several draws" in charts.decomposed([answers(draws=1)]).layout.annotations[0].text
+
+
+def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
+    (line,) = charts.shifted({"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}}, "acc").data
+    assert list(line.y) == [50, 25] and list(line.error_y.array) == [1, 0]
+    (dots,) = charts.detections({"BLoB": {"near": 0.6, "far": 0.8}}, "entropy").data
+    assert list(dots.x) == [60, 80] and list(dots.y) == ["near", "far"]
+    curve = DrawCurve("BLoB", "acc", [1, 2], np.array([0.4, 0.5]), np.array([0.3, 0.5]), np.array([0.5, 0.5]), 0.45)
+    spread, line, mean = charts.against_draws([curve]).data
+    assert list(line.y) == [40, 50] and list(mean.y) == [45] and sorted(spread.y) == [30, 50, 50, 50]
+    points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
+    one, other = charts.pareto(points, "time", "ACC", [False, True]).data
+    assert (one.text, other.text) == (("",), ("BLoB",)) and other.y == (60.0,)
+
+
+def test_no_name_becomes_markup() -> None:
+    found = answers(EVIL)
+    curve = DrawCurve(EVIL, "acc", [1], *(np.zeros(1) for _ in range(3)), None)
+    figures = [
+        charts.reliability([found]), charts.right_and_wrong([found]), charts.risk_coverage([found]),
+        charts.decomposed([found]), charts.detections({EVIL: {EVIL: 0.5}}, "x"),
+        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"), charts.against_draws([curve]), charts.empty(EVIL),
+        charts.pareto([{"row": EVIL, "a": 1, "b": 1}], "a", "b", [True]),
+    ]  # fmt: skip
+    for fig in figures:
+        assert EVIL not in str(fig.to_dict()) and "&lt;script" in str(fig.to_dict())
+
+
+# ---------------------------------------------------------------- the palette
+
+
+def linear(colour: str) -> np.ndarray:
+    c = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def luminance(colour: str) -> float:
+    return float(linear(colour) @ np.array([0.2126, 0.7152, 0.0722]))
+
+
+# Machado et al. 2009, severity 1: protanopia, deuteranopia, tritanopia, on linear RGB.
+SIMULATED = {
+    "none": np.eye(3),
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def oklab(rgb: np.ndarray) -> np.ndarray:
+    """Ottosson 2020, from linear RGB."""
+    lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
+                    [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
+    lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
+                    [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+    return lab @ np.cbrt(np.clip(lms @ rgb, 0, 1))
+
+
+@pytest.mark.parametrize("vision", SIMULATED)
+def test_the_papers_methods_can_be_told_apart_with_any_colour_vision(vision: str) -> None:
+    seen = {m: oklab(np.clip(SIMULATED[vision] @ linear(c), 0, 1)) for m, c in theme.PAPERS.items()}
+    for one, other in itertools.combinations(seen, 2):
+        assert np.linalg.norm(seen[one] - seen[other]) > 0.07, (one, other)
+
+
+def test_every_colour_is_seen_on_both_backgrounds() -> None:
+    for colour in (*theme.PAPERS.values(), *theme.OTHERS.values(), *theme.SPARE, theme.NEUTRAL):
+        assert (luminance(theme.LIGHT) + 0.05) / (luminance(colour) + 0.05) >= 3, colour
+        assert (luminance(colour) + 0.05) / (luminance(theme.DARK) + 0.05) >= 3, colour
+
+
+def test_a_method_always_looks_the_same_and_no_two_alike() -> None:
+    looks = [theme.style(m) for m in (*theme.PAPERS, *theme.OTHERS)]
+    assert len({(s.colour, s.symbol) for s in looks}) == len({s.colour for s in looks}) == len(looks)
+    assert theme.style("BLoB (eps=0.1)").colour == theme.style("BLoB").colour
+    assert theme.style("BLoB (eps=0.1)") != theme.style("BLoB")
+    assert theme.style("toy (zero-shot)") == theme.style("zero-shot")
+    assert theme.style("my method") == theme.style("my method")

@@ -1,0 +1,107 @@
+"""The numbers behind the figures against slow twins."""
+
+from __future__ import annotations
+
+from itertools import product
+
+import numpy as np
+import pytest
+
+from uqharness.leaderboard import curves
+from uqharness.metrics import METRICS, mutual_information, ood_auroc, reliability_bins, softmax_draws
+from uqharness.record import Record
+
+
+def record(rule: str = "probs", draws: int = 4, items: int = 60, seed: int = 0, has_mean: bool = True) -> Record:
+    rng = np.random.default_rng(seed)
+    logp = rng.normal(0, 2, (draws + 1, items, 3)).astype(np.float32)
+    if not has_mean:
+        logp[0] = np.nan
+    logp[:, ::5, 2] = np.nan  # every fifth question has two choices
+    choices = np.where(np.arange(items) % 5 == 0, 2, 3)
+    return Record(logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)],
+                  rule, has_mean)  # fmt: skip
+
+
+def test_answers_are_averaged_by_the_records_own_rule() -> None:
+    for rule, draws in product(("probs", "logits"), (0, 2, None)):
+        kept = record(rule)
+        found = curves.answers(kept, "BLoB", draws)
+        rows = kept.logp[:1] if draws == 0 else kept.logp[1 : (draws or 4) + 1]
+        for d in range(kept.items):
+            own = rows[:, d, : kept.choices[d]].astype(float)
+            soft = np.exp(own) / np.exp(own).sum(1, keepdims=True)
+            expected = soft.mean(0) if rule == "probs" else np.exp(np.log(soft).mean(0))
+            np.testing.assert_allclose(found.probs[d, : kept.choices[d]], expected / expected.sum(), atol=1e-9)
+        assert (found.draws is None) == (draws == 0)
+
+
+def test_the_band_is_that_of_a_bootstrap_over_questions() -> None:
+    rng = np.random.default_rng(1)
+    probs = rng.dirichlet(np.ones(3), 300)
+    gold = rng.integers(0, 3, 300)
+    bins = reliability_bins(probs, gold, 5)
+    low, high = curves.band(bins, 4000)
+    shares = []
+    for _ in range(4000):
+        pick = rng.integers(0, 300, 300)
+        shares.append([np.nan if a is None else a for a in reliability_bins(probs[pick], gold[pick], 5)["accuracy"]])
+    some = np.array(bins["count"]) > 30
+    expected = np.nanquantile(np.array(shares, dtype=float)[:, some], (0.025, 0.975), axis=0)
+    np.testing.assert_allclose(np.stack([low, high])[:, some], expected, atol=0.02)
+    assert np.isnan(low[np.array(bins["count"]) == 0]).all()
+
+
+@pytest.mark.parametrize("rule", ["probs", "logits"])
+@pytest.mark.parametrize("metric", ["acc", "nll", "ece", "mutual_information"])
+def test_a_draw_curve_is_the_metric_of_the_first_draws(rule: str, metric: str) -> None:
+    kept, known = record(rule), METRICS[metric]
+    curve = curves.draw_curve(kept, "BLoB", metric, orders=20)
+    assert curve is not None and curve.counts == [1, 2, 3, 4]
+    for n in curve.counts:
+        found = curves.answers(kept, "", n)
+        expected = known.fn(softmax_draws(kept.rows(n)) if known.needs_draws else found.probs, kept.gold)
+        assert curve.value[n - 1] == pytest.approx(expected, abs=1e-9)
+        assert curve.low[n - 1] <= curve.high[n - 1]
+    assert curve.low[3] == pytest.approx(curve.value[3]) == pytest.approx(curve.high[3])  # one choice of 4 out of 4
+    if metric == "nll":
+        assert curve.mean == pytest.approx(known.fn(curves.answers(kept, "", 0).probs, kept.gold))
+        assert curve.high[0] > curve.low[0]
+
+
+def test_nothing_to_vary_gives_no_curve() -> None:
+    assert curves.draw_curve(record(draws=1), "MLE", "acc") is None
+    assert curves.draw_curve(record("given"), "LAP", "acc") is None
+    without = curves.draw_curve(record(has_mean=False), "ENS", "acc")
+    assert without is not None and without.mean is None
+
+
+def test_detection_is_the_auroc_of_the_score() -> None:
+    inside, outside = (curves.answers(record(seed=s), "BLoB") for s in (0, 1))
+    assert inside.draws is not None and outside.draws is not None
+    expected = ood_auroc(mutual_information(inside.draws, True), mutual_information(outside.draws, True))
+    assert curves.detection(inside, outside, "information") == expected
+    one = curves.answers(record(seed=2), "BLoB", 0)
+    assert np.isnan(curves.detection(inside, one, "information"))
+    assert 0 <= curves.detection(inside, one, "entropy") <= 1
+
+
+def test_decomposition_thins_and_adds_up() -> None:
+    found = curves.answers(record(items=90), "BLoB")
+    parts = curves.decomposition(found, 30)
+    assert parts is not None and {len(v) for v in parts.values()} == {30}
+    whole = curves.decomposition(found)
+    assert whole is not None
+    np.testing.assert_allclose(whole["aleatoric"] + whole["epistemic"], curves.scores(found, "entropy"), atol=1e-9)
+
+
+def test_the_front_is_what_nothing_dominates() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.integers(0, 6, (40, 3)).astype(float).tolist()
+    expected = [
+        not any(all(a <= b for a, b in zip(o, p, strict=True)) and o != p for o in points)
+        for p in points
+    ]  # fmt: skip
+    assert curves.front(points) == expected and 0 < sum(expected) < 40
+    assert curves.front([[1.0, float("nan")], [2.0, 2.0]]) == [False, True]
+    assert curves.front([]) == []
