@@ -16,7 +16,7 @@ ECE is compared as its debiased value only: plain ECE rewards luck in sampling (
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -24,6 +24,7 @@ import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
 
 from uqharness.errors import InputError
+from uqharness.leaderboard.table import ANY_RECIPE, Table
 from uqharness.metrics import METRICS, Floats, bin_probs, correct, debias, gap_noise
 
 # What a column of this metric is ranked by; the others have no test and no rank.
@@ -52,6 +53,30 @@ class Tests:
     def ranks(self) -> dict[str, int]:
         """1 + the number of methods that are significantly better."""
         return {name: 1 + int(n) for name, n in zip(self.names, self.better().sum(axis=0), strict=True)}
+
+
+Answers = Callable[[str, int], tuple[Floats, np.ndarray]]  # run id, draws -> probs [D, C], gold [D]
+
+
+def of_table(table: Table, metric: str, answers: Answers) -> dict[int, dict[int, int]]:
+    """Ranks by column and row, of the rows that have every cell of the table and no cell that may not be ranked."""
+    columns = range(len(table.columns))
+    if metric not in TESTED or any(c.recipe_hash in (None, ANY_RECIPE) for c in table.columns):
+        return {}
+    cells = {i: [table.cells.get((metric, i, j)) for j in columns] for i in range(len(table.rows))}
+    full = [i for i, row in cells.items() if all(c and not (c.leaked or c.reference or c.suspect) for c in row)]
+    found: dict[int, dict[int, int]] = {}
+    for j in columns if len(full) > 1 else ():
+        told = {i: [answers(run, table.rows[i][1]) for run in table.cells[metric, i, j].runs] for i in full}
+        gold = told[full[0]][0][1]
+        tests = compare(metric, {str(i): [probs for probs, _ in runs] for i, runs in told.items()}, gold)
+        found[j] = {int(name): rank for name, rank in tests.ranks().items()}
+    return found
+
+
+def coverage(table: Table, metric: str, row: int) -> tuple[int, int]:
+    """How many cells of the table a row has, and how many there are."""
+    return sum((metric, row, j) in table.cells for j in range(len(table.columns))), len(table.columns)
 
 
 def compare(metric: str, methods: Mapping[str, Sequence[Floats]], gold: Floats) -> Tests:

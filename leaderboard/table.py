@@ -20,7 +20,11 @@ from uqharness.metrics import METRICS
 from uqharness.results import Run, shift
 
 DEFAULT = ("acc", "ece", "nll")
+ANY_RECIPE = "any"
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
+# Plain ECE rewards luck in sampling: it is marked by its debiased value, and its variants are not marked at all.
+COMPARED_BY = {"ece": "ece_debiased"}
+NOT_COMPARED = ("ece10", "ece_torchmetrics", "mce")
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,9 @@ class Cell:
     leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: not ranked
     reference: bool = False  # how it was trained is not known: not ranked
     suspect: bool = False  # its numbers are not to be relied on: not ranked
+    compared: float | None = None  # what stands in for the mean when values are compared: ECE's debiased value
+    runs: tuple[str, ...] = ()  # ids of the board's runs behind it, in the order of `values`
+    runs: tuple[str, ...] = ()  # run ids, in the order of `values`
 
 
 @dataclass
@@ -77,7 +84,7 @@ def build(
     described = [each if isinstance(each, Source) else describe(each) for each in results]
     if across_recipes:  # then what the recipes differ in tells rows apart
         described = [
-            replace(s, settings={**s.setup, **s.settings}, recipe_hash=s.recipe_hash and "any") for s in described
+            replace(s, settings={**s.setup, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in described
         ]
     sources = newest(described, notes)
     parts = comparable(sources, across_recipes)
@@ -177,7 +184,8 @@ def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
     spread = stdev(values.values()) if len(values) > 1 else None
     floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
     marks = [any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")]
-    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks)
+    runs = tuple(source.run_id for _, source in sorted(found.items()))
+    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks, runs)
 
 
 def rank(table: Table) -> None:
@@ -187,9 +195,11 @@ def rank(table: Table) -> None:
         for j in range(len(table.columns)):
             column = {i: c for (m, i, k), c in table.cells.items() if (m, k) == (name, j)}
             here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
-            shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
+            values = {i: c.mean if name not in COMPARED_BY else c.compared for i, c in here.items()}
+            known = {i: value for i, value in values.items() if value is not None}
+            shown = {i: round(v * METRICS[name].scale, METRICS[name].decimals) for i, v in known.items()}
             best = sorted(set(shown.values()), reverse=bool(better))
-            if better is None or len(best) < 2:  # nothing to choose from
+            if better is None or name in NOT_COMPARED or len(best) < 2:  # nothing to choose from
                 continue
             for i, number in shown.items():
                 if number in best[:2]:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
+from made_results import result
 from scipy import stats
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import ranking
-from uqharness.metrics import brier_items, correct, ece_debiased, nll_items
+from uqharness.leaderboard import ranking, table
+from uqharness.leaderboard.aggregate import build
+from uqharness.metrics import brier_items, combine_draws, correct, ece_debiased, nll_items
 
 
 def world(rng: np.random.Generator, items: int = 200, width: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -159,3 +162,29 @@ def test_what_cannot_be_compared_is_refused(column: tuple[dict[str, list[np.ndar
     shorter: dict[str, Sequence[np.ndarray]] = {"a": [methods["a"][0][:-1]], "b": methods["b"]}
     with pytest.raises(InputError, match="199, 200"):
         ranking.compare("nll", shorter, gold)
+
+
+def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_their_coverage(
+    tmp_path: Path,
+) -> None:
+    for seed in range(2):
+        for k, method in enumerate(("MLE", "BLoB", "ENS")):
+            result(tmp_path, method, seed, task="arc_easy_uq", numbers=10 * k + seed)
+            if method != "ENS":
+                result(tmp_path, method, seed, task="boolq_uq", numbers=20 * k + seed + 5)
+    board = build([tmp_path])
+    shown = table.build(board.sources(), ["nll", "auroc"])[0]
+
+    def answers(run_id: str, draws: int) -> tuple[np.ndarray, np.ndarray]:
+        record = board.record(run_id)
+        return combine_draws(record.rows(draws), record.combine), record.gold
+
+    found = ranking.of_table(shown, "nll", answers)
+    rows = {name: i for i, (name, _) in enumerate(shown.rows)}
+    assert set(found) == {0, 1} and all(set(ranks) == {rows["MLE"], rows["BLoB"]} for ranks in found.values())
+    held = {str(i): [answers(run, 4)[0] for run in shown.cells["nll", i, 0].runs] for i in (rows["MLE"], rows["BLoB"])}
+    gold = board.record(shown.cells["nll", 0, 0].runs[0]).gold
+    assert found[0] == {int(k): v for k, v in ranking.compare("nll", held, gold).ranks().items()}
+    assert ranking.coverage(shown, "nll", rows["ENS"]) == (1, 2) and ranking.coverage(shown, "nll", 0) == (2, 2)
+    assert ranking.of_table(shown, "auroc", answers) == {}
+    assert ranking.of_table(table.build(board.sources(), ["nll"], across_recipes=True)[0], "nll", answers) == {}

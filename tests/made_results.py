@@ -1,0 +1,53 @@
+"""Result files as lm-eval writes them, with the parts that tables and the leaderboard read."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from uqharness.record import pack
+from uqharness.results import RECORD
+
+PROTOCOL = {"name": "test", "fewshot": None}
+RUN = {"lr": 0.1, "steps": 5, "target_modules": ["q_proj"], "base": "/somewhere/tiny"}
+
+
+def answers(seed: int, draws: int, items: int = 40) -> list[dict[str, Any]]:
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(0, 2, (draws + 1, items, 3))
+    logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
+    gold = rng.integers(0, 3, items)
+    return [
+        {
+            "id": i, "gold": int(gold[i]), "combine": "probs", "doc_hash": f"{i:016x}",
+            "logp": logits[:, i].tolist(),
+        }
+        for i in range(items)
+    ]  # fmt: skip
+
+
+def result(
+    path: Path, method: str = "BLoB", seed: int = 0, task: str = "arc_easy_uq", draws: int = 4, **changes: Any
+) -> Path:
+    """A results file as lm-eval writes it, with the parts that a table reads."""
+    numbers = changes.get("numbers", zlib.crc32(f"{method} {seed} {task}".encode()))
+    packed = pack(answers(numbers, draws), task=task, protocol={**PROTOCOL, **changes.get("protocol", {})})
+    run = {**RUN, "seed": seed, **changes.get("run", {})}
+    trained = changes.get("trained_on", task)
+    record = {
+        "method": {"name": method.lower(), "label": method, "settings": changes.get("settings", {})},
+        "run": run, "data": {"task": trained}, "recipe_hash": f"{run['lr']}-{trained}",
+        "posterior": {"train_seed": seed, "finite": changes.get("finite")},
+    }  # fmt: skip
+    info = {"adapter_hash": f"{method}{seed}", "record": record, "leaks": changes.get("leaks", {})}
+    config: dict[str, Any] = {"model": "bayeslora", "uqharness": info}
+    if changes.get("plain"):
+        config = {"model": "hf", "model_args": {"pretrained": "/somewhere/tiny"}}
+    file = path / f"results_{len(list(path.glob('*')))}.json"
+    data = {"results": {task: {f"{RECORD},none": packed}}, "config": config, "date": changes.get("date", 1.0)}
+    file.write_text(json.dumps(data))
+    return file
