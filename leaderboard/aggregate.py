@@ -64,7 +64,10 @@ class Board:
         found = self.runs[self.runs["run_id"] == run_id]
         if found.empty:
             raise InputError(f"there is no run {run_id!r} among these results")
-        return {key: None if value is None or value != value else value for key, value in found.iloc[0].items()}
+        return {
+            key: None if value is None or value is pd.NA or value != value else value
+            for key, value in found.iloc[0].items()
+        }
 
     def sources(self, **filters: Any) -> list[Source]:
         """What `table.build` takes, of the runs whose columns have these values (a list: one of them)."""
@@ -77,7 +80,7 @@ class Board:
         return float(self._numbers[metric][self._lookup[run_id][draws]])
 
     def _source(self, row: dict[str, Any]) -> Source:
-        row = {key: None if value is None or value != value else value for key, value in row.items()}
+        row = {key: None if value is None or value is pd.NA or value != value else value for key, value in row.items()}
         flags = _read(row["flags"])
         return Source(
             **{key: row[key] for key in ("file", "task", "protocol_hash", "items", "draws", "has_mean", "combine",
