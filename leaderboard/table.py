@@ -57,7 +57,6 @@ class Cell:
     reference: bool = False  # how it was trained is not known: not ranked
     suspect: bool = False  # its numbers are not to be relied on: not ranked
     compared: float | None = None  # what stands in for the mean when values are compared: ECE's debiased value
-    runs: tuple[str, ...] = ()  # ids of the board's runs behind it, in the order of `values`
     runs: tuple[str, ...] = ()  # run ids, in the order of `values`
 
 
@@ -184,8 +183,10 @@ def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
     spread = stdev(values.values()) if len(values) > 1 else None
     floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
     marks = [any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")]
+    twin = COMPARED_BY.get(metric)
+    compared = mean(source.number(twin, draws) for source in found.values()) if twin else None
     runs = tuple(source.run_id for _, source in sorted(found.items()))
-    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks, runs)
+    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks, compared, runs)
 
 
 def rank(table: Table) -> None:

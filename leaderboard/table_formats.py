@@ -65,7 +65,9 @@ def header(table: Table) -> list[str]:
 def about(table: Table) -> list[str]:
     """Lines below a table: what it shows, then its notes."""
     items = ", ".join(f"{column.name} {column.items}" for column in table.columns)
-    floor = ["ECE's floor is what a calibrated predictor with these confidences would show"] * ("ece" in table.metrics)
+    floor = [
+        "ECE's floor is what a calibrated predictor with these confidences would show; best by its debiased value"
+    ] * ("ece" in table.metrics)
     return [EXPLAINED, f"items: {items}", *floor, *table.notes]
 
 
