@@ -113,6 +113,22 @@ def test_floor_equals_a_loop_over_drawn_answers() -> None:
     assert floor["q95"] == pytest.approx(np.quantile(eces, 0.95), abs=0.006)
 
 
+@pytest.mark.parametrize(("n", "sharpness"), [(20, 1.0), (20, 8.0), (100, 3.0), (500, 8.0)])
+def test_mean_floor_is_the_exact_sum_over_the_counts_of_right_answers(n: int, sharpness: float) -> None:
+    z = np.random.default_rng(n).normal(0, sharpness, (n, 4))
+    probs = np.exp(z) / np.exp(z).sum(axis=1, keepdims=True)
+    conf, exact = probs.max(axis=1), 0.0
+    for b in range(15):
+        inside = conf[(b / 15 < conf) & (conf <= (b + 1) / 15)]
+        chances = np.ones(1)  # of 0, 1, … right answers in this bin
+        for p in inside:
+            chances = np.convolve(chances, [1 - p, p])
+        exact += np.abs(np.arange(len(chances)) - inside.sum()) @ chances / n
+    assert calibration.ece_floor_mean(probs) == pytest.approx(exact, rel=2e-3)
+    drawn = calibration.ece_floor_draws(probs, draws=4000)
+    assert drawn.mean() == pytest.approx(exact, abs=4 * drawn.std() / np.sqrt(4000))
+
+
 def test_floor_depends_on_the_seed_alone_and_not_on_the_order_of_bins() -> None:
     probs, _ = calibrated(300, 1)
     assert calibration.ece_floor(probs, seed=3) == calibration.ece_floor(probs, seed=3)

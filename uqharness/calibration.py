@@ -145,9 +145,27 @@ def ece_floor_draws(probs: ArrayLike, draws: int = 1000, seed: int = 0, bins: in
 
 
 def ece_floor(probs: ArrayLike, draws: int = 1000, seed: int = 0, bins: int = BINS) -> dict[str, float]:
-    """Mean and 95 % quantile of `ece_floor_draws`: an ECE below "q95" does not show miscalibration."""
-    values = ece_floor_draws(probs, draws, seed, bins)
-    return {"mean": float(values.mean()), "q95": float(np.quantile(values, 0.95))}
+    """`ece_floor_mean`, and the 95 % quantile of `ece_floor_draws`: an ECE below it shows no miscalibration."""
+    drawn = ece_floor_draws(probs, draws, seed, bins)
+    return {"mean": ece_floor_mean(probs, bins), "q95": float(np.quantile(drawn, 0.95))}
+
+
+def ece_floor_mean(probs: ArrayLike, bins: int = BINS) -> float:
+    """The mean ECE of a calibrated model with these probabilities, in closed form (see `sum_mad`)."""
+    conf = np.minimum(confidence(probs), 1.0)
+    b = bin_items(conf, np.ones(len(conf), dtype=bool), bins)
+    return float(sum_mad(b.counts, b.total(conf), b.total(conf * (1 - conf))).sum() / len(conf))
+
+
+def sum_mad(n: Floats, mean: Floats, variance: Floats) -> Floats:
+    """E|X - mean| of a sum X of n Bernoullis of unequal chances, with this mean and variance; any shape.
+
+    That of Binomial(n, mean / n), which is the largest there is (Hoeffding 1956), times the ratio of the standard
+    deviations: within 0.2 % of the exact value (tests), where the mean of 1000 drawn ECEs is within 1 %.
+    """
+    p = np.clip(mean / np.maximum(n, 1), 0.0, 1.0)
+    largest = n * p * (1 - p)
+    return np.asarray(binomial_mad(n, p) * np.sqrt(variance / np.where(largest > 0, largest, 1.0)))
 
 
 def binomial_mad(n: Floats, p: Floats) -> Floats:
