@@ -34,6 +34,11 @@ def number(value: float | None, metric: str) -> str:
     return "–" if value is None or math.isnan(value) else f"{value * known.scale:.{known.decimals}f}"
 
 
+def shown_draws(draws: int) -> str:
+    """N; papers do not always say it (-1)."""
+    return "–" if draws < 0 else str(draws)
+
+
 def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], plus_minus: str) -> str:
     """53.10 ± 1.20, marked; ECE with its floor behind it."""
     if cell is None:
@@ -46,12 +51,12 @@ def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], p
 
 def seeds(table: Table, metric: str, row: int) -> str:
     counts = sorted({len(c.values) for (m, i, _), c in table.cells.items() if (m, i) == (metric, row)})
-    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else "0"
+    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if any(counts) else "–"
 
 
 def lines(table: Table, marks: dict[int, tuple[str, str]], plus_minus: str) -> list[list[str]]:
     return [
-        [METRICS[m].label + arrow(m), method, str(draws), seeds(table, m, i)]
+        [METRICS[m].label + arrow(m), method, shown_draws(draws), seeds(table, m, i)]
         + [content(table.cells.get((m, i, j)), m, marks, plus_minus) for j in range(len(table.columns))]
         for m in table.metrics
         for i, (method, draws) in enumerate(table.rows)
@@ -74,10 +79,18 @@ def about(table: Table) -> list[str]:
 def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for k, table in enumerate(tables, start=1):
-        grid = [header(table), ["---"] * (4 + len(table.columns)), *lines(table, MARKS, "±")]
-        text = "\n".join("| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |" for row in grid)
-        parts.append(f"### Table {k}\n\n{text}\n\n" + "\n".join(f"- {line}" for line in about(table)) + "\n")
+        rows = [[*map(_md, row[:4]), *row[4:]] for row in lines(table, MARKS, "±")]
+        grid = [list(map(_md, header(table))), ["---"] * (4 + len(table.columns)), *rows]
+        text = "\n".join("| " + " | ".join(row) + " |" for row in grid)
+        parts.append(f"### Table {k}\n\n{text}\n\n" + "\n".join(f"- {_md(line)}" for line in about(table)) + "\n")
     return "\n".join(parts)
+
+
+def _md(text: str) -> str:
+    """Letters on one line: a name in a results file must not become a tag, a link or an image."""
+    for plain, escaped in (("|", r"\|"), ("<", "&lt;"), ("[", r"\[")):
+        text = text.replace(plain, escaped)
+    return " ".join(text.split())
 
 
 def latex(tables: Sequence[Table]) -> str:
@@ -87,21 +100,31 @@ def latex(tables: Sequence[Table]) -> str:
         rows += [[*map(_tex, row[:4]), *map(_tex_cell, row[4:])] for row in lines(table, TEX_MARKS, "±")]
         body = [" & ".join(row) + r" \\" for row in rows]
         body.insert(1, r"\midrule")
-        comments = "\n".join(f"% {line}" for line in [f"Table {k}; needs booktabs", *about(table)])
+        comments = "\n".join(f"% {' '.join(line.split())}" for line in [f"Table {k}; needs booktabs", *about(table)])
         shape = "l" * 4 + "c" * len(table.columns)
         grid = "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
         parts.append(f"{comments}\n{grid}\n")
     return "\n".join(parts)
 
 
+TEX = {
+    "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+}  # fmt: skip
+
+
 def _tex(text: str) -> str:
-    for plain, escaped in (("_", r"\_"), ("%", r"\%"), ("&", r"\&"), ("#", r"\#")):
-        text = text.replace(plain, escaped)
-    return text.replace("↑", r"$\uparrow$").replace("↓", r"$\downarrow$")
+    """Letters, not commands: a name in a results file must not become one."""
+    return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
 
 
 def _tex_cell(text: str) -> str:
     return text.replace("±", r"$\pm$").replace("–", "--").replace("†", r"$^\dagger$").replace("‡", r"$^\ddagger$")
+
+
+def cautious(value: Any) -> Any:
+    """Text that a spreadsheet would take for a formula gets an apostrophe in front (CSV injection, OWASP)."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
 
 
 def as_csv(tables: Sequence[Table]) -> str:
@@ -115,7 +138,8 @@ def as_csv(tables: Sequence[Table]) -> str:
             numbers = {"mean": cell.mean, "std": cell.std, "floor": cell.floor}
             shown = {name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()}
             writer.writerow({
-                "table": k, "metric": metric, "method": method, "samples": draws, **asdict(table.columns[j]),
+                "table": k, "metric": metric, "method": cautious(method), "samples": draws,
+                **{name: cautious(value) for name, value in asdict(table.columns[j]).items()},
                 "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
                 "suspect": cell.suspect,
             })  # fmt: skip

@@ -228,3 +228,15 @@ def test_a_combined_answer_is_one_row_beside_the_mean_whatever_is_asked(tmp_path
     data["results"]["arc_easy_uq"][f"{RECORD},none"]["combine"] = "given"
     file.write_text(json.dumps(data))
     assert one(tmp_path, samples=[0, 5, 10]).rows == [("LAP", 0), ("LAP", 1)]
+
+
+def test_names_become_neither_formulas_nor_commands_nor_markup(tmp_path: Path) -> None:
+    evil = ["=HYPERLINK(1)", "@SUM(1)", "+1", "-1", "\\input{x}\n\\input{y}", "![x](http://e)", "<script>a</script>"]
+    for k, method in enumerate(evil):
+        result(tmp_path, method, numbers=k, plain=False)
+    tables = table.build(read_results(tmp_path))
+    methods = {row["method"] for row in csv.DictReader(io.StringIO(table_formats.as_csv(tables)))}
+    assert methods == {f"'{name}" if name[0] in "=@+-" else name for name in evil}
+    tex, md = table_formats.latex(tables), table_formats.markdown(tables)
+    assert "\\input" not in tex and r"\textbackslash{}input\{x\} \textbackslash{}input\{y\}" in tex
+    assert "<script" not in md and "![x]" not in md.replace(r"!\[", "")

@@ -1,0 +1,176 @@
+"""Tables as plain HTML: for keyboard, phone and screen reader, in the app and in the static site.
+
+A table scrolls sideways inside its own box, which takes the focus. Every text that comes from a results file is
+escaped; nothing here is trusted markup.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+
+from uqharness.leaderboard.table import Cell, Column, Table
+from uqharness.leaderboard.table_formats import arrow, number, shown_draws
+from uqharness.leaderboard.theme import style
+from uqharness.metrics import METRICS
+
+Link = Callable[[Cell, int], str]  # a cell and its number of draws -> the address of what is behind it
+# What a reader of a table needs to know about a metric, in few words.
+MEANING = {
+    "acc": "accuracy, %",
+    "nll": "negative log-likelihood of the right choice, nats",
+    "brier": "squared error of the probabilities",
+    "ece": "gap between confidence and accuracy, %; marked by its debiased value",
+    "ece_debiased": "ECE less what sampling alone gives, %",
+    "ece_floor": "what a calibrated model would show, %",
+    "auroc": "does confidence tell right from wrong, %",
+    "aurc": "mean risk over all coverages, %",
+    "entropy": "predictive entropy, nats",
+    "mutual_information": "between answer and draw, nats",
+}
+CSS = """<style>
+.uq-box { overflow-x: auto; max-width: 100%; border: 1px solid rgba(128,132,149,.35); border-radius: 6px; }
+.uq-box:focus-visible { outline: 2px solid #2f7de1; outline-offset: 2px; }
+.uq { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
+.uq caption { text-align: left; padding: .55rem .7rem; font-size: .88rem; }
+.uq th, .uq td { padding: .32rem .7rem; text-align: right; white-space: nowrap; font-weight: 400; line-height: 1.3; }
+.uq thead th { vertical-align: bottom; font-weight: 600; border-bottom: 2px solid rgba(128,132,149,.5); }
+.uq tbody td, .uq tbody th { border-bottom: 1px solid rgba(128,132,149,.14); }
+.uq th:first-child, .uq td:first-child { text-align: left; position: sticky; left: 0; z-index: 1;
+  background: light-dark(#ffffff, #0e1117); max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
+.uq tr.block th { background: light-dark(#f4f6f9, #1a1f29); font-weight: 600; border-top: 1px solid rgba(128,132,149,.35); }
+.uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
+.uq small { font-size: .8em; opacity: .78; font-weight: 400; }
+.uq .floor { display: block; }
+.uq .rank { display: inline-block; min-width: 1.9em; margin-left: .35em; font-size: .76em; opacity: .85; text-align: left; }
+.uq a { color: inherit; text-decoration: none; border-bottom: 1px dotted rgba(128,132,149,.8); }
+.uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); border-bottom-style: solid; }
+.uq b.best { font-weight: 700; } .uq u { text-decoration-thickness: 1px; text-underline-offset: 3px; }
+.uq .dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
+.uq tbody tr:hover td { background: rgba(128,132,149,.09); }
+.uq .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
+.uq-notes { font-size: .85rem; margin: .45rem 0 1.2rem; opacity: .92; } .uq-notes ul { margin: .2rem 0; padding-left: 1.2rem; }
+.uq-notes summary { cursor: pointer; } .uq-notes li { overflow-wrap: anywhere; }
+@media (max-width: 640px) { .uq th, .uq td { padding: .3rem .45rem; } .uq th:first-child, .uq td:first-child { max-width: 8.5rem; } }
+</style>"""  # noqa: E501
+
+
+def papers_view(
+    table: Table,
+    caption: str,
+    ranks: Mapping[str, Mapping[int, Mapping[int, int]]],
+    link: Link | None = None,
+    measured: bool = True,
+) -> str:
+    """Metric blocks x methods, data sets as columns; ranks[metric][column][row] from `ranking.of_table`."""
+    head = "".join(_heading(column) for column in table.columns)
+    extra = '<th scope="col">Seeds</th>' if measured else ""
+    ranked = any(ranks.values())
+    last = '<th scope="col">Mean rank</th>' if ranked else ""
+    width = len(table.columns) + 1 + measured + ranked
+    body = []
+    for metric in table.metrics:
+        present = [i for i in range(len(table.rows)) if any((metric, i, j) in table.cells for j, _ in _columns(table))]
+        if present:
+            rows = [_row(table, metric, i, ranks.get(metric, {}), link, measured, ranked) for i in present]
+            body.append(f"<tbody>{_block(metric, width)}{''.join(rows)}</tbody>")
+    return (
+        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq">'
+        f"<caption>{escape(caption)}</caption><thead><tr>"
+        f'<th scope="col">Method</th><th scope="col">N</th>{extra}{head}{last}'
+        f"</tr></thead>{''.join(body)}</table></div>"
+    )
+
+
+def grid(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
+    """Any table of plain texts; the first column names the row by a method, with its colour."""
+    head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
+    body = "".join(
+        f'<tr><th scope="row">{_named(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
+        for row in rows
+    )
+    return (
+        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq">'
+        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
+
+
+def notes(lines: Sequence[str], open_up_to: int = 5) -> str:
+    """What a reader must know, below its table; folded where it is long."""
+    if not lines:
+        return ""
+    items = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    if len(lines) <= open_up_to:
+        return f'<div class="uq-notes"><ul>{items}</ul></div>'
+    return f'<div class="uq-notes"><details><summary>{len(lines)} notes</summary><ul>{items}</ul></details></div>'
+
+
+def _columns(table: Table) -> list[tuple[int, Column]]:
+    return list(enumerate(table.columns))
+
+
+def _heading(column: Column) -> str:
+    """The data set, and below it shift, what was trained on, and how many questions."""
+    shift = {"id": "in distribution", "small": "small shift", "large": "large shift"}.get(column.shift or "", "")
+    other = column.name != column.task and column.trained_on
+    parts = [
+        shift,
+        f"trained on {column.trained_on}" if other else "",
+        f"{column.items:,} questions" * (column.items > 0),
+    ]
+    title = f"protocol {column.protocol_hash}, recipe {column.recipe_hash}" if column.protocol_hash else ""
+    below = "".join(f"<br><small>{escape(part)}</small>" for part in parts if part)
+    return f'<th scope="col" title="{escape(title)}">{escape(column.task)}{below}</th>'
+
+
+def _block(metric: str, width: int) -> str:
+    meaning = MEANING.get(metric, "")
+    label = f"{escape(METRICS[metric].label + arrow(metric))}"
+    rest = f'<th colspan="{width}" style="text-align:left"><small>{escape(meaning)}</small></th>'
+    return f'<tr class="block"><th scope="rowgroup">{label}</th>{rest}</tr>'
+
+
+def _row(
+    table: Table, metric: str, i: int, ranks: Mapping[int, Mapping[int, int]], link: Link | None,
+    measured: bool, ranked: bool,
+) -> str:  # fmt: skip
+    name, draws = table.rows[i]
+    cells = [table.cells.get((metric, i, j)) for j in range(len(table.columns))]
+    seeds = sorted({len(c.values) for c in cells if c})
+    told = "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
+    out = [f'<th scope="row" title="{escape(name)}">{_named(name)}</th><td>{shown_draws(draws)}</td>']
+    out += [f"<td>{told}</td>"] * measured
+    out += [_cell(c, metric, ranks.get(j, {}).get(i), link, draws) for j, c in enumerate(cells)]
+    if ranked:
+        out.append(f"<td>{_overall(cells, [ranks.get(j, {}).get(i) for j in range(len(cells))])}</td>")
+    return f"<tr>{''.join(out)}</tr>"
+
+
+def _overall(cells: Sequence[Cell | None], ranks: Sequence[int | None]) -> str:
+    """The mean over columns where all cells are there; how many are there otherwise."""
+    there = sum(cell is not None for cell in cells)
+    if there < len(cells):
+        return f"<small>{there}/{len(cells)} cells</small>"
+    known = [rank for rank in ranks if rank is not None]
+    return f"{sum(known) / len(known):.1f}" if len(known) == len(cells) else "<small>not ranked</small>"
+
+
+def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, draws: int) -> str:
+    if cell is None:
+        return '<td><span aria-label="no result">–</span></td>'
+    value = number(cell.mean, metric)
+    if link and cell.runs:
+        value = f'<a href="{escape(link(cell, draws))}" target="_self">{value}</a>'
+    if cell.rank == 1:
+        value = f'<b class="best">{value}</b><span class="hidden"> best</span>'
+    elif cell.rank == 2:
+        value = f'<u>{value}</u><span class="hidden"> second</span>'
+    value += "†" * cell.leaked + "‡" * cell.suspect
+    spread = "" if cell.std is None else f" <small>± {number(cell.std, metric)}</small>"
+    place = f'<span class="rank" title="rank {rank}: {rank - 1} significantly better">#{rank}</span>' if rank else ""
+    floor = "" if cell.floor is None else f'<small class="floor">floor {number(cell.floor, metric)}</small>'
+    return f"<td>{value}{spread}{place}{floor}</td>"
+
+
+def _named(row: str) -> str:
+    return f'<span class="dot" style="background:{style(row).colour}"></span>{escape(row)}'
