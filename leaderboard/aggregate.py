@@ -127,7 +127,10 @@ def _below(path: Path) -> Iterator[Path]:
 def assemble(found: Sequence[Found]) -> Board:
     """Frames from what the files hold."""
     rows = [{**row, "origin": "measured"} for each in found for row in each.runs]
-    values = pd.DataFrame([row for each in found for row in each.values], columns=["run_id", "draws", *NUMBERS])
+    values = pd.DataFrame({
+        "run_id": [row["run_id"] for row in rows for _ in row["n"]], "draws": [n for row in rows for n in row["n"]],
+        **{name: np.array([v for row in rows for v in row[name]], dtype=np.float64) for name in NUMBERS},
+    })  # fmt: skip
     problems = pd.DataFrame([row for each in found for row in each.problems], columns=list(PROBLEM_COLUMNS))
     runs = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"seed": "Int64", "finite": "Int64"})
     snapshot = hashlib.sha256(" ".join(sorted(each.sha256 for each in found)).encode()).hexdigest()[:16]

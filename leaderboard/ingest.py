@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from uqharness.errors import InputError
+from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Source, describe, last, mapping
 from uqharness.metrics import METRICS
 from uqharness.results import Run, packed_records, read_run, shift
@@ -37,11 +38,10 @@ TOLERANCE = 1e-6
 
 @dataclass
 class Found:
-    """What one file holds; `values` has a row per run and number of draws."""
+    """What one file holds; a run has its numbers of draws under "n", and each metric for each of them."""
 
     sha256: str = ""
     runs: list[Row] = field(default_factory=list)
-    values: list[Row] = field(default_factory=list)
     problems: list[Row] = field(default_factory=list)
 
 
@@ -61,13 +61,13 @@ def read_file(path: Path) -> Found:
     for task, values, record in packed:
         try:
             run = read_run(data, name, task, values, record)
-            row = run_row(run, data, found.sha256)
-            found.values += value_rows(row["run_id"], run)
+            draws, columns = every_n(run.record)
+            row = {**run_row(run, data, found.sha256), "n": draws, **{k: v.tolist() for k, v in columns.items()}}
             found.runs.append(row)
         except Exception as error:  # whatever a hostile file brings up
             found.problems.append(problem(name, "broken", error_line(error).removeprefix(f"{name}: {task}: "), task))
             continue
-        wrong = list(suspicions(run, data, found.values[-1]))
+        wrong = list(suspicions(run, data, {name: values[-1] for name, values in columns.items()}))
         row["flags"] = json.dumps([*json.loads(row["flags"]), *dict.fromkeys(kind for kind, _ in wrong)])
         found.problems += [problem(name, kind, reason, task) for kind, reason in wrong]
     return found
@@ -190,13 +190,6 @@ def whole_of(value: object, what: str) -> int | None:
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
         raise InputError(f"{what} is not a whole number: {plain_text(repr(value), 60)}")
     return value
-
-
-def value_rows(run_id: str, run: Run) -> Iterator[Row]:
-    """Every metric for N = 0 (where there is a mean) and 1 … S; the last row is what the file itself reports."""
-    source = describe(run)
-    for draws in range(0 if source.has_mean else 1, source.draws + 1):
-        yield {"run_id": run_id, "draws": draws, **{name: source.number(name, draws) for name in NUMBERS}}
 
 
 # ---------------------------------------------------------------- what can be used but not relied on

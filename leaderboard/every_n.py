@@ -1,0 +1,150 @@
+"""Every metric for N = 0 (the posterior's mean), 1 … S draws of one record, all N at once.
+
+The formulas are those of `metrics`, whose functions take one N at a time (the slow twin in the tests); here the mean
+over the first N draws is a cumulative sum, and the N share each sort, logarithm and count.  M numbers of draws:
+p [M, D, C] combined probabilities, 0 where a question has no such choice.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from uqharness.calibration import BINS, bin_items_torchmetrics, binomial_mad, debias, sum_mad
+from uqharness.errors import InputError
+from uqharness.metrics import METRICS, PROB_FLOOR, Floats
+from uqharness.results import Record
+
+Columns = dict[str, Floats]
+
+
+def every_n(record: Record) -> tuple[list[int], Columns]:
+    """The numbers of draws there are, and every metric for each of them, [M]."""
+    if record.combine == "given" and record.draws > 1:
+        raise InputError(f"{record.draws} draws under the rule 'given', which has one row; evaluate again")
+    present = np.arange(record.logp.shape[2]) < record.choices[:, None]  # [D, C]
+    held = record.logp if record.has_mean else record.logp[1:]
+    logp = np.where(present, held, -np.inf).astype(np.float64)  # [R, D, C]
+    log_p = logp - logp.max(axis=2, keepdims=True)
+    log_p -= np.log(np.exp(log_p).sum(axis=2, keepdims=True))
+    rows = np.exp(log_p)
+    mean = first_n(rows, record.has_mean)
+    p = mean
+    if record.combine == "logits":
+        log_mean = first_n(np.where(present, log_p, 0.0), record.has_mean)
+        p = np.where(present, np.exp(log_mean - log_mean.max(axis=2, keepdims=True, where=present, initial=-np.inf)), 0)
+        p /= p.sum(axis=2, keepdims=True)
+    draws = list(range(0 if record.has_mean else 1, record.draws + 1))
+    log_choices = np.log(np.maximum(record.choices, 2))
+    entropy = entropies(p)  # [M, D]
+    out = {**of_answers(p, record.gold), "entropy": entropy.mean(axis=1)}
+    out["entropy_norm"] = (entropy / log_choices).mean(axis=1)
+    gain = information(rows, mean, record.has_mean) if record.combine != "given" else np.full_like(entropy, np.nan)
+    out |= {"mutual_information": gain.mean(axis=1), "mutual_information_norm": (gain / log_choices).mean(axis=1)}
+    if missing := set(METRICS) - set(out):
+        raise NotImplementedError(f"metrics without a fast form: {sorted(missing)}")
+    return draws, {name: out[name] for name in METRICS}
+
+
+def first_n(rows: Floats, has_mean: bool) -> Floats:
+    """Means over the first 1 … S draws [M, D, C]; the mean's own row stands before them."""
+    start = int(has_mean)
+    counts = np.arange(1, len(rows) - start + 1)[:, None, None]
+    return np.concatenate([rows[:start], rows[start:].cumsum(axis=0) / counts])
+
+
+def entropies(p: Floats) -> Floats:
+    """-sum_c p_c log p_c, [..., D]."""
+    return np.asarray(np.maximum(-(p * np.log(np.maximum(p, PROB_FLOOR))).sum(axis=-1), 0.0))
+
+
+def information(rows: Floats, mean: Floats, has_mean: bool) -> Floats:
+    """H[mean of N draws] - mean of their H, [M, D]; 0 where all draws say the same."""
+    gain = entropies(mean) - first_n(entropies(rows)[:, :, None], has_mean)[:, :, 0]
+    start = int(has_mean)
+    same = np.logical_and.accumulate((rows[start:] == rows[start : start + 1]).all(axis=2), axis=0)
+    gain[start:][same] = 0.0
+    return np.asarray(np.maximum(gain, 0.0))
+
+
+def of_answers(p: Floats, gold: np.ndarray) -> Columns:
+    """What depends on the combined probabilities alone."""
+    each = np.arange(len(gold))
+    conf, right = p.max(axis=2), p.argmax(axis=2) == gold  # [M, D]
+    p_gold = p[:, each, gold]
+    out = {
+        "acc": right.mean(axis=1),
+        "nll": -np.log(np.maximum(p_gold, PROB_FLOOR)).mean(axis=1),
+        "brier": ((p**2).sum(axis=2) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1),
+        "ece10": np.abs(Bins.of(conf, right, 10).gaps).sum(axis=1),
+        "ece_torchmetrics": torchmetrics(conf, right),
+    }
+    bins = Bins.of(conf, right, BINS)
+    size = bins.counts.clip(1)
+    chance = np.clip(bins.conf / size, 0.0, 1.0)
+    gaps, n = bins.gaps, p.shape[1]
+    noise = binomial_mad(bins.counts, chance) / n, bins.counts * chance * (1 - chance) / n**2
+    out["ece"] = np.abs(gaps).sum(axis=1)
+    out["ece_debiased"] = np.clip(debias(gaps, *noise).sum(axis=1), 0.0, 1.0)
+    out["ece_floor"] = sum_mad(bins.counts, bins.conf, bins.variance).sum(axis=1) / n
+    out["mce"] = (np.abs(gaps) * n / size).max(axis=1)
+    out["auroc"], out["aurc"] = by_confidence(conf, right)
+    return out
+
+
+@dataclass(frozen=True)
+class Bins:
+    """Sums over the items of each equal-width bin, [M, bins]; `gaps` are (right - conf) / D."""
+
+    counts: Floats
+    conf: Floats
+    variance: Floats
+    gaps: Floats
+
+    @staticmethod
+    def of(conf: Floats, right: np.ndarray, bins: int) -> Bins:
+        m, n = conf.shape
+        edges = np.linspace(0.0, 1.0, bins + 1)
+        index = np.clip(np.searchsorted(edges, conf.ravel(), side="left") - 1, 0, bins - 1)
+        index += np.repeat(np.arange(m) * bins, n)
+
+        def total(values: Floats | None) -> Floats:
+            return np.bincount(index, None if values is None else values.ravel(), m * bins).reshape(m, bins)
+
+        capped = np.minimum(conf, 1.0)
+        gaps = total(right - conf) / n
+        return Bins(total(None).astype(np.float64), total(capped), total(capped * (1 - capped)), gaps)
+
+
+def torchmetrics(conf: Floats, right: np.ndarray) -> Floats:
+    """`ece_torchmetrics`: float32 sums in the order of the items, and a bin of its own for confidence 1."""
+    m, n = conf.shape
+    low = np.minimum(conf.astype(np.float32), np.float32(1)).ravel()
+    index = bin_items_torchmetrics(conf.ravel(), right.ravel()).index + np.repeat(np.arange(m) * (BINS + 1), n)
+    sums = np.zeros((3, m * (BINS + 1)), dtype=np.float32)
+    for row, values in zip(sums, (np.ones_like(low), low, right.ravel().astype(np.float32)), strict=True):
+        np.add.at(row, index, values)
+    count, total, hits = sums.reshape(3, m, BINS + 1)
+    some = np.maximum(count, np.float32(1))
+    gaps = np.abs(hits / some - total / some) * (count / count.sum(axis=1, keepdims=True))
+    return np.asarray(gaps.sum(axis=1, dtype=np.float32), dtype=np.float64)
+
+
+def by_confidence(conf: Floats, right: np.ndarray) -> tuple[Floats, Floats]:
+    """(AUROC, AURC), [M] each, from one sort; equal confidences share their rank and their expected risk."""
+    m, n = conf.shape
+    order = np.argsort(-conf, axis=1, kind="stable")
+    conf, right = np.take_along_axis(conf, order, 1), np.take_along_axis(right, order, 1)
+    new = np.ones((m, n), dtype=bool)
+    new[:, 1:] = conf[:, 1:] != conf[:, :-1]
+    group = np.cumsum(new.ravel()) - 1  # groups of ties, counted through all rows
+    size = np.bincount(group)
+    before = np.cumsum(size) - size
+    rank = (before + (size + 1) / 2)[group].reshape(m, n) - np.arange(m)[:, None] * n  # 1 the most confident
+    risk = (np.bincount(group, ~right.ravel()) / size)[group].reshape(m, n).cumsum(axis=1) / np.arange(1, n + 1)
+    hits = right.sum(axis=1)
+    misses = n - hits
+    wins = ((n + 1 - rank) * right).sum(axis=1) - hits * (hits + 1) / 2
+    pairs = hits * misses
+    return np.where(pairs > 0, wins / np.maximum(pairs, 1), np.nan), risk.mean(axis=1)
