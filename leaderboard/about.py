@@ -1,0 +1,146 @@
+"""What a method is and how a run can be made again: pages of docs/methods.md, records, commands. Pure.
+
+The leaderboard imports no method: what it says about one is what the adapter's record and the documentation say.
+Commands are written to be pasted into a shell, so every value from a results file is quoted.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from uqharness.leaderboard.ingest import content_of, parse
+from uqharness.leaderboard.table_sources import last
+from uqharness.results import parse_model_args
+
+# Where a run writes, how it goes on and what it reports do not change what comes out.
+FREE = ("out", "resume", "save_every", "report_to", "device", "seed")
+NAME = re.compile(r"[A-Za-z][\w-]*")
+
+
+@dataclass(frozen=True)
+class Page:
+    """One method of docs/methods.md."""
+
+    title: str
+    equation: str
+    text: str  # Markdown: what it is, its settings and limits
+
+
+@lru_cache(maxsize=1)
+def pages() -> dict[str, Page]:
+    """Method name -> its section; empty where the documentation is not installed."""
+    shipped = files("uqharness.leaderboard").joinpath("methods.md")
+    beside = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
+    if shipped.is_file():
+        text = shipped.read_text(encoding="utf-8")
+    elif beside.is_file():
+        text = beside.read_text(encoding="utf-8")
+    else:
+        return {}
+    found = {}
+    for section in re.split(r'\n<a id="(?=[\w-]+"></a>)', text)[1:]:
+        name, _, rest = section.partition('"></a>\n')
+        title, _, body = rest.partition("\n")
+        equation, words = _split(body.split("\n## ")[0])
+        found[name] = Page(title.removeprefix("## ").partition(": ")[2], equation, words)
+    return found
+
+
+def _split(body: str) -> tuple[str, str]:
+    """The first block of code, and the rest without it and without comments."""
+    match = re.search(r"```\n(.*?)\n```\n", body, re.DOTALL)
+    words = body if match is None else body[: match.start()] + body[match.end() :]
+    words = re.sub(r"<!--.*?-->", "", words, flags=re.DOTALL)
+    words = re.sub(r"\]\((?!https?://)[^)]*\)", "]", words).replace("[`", "`").replace("`]", "`")
+    return (match[1] if match else ""), words.strip()
+
+
+def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The adapter's record; empty for a model without one."""
+    found = json.loads(run["record"] or "{}")
+    return found if isinstance(found, dict) else {}
+
+
+def method_name(run: Mapping[str, Any]) -> str:
+    method = record_of(run).get("method")
+    return str(method.get("name") or "") if isinstance(method, Mapping) else ""
+
+
+def paper(run: Mapping[str, Any]) -> str:
+    method = record_of(run).get("method")
+    return str(method.get("paper") or "") if isinstance(method, Mapping) else ""
+
+
+def reproduce(run: Mapping[str, Any]) -> list[str]:
+    """Commands that make this run again, one block per step."""
+    record = record_of(run)
+    adapter = f"adapters/{method_name(run) or 'adapter'}-seed{run['seed'] if run['seed'] is not None else 0}"
+    steps = _train(record, adapter) if record.get("method") else []
+    return [*steps, _evaluate(run, adapter if steps else None), "uqharness table results"]
+
+
+def _train(record: Mapping[str, Any], out: str) -> list[str]:
+    """The adapter it was built on first, where there is one."""
+    source = record.get("source")
+    source = source if isinstance(source, Mapping) and source.get("method") else None
+    inner = f"{out}-source"
+    steps = _train(source, inner) if source and (source.get("run") or source.get("recipe")) else []
+    method, given = record["method"], record.get("run") or record.get("recipe") or {}
+    name = str(method.get("name"))
+    settings = {k: v for k, v in given.items() if k not in FREE and NAME.fullmatch(k)}
+    own = {k: v for k, v in (method.get("settings") or {}).items() if NAME.fullmatch(k)}
+    if source:
+        settings = {k: v for k, v in settings.items() if k in ("task", "max_length", "dtype")}
+    lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
+    lines += ["settings:", *(f"  {key}: {json.dumps(value)}" for key, value in own.items())] if own else []
+    file = shlex.quote(f"{out.rsplit('/', 1)[-1]}.yaml")
+    built_on = f" --adapter {shlex.quote(inner if steps else 'ADAPTER')}" if source else ""
+    seed = given.get("seed")
+    seed_text = f" --seed {shlex.quote(str(seed))}" if seed is not None else ""
+    command = f"uqharness train {shlex.quote(name)} --config {file}{built_on}{seed_text} --out {shlex.quote(out)}"
+    return [*steps, "\n".join([f"cat > {file} <<'END'", *lines, "END", command])]
+
+
+def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
+    config = evaluation(run)
+    given = parse_model_args(config.get("model_args"))
+    if adapter:
+        kept = {k: v for k, v in given.items() if k not in ("adapter", "peft", "pretrained")}
+        words = ["uqharness", "eval", adapter]
+    else:
+        kept = {k: (last(v) if k == "pretrained" and str(v).startswith("/") else v) for k, v in given.items()}
+        words = ["uqharness", "eval", "--model", str(run["model"])]
+    words += ["--tasks", str(run["task"])]
+    if kept:
+        words += ["--model_args", ",".join(f"{k}={v}" for k, v in kept.items())]
+    for flag in ("batch_size", "limit"):
+        if config.get(flag) is not None:
+            words += [f"--{flag}", f"{config[flag]:g}" if isinstance(config[flag], float) else str(config[flag])]
+    return shlex.join([*words, "--output_path", "results"])
+
+
+def evaluation(run: Mapping[str, Any]) -> Mapping[str, Any]:
+    """lm-eval's own config of the run, from its file; empty where the file cannot be read any more."""
+    try:
+        config = parse(content_of(Path(run["file"]))).get("config")
+    except Exception:  # whatever has become of the file: the page shows the rest
+        return {}
+    return config if isinstance(config, Mapping) else {}
+
+
+def short_record(run: Mapping[str, Any]) -> dict[str, Any]:
+    """The record to look at: without the losses of every step."""
+    record = record_of(run)
+    return {key: value for key, value in record.items() if key != "training"}
+
+
+def files_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+    return list(dict.fromkeys(str(run["file"]) for run in runs))
