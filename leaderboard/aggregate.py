@@ -9,17 +9,20 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from uqharness.errors import InputError
 from uqharness.leaderboard import reported
-from uqharness.leaderboard.ingest import NUMBERS, Found, content_of, parse, read_file
+from uqharness.leaderboard.ingest import NUMBERS, content_of, parse, problem, shown_path
+from uqharness.leaderboard.store import Store, refresh
 from uqharness.leaderboard.table_sources import Source, labels
 from uqharness.results import Record, packed_records, read_run
 
@@ -46,14 +49,14 @@ class Board:
     reported: pd.DataFrame
     problems: pd.DataFrame
     snapshot: str
-    _lookup: dict[str, dict[int, int]] = field(repr=False)  # run_id -> draws -> row of `values`
+    _rows: dict[str, tuple[int, int]] = field(repr=False)  # run_id -> its first row of `values`, and its draws
     _numbers: dict[str, np.ndarray] = field(repr=False)
+    _paths: dict[str, Path] = field(repr=False)
 
     def record(self, run_id: str) -> Record:
         """The answers of every draw, read from the run's file."""
         run = self.run(run_id)
-        path = Path(run["file"])
-        data = parse(content_of(path))
+        data = parse(content_of(self._paths[run_id]))
         for task, values, packed in packed_records(data):
             if task == run["task"]:
                 return read_run(data, run["file"], task, values, packed).record
@@ -77,7 +80,8 @@ class Board:
         return [self._source(row) for row in kept.to_dict("records")]
 
     def number(self, run_id: str, metric: str, draws: int) -> float:
-        return float(self._numbers[metric][self._lookup[run_id][draws]])
+        start, first = self._rows[run_id]
+        return float(self._numbers[metric][start + draws - first])
 
     def _source(self, row: dict[str, Any]) -> Source:
         row = {key: None if value is None or value is pd.NA or value != value else value for key, value in row.items()}
@@ -98,9 +102,14 @@ def _read(text: str) -> Any:
 
 
 def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
-    """The board of these result files and folders."""
-    found = [read_file(path) for path in result_files(paths)]
-    return assemble(found)
+    """The board of these result files and folders; `cache` is a parquet that makes the next time quick."""
+    listed = list(result_files(paths))
+    store = refresh(listed, cache)
+    order, copies = places(listed, store)
+    found = store.problems
+    problems = [*store.unread, *copies]
+    problems += [{**row, "file": shown_path(path)} for sha, path in order.items() for row in found.get(sha, ())]
+    return assemble(in_order(store.runs, order), order, problems)
 
 
 def result_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -124,20 +133,71 @@ def _below(path: Path) -> Iterator[Path]:
         yield from (Path(folder, n) for n in sorted(names) if n.startswith("results_") and n.endswith(".json"))
 
 
-def assemble(found: Sequence[Found]) -> Board:
-    """Frames from what the files hold."""
-    rows = [{**row, "origin": "measured"} for each in found for row in each.runs]
-    values = pd.DataFrame({
-        "run_id": [row["run_id"] for row in rows for _ in row["n"]], "draws": [n for row in rows for n in row["n"]],
-        **{name: np.array([v for row in rows for v in row[name]], dtype=np.float64) for name in NUMBERS},
-    })  # fmt: skip
-    problems = pd.DataFrame([row for each in found for row in each.problems], columns=list(PROBLEM_COLUMNS))
-    runs = pd.DataFrame(rows, columns=list(RUN_COLUMNS)).astype({"seed": "Int64", "finite": "Int64"})
-    snapshot = hashlib.sha256(" ".join(sorted(each.sha256 for each in found)).encode()).hexdigest()[:16]
-    lookup: dict[str, dict[int, int]] = {}
-    for k, (run_id, draws) in enumerate(zip(values["run_id"], values["draws"], strict=True)):
-        lookup.setdefault(run_id, {})[int(draws)] = k
-    board = Board(runs, values, reported.load(), problems, snapshot, lookup, {n: values[n].to_numpy() for n in NUMBERS})
-    names = labels(board.sources())
-    runs["row"] = [names[source.row] for source in board.sources()]
-    return board
+def places(listed: Sequence[Path], store: Store) -> tuple[dict[str, Path], list[dict[str, Any]]]:
+    """Where each content is first found (by hash, in order), and the copies of it elsewhere as problems."""
+    order: dict[str, Path] = {}
+    copies = []
+    for path in listed:
+        if state := store.files.get(str(path)):
+            first = order.setdefault(state[2], path)
+            if first is not path:
+                copies.append(problem(shown_path(path), "duplicate", f"the same content as {shown_path(first)}"))
+    return order, copies
+
+
+def in_order(runs: pa.Table, order: dict[str, Path]) -> pa.Table:
+    position = {sha: k for k, sha in enumerate(order)}
+    where = np.array([position[sha] for sha in runs["sha256"].to_pylist()], dtype=np.int64)
+    return runs.take(pa.array(np.argsort(where, kind="stable")))
+
+
+def assemble(table: pa.Table, order: dict[str, Path], problems: list[dict[str, Any]]) -> Board:
+    """Frames from the rows of the store; runs that another one claims to be are set aside."""
+    paths = [order[sha] for sha in table["sha256"].to_pylist()]
+    runs = table.select([name for name in table.column_names if name not in ("n", *NUMBERS)]).to_pandas()
+    runs["file"] = [shown_path(path) for path in paths]
+    runs["origin"] = ["submitted" if "submitted" in path.parts else "measured" for path in paths]
+    runs = runs.astype({"seed": "Int64", "finite": "Int64"})
+    aside = claimed_twice(runs, problems)
+    if aside:
+        keep = ~runs.index.isin(aside)
+        runs, table = runs[keep].reset_index(drop=True), table.filter(pa.array(keep))
+        paths = [path for path, kept in zip(paths, keep, strict=True) if kept]
+    numbers = {name: table[name].combine_chunks().flatten().to_numpy() for name in ("n", *NUMBERS)}
+    sizes = pc.list_value_length(table["n"]).to_numpy()
+    values = pd.DataFrame({"run_id": np.repeat(runs["run_id"].to_numpy(), sizes), "draws": numbers.pop("n"), **numbers})
+    snapshot = hashlib.sha256(" ".join(sorted(order)).encode()).hexdigest()[:16]
+    rows = {
+        run_id: (int(start), int(first))
+        for run_id, start, first in zip(
+            runs["run_id"], np.cumsum(sizes) - sizes, values["draws"].to_numpy()[np.cumsum(sizes) - sizes], strict=True
+        )
+    }
+    found = pd.DataFrame(problems, columns=list(PROBLEM_COLUMNS))
+    board = Board(
+        runs, values, reported.load(), found, snapshot, rows, numbers, dict(zip(runs["run_id"], paths, strict=True))
+    )
+    names = labels(sources := board.sources())
+    runs["row"] = [names[source.row] for source in sources]
+    return replace(board, runs=runs[list(RUN_COLUMNS)])
+
+
+# What makes two results the same run: with the same start, of two answers at most one is what the model gave.
+CLAIM = ["task", "date", "adapter_hash", "adapter", "model", "method", "settings", "setup", "recipe_hash", "seed",
+         "protocol_hash", "draws", "has_mean"]  # fmt: skip
+
+
+def claimed_twice(runs: pd.DataFrame, problems: list[dict[str, Any]]) -> list[int]:
+    """Rows that say to be a run that another file has: the first that does not contradict itself counts."""
+    aside = []
+    dated = runs[runs["date"].notna()]
+    twins = dated[dated.duplicated(CLAIM, keep=False)]
+    for _, group in twins.groupby(CLAIM, dropna=False, sort=False):
+        sound = [k for k in group.index if not set(_read(runs.at[k, "flags"])) & set(SUSPECT)]
+        first = (sound or list(group.index))[0]
+        for k in group.index:
+            if k != first:
+                reason = f"claims to be the run of {runs.at[first, 'file']}, with other content"
+                problems.append(problem(runs.at[k, "file"], "conflict", reason, runs.at[k, "task"]))
+                aside.append(k)
+    return aside

@@ -11,8 +11,9 @@ import json
 import math
 import os
 import stat
+import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,13 @@ def suspicions(run: Run, data: Mapping[str, Any], computed: Mapping[str, Any]) -
         yield "mismatch", f"the file says {plain_text(repr(used), 20)} questions, its record holds {run.record.items}"
     if isinstance(full, int) and full > run.record.items:
         yield "trimmed", f"{run.record.items} of {full} questions"
+
+
+def main() -> None:
+    """A JSON list of paths comes in, one JSON line per file goes out, in their order (see `store.read_all`)."""
+    for path in json.load(sys.stdin):
+        print(json.dumps(asdict(read_file(Path(path)))), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""Thousands of result files: how long the leaderboard's data take to build, and what is new to come in.
+
+    python -m benchmarks.leaderboard FOLDER [--files 10000]     writes synthetic results there and times them
+
+500 questions, 10 draws and the mean's row per file, as compact records; 12 methods, 7 tasks, settings and seeds vary.
+Wall time on all cores, with a cold cache of ours and a warm one of the disk. Memory: the largest process's peak.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.timing import Row, figure
+from uqharness.leaderboard.aggregate import build
+from uqharness.record import Record, digest, encode
+from uqharness.results import RECORD
+
+METHODS = ("MLE", "MAP", "MCD", "ENS", "BBB", "LAP", "BLoB", "Me-LoRA", "TS", "TFB", "SWAG", "ScalaBL")
+TASKS = (
+    "winogrande_s_uq", "arc_challenge_uq", "arc_easy_uq", "openbookqa_uq", "winogrande_m_uq", "boolq_uq",
+    "mmlu_college_physics_uq",
+)  # fmt: skip
+ITEMS, DRAWS, CHOICES = 500, 10, 4
+
+
+def record_of(task: str, rng: np.random.Generator, items: int = ITEMS, draws: int = DRAWS) -> Record:
+    """Answers of a model that knows something: the right choice is likelier, and draws scatter about their mean."""
+    gold = np.random.default_rng(len(task)).integers(0, CHOICES, items)
+    centre = rng.normal(0, 1.5, (items, CHOICES)) + 1.5 * (np.arange(CHOICES) == gold[:, None])
+    logits = centre + rng.normal(0, 0.7, (draws + 1, items, CHOICES)) * (np.arange(draws + 1) > 0)[:, None, None]
+    logp = (logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))).astype(np.float32)
+    hashes = [f"{i:016x}" for i in range(items)]
+    protocol = {"name": "uq-v1", "subset": task, "rows": [0, items], "items": items, "documents": digest(hashes)}
+    return Record(logp, gold, np.full(items, CHOICES), np.arange(items), hashes, "probs", True, task, protocol,
+                  digest(protocol))  # fmt: skip
+
+
+def content(number: int, items: int = ITEMS, draws: int = DRAWS) -> dict[str, Any]:
+    """Results file `number`: method, task, seed and one setting follow from the number."""
+    rest, method = divmod(number, len(METHODS))
+    rest, task = divmod(rest, len(TASKS))
+    setting, seed = divmod(rest, 3)
+    name, label = TASKS[task], METHODS[method]
+    run = {"base": "org/base-7b", "lr": 1e-4, "steps": 5000, "seed": seed, "lora_r": 8, "lora_alpha": 16.0,
+           "target_modules": ["q_proj", "v_proj"], "batch_size": 4, "schedule": "linear", "warmup": 0.06}  # fmt: skip
+    adapter = {
+        "method": {"label": label, "name": label.lower(), "settings": {"kl": setting, "prior_std": 0.2}},
+        "run": run, "recipe": run, "recipe_hash": digest([name, 1]), "data": {"task": name},
+        "posterior": {"train_seed": seed, "finite": None},
+        "costs": {"seconds": 100.0 + number, "peak_memory_bytes": 10**9, "trainable_parameters": 4_000_000},
+        "training": [{"loss": [[step, 1.0 / (1 + step)] for step in range(0, 5000, 50)]}],
+    }  # fmt: skip
+    info = {"adapter": f"adapters/{number}", "adapter_hash": digest(number), "functions": draws + 1, "record": adapter}
+    packed = encode(record_of(name, np.random.default_rng(number), items, draws))
+    return {
+        "results": {name: {f"{RECORD},none": packed}}, "config": {"model": "bayeslora", "uqharness": info},
+        "n-samples": {name: {"original": items, "effective": items}}, "date": 1.7e9 + number,
+    }  # fmt: skip
+
+
+def write(folder: Path, numbers: range, items: int = ITEMS, draws: int = DRAWS) -> None:
+    for number in numbers:
+        path = folder / f"{number // 100:03d}" / f"results_{number}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(content(number, items, draws)))
+
+
+def measure(folder: Path, files: int, cache: Path) -> dict[str, float]:
+    """Seconds of a first build, of one with nothing new and of one with ten new files; the peak in GiB."""
+    found = {"first": _build(folder, cache, files), "again": _build(folder, cache, files)}
+    write(folder, range(files, files + 10))
+    found["ten more"] = _build(folder, cache, files + 10)
+    used = [resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return {**found, "memory": max(used) / 2**20}
+
+
+def _build(folder: Path, cache: Path, expected: int) -> float:
+    start = time.perf_counter()
+    board = build([folder], cache)
+    if len(board.runs) != expected:
+        raise SystemExit(f"{len(board.runs)} runs of {expected} files: {board.problems.head()}")
+    return time.perf_counter() - start
+
+
+def rows(quick: bool) -> Iterator[Row]:
+    """For `python -m benchmarks.run`."""
+    files = 100 if quick else 10_000
+    with tempfile.TemporaryDirectory() as place:
+        write(Path(place, "results"), range(files))
+        found = measure(Path(place, "results"), files, Path(place, "board.parquet"))
+    what = f"{files} result files of {ITEMS} questions, N = {DRAWS}"
+    yield figure(f"leaderboard: {what}, every metric for every N, s", "–", 60.0, [found["first"]])
+    yield figure("leaderboard: the same with nothing new, s", "–", 1.0, [found["again"]])
+    yield figure("leaderboard: the same with 10 new files, s", "–", 1.0, [found["ten more"]])
+    yield figure("leaderboard: peak memory of the largest process, GiB", "–", 1.0, [found["memory"]])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--files", type=int, default=10_000)
+    args = parser.parse_args()
+    write(args.folder / "results", range(args.files))
+    cache = args.folder / "board.parquet"
+    cache.unlink(missing_ok=True)
+    for name, value in measure(args.folder / "results", args.files, cache).items():
+        print(f"{name}: {value:.2f} {'GiB' if name == 'memory' else 's'}")
+
+
+if __name__ == "__main__":
+    main()
