@@ -1,0 +1,66 @@
+"""What a figure can show together: the results of one table, on one data set, one run per row and seed.
+
+The groups are those of `table.comparable`, so that a figure never mixes what the table keeps apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from uqharness.leaderboard.table import SHIFTS, comparable, differences
+from uqharness.leaderboard.table_sources import Source, labels, newest
+from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.results import shift
+
+FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
+
+
+@dataclass(frozen=True)
+class Group:
+    """One table's results: `runs[data set][row][seed]`."""
+
+    name: str
+    shifts: dict[str, str | None] = field(default_factory=dict)  # data sets, nearest first
+    runs: dict[str, dict[str, dict[str, Source]]] = field(default_factory=dict)
+
+    def rows(self, data: str) -> list[str]:
+        """Rows that have a result on this data set, the papers' methods first."""
+        known = [*PAPERS, *OTHERS]
+        place = {method: k for k, method in enumerate(known)}
+        return sorted(self.runs.get(data, ()), key=lambda row: (place.get(row.split(" (")[0], len(known)), row))
+
+    def start(self, data: str) -> tuple[str, ...]:
+        """What is shown before anything was chosen: a few rows, those of the papers if they are there."""
+        rows = self.rows(data)
+        return tuple([row for row in rows if row in FIRST] or rows[:4])
+
+    def seeds(self, data: str) -> list[str]:
+        return sorted({seed for runs in self.runs.get(data, {}).values() for seed in runs}, key=lambda s: (len(s), s))
+
+    def run(self, data: str, row: str, seed: str) -> Source | None:
+        """The run of this seed; of a row that was not trained here (the base alone), the one there is."""
+        runs = self.runs.get(data, {}).get(row, {})
+        return runs.get(seed) or (next(iter(runs.values())) if list(runs) == ["None"] else None)
+
+
+def groups(sources: Sequence[Source]) -> list[Group]:
+    """One group per table of `table.build`, in its order."""
+    kept = newest(sources, [])
+    names, parts = labels(kept), comparable(kept, False)
+    out = []
+    for k, part in enumerate(parts):
+        why = "" if k == 0 else f": {'; '.join(differences(parts[0], part))}"
+        group = Group(f"Table {k + 1}{why}" if len(parts) > 1 else "all")
+        trained = {s.trained_on for s in part}
+        ordered = sorted(part, key=lambda s: SHIFTS[_shift(s)])
+        for s in ordered:
+            data = s.task if len(trained) < 2 or s.trained_on in (None, s.task) else f"{s.task} ({s.trained_on})"
+            group.shifts[data] = _shift(s)
+            group.runs.setdefault(data, {}).setdefault(names[s.row], {})[str(s.seed)] = s
+        out.append(group)
+    return out
+
+
+def _shift(source: Source) -> str | None:
+    return shift(source.trained_on, source.task) if source.trained_on else None

@@ -1,0 +1,242 @@
+"""What every page of the app shares: the board, the view in the URL, and the row with link and export.
+
+The only module besides `app.py` and `pages/` that talks to Streamlit.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import numpy as np
+import plotly.graph_objects as go
+import streamlit as st
+
+from uqharness.leaderboard import aggregate, curves, export, picks, ranking, state
+from uqharness.leaderboard.aggregate import Board
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.table import Table
+from uqharness.leaderboard.table_sources import Source
+from uqharness.metrics import Floats
+from uqharness.record import Record
+
+RESULTS = "UQHARNESS_LEADERBOARD"  # a JSON list of result files and folders: how the command tells the app
+COPY_JS = """export default function ({ data, parentElement }) {
+  const button = parentElement.querySelector("button");
+  button.onclick = async () => {
+    const link = new URL(window.location.href);
+    link.searchParams.set("snapshot", data.snapshot);
+    let copied = true;
+    try { await navigator.clipboard.writeText(link.href); }
+    catch {
+      const box = document.createElement("textarea");
+      box.value = link.href; document.body.append(box); box.select();
+      copied = document.execCommand("copy"); box.remove();
+    }
+    button.textContent = copied ? "Copied" : link.href;
+    setTimeout(() => { button.textContent = "Copy link"; }, 2000);
+  };
+}"""
+COPY_CSS = """button { font: inherit; color: var(--st-text-color); background: var(--st-background-color); cursor: pointer;
+  border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius); padding: .25rem .75rem;
+  min-height: 2.5rem; white-space: nowrap; }
+button:hover { border-color: var(--st-primary-color); color: var(--st-primary-color); }
+button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }"""
+
+
+# ---------------------------------------------------------------- the board
+
+
+def board() -> Board:
+    """The board of the results that the command was given; built again when a file changes."""
+    return _board(_paths(), _stamp(_paths()))
+
+
+def sources() -> dict[str, Source]:
+    """Every run of the board by its id, as `table.build` takes it."""
+    return _sources(board().snapshot, board())
+
+
+def groups() -> list[picks.Group]:
+    return _groups(board().snapshot, list(sources().values()))
+
+
+def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
+    """A run's answers under this many draws."""
+    return curves.answers(record(run_id, sources()[run_id]), row, draws)
+
+
+def ranks(table: Table, metric: str) -> dict[int, dict[int, int]]:
+    """Ranks by column and row; tested once per set of runs."""
+    return _ranks(
+        str([[(k, cell.runs) for k, cell in table.cells.items() if k[0] == metric], table.rows]), table, metric
+    )
+
+
+@st.cache_data(max_entries=256, show_spinner=False)
+def _ranks(key: str, _table: Table, metric: str) -> dict[int, dict[int, int]]:
+    def told(run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
+        found = answers(run_id, "", draws)
+        return found.probs, found.gold
+
+    return ranking.of_table(_table, metric, told)
+
+
+@st.cache_resource(max_entries=128, show_spinner="Reading answers")
+def record(run_id: str, _source: Source) -> Record:
+    """All answers of a run; its id is a hash of the file's content, so this never grows old."""
+    return _source.record()
+
+
+def _paths() -> tuple[str, ...]:
+    given = json.loads(os.environ.get(RESULTS) or "[]")
+    return tuple(str(path) for path in given)
+
+
+@st.cache_data(ttl=10, max_entries=8, show_spinner=False)
+def _stamp(paths: tuple[str, ...]) -> int:
+    """Changes with any name, size or time of the files; looked at again every ten seconds."""
+    files = aggregate.result_files([Path(path) for path in paths])
+    return hash(tuple((str(p), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()]))
+
+
+@st.cache_resource(max_entries=2, show_spinner="Reading results")
+def _board(paths: tuple[str, ...], stamp: int) -> Board:
+    return aggregate.build([Path(path) for path in paths])
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _sources(snapshot: str, _board: Board) -> dict[str, Source]:
+    return {source.run_id: source for source in _board.sources()}
+
+
+@st.cache_resource(max_entries=2, show_spinner=False)
+def _groups(snapshot: str, _sources: list[Source]) -> list[picks.Group]:
+    return picks.groups(_sources)
+
+
+# ---------------------------------------------------------------- the view
+
+
+class View:
+    """One page's values: from the URL when it is opened or changed, from the widgets otherwise.
+
+    `key(name)` is the widget's key; `done()` after the last widget gives the values and puts them into the URL.
+    """
+
+    def __init__(self, page: str, fields: Sequence[state.Field], snapshot: str) -> None:
+        self.page, self.fields, self.snapshot = page, fields, snapshot
+        params = {name: st.query_params.get_all(name) for name in st.query_params}
+        last, saved = st.session_state.get("uq.url"), st.session_state.get(f"uq.view.{page}")
+        self.notes: list[str] = []
+        here = last is not None and last[0] == page
+        if last != (page, params) and not self._touched(saved) and (params or here or saved is None):
+            values, self.notes = state.read(fields, params)
+            self.notes += state.stale(snapshot, params)
+        elif here and saved is not None:
+            values = self._checked(self._widgets(saved))
+        else:  # back from another page: as it was left
+            values = self._checked(saved or {})
+        for name, value in values.items():
+            wanted = list(value) if isinstance(value, tuple) else value
+            if st.session_state.get(self.key(name)) != wanted or self.key(name) not in st.session_state:
+                st.session_state[self.key(name)] = wanted
+
+    def key(self, name: str) -> str:
+        return f"{self.page}.{name}"
+
+    def values(self) -> dict[str, Any]:
+        return self._widgets({})
+
+    def done(self) -> dict[str, Any]:
+        values = self.values()
+        params = state.write(self.fields, values)
+        st.session_state[f"uq.view.{self.page}"] = values
+        st.session_state["uq.url"] = (self.page, params)
+        if {name: st.query_params.get_all(name) for name in st.query_params} != params:
+            st.query_params.from_dict(params)
+        return values
+
+    def link(self) -> str:
+        """The address of what is shown, with the results it was made for."""
+        params = state.write(self.fields, self.values())
+        return f"{st.context.url or ''}?{urlencode({**params, state.SNAPSHOT: self.snapshot}, doseq=True)}"
+
+    def set(self, values: Mapping[str, Any]) -> None:
+        """For callbacks: other values from the next run on."""
+        for name, value in values.items():
+            st.session_state[self.key(name)] = list(value) if isinstance(value, tuple) else value
+
+    def _widgets(self, otherwise: Mapping[str, Any]) -> dict[str, Any]:
+        out = {}
+        for field in self.fields:
+            value = st.session_state.get(self.key(field.name), otherwise.get(field.name, field.default))
+            if value is None:  # a segmented control that was switched off
+                value = field.default
+            out[field.name] = tuple(value) if isinstance(field.default, tuple) else value
+        return out
+
+    def _checked(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        return state.read(self.fields, state.write(self.fields, values))[0]
+
+    def _touched(self, saved: Mapping[str, Any] | None) -> bool:
+        """Whether a widget was used since the last run: then it counts, and not the URL that it left behind."""
+        return saved is not None and self._widgets(saved) != dict(saved)
+
+
+# ---------------------------------------------------------------- what pages show
+
+
+def head(title: str, about: str, view: View) -> None:
+    st.title(title)
+    st.caption(about)
+    for note in view.notes:
+        st.info(_letters(note), icon=":material/link_off:")
+
+
+def share(view: View, name: str, tables: Sequence[Table] = (), caption: str = "") -> None:
+    """Copy the link, and take the tables that are shown away."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        copy_link(view.snapshot)
+        if tables:
+            with st.popover("Export", icon=":material/download:"):
+                link = view.link()
+                for kind, (ending, mime) in export.KINDS.items():
+                    st.download_button(
+                        kind, partial(export.text, kind, tables, caption, link), f"{name}.{ending}", mime,
+                        key=f"{view.page}.export.{kind}", on_click="ignore", width="stretch",
+                    )  # fmt: skip
+
+
+def copy_link(snapshot: str) -> None:
+    component = st.components.v2.component("uq_copy_link", html="<button>Copy link</button>", css=COPY_CSS, js=COPY_JS)
+    component(key="uq.copy", data={"snapshot": snapshot}, width="content", height="content")
+
+
+def figure(fig: go.Figure, name: str, alt: str) -> None:
+    """The camera of a figure saves it; as what, the sidebar says."""
+    kind = st.session_state.get("uq.image", "SVG").lower()
+    saved = {"format": kind, "filename": f"uqharness-{name}", "scale": 2}
+    config = {"displaylogo": False, "toImageButtonOptions": saved, "displayModeBar": True,
+              "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}  # fmt: skip
+    st.plotly_chart(fig, config=config, key=f"figure.{name}", alt=alt)
+
+
+def image_format() -> None:
+    st.sidebar.segmented_control("Figures are saved as", ["SVG", "PNG"], default="SVG", key="uq.image")
+
+
+def nothing(why: str) -> None:
+    """Ends the page where there is nothing to show."""
+    st.info(why)
+    st.stop()
+
+
+def _letters(text: str) -> str:
+    """Text of a link or a file as letters: Streamlit reads Markdown."""
+    return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|:$~^" else c for c in text)
