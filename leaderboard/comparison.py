@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from uqharness.leaderboard import ranking
@@ -27,8 +28,8 @@ def settings(run: Mapping[str, Any]) -> dict[str, str]:
     """What made this run, flat: `method.kl_lr`, `recipe.lr`, `protocol.fewshot` …"""
     record = json.loads(run["record"] or "{}")
     parts = {
-        "evaluated on": run["task"], "trained on": run["trained_on"], "training seed": run["seed"], "draws": run["draws"],
-        "method": run["method"], "setting": json.loads(run["settings"] or "{}"),
+        "evaluated on": run["task"], "trained on": run["trained_on"], "training seed": run["seed"],
+        "draws": run["draws"], "method": run["method"], "setting": json.loads(run["settings"] or "{}"),
         "recipe": {**(record.get("recipe") or {}), **json.loads(run["setup"] or "{}")},
         "posterior": record.get("posterior") or {}, "protocol": json.loads(run["protocol"] or "{}"),
         "built on": (record.get("source") or {}).get("method") or {},
@@ -67,7 +68,8 @@ def not_comparable(runs: Sequence[Mapping[str, Any]], records: Sequence[Record])
     if len({run["protocol_hash"] for run in runs}) > 1:
         keys = [key for key, _ in differing(runs) if key.startswith(("protocol.", "evaluated on"))]
         return f"They were evaluated differently ({', '.join(keys) or 'protocol'}), so there is no test."
-    if any(record.doc_hashes != records[0].doc_hashes for record in records):
+    first = records[0]
+    if any(r.doc_hashes != first.doc_hashes or not np.array_equal(r.gold, first.gold) for r in records):
         return "They answered other questions, so there is no test."
     return ""
 

@@ -53,7 +53,7 @@ def items(record: Record, row: str, draws: int | None = None, base: Record | Non
     mean = answers(record, row, 0) if record.has_mean and record.draws else None
     plain = answers(base, "MLE") if base is not None and base.doc_hashes == record.doc_hashes else None
     right = correct(shown.probs, shown.gold)
-    before = None if plain is None else correct(plain.probs, plain.gold)
+    before = None if plain is None else correct(plain.probs, shown.gold)
     nothing = np.zeros(len(right), dtype=bool)
     frame = pd.DataFrame({
         "at": np.arange(record.items), "id": record.ids, "gold": record.gold, "choices": record.choices,

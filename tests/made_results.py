@@ -20,7 +20,7 @@ def answers(seed: int, draws: int, items: int = 40) -> list[dict[str, Any]]:
     rng = np.random.default_rng(seed)
     logits = rng.normal(0, 2, (draws + 1, items, 3))
     logits -= np.log(np.exp(logits).sum(axis=2, keepdims=True))
-    gold = rng.integers(0, 3, items)
+    gold = np.random.default_rng(items).integers(0, 3, items)  # the same questions whoever answers them
     return [
         {
             "id": i, "gold": int(gold[i]), "combine": "probs", "doc_hash": f"{i:016x}",
