@@ -19,7 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack, Perturbation, Shared
+from uqharness.flipout import Perturbation, perturb, standard
+from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
 from uqharness.training import Batch, choice_loss, fit_loop
 
@@ -106,23 +107,14 @@ class BBB(Method):
 
     def noise(self, rho: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
         """E ~ N(0, I) of a forward, kept until its backward pass is done."""
-        found = {}
-        for name, r in rho.items():
-            generator = keyed_generator("noise", seed, batch.micro, name)
-            found[name] = torch.randn(r.shape, generator=generator).to(r.device)
-        return found
+        return {name: standard(r, seed, batch.micro, name) for name, r in rho.items()}
 
     def perturbations(
         self, rho: Mapping[str, Tensor], noise: Mapping[str, Tensor], batch: Batch, seed: int
     ) -> dict[str, Perturbation]:
         """x ↦ (E ∘ log(1 + e^ρ)) x beside μ x: the reparameterisation."""
-        kind = Shared if self.flipout == "none" else Perturbation
-        rows = {count: example.cpu() for count, example in batch.rows.examples.items()}
-        examples = rows if self.flipout == "example" else None
-        return {
-            name: kind(e * F.softplus(rho[name]), (seed, batch.micro, name), examples)
-            for name, e in noise.items()
-        }
+        parts = {name: e * F.softplus(rho[name]) for name, e in noise.items()}
+        return perturb(self.flipout, parts, batch, seed, batch.micro)
 
     def kl(
         self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]

@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from uqharness.base_model import uniform
 from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack, Perturbation, Shared
+from uqharness.flipout import Perturbation, perturb, standard
+from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
 from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
 
@@ -135,14 +136,9 @@ class BLoB(Method):
         self, random: Sequence[Random], batch: Batch, k: int, seed: int
     ) -> dict[str, Perturbation]:
         """Noise of sample k of a batch, drawn now and kept until the backward pass is done (Eq. 12)."""
-        kind = Shared if self.flipout == "none" else Perturbation
-        examples = {rows: example.cpu() for rows, example in batch.rows.examples.items()}
-        found = {}
-        for r in random:
-            key = (seed, batch.micro, k, r.name)
-            e = torch.randn(r.g.shape, generator=keyed_generator("noise", *key)).to(r.g.device)
-            found[r.name] = kind(e * self.std(r), key, examples if self.flipout == "example" else None)
-        return found
+        key = (seed, batch.micro, k)
+        noise = {r.name: standard(r.g, *key, r.name) * self.std(r) for r in random}
+        return perturb(self.flipout, noise, batch, *key)
 
     # ---------------------------------------------------------------- the KL
 

@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack, Perturbation, Shared
+from uqharness.flipout import Perturbation, perturb, standard
+from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
 from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
 
@@ -68,9 +69,9 @@ class Core:
         self.noise: Perturbation | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
-        y = F.linear(x, self.m.to(x.dtype))
         # Scoring the mean in between must not see the last batch's noise.
-        return y if self.noise is None or not self.b.training else y + self.noise(x)
+        drawn = self.noise is not None and self.b.training
+        return self.noise(x, self.m) if self.noise and drawn else F.linear(x, self.m.to(x.dtype))
 
 
 @dataclass(frozen=True)
@@ -153,12 +154,10 @@ class MeLoRA(Method):
 
     def set_noise(self, cores: Mapping[str, Core], batch: Batch, seed: int) -> None:
         """E ∘ Ω of a batch, kept until its backward pass is done."""
-        kind = Shared if self.flipout == "none" else Perturbation
-        rows = {count: example.cpu() for count, example in batch.rows.examples.items()}
-        for name, core in cores.items():
-            key = (seed, batch.micro, name)
-            e = torch.randn(core.h.shape, generator=keyed_generator("noise", *key)).to(core.h.device)
-            core.noise = kind(e * core.h.square(), key, rows if self.flipout == "example" else None)
+        key = (seed, batch.micro)
+        noise = {name: standard(core.h, *key, name) * core.h.square() for name, core in cores.items()}
+        for name, perturbation in perturb(self.flipout, noise, batch, *key).items():
+            cores[name].noise = perturbation
 
     # ---------------------------------------------------------------- the KL
 
@@ -177,23 +176,25 @@ class MeLoRA(Method):
         return spread / (2 * sigma**2) - (std / sigma).log().sum() - 0.5 * m.numel()
 
     def kl_gradients(self, m: Tensor, h: Tensor, a: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """With respect to M, H and A."""
+        """With respect to M, H and A, of one layer or of a stack of them."""
         std = h.square()
         if self.kl == "exact":
             return m / sigma**2, 2 * h * (std / sigma**2 - 1 / std), torch.zeros_like(a)
         size, q, q_std = a.abs(), m @ a, std @ a.abs()
-        of_std = q_std @ size.T / sigma**2 - 1 / std
-        of_a = (m.T @ q + a.sign() * (std.T @ q_std)) / sigma**2
-        return q @ a.T / sigma**2, 2 * h * of_std, of_a
+        of_std = q_std @ size.mT / sigma**2 - 1 / std
+        of_a = (m.mT @ q + a.sign() * (std.mT @ q_std)) / sigma**2
+        return q @ a.mT / sigma**2, 2 * h * of_std, of_a
 
     @torch.no_grad()
     def step(self, cores: Mapping[str, Core], lr: float, weight: float, sigma: float) -> None:
-        """SGD on weight · KL, and on the likelihood for H where that is not AdamW's."""
+        """SGD on weight · KL, and on the likelihood for H where that is not AdamW's; layers of a shape at once."""
+        groups: dict[object, list[Core]] = {}
         for core in cores.values():
-            a = core.a.weight
-            of_m, of_h, of_a = self.kl_gradients(core.m, core.h, a.float(), sigma)
-            if self.std_optimizer == "sgd" and core.h.grad is not None:
-                core.h.add_(core.h.grad, alpha=-lr)
-            core.m.add_(of_m, alpha=-lr * weight)
-            core.h.add_(of_h, alpha=-lr * weight)
-            a.add_(of_a, alpha=-lr * weight)
+            groups.setdefault((core.a.weight.shape, core.a.weight.device), []).append(core)
+        for group in groups.values():
+            m, h, a = [c.m for c in group], [c.h for c in group], [c.a.weight for c in group]
+            of_m, of_h, of_a = self.kl_gradients(*(torch.stack(list(p)) for p in (m, h, a)), sigma)
+            if self.std_optimizer == "sgd":
+                torch._foreach_add_(list(h), [torch.zeros_like(p) if p.grad is None else p.grad for p in h], alpha=-lr)
+            for own, gradient in ((m, of_m), (h, of_h), (a, of_a)):
+                torch._foreach_add_(list(own), list(gradient.unbind()), alpha=-lr * weight)

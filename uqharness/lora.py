@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -20,47 +19,10 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from uqharness.errors import InputError
-from uqharness.posterior import keyed_generator
+from uqharness.flipout import Perturbation
 
 # PEFT layers whose forward does not run `lora_B(lora_A(x))`: they read the weights themselves.
 _READS_WEIGHTS = ("ParamWrapper", "MultiheadAttention", "Embedding", "_ConvNd", "Conv1d", "Conv2d", "Conv3d")
-
-
-@dataclass(frozen=True)
-class Perturbation:
-    """Flipout on one linear: x ↦ ((E ∘ Ω)(x ∘ s)) ∘ t with fresh signs s, t per example (BLoB, Eq. 12).
-
-    The signs are a pure function of `key`, so a forward that is run again (gradient checkpointing) sees the
-    same ones; a generator that moves on would silently give wrong gradients.
-    """
-
-    noise: Tensor  # E ∘ Ω  [out, in], differentiable in Ω
-    key: tuple[object, ...]
-    examples: Mapping[int, Tensor] | None  # rows of the input -> example of each row; None: signs per token
-
-    def signs(self, x: Tensor, out_features: int) -> tuple[Tensor, Tensor]:
-        """s for the input and t for the output, broadcastable over the tokens of an example."""
-        rows = None if self.examples is None else self.examples[x.shape[0]]
-        shape = x.shape[:-1] if rows is None else (int(rows.max()) + 1, 1)
-        generator = keyed_generator("flipout", *self.key)
-
-        def sign(width: int) -> Tensor:
-            bits = torch.randint(0, 2, (*shape, width), generator=generator, dtype=torch.int8)
-            bits = bits if rows is None else bits[rows.cpu()]
-            return (2 * bits - 1).to(device=x.device, dtype=x.dtype)
-
-        return sign(x.shape[-1]), sign(out_features)
-
-    def __call__(self, x: Tensor) -> Tensor:
-        s, t = self.signs(x, self.noise.shape[0])
-        return F.linear(x * s, self.noise.to(x.dtype)) * t
-
-
-class Shared(Perturbation):
-    """One draw for the whole batch: x ↦ (E ∘ Ω) x."""
-
-    def __call__(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.noise.to(x.dtype))
 
 
 class DrawLinear(nn.Linear):
@@ -72,13 +34,15 @@ class DrawLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         x = x if self.transform is None else self.transform(x)
+        if self.perturbation is not None:
+            return self.perturbation(x, self.weight, self.bias)
         if self.stack is None:
             y = F.linear(x, self.weight, self.bias)
         else:
             blocks = x.reshape(self.stack.shape[0], -1, x.shape[-1])  # [S, B·T, in]
             y = torch.bmm(blocks, self.stack.transpose(1, 2)).view(*x.shape[:-1], -1)
             y = y if self.bias is None else y + self.bias
-        return y if self.perturbation is None else y + self.perturbation(x)
+        return y
 
     @staticmethod
     def convert(linear: nn.Linear) -> DrawLinear:

@@ -169,7 +169,7 @@ def layer_outputs(flipout: str, count: int = 2000) -> tuple[Tensor, Tensor, Tens
     rows = Rows(torch.zeros(3, 2), example.new_tensor([0, 1, 2]), *[empty] * 6, example)
     found = []
     for micro in range(count):
-        linear.perturbation = method.perturbations([r], Batch(rows, empty, 0, micro), 0, seed=0)["x"]
+        linear.perturbation = method.perturbations([r], Batch(rows, torch.zeros(2), 0, micro), 0, seed=0)["x"]
         found.append(linear(x))
     return torch.stack(found).detach(), x[0, 0], method.std(r).detach()
 
@@ -222,13 +222,8 @@ def test_flipout_loss_equals_a_loop_over_questions():
     for q in range(4):
         drawn = {}
         for r in random:
-            s, t = perturbations[r.name].signs(
-                torch.zeros(len(rows.example), 1, r.mean.shape[1]), len(r.mean)
-            )
-            row = int((rows.example == q).nonzero()[0])
-            drawn[r.name] = r.mean.detach() + perturbations[r.name].noise.detach() * torch.outer(
-                t[row, 0], s[row, 0]
-            )
+            s, t = perturbations[r.name].signs((4,))
+            drawn[r.name] = r.mean.detach() + perturbations[r.name].noise.detach() * torch.outer(t[q], s[q])
         with stack.weights(drawn):
             alone.append(choice_loss(stack, Batch(*collate([data.train[q]], data), 0, 0)))
     mean_only = choice_loss(stack, batch)
