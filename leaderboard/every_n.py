@@ -2,7 +2,7 @@
 
 The formulas are those of `metrics`, whose functions take one N at a time (the slow twin in the tests); here the mean
 over the first N draws is a cumulative sum, and the N share each sort, logarithm and count.  M numbers of draws:
-p [M, D, C] combined probabilities, 0 where a question has no such choice.
+p [C, M, D] combined probabilities, 0 where a question has no such choice (choices first: sums over them are quick).
 """
 
 from __future__ import annotations
@@ -23,67 +23,72 @@ def every_n(record: Record) -> tuple[list[int], Columns]:
     """The numbers of draws there are, and every metric for each of them, [M]."""
     if record.combine == "given" and record.draws > 1:
         raise InputError(f"{record.draws} draws under the rule 'given', which has one row; evaluate again")
-    present = np.arange(record.logp.shape[2]) < record.choices[:, None]  # [D, C]
     held = record.logp if record.has_mean else record.logp[1:]
-    logp = np.where(present, held, -np.inf).astype(np.float64)  # [R, D, C]
-    log_p = logp - logp.max(axis=2, keepdims=True)
-    log_p -= np.log(np.exp(log_p).sum(axis=2, keepdims=True))
+    log_p = np.ascontiguousarray(held.transpose(2, 0, 1), dtype=np.float64)  # [C, R, D]
+    present = np.arange(len(log_p))[:, None, None] < record.choices  # [C, 1, D]
+    log_p[~np.broadcast_to(present, log_p.shape)] = -np.inf
+    log_p -= log_p.max(axis=0)
+    log_p -= np.log(np.exp(log_p).sum(axis=0))
     rows = np.exp(log_p)
-    mean = first_n(rows, record.has_mean)
-    p = mean
+    p = mean = first_n(rows, record.has_mean)
     if record.combine == "logits":
-        log_mean = first_n(np.where(present, log_p, 0.0), record.has_mean)
-        p = np.where(present, np.exp(log_mean - log_mean.max(axis=2, keepdims=True, where=present, initial=-np.inf)), 0)
-        p /= p.sum(axis=2, keepdims=True)
-    draws = list(range(0 if record.has_mean else 1, record.draws + 1))
+        log_mean = np.where(present, first_n(np.where(present, log_p, 0.0), record.has_mean), -np.inf)
+        p = np.exp(log_mean - log_mean.max(axis=0))
+        p /= p.sum(axis=0)
     log_choices = np.log(np.maximum(record.choices, 2))
     entropy = entropies(p)  # [M, D]
     out = {**of_answers(p, record.gold), "entropy": entropy.mean(axis=1)}
     out["entropy_norm"] = (entropy / log_choices).mean(axis=1)
-    gain = information(rows, mean, record.has_mean) if record.combine != "given" else np.full_like(entropy, np.nan)
+    gain = np.full_like(entropy, np.nan)
+    if record.combine != "given":
+        gain = information(rows, entropy if p is mean else entropies(mean), record.has_mean)
     out |= {"mutual_information": gain.mean(axis=1), "mutual_information_norm": (gain / log_choices).mean(axis=1)}
     if missing := set(METRICS) - set(out):
         raise NotImplementedError(f"metrics without a fast form: {sorted(missing)}")
-    return draws, {name: out[name] for name in METRICS}
+    return list(range(0 if record.has_mean else 1, record.draws + 1)), {name: out[name] for name in METRICS}
 
 
 def first_n(rows: Floats, has_mean: bool) -> Floats:
-    """Means over the first 1 … S draws [M, D, C]; the mean's own row stands before them."""
-    start = int(has_mean)
-    counts = np.arange(1, len(rows) - start + 1)[:, None, None]
-    return np.concatenate([rows[:start], rows[start:].cumsum(axis=0) / counts])
+    """Means over the first 1 … S draws, [C, M, D] from [C, R, D]; the mean's own row stands before them."""
+    out, start = rows.copy(), int(has_mean)
+    for n in range(start + 1, rows.shape[1]):
+        out[:, n] += out[:, n - 1]
+    out[:, start:] /= np.arange(1, rows.shape[1] - start + 1)[:, None]
+    return out
 
 
 def entropies(p: Floats) -> Floats:
-    """-sum_c p_c log p_c, [..., D]."""
-    return np.asarray(np.maximum(-(p * np.log(np.maximum(p, PROB_FLOOR))).sum(axis=-1), 0.0))
+    """-sum_c p_c log p_c, [M, D] from [C, M, D]."""
+    return np.asarray(np.maximum(-(p * np.log(np.maximum(p, PROB_FLOOR))).sum(axis=0), 0.0))
 
 
-def information(rows: Floats, mean: Floats, has_mean: bool) -> Floats:
+def information(rows: Floats, of_mean: Floats, has_mean: bool) -> Floats:
     """H[mean of N draws] - mean of their H, [M, D]; 0 where all draws say the same."""
-    gain = entropies(mean) - first_n(entropies(rows)[:, :, None], has_mean)[:, :, 0]
-    start = int(has_mean)
-    same = np.logical_and.accumulate((rows[start:] == rows[start : start + 1]).all(axis=2), axis=0)
+    gain, start = of_mean - first_n(entropies(rows)[None], has_mean)[0], int(has_mean)
+    same = np.logical_and.accumulate((rows[:, start:] == rows[:, start : start + 1]).all(axis=0))
     gain[start:][same] = 0.0
-    return np.asarray(np.maximum(gain, 0.0))
+    gain[:start] = 0.0
+    return np.maximum(gain, 0.0)
 
 
 def of_answers(p: Floats, gold: np.ndarray) -> Columns:
-    """What depends on the combined probabilities alone."""
-    each = np.arange(len(gold))
-    conf, right = p.max(axis=2), p.argmax(axis=2) == gold  # [M, D]
-    p_gold = p[:, each, gold]
+    """What depends on the combined probabilities alone, [M] each from [C, M, D]."""
+    conf, answer = p[0].copy(), np.zeros(p.shape[1:], dtype=np.int64)  # [M, D]
+    for c in range(1, len(p)):  # the first of equal ones stays
+        np.copyto(answer, c, where=p[c] > conf)
+        np.maximum(conf, p[c], out=conf)
+    right, n = answer == gold, p.shape[2]
+    p_gold = p[gold, :, np.arange(n)].T  # [M, D]
     out = {
         "acc": right.mean(axis=1),
         "nll": -np.log(np.maximum(p_gold, PROB_FLOOR)).mean(axis=1),
-        "brier": ((p**2).sum(axis=2) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1),
+        "brier": ((p**2).sum(axis=0) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1),
         "ece10": np.abs(Bins.of(conf, right, 10).gaps).sum(axis=1),
         "ece_torchmetrics": torchmetrics(conf, right),
     }
     bins = Bins.of(conf, right, BINS)
     size = bins.counts.clip(1)
-    chance = np.clip(bins.conf / size, 0.0, 1.0)
-    gaps, n = bins.gaps, p.shape[1]
+    chance, gaps = np.clip(bins.conf / size, 0.0, 1.0), bins.gaps
     noise = binomial_mad(bins.counts, chance) / n, bins.counts * chance * (1 - chance) / n**2
     out["ece"] = np.abs(gaps).sum(axis=1)
     out["ece_debiased"] = np.clip(debias(gaps, *noise).sum(axis=1), 0.0, 1.0)
