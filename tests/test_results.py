@@ -155,7 +155,10 @@ def zipped(values: Any, kind: str) -> str:
 @pytest.mark.parametrize(("changes", "message"), [
     ({"schema": 99}, "schema 99; this version reads schema 1"),
     ({"logp": "AAAA"}, "damaged record"),
-    ({"draws": 3}, "logp has"),
+    ({"draws": 3}, "logp does not have the 4 x 40"),
+    ({"draws": 10**9}, "is said to have 1000000001 x 40"),
+    ({"draws": -2}, "is said to have -1 x 40"),
+    ({"logp": zipped(np.zeros(10**6), "<f4")}, "logp does not have"),
     ({"items": 39}, "damaged record"),
     ({"gold": zipped([9] * 40, "<u2")}, "item 0 has label 9"),
     ({"ids": zipped([7] * 40, "<u4")}, "39 repeated ids"),

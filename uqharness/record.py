@@ -22,6 +22,7 @@ import numpy as np
 from uqharness.errors import InputError, RunError
 
 SCHEMA = 1
+MAX_VALUES = 2**24  # of one array: all of MMLU with 290 draws; a file that says more could fill the memory
 RULES = ("probs", "logits", "given")
 
 
@@ -207,6 +208,8 @@ def check(record: Record, error: type[InputError] | type[RunError]) -> None:
     rows = record.logp if record.has_mean else record.logp[1:]
     bad = np.argwhere(inside & ~(rows < np.inf))                                      # NaN and +inf alike
     impossible = np.argwhere(np.isneginf(np.where(inside, rows, -np.inf)).all(-1))
+    if not record.items:
+        raise error(f"{task}: no items; evaluate again")
     if record.combine not in RULES:
         raise error(f"{task}: unknown rule {record.combine!r}; this version knows {', '.join(RULES)}")
     if not len(rows):
@@ -237,8 +240,14 @@ def _write(array: np.ndarray, kind: str) -> str:
 
 
 def _read(text: str, kind: str, shape: tuple[int, ...], name: str) -> np.ndarray:
-    flat = np.frombuffer(zlib.decompress(base64.b64decode(text)), dtype=kind)
-    if flat.size != math.prod(shape):
-        raise ValueError(f"{name} has {flat.size} values where {' x '.join(map(str, shape))} are expected")
+    expected = math.prod(shape)
+    if min(shape) < 0 or not 0 <= expected <= MAX_VALUES:
+        raise ValueError(f"{name} is said to have {' x '.join(map(str, shape))} values")
+    size = expected * np.dtype(kind).itemsize
+    stream = zlib.decompressobj()
+    content = stream.decompress(base64.b64decode(text), size + 1)  # no more, whatever is packed in it
+    if len(content) != size or not stream.eof:
+        raise ValueError(f"{name} does not have the {' x '.join(map(str, shape))} values that are expected")
+    flat = np.frombuffer(content, dtype=kind)
     array = flat.reshape(shape)
     return array if kind == "<f4" else array.astype(np.int64)
