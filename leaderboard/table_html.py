@@ -29,7 +29,7 @@ MEANING = {
     "mutual_information": "between answer and draw, nats",
 }
 CSS = """<style>
-.uq-box { overflow-x: auto; max-width: 100%; border: 1px solid rgba(128,132,149,.35); border-radius: 6px; }
+.uq-box { position: relative; overflow-x: auto; max-width: 100%; border: 1px solid rgba(128,132,149,.35); border-radius: 6px; }
 .uq-box:focus-visible { outline: 2px solid #2f7de1; outline-offset: 2px; }
 .uq { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 .uq caption { text-align: left; padding: .55rem .7rem; font-size: .88rem; }
@@ -43,8 +43,8 @@ CSS = """<style>
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; }
 .uq .rank { display: inline-block; min-width: 1.9em; margin-left: .35em; font-size: .76em; opacity: .85; text-align: left; }
-.uq a { color: inherit; text-decoration: none; border-bottom: 1px dotted rgba(128,132,149,.8); }
-.uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); border-bottom-style: solid; }
+.uq a { color: inherit; text-decoration: inherit; }
+.uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); text-decoration: underline dotted; }
 .uq b.best { font-weight: 700; } .uq u { text-decoration-thickness: 1px; text-underline-offset: 3px; }
 .uq .dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
 .uq tbody tr:hover td { background: rgba(128,132,149,.09); }
@@ -82,17 +82,26 @@ def papers_view(
     )
 
 
-def grid(header: Sequence[str], rows: Sequence[Sequence[str]], caption: str) -> str:
-    """Any table of plain texts; the first column names the row by a method, with its colour."""
+def grid(
+    header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], caption: str, methods: bool = True
+) -> str:
+    """Any table of plain texts, or (text, address); where it lists methods, the first column has their colours."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "".join(
-        f'<tr><th scope="row">{_named(row[0])}</th>{"".join(f"<td>{escape(text)}</td>" for text in row[1:])}</tr>'
+        f'<tr><th scope="row">{_named(str(row[0])) if methods else _linked(row[0])}</th>'
+        f"{''.join(f'<td>{_linked(cell)}</td>' for cell in row[1:])}</tr>"
         for row in rows
     )
     return (
         f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq">'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
+
+
+def _linked(cell: str | tuple[str, str]) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    return f'<a href="{escape(cell[1])}" target="_self">{escape(cell[0])}</a>'
 
 
 def notes(lines: Sequence[str], open_up_to: int = 5) -> str:
