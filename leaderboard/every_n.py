@@ -115,11 +115,12 @@ class Bins:
         index += np.repeat(np.arange(m) * bins, n)
 
         def total(values: Floats | None) -> Floats:
-            return np.bincount(index, None if values is None else values.ravel(), m * bins).reshape(m, bins)
+            found = np.bincount(index, None if values is None else values.ravel(), m * bins)
+            return np.asarray(found.reshape(m, bins), dtype=np.float64)
 
         capped = np.minimum(conf, 1.0)
         gaps = total(right - conf) / n
-        return Bins(total(None).astype(np.float64), total(capped), total(capped * (1 - capped)), gaps)
+        return Bins(total(None), total(capped), total(capped * (1 - capped)), gaps)
 
 
 def torchmetrics(conf: Floats, right: np.ndarray) -> Floats:

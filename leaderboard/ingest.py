@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import stat
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from uqharness.errors import InputError
+from uqharness.leaderboard.checks import name_of, number_of, optional_name, plain_text, refuse, suspicions, whole_of
 from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Source, describe, last, mapping
 from uqharness.metrics import METRICS
@@ -27,14 +25,7 @@ from uqharness.results import Run, packed_records, read_run, shift
 
 Row = dict[str, Any]
 MAX_BYTES = 256 * 2**20  # a results file of MMLU with 100 draws has about 100 MB
-MAX_NAME = 300
 NUMBERS = tuple(METRICS)
-# The metrics whose definition is in a textbook: a file made by another version must agree in these.
-STABLE = (
-    "acc", "nll", "brier", "ece", "ece10", "auroc", "aurc", "entropy", "entropy_norm", "mutual_information",
-    "mutual_information_norm",
-)  # fmt: skip
-TOLERANCE = 1e-6
 
 
 @dataclass
@@ -62,8 +53,11 @@ def read_file(path: Path) -> Found:
     for task, values, record in packed:
         try:
             run = read_run(data, name, task, values, record)
+            refuse(run)
             draws, columns = every_n(run.record)
             row = {**run_row(run, data, found.sha256), "n": draws, **{k: v.tolist() for k, v in columns.items()}}
+            if row["run_id"] in {other["run_id"] for other in found.runs}:
+                raise InputError("the file holds this task twice: the first counts")
             found.runs.append(row)
         except Exception as error:  # whatever a hostile file brings up
             found.problems.append(problem(name, "broken", error_line(error).removeprefix(f"{name}: {task}: "), task))
@@ -105,12 +99,6 @@ def problem(file: str, kind: str, reason: object, task: str = "") -> Row:
 def error_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
-
-
-def plain_text(text: str, limit: int = MAX_NAME) -> str:
-    """Text that any file format and terminal can take: no lone surrogates, no control characters, not endless."""
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[: limit + 1])
-    return clean if len(text) <= limit else f"{clean[:limit]}…"
 
 
 def shown_path(path: Path) -> str:
@@ -159,58 +147,6 @@ def source_row(source: Source) -> Row:
         "adapter_hash": name_of(source.adapter_hash, "adapter hash"), "elsewhere": source.elsewhere,
         "flags": json.dumps(flags),
     }  # fmt: skip
-
-
-def name_of(value: object, what: str) -> str:
-    """A name is shown as it is: it must be text, short, and Unicode that can be written."""
-    if not isinstance(value, str) or len(value) > MAX_NAME or any("\ud800" <= c <= "\udfff" for c in value):
-        raise InputError(f"{what} is not a short text: {plain_text(repr(value), 60)}")
-    return value
-
-
-def optional_name(value: object, what: str) -> str | None:
-    return None if value is None else name_of(value, what)
-
-
-def number_of(value: object, what: str) -> float | None:
-    """lm-eval writes some numbers as text."""
-    if value is None:
-        return None
-    try:
-        number = math.nan if isinstance(value, bool) or not isinstance(value, (int, float, str)) else float(value)
-    except (ValueError, OverflowError):
-        number = math.nan
-    if not math.isfinite(number):
-        raise InputError(f"{what} is not a number: {plain_text(repr(value), 60)}")
-    return number
-
-
-def whole_of(value: object, what: str) -> int | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
-        raise InputError(f"{what} is not a whole number: {plain_text(repr(value), 60)}")
-    return value
-
-
-# ---------------------------------------------------------------- what can be used but not relied on
-
-
-def suspicions(run: Run, data: Mapping[str, Any], computed: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """(kind, reason): the file contradicts itself, or leaves out questions."""
-    for name in STABLE:
-        told, value = run.reported.get(name), computed[name]
-        if told is not None and not math.isnan(value) and not abs(told - value) <= TOLERANCE * max(1.0, abs(value)):
-            yield "mismatch", f"the file says {name} = {told:.6g}, its answers give {value:.6g}"
-    if np.nanmax(run.record.logp) > 0.01:  # rounding of bfloat16 aside
-        yield "range", "log-likelihoods above 0: probabilities above 1"
-    samples = data.get("n-samples")
-    counts = samples.get(run.task) if isinstance(samples, Mapping) else None
-    full, used = (counts.get("original"), counts.get("effective")) if isinstance(counts, Mapping) else (None, None)
-    if used is not None and used != run.record.items:
-        yield "mismatch", f"the file says {plain_text(repr(used), 20)} questions, its record holds {run.record.items}"
-    if isinstance(full, int) and full > run.record.items:
-        yield "trimmed", f"{run.record.items} of {full} questions"
 
 
 def main() -> None:

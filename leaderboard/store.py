@@ -40,7 +40,7 @@ SCHEMA = pa.schema([
 ])  # fmt: skip
 # The numbers depend on these files of ours: another version of them, and everything is computed again.
 CODE = (
-    ("leaderboard", ("every_n", "ingest", "store", "table_sources")),
+    ("leaderboard", ("checks", "every_n", "ingest", "store", "table_sources")),
     ("", ("calibration", "leakage", "metrics", "provenance", "record", "results", "scores")),
 )
 PER_PROCESS = 150  # fewer new files than this are read here: a process takes a second to start
