@@ -73,7 +73,8 @@ def summary(runs: pd.DataFrame, problems: pd.DataFrame, snapshot: str) -> str:
 
     parts = [
         of(len(runs), "run"), of(runs["method"].nunique(), "method"), of(runs["task"].nunique(), "data set"),
-        of(runs["base"].nunique(), "base model"), *[of(len(problems), "remark on files", "remarks on files")] * bool(len(problems)),
+        of(runs["base"].nunique(), "base model"),
+        *[of(len(problems), "remark on files", "remarks on files")] * bool(len(problems)),
         f"results {snapshot}",
     ]  # fmt: skip
     return " · ".join(parts)
