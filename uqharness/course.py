@@ -32,6 +32,7 @@ from uqharness.errors import InputError, RunError
 if TYPE_CHECKING:
     from uqharness.data import ChoiceData
 
+LOOK = 16  # steps between two looks at the losses on a GPU
 MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
 # What may differ between a run and the one that resumes it.
 FREE = {"out", "resume", "save_every", "report_to", "device"}
@@ -58,7 +59,7 @@ class Course:
         self.resumed_from: int | None = None
         self.seconds = 0.0
         self.peak_memory = 0
-        self._sum, self._forwards = 0.0, 0
+        self._unseen: list[tuple[int, Tensor]] = []
         self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
         self._settings["data"] = [split["hash"] for split in data.record.get("splits", [])]
         self._settings["method"] = [getattr(method, "name", None), as_json(method)]
@@ -79,29 +80,42 @@ class Course:
         steps = {"total": self.run.steps, "initial": self.step}
         self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
-    def add_loss(self, step: int, value: float) -> None:
-        """The loss of one forward; the run ends at the first that is no number."""
-        if not math.isfinite(value):
-            self._bar.close()
-            kept = self.newest_checkpoint(mine=False) if self.run.out else None
-            rescue = (
-                f"the last good checkpoint is {kept.name}"
-                if kept
-                else "no checkpoint was written (--save-every)"
-            )
-            raise RunError(
-                f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr"
-            )
-        self._sum, self._forwards = self._sum + value, self._forwards + 1
+    def add_loss(self, step: int, loss: Tensor) -> None:
+        """The loss of one forward, not looked at yet: a GPU would have to finish its work first."""
+        self._unseen.append((step, loss.detach()))
 
     def end_step(self, step: int) -> None:
         self.step = step
-        self.losses.append(self._sum / max(1, self._forwards))
-        self._sum, self._forwards = 0.0, 0
-        self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
-        self._bar.update()
-        if self.run.eval_every and (step % self.run.eval_every == 0 or step == self.run.steps):
+        scored = self.run.eval_every and (step % self.run.eval_every == 0 or step == self.run.steps)
+        if scored or step == self.run.steps or step % LOOK == 0 or not self._unseen[-1][1].is_cuda:
+            self.look()
+        if scored:
             self._evaluate(step)
+
+    def look(self) -> None:
+        """Read the losses since the last look; the run ends at the first that is no number."""
+        if not self._unseen:
+            return
+        steps, losses = zip(*self._unseen, strict=True)
+        self._unseen = []
+        found: dict[int, list[float]] = {}
+        for step, value in zip(steps, torch.stack(losses).tolist(), strict=True):
+            if not math.isfinite(value):
+                self._fail(step, value)
+            found.setdefault(step, []).append(value)
+        self.losses += [sum(values) / len(values) for values in found.values()]
+        self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
+        self._bar.update(len(found))
+
+    def _fail(self, step: int, value: float) -> None:
+        self._bar.close()
+        kept = self.newest_checkpoint(mine=False) if self.run.out else None
+        rescue = (
+            f"the last good checkpoint is {kept.name}" if kept else "no checkpoint was written (--save-every)"
+        )
+        raise RunError(
+            f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr"
+        )
 
     def _evaluate(self, step: int) -> None:
         self.evaluations.append({"step": step, **self.score()})
@@ -152,6 +166,7 @@ class Course:
 
     def mark(self, folder: Path) -> None:
         """The checkpoint in `folder` is whole: from here on it counts."""
+        self.look()
         state = {
             "step": self.step,
             "losses": self.losses,

@@ -89,7 +89,7 @@ class ChoiceTrainer(Trainer):
         loss = model(inputs["batch"])
         # The mean over processes, so that all of them stop at the same loss that is no number.
         shown = self.accelerator.reduce(loss.detach(), "mean") if self.args.world_size > 1 else loss.detach()
-        self.course.add_loss(inputs["batch"].step, float(shown))
+        self.course.add_loss(inputs["batch"].step, shown)
         return loss
 
     def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
