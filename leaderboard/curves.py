@@ -14,10 +14,16 @@ import numpy as np
 from uqharness.metrics import (
     METRICS,
     Floats,
+    accuracy_at_coverage,
+    aurc,
     combine_draws,
     confidence,
     correct,
+    ece,
+    ece_debiased,
+    ece_floor,
     expected_entropy,
+    mce,
     mutual_information,
     ood_auroc,
     predictive_entropy,
@@ -120,6 +126,17 @@ def detection(inside: Answers, outside: Answers, kind: str) -> float:
     return float("nan") if one is None or other is None else ood_auroc(one, other)
 
 
+def detections(shown: Mapping[str, Sequence[Answers]], home: str, kind: str) -> dict[str, dict[str, float]]:
+    """{row: {shifted data set: AUROC}} from the answers on every data set; `home` is the one that was trained on."""
+    inside = {found.row: found for found in shown[home]}
+    out: dict[str, dict[str, float]] = {}
+    for data, many in shown.items():
+        for found in many if data != home else ():
+            if found.row in inside:
+                out.setdefault(found.row, {})[data] = detection(inside[found.row], found, kind)
+    return out
+
+
 def decomposition(found: Answers, most: int = 600) -> dict[str, np.ndarray] | None:
     """Aleatoric and epistemic part and whether it was right, of at most `most` questions, evenly spaced."""
     if found.draws is None:
@@ -140,3 +157,40 @@ def front(points: Sequence[Sequence[float]]) -> list[bool]:
         beaten = ((values <= mine).all(axis=1) & (values < mine).any(axis=1)).any()
         keep.append(bool(not beaten and not np.isnan(mine).any()))
     return keep
+
+
+# ---------------------------------------------------------------- the same as tables: header and rows of texts
+
+
+def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> tuple[list[str], list[list[str]]]:
+    """ECE beside what sampling alone would give."""
+    header = ["Method", "ECE, %", "Floor, %", "Debiased, %", "Largest gap, %", "Accuracy, %", "Mean confidence, %"]
+    rows = []
+    for found in shown:
+        asked = (found.probs, found.gold, bins, equal_mass)
+        floor = "–" if equal_mass else f"{100 * ece_floor(found.probs, bins=bins)['mean']:.2f}"
+        rows.append([
+            found.row, f"{100 * ece(*asked):.2f}", floor, f"{100 * ece_debiased(*asked):.2f}",
+            f"{100 * mce(*asked):.2f}", f"{100 * correct(found.probs, found.gold).mean():.2f}",
+            f"{100 * confidence(found.probs).mean():.2f}",
+        ])  # fmt: skip
+    return header, rows
+
+
+def coverage_rows(shown: Sequence[Answers]) -> tuple[list[str], list[list[str]]]:
+    """Accuracy among the surest share of the questions."""
+    shares = (0.25, 0.5, 0.75, 0.9, 1.0)
+    rows = []
+    for found in shown:
+        values = [accuracy_at_coverage(found.probs, found.gold, share) for share in shares]
+        rows.append(
+            [found.row, f"{100 * aurc(found.probs, found.gold):.2f}", *(f"{100 * value:.2f}" for value in values)]
+        )
+    return ["Method", "AURC ↓", *(f"at {share:.0%}" for share in shares)], rows
+
+
+def detection_rows(found: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
+    data = list(dict.fromkeys(name for values in found.values() for name in values))
+    texts = {row: [values.get(name, float("nan")) for name in data] for row, values in found.items()}
+    shown = {row: ["–" if np.isnan(v) else f"{100 * v:.2f}" for v in values] for row, values in texts.items()}
+    return ["Method", *data], [[row, *values] for row, values in shown.items()]

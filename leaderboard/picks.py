@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import mean, stdev
 
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
 from uqharness.leaderboard.table_sources import Source, labels, newest
@@ -42,6 +43,19 @@ class Group:
         """The run of this seed; of a row that was not trained here (the base alone), the one there is."""
         runs = self.runs.get(data, {}).get(row, {})
         return runs.get(seed) or (next(iter(runs.values())) if list(runs) == ["None"] else None)
+
+    def over_seeds(
+        self, rows: Sequence[str], metric: str, draws: int | None
+    ) -> dict[str, dict[str, tuple[float, float | None]]]:
+        """{row: {data set: (mean, standard deviation over seeds)}}, nearest data set first."""
+        out: dict[str, dict[str, tuple[float, float | None]]] = {}
+        for data in self.shifts:
+            for row in rows:
+                runs = self.runs[data].get(row, {}).values()
+                values = [run.number(metric, n) for run in runs if (n := run.used(draws)) is not None]
+                if values:
+                    out.setdefault(row, {})[data] = mean(values), stdev(values) if len(values) > 1 else None
+        return out
 
 
 def groups(sources: Sequence[Source]) -> list[Group]:

@@ -19,13 +19,14 @@ import streamlit as st
 
 from uqharness.leaderboard import aggregate, curves, export, picks, ranking, state
 from uqharness.leaderboard.aggregate import Board
-from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.curves import Answers, DrawCurve
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import Floats
 from uqharness.record import Record
 
-RESULTS = "UQHARNESS_LEADERBOARD"  # a JSON list of result files and folders: how the command tells the app
+# How the command tells the app: a JSON list of result files and folders, and a parquet to keep what was computed.
+RESULTS, CACHE = "UQHARNESS_LEADERBOARD", "UQHARNESS_LEADERBOARD_CACHE"
 COPY_JS = """export default function ({ data, parentElement }) {
   const button = parentElement.querySelector("button");
   button.onclick = async () => {
@@ -43,8 +44,8 @@ COPY_JS = """export default function ({ data, parentElement }) {
   };
 }"""
 COPY_CSS = """button { font: inherit; color: var(--st-text-color); background: var(--st-background-color);
-  cursor: pointer; border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius); padding: .25rem .75rem;
-  min-height: 2.5rem; white-space: nowrap; }
+  cursor: pointer; border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius);
+  padding: .25rem .75rem; min-height: 2.5rem; white-space: nowrap; }
 button:hover { border-color: var(--st-primary-color); color: var(--st-primary-color); }
 button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }"""
 
@@ -69,6 +70,15 @@ def groups() -> list[picks.Group]:
 def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
     """A run's answers under this many draws."""
     return curves.answers(record(run_id, sources()[run_id]), row, draws)
+
+
+def draw_curve(run_id: str, row: str, metric: str) -> DrawCurve | None:
+    return _draw_curve(run_id, row, metric, sources()[run_id])
+
+
+@st.cache_data(max_entries=512, show_spinner=False)
+def _draw_curve(run_id: str, row: str, metric: str, _source: Source) -> DrawCurve | None:
+    return curves.draw_curve(record(run_id, _source), row, metric)
 
 
 def ranks(table: Table, metric: str) -> dict[int, dict[int, int]]:
@@ -107,7 +117,8 @@ def _stamp(paths: tuple[str, ...]) -> int:
 
 @st.cache_resource(max_entries=2, show_spinner="Reading results")
 def _board(paths: tuple[str, ...], stamp: int) -> Board:
-    return aggregate.build([Path(path) for path in paths])
+    kept = os.environ.get(CACHE)
+    return aggregate.build([Path(path) for path in paths], Path(kept) if kept else None)
 
 
 @st.cache_resource(max_entries=2, show_spinner=False)
@@ -149,6 +160,9 @@ class View:
 
     def key(self, name: str) -> str:
         return f"{self.page}.{name}"
+
+    def options(self, name: str) -> list[Any]:
+        return list(next(field.options or () for field in self.fields if field.name == name))
 
     def values(self) -> dict[str, Any]:
         return self._widgets({})
@@ -196,7 +210,7 @@ def head(title: str, about: str, view: View) -> None:
     st.title(title)
     st.caption(about)
     for note in view.notes:
-        st.info(_letters(note), icon=":material/link_off:")
+        st.info(letters(note), icon=":material/link_off:")
 
 
 def share(view: View, name: str, tables: Sequence[Table] = (), caption: str = "") -> None:
@@ -237,6 +251,6 @@ def nothing(why: str) -> None:
     st.stop()
 
 
-def _letters(text: str) -> str:
+def letters(text: str) -> str:
     """Text of a link or a file as letters: Streamlit reads Markdown."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]()<>#+-.!|:$~^" else c for c in text)

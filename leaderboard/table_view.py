@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from uqharness.leaderboard import costs
 from uqharness.leaderboard.reported_table import names as paper_tables
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table import Cell, Column, Table
@@ -36,10 +37,6 @@ PRESETS: dict[str, dict[str, Any]] = {
         "cost": False,
     },
     "Cost": {"metric": ("nll", "acc", "ece_debiased"), "shift": ("id",), "layout": "flat", "cost": True},
-}  # fmt: skip
-COSTS = {
-    "train_seconds": ("Training, s", 1.0, 1), "peak_memory": ("Peak memory, MiB", 2.0**-20, 0),
-    "trainable": ("Trainable", 1.0, 0), "passes": ("Passes", 1.0, 0),
 }  # fmt: skip
 
 
@@ -80,12 +77,6 @@ def summary(runs: pd.DataFrame, problems: pd.DataFrame, snapshot: str) -> str:
     return " · ".join(parts)
 
 
-def costs_of(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """What the flat layout says of each run, by id."""
-    kept = runs[["run_id", *COSTS, "device", "dtype"]].to_dict("records")
-    return {row["run_id"]: row for row in kept}
-
-
 def preset_of(view: Mapping[str, Any]) -> str | None:
     """The preset that this view is, if it is one."""
     return next((name for name, own in PRESETS.items() if all(view[k] == v for k, v in own.items())), None)
@@ -124,11 +115,13 @@ def ordered(table: Table, metric: str, task: str, worst: bool = False) -> Table:
     return replace(table, rows=[table.rows[i] for i in order], cells=cells)
 
 
-def flat(tables: Sequence[Table], costs: Mapping[str, Mapping[str, Any]], with_cost: bool) -> tuple[list[str], Any]:
+def flat(
+    tables: Sequence[Table], recorded: Mapping[str, Mapping[str, Any]], with_cost: bool
+) -> tuple[list[str], list[list[str]]]:
     """One row per method, N and data set, metrics as columns: (header, rows), all text; costs by run id."""
     metrics = list(dict.fromkeys(m for table in tables for m in table.metrics))
     header = ["Method", "N", "Data set", "Shift", "Trained on", "Seeds"]
-    header += [METRICS[m].label for m in metrics] + [title for title, _, _ in COSTS.values()] * with_cost
+    header += [METRICS[m].label for m in metrics] + [*map(costs.title, costs.COSTS)] * with_cost
     header += ["Hardware"] * with_cost + ["Table"] * (len(tables) > 1)
     rows = []
     for k, table in enumerate(tables, start=1):
@@ -136,23 +129,25 @@ def flat(tables: Sequence[Table], costs: Mapping[str, Mapping[str, Any]], with_c
             for j, column in enumerate(table.columns):
                 cells = {m: table.cells[m, i, j] for m in metrics if (m, i, j) in table.cells}
                 if cells:
-                    rows.append(_flat_row(method, draws, column, cells, metrics, costs if with_cost else None))
+                    rows.append(_flat_row(method, draws, column, cells, metrics, recorded if with_cost else None))
                     rows[-1] += [str(k)] * (len(tables) > 1)
     return header, rows
 
 
 def _flat_row(
-    method: str, draws: int, column: Column, cells: Mapping[str, Cell], metrics: Sequence[str], costs: Any
+    method: str,
+    draws: int,
+    column: Column,
+    cells: Mapping[str, Cell],
+    metrics: Sequence[str],
+    recorded: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[str]:
     first = next(iter(cells.values()))
     row = [method, shown_draws(draws), column.task, column.shift or "–", column.trained_on or "–"]
     row += [str(len(first.values) or "–"), *(told(cells.get(m), m) for m in metrics)]
-    if costs is not None:
-        runs = [costs[run] for run in first.runs if run in costs]
-        for key, (_, scale, decimals) in COSTS.items():
-            known = [run[key] for run in runs if run[key] == run[key] and run[key] is not None]
-            row.append(f"{sum(known) / len(known) * scale:,.{decimals}f}" if known else "–")
-        row.append(", ".join(dict.fromkeys(f"{r['device'] or '?'} {r['dtype'] or ''}".strip() for r in runs)) or "–")
+    if recorded is not None:
+        runs = [recorded[run] for run in first.runs if run in recorded]
+        row += [*(costs.told(runs, cost) for cost in costs.COSTS), costs.hardware(runs)]
     return row
 
 

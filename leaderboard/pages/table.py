@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import reported_table, shell, table, table_html, table_view
+from uqharness.leaderboard import costs, reported_table, shell, table, table_html, table_view
 from uqharness.leaderboard.table import Cell
 from uqharness.metrics import METRICS
 
@@ -58,7 +58,7 @@ def papers_layout(k: int, found: table.Table) -> None:
 
 
 def flat_layout() -> None:
-    header, rows = table_view.flat(tables, table_view.costs_of(board.runs), values["cost"])
+    header, rows = table_view.flat(tables, costs.of_runs(board.runs), values["cost"])
     st.html(table_html.CSS + table_html.grid(header, rows, "One row per method, N and data set"))
 
 

@@ -1,0 +1,39 @@
+"""What a method costs, and which ones nothing beats."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from uqharness.leaderboard import charts, costs, pick_rows, shell, table_html
+from uqharness.leaderboard.state import Field
+from uqharness.metrics import METRICS
+
+MORE = [
+    Field("cost", "train_seconds", list(costs.COSTS), "Cost"),
+    Field("metric", "nll", ["nll", "brier", "acc", "ece_debiased"], "Metric"),
+]
+
+view, groups = pick_rows.open_page(
+    "cost", "Cost", "Training time, memory, parameters and forward passes, as each run recorded them.", MORE
+)
+picked = pick_rows.pick(view, groups)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title, width=230)
+    st.selectbox("Metric", MORE[1].options or (), key=view.key("metric"), format_func=costs.titled, width=200)
+    shell.share(view, "cost")
+values = view.done()
+rows = list(picked.rows) if values["row"] else picked.group.rows(picked.data)
+points = costs.points(picked.group, picked.data, rows, costs.of_runs(shell.board().runs), picked.draws)
+front = costs.pareto_front(points, values["cost"])
+shell.figure(
+    charts.pareto(points, costs.title(values["cost"]), costs.titled(values["metric"]), front),
+    "pareto",
+    f"{METRICS[values['metric']].label} against {costs.title(values['cost'])} on {picked.data}",
+)
+st.caption(
+    "Ringed and named: nothing else is at least as good in accuracy, debiased ECE and this cost, and better in one. "
+    "Means over training seeds."
+)
+header, told = costs.rows(points)
+st.html(table_html.CSS + table_html.grid(header, told, f"Costs and quality on {picked.data}"))
+st.caption("Times and memory compare only on the same hardware.")

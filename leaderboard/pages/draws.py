@@ -1,0 +1,34 @@
+"""How many draws does it take? All N from one run."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from uqharness.leaderboard import charts, pick_rows, shell
+from uqharness.leaderboard.state import Field
+from uqharness.metrics import METRICS
+
+DRAWN = [name for name in METRICS if name != "ece_floor"]
+MORE = [Field("metric", ("nll", "acc", "ece_debiased"), DRAWN, "Metric")]
+
+view, groups = pick_rows.open_page(
+    "draws", "Draws", "Metrics of the first N draws of one run, and how much it matters which N draws these are.", MORE
+)
+picked = pick_rows.pick(view, groups, draws=False)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    labels = {name: METRICS[name].label for name in DRAWN}
+    st.multiselect("Metrics", DRAWN, key=view.key("metric"), format_func=labels.__getitem__, width=430)
+    shell.share(view, "draws")
+values = view.done()
+pick_rows.say_missing(picked)
+runs = {row: run for row in picked.rows if (run := picked.run(row))}
+single = [row for row, run in runs.items() if run.draws < 2 or run.combine == "given"]
+if single:
+    st.caption(shell.letters(f"One draw, or an answer that is combined already: {', '.join(single)}"))
+for metric in values["metric"]:
+    found = [curve for row, run in runs.items() if (curve := shell.draw_curve(run.run_id, row, metric))]
+    shell.figure(charts.against_draws(found), f"draws-{metric}", f"{labels[metric]} against N on {picked.data}")
+st.caption(
+    "Line: the first N draws. Band: 5 to 95 % of 30 random choices of N of the draws that the run holds; with all "
+    "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean."
+)

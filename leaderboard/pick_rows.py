@@ -1,0 +1,103 @@
+"""Choosing what a figure shows: table, data set, methods, training seed and N, as a row of widgets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import streamlit as st
+
+from uqharness.leaderboard import shell
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.picks import Group
+from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.table_sources import Source
+
+ALL = "all"
+
+
+@dataclass(frozen=True)
+class Picked:
+    group: Group
+    data: str
+    rows: list[str]
+    seed: str
+    draws: int | None  # None: as many as each holds
+
+    def run(self, row: str, data: str = "") -> Source | None:
+        return self.group.run(data or self.data, row, self.seed)
+
+    def answers(self, data: str = "", draws: int | None = None) -> list[Answers]:
+        """Of every chosen row that has a run with so many draws."""
+        out = []
+        for row in self.rows:
+            source = self.run(row, data)
+            used = source.used(self.draws if draws is None else draws) if source else None
+            if source is not None and used is not None:
+                out.append(shell.answers(source.run_id, row, used))
+        return out
+
+    def missing(self) -> list[str]:
+        """Rows without such a run, for a note."""
+        return [row for row in self.rows if not (run := self.run(row)) or run.used(self.draws) is None]
+
+
+def fields(groups: Sequence[Group]) -> list[Field]:
+    rows = list(dict.fromkeys(row for g in groups for data in g.runs for row in g.rows(data)))
+    seeds = sorted({seed for g in groups for data in g.runs for seed in g.seeds(data)}, key=lambda s: (len(s), s))
+    most = max(
+        (run.draws for g in groups for d in g.runs.values() for r in d.values() for run in r.values()), default=0
+    )
+    data = list(dict.fromkeys(data for g in groups for data in g.runs))
+    return [
+        Field("table", groups[0].name, [g.name for g in groups], "Table"),
+        Field("data", data[0], data, "Data set"),
+        Field("row", (), rows, "Methods"),
+        Field("seed", seeds[0], seeds, "Seed"),
+        Field("samples", ALL, [ALL, *map(str, range(most + 1))], "N"),
+    ]
+
+
+def pick(view: shell.View, groups: Sequence[Group], one_data: bool = True, draws: bool = True) -> Picked:
+    """The widgets; a choice that another choice made impossible falls back."""
+    if len(groups) > 1:
+        st.selectbox("Table", [g.name for g in groups], key=view.key("table"))
+    state = st.session_state
+    group = next(g for g in groups if g.name == state[view.key("table")])
+    if state[view.key("data")] not in group.runs:
+        state[view.key("data")] = next(iter(group.runs))
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        if one_data:
+            st.selectbox("Data set", list(group.runs), key=view.key("data"), width=230)
+        data = state[view.key("data")]
+        rows, seeds = group.rows(data), group.seeds(data)
+        state[view.key("row")] = [row for row in state[view.key("row")] if row in rows]
+        if state[view.key("seed")] not in seeds:
+            state[view.key("seed")] = seeds[0]
+        start = ", ".join(group.start(data))
+        st.multiselect("Methods", rows, key=view.key("row"), placeholder=start, width=430)
+        if len(seeds) > 1:
+            st.selectbox("Training seed", seeds, key=view.key("seed"), width=130)
+        if draws:
+            st.selectbox("N", view.options("samples"), key=view.key("samples"), width=90)
+    asked = state[view.key("samples")]
+    chosen = list(state[view.key("row")]) or list(group.start(data))
+    return Picked(group, data, chosen, state[view.key("seed")], None if asked == ALL or not draws else int(asked))
+
+
+def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> tuple[shell.View, list[Group]]:
+    """The head of a page of figures; ends the page where there is nothing to draw."""
+    board, groups = shell.board(), shell.groups()
+    if not groups:
+        st.title(title)
+        shell.nothing("No measured results were given, so there is nothing to draw.")
+    view = shell.View(page, [*fields(groups), *more], board.snapshot)
+    shell.head(title, about, view)
+    shell.image_format()
+    return view, groups
+
+
+def say_missing(picked: Picked) -> None:
+    if rows := picked.missing():
+        n = "" if picked.draws is None else f" for N = {picked.draws}"
+        st.caption(shell.letters(f"Without a run on {picked.data}, seed {picked.seed}{n}: {', '.join(rows)}"))
