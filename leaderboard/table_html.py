@@ -40,6 +40,7 @@ CSS = """<style>
   background: light-dark(#ffffff, #0e1117); max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .uq tr.block th { background: light-dark(#f4f6f9, #1a1f29); font-weight: 600; border-top: 1px solid rgba(128,132,149,.35); }
 .uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
+.uq.words td, .uq.words thead th { text-align: left; } .uq.words td { white-space: normal; overflow-wrap: anywhere; }
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; }
 .uq .rank { display: inline-block; min-width: 1.9em; margin-left: .35em; font-size: .76em; opacity: .85; text-align: left; }
@@ -83,17 +84,17 @@ def papers_view(
 
 
 def grid(
-    header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], caption: str, methods: bool = True
+    header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], caption: str, kind: str = "methods"
 ) -> str:
-    """Any table of plain texts, or (text, address); where it lists methods, the first column has their colours."""
+    """Any table of texts, or of (text, address). Kinds: methods (the first column names them), numbers, words."""
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "".join(
-        f'<tr><th scope="row">{_named(str(row[0])) if methods else _linked(row[0])}</th>'
+        f'<tr><th scope="row">{_named(str(row[0])) if kind == "methods" else _linked(row[0])}</th>'
         f"{''.join(f'<td>{_linked(cell)}</td>' for cell in row[1:])}</tr>"
         for row in rows
     )
     return (
-        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq">'
+        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq {kind}">'
         f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
