@@ -10,7 +10,9 @@ import numpy as np
 import pandas as pd
 
 from uqharness.leaderboard import ranking
+from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import answers
+from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics import METRICS, correct
 from uqharness.results import Record
 
@@ -111,10 +113,42 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def both(one: Record, other: Record) -> list[list[int]]:
-    """[[both right, only one], [only other, both wrong]] in questions."""
-    a, b = (correct(answers(record, "").probs, record.gold) for record in (one, other))
-    return [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
+def both_right(names: Sequence[str], records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): how often both, one alone or neither of a pair was right."""
+    right = [correct(answers(record, "").probs, record.gold) for record in records]
+    rows = []
+    for i, a in enumerate(right):
+        for j in range(i + 1, len(right)):
+            b = right[j]
+            counts = [a & b, a & ~b, ~a & b, ~a & ~b]
+            rows.append([f"{names[i]} | {names[j]}", *(str(int(count.sum())) for count in counts)])
+    return ["Pair", "both right", "first only", "second only", "both wrong"], rows
+
+
+def side_by_side(
+    board: Board, runs: Sequence[Mapping[str, Any]], labels: Sequence[str]
+) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): every metric and cost, one column per run."""
+    rows = []
+    for name, known in METRICS.items():
+        values = [number(board.number(run["run_id"], name, run["draws"]), name) for run in runs]
+        rows.append([known.label + arrow(name), *values])
+    for key, label in COSTS.items():
+        values = [run[key] for run in runs]
+        if any(value not in (None, "") for value in values):
+            told = [f"{v:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
+            rows.append([label, *told])
+    return ["", *labels], rows
+
+
+def start(runs: pd.DataFrame) -> list[str]:
+    """Two runs to begin with: MLE and a method with several draws on the same questions, else the first two."""
+    for (_, _, _), same in runs.groupby(["task", "protocol_hash", "recipe_hash"], dropna=False, sort=False):
+        plain, several = same[same["method"] == "MLE"], same[same["draws"] > 1]
+        if len(plain) and len(several):
+            return [str(plain["run_id"].iloc[0]), str(several["run_id"].iloc[0])]
+    first = runs[runs["task"] == runs["task"].iloc[0]]
+    return [str(i) for i in first["run_id"].iloc[:2]]
 
 
 def names(runs: Sequence[Mapping[str, Any]]) -> list[str]:

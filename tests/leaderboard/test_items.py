@@ -146,9 +146,9 @@ def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     expected = stats.ttest_rel(*losses)
     assert found.loc["nll", "difference"] == pytest.approx(np.mean(losses[0]) - np.mean(losses[1]), abs=1e-6)
     assert found.loc["nll", "p"] == pytest.approx(expected.pvalue, rel=0.3)
-    table = comparison.both(*records)
-    alone = table[0][1], table[1][0]
-    assert sum(map(sum, table)) == 40
+    _, [[pair, *counts]] = comparison.both_right(["MLE", "BLoB"], records)
+    alone = int(counts[1]), int(counts[2])
+    assert pair == "MLE | BLoB" and sum(map(int, counts)) == 40
     assert found.loc["acc", "p"] == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
     assert set(comparison.shown_tests(found.reset_index())["Metric"]) == {"ACC", "NLL", "Brier", "ECE (debiased)"}
 

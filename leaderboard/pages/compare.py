@@ -1,0 +1,68 @@
+"""Two to four runs side by side: numbers, paired tests, and the settings that differ."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from uqharness.leaderboard import charts, comparison, pick_run, shell, table_html
+from uqharness.leaderboard.state import Field
+
+
+def other_data() -> None:
+    """The same methods on the other data set."""
+    there = runs[runs["task"] == st.session_state[view.key("task")]]
+    wanted = [row for row in st.session_state["compare.rows"] if row in set(there["row"])]
+    ids = [str(there[there["row"] == row]["run_id"].iloc[0]) for row in dict.fromkeys(wanted)]
+    st.session_state[view.key("run")] = ids if len(ids) > 1 else comparison.start(there)
+
+
+board = shell.board()
+runs, sources = board.runs, shell.sources()
+if len(runs) < 2:
+    shell.nothing("There are fewer than two measured runs, so there is nothing to compare.")
+fields = [Field("run", tuple(comparison.start(runs)), list(runs["run_id"]), "Runs")]
+view = shell.View("compare", fields, board.snapshot)
+shell.head("Compare", "Two to four runs on the same questions, tested in pairs.", view)
+ids = [str(i) for i in st.session_state[view.key("run")]][: comparison.MOST]
+task = runs[runs["run_id"] == ids[0]]["task"].iloc[0] if ids else sorted(set(runs["task"]))[0]
+here = runs[runs["task"] == task]
+names = {str(run["run_id"]): f"{run['row']}, {pick_run.told(run)}" for run in here.to_dict("records")}
+ids = [i for i in ids if i in names]
+st.session_state[view.key("run")] = ids
+st.session_state[view.key("task")] = task
+st.session_state["compare.rows"] = [board.run(i)["row"] for i in ids]
+one, two = st.columns([1, 3])
+one.selectbox("Data set", sorted(set(runs["task"])), key=view.key("task"), on_change=other_data)
+two.multiselect(
+    "Runs", list(names), key=view.key("run"), format_func=lambda i: names.get(i, i), max_selections=comparison.MOST
+)
+shell.share(view, "compare")
+view.done()
+if len(ids) < 2:
+    shell.nothing("Choose at least two runs.")
+
+chosen, records = [board.run(i) for i in ids], [shell.record(i, sources[i]) for i in ids]
+labels = comparison.names(chosen)
+header, rows = comparison.side_by_side(board, chosen, labels)
+st.html(table_html.CSS + table_html.grid(header, rows, "At all draws of each run", "numbers"))
+st.subheader("Tests")
+if why := comparison.not_comparable(chosen, records):
+    st.warning(shell.letters(why))
+else:
+    tests = comparison.shown_tests(comparison.tests(labels, records))
+    caption = "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
+    st.html(table_html.CSS + table_html.grid(list(tests), tests.values.tolist(), caption, "words"))
+    pair = comparison.both_right(labels, records)
+    st.html(table_html.CSS + table_html.grid(pair[0], pair[1], "Questions that both, one or neither got right", "numbers"))
+st.subheader("Settings that differ")
+differ = comparison.differing(chosen)
+if differ:
+    grid = [[key, *values] for key, values in differ]
+    st.html(table_html.CSS + table_html.grid(["Setting", *labels], grid, "Equal ones are left out", "words"))
+else:
+    st.caption("None is recorded.")
+st.subheader("Reliability")
+told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
+shell.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
+links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
+st.html(table_html.CSS + table_html.grid(["Look closer"], [[each] for each in links], "Every answer", "words"))

@@ -1,0 +1,67 @@
+"""One method: its equation and paper, and everything that was measured or reported of it."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from uqharness.leaderboard import about, run_view, shell, table, table_html
+from uqharness.leaderboard.items import paged
+from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.table import Cell
+from uqharness.leaderboard.theme import OTHERS, PAPERS
+
+PER_PAGE = 50
+
+
+def link(cell: Cell, draws: int) -> str:
+    return f"run?run={cell.runs[0]}"
+
+
+board = shell.board()
+if board.runs.empty:
+    shell.nothing("No measured results were given, so there is no method to show.")
+methods = run_view.methods(board.runs, [*PAPERS, *OTHERS])
+fields = [
+    Field("method", "BLoB" if "BLoB" in methods else methods[0], methods, "Method"),
+    Field("page", 1),
+]
+view = shell.View("method", fields, board.snapshot)
+shell.head("Method", "What a method does, and all results of it.", view)
+with st.container(horizontal=True, vertical_alignment="bottom"):
+    chosen = st.selectbox("Method", methods, key=view.key("method"), width=340)
+    runs = board.runs[board.runs["method"] == chosen]
+    tables = table.build(board.sources(method=chosen), ["nll", "brier", "acc", "ece"], [0, None])
+    shell.share(view, "method", tables, f"{chosen}, results {board.snapshot}")
+
+first = board.run(str(runs["run_id"].iloc[0]))
+page = about.pages().get(about.method_name(first))
+if page:
+    st.subheader(page.title[:1].upper() + page.title[1:])
+    st.code(page.equation, language=None, wrap_lines=True)
+paper = about.paper(first)
+if paper:
+    st.markdown(f"Paper: {shell.letters(paper)}")
+if page:
+    with st.expander("What it does, its settings and its limits"):
+        st.markdown(page.text)
+elif about.method_name(first):
+    st.caption("The documentation has no page for this method; its record names only what is above.")
+else:
+    st.caption("This model came without an adapter's record, so there is no paper or equation to show.")
+
+st.subheader("Measured")
+for k, found in enumerate(tables, start=1):
+    caption = f"{chosen}, table {k} of {len(tables)}" if len(tables) > 1 else f"{chosen}: N = 0 is the posterior's mean"
+    st.html(table_html.CSS + table_html.papers_view(found, caption, {}, link) + table_html.notes(found.notes))
+header, rows = run_view.listing(board, runs)
+number, start, stop = paged(len(rows), st.session_state[view.key("page")], PER_PAGE)
+st.html(table_html.CSS + table_html.grid(header, rows[start:stop], f"Runs {start + 1} to {stop} of {len(rows)}"))
+if len(rows) > PER_PAGE:
+    st.session_state[view.key("page")] = number
+    st.number_input("Page of runs", 1, -(-len(rows) // PER_PAGE), key=view.key("page"), width=160)
+
+header, rows = run_view.in_papers(board.reported, chosen)
+if rows:
+    st.subheader("Reported in papers")
+    st.html(table_html.CSS + table_html.grid(header, rows, "As printed; other prompts, budgets and bases", "numbers"))
+view.done()

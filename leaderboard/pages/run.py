@@ -1,0 +1,44 @@
+"""One run: its numbers, how to make it again, its adapter's record and its file."""
+
+from __future__ import annotations
+
+import streamlit as st
+
+from uqharness.leaderboard import about, pick_run, run_view, shell, table_html
+from uqharness.leaderboard.state import Field
+
+board = shell.board()
+if board.runs.empty:
+    shell.nothing("No measured results were given, so there is no run to show.")
+fields = [Field("run", pick_run.first(board.runs), list(board.runs["run_id"]), "Run")]
+view = shell.View("run", fields, board.snapshot)
+shell.head("Run", "One method, one training seed, one data set.", view)
+run = pick_run.pick(view, board.runs)
+shell.share(view, "run")
+for text in run_view.warnings(run, board.problems):
+    st.warning(shell.letters(text), icon=":material/flag:")
+
+left, right = st.columns([3, 2], gap="large")
+with left:
+    header, rows = run_view.numbers(board, run, shell.record(run["run_id"], shell.sources()[run["run_id"]]))
+    st.html(
+        table_html.CSS + table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
+    )
+    st.html(
+        f'<p><a href="items?run={run["run_id"]}" target="_self">All questions of this run</a> · '
+        f'<a href="compare?run={run["run_id"]}" target="_self">Compare it</a></p>'
+    )
+with right:
+    told = [list(pair) for pair in run_view.facts(run)]
+    st.html(table_html.CSS + table_html.grid(["What", "Value"], told, "What it is", "words"))
+
+st.subheader("Make it again")
+for step in about.reproduce(run):
+    st.code(step, language="bash", wrap_lines=True, height=300 if step.count("\n") > 12 else "content")
+record = about.short_record(run)
+st.subheader("Record of the adapter")
+if record:
+    st.json(record, expanded=1)
+else:
+    st.caption("This model came without an adapter's record: how it was trained is not known.")
+view.done()

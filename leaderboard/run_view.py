@@ -1,0 +1,112 @@
+"""What the Run, Method and Problems pages list, as texts. Pure."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+import pandas as pd
+
+from uqharness.leaderboard.aggregate import Board
+from uqharness.leaderboard.curves import answers
+from uqharness.leaderboard.table_formats import arrow, number
+from uqharness.metrics import METRICS, NAMES, interval
+from uqharness.results import Record
+
+LISTED = ("nll", "brier", "acc", "ece", "ece_debiased")
+STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of draws that get a column
+FLAGS = {
+    "leaked": "its adapter was fitted, tuned or selected on questions of this task: not ranked",
+    "reference": "how it was trained is not known: for reference, not ranked",
+}
+Linked = tuple[str, str]
+
+
+def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(what, value) of what identifies a run; what is not known is left out."""
+    when = datetime.fromtimestamp(run["date"], timezone.utc).strftime("%Y-%m-%d") if run["date"] else None
+    told = {
+        "method": run["row"], "evaluated on": run["task"], "questions": f"{run['items']:,}",
+        "shift": {"id": "in distribution", "small": "small", "large": "large"}.get(run["shift"] or ""),
+        "trained on": run["trained_on"], "base model": run["base"], "training seed": run["seed"],
+        "draws": f"{run['draws']}{' and the mean' if run['has_mean'] else ''}",
+        "draws are combined as": run["combine"], "protocol": f"{run['protocol_name'] or '–'} ({run['protocol_hash']})",
+        "recipe": run["recipe_hash"], "adapter": run["adapter"], "adapter hash": run["adapter_hash"],
+        "training time": _with(run["train_seconds"], " s", ",.0f"),
+        "peak memory": _with(run["peak_memory"], " MiB", ",.0f", 2.0**-20),
+        "trainable parameters": _with(run["trainable"], "", ",.0f"),
+        "forward passes": _with(run["passes"], "", ",.0f"), "device": run["device"], "precision": run["dtype"],
+        "evaluated": when, "source": run["origin"], "file": run["file"],
+    }  # fmt: skip
+    return [(key, str(value)) for key, value in told.items() if value not in (None, "")]
+
+
+def _with(value: float | None, unit: str, form: str, scale: float = 1.0) -> str | None:
+    return None if value is None else f"{value * scale:{form}}{unit}"
+
+
+def warnings(run: Mapping[str, Any], problems: pd.DataFrame) -> list[str]:
+    """What a reader must know before using this run's numbers."""
+    mine = problems[(problems["file"] == run["file"]) & (problems["task"] == run["task"])]
+    found = [f"{row['kind']}: {row['reason']}" for row in mine.to_dict("records")]
+    told = {row["kind"] for row in mine.to_dict("records")}
+    found += [FLAGS.get(flag, flag) for flag in json.loads(run["flags"] or "[]") if flag not in told]
+    return found + ([str(run["elsewhere"])] if run["elsewhere"] else [])
+
+
+def numbers(board: Board, run: Mapping[str, Any], record: Record) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): every metric at all draws with its interval over questions, and at fewer draws."""
+    steps = [n for n in STEPS if n < run["draws"] and (n or run["has_mean"])]
+    found = answers(record, str(run["row"]))
+    rows = []
+    for name, known in METRICS.items():
+        value = board.number(run["run_id"], name, run["draws"])
+        low, high = float("nan"), float("nan")
+        if name in NAMES and value == value:
+            low, high = interval(name, found.probs, found.gold, draw_probs=found.draws)
+        ends = "–" if low != low else f"{number(low, name)} … {number(high, name)}"
+        fewer = [number(board.number(run["run_id"], name, n), name) for n in steps]
+        rows.append([known.label + arrow(name), number(value, name), ends, *fewer])
+    return ["Metric", f"N = {run['draws']}", "95 % interval", *(f"N = {n}" for n in steps)], rows
+
+
+def listing(board: Board, runs: pd.DataFrame) -> tuple[list[str], list[list[str | Linked]]]:
+    """(header, rows): one row per run, with an address behind its name."""
+    rows: list[list[str | Linked]] = []
+    for run in runs.to_dict("records"):
+        numbers = [number(board.number(run["run_id"], m, run["draws"]), m) for m in LISTED]
+        seed = "–" if pd.isna(run["seed"]) else str(run["seed"])
+        trained = run["trained_on"] if isinstance(run["trained_on"], str) else "–"
+        link = (run["run_id"], f"run?run={run['run_id']}")
+        rows.append([run["row"], run["task"], trained, seed, str(run["draws"]), *numbers, link])
+    head = ["Method", "Data set", "Trained on", "Seed", "N"]
+    return [*head, *(METRICS[m].label + arrow(m) for m in LISTED), "Run"], rows
+
+
+def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): what papers report of a method, a row per paper, base and metric, as printed."""
+    kept = reported[(reported["method"] == method) & reported["metric"].isin(list(METRICS))]
+    data = list(dict.fromkeys(kept["dataset"]))
+    cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    for row in kept.to_dict("records"):
+        scale, decimals = METRICS[row["metric"]].scale, METRICS[row["metric"]].decimals
+        spread = "" if row["std"] is None or row["std"] != row["std"] else f" ± {row['std'] * scale:.{decimals}f}"
+        text = f"{row['value'] * scale:.{decimals}f}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
+        key = (
+            METRICS[row["metric"]].label,
+            f"{row['paper']}, table {row['table']}",
+            row["base"],
+            row["setting"] or "–",
+        )
+        cells.setdefault(key, {})[row["dataset"]] = text
+    return ["Metric", "Paper", "Base", "Setting", *data], [
+        [*key, *(found.get(name, "–") for name in data)] for key, found in cells.items()
+    ]
+
+
+def methods(runs: pd.DataFrame, order: Sequence[str]) -> list[str]:
+    """Methods that have results, those of the papers first."""
+    place = {name: k for k, name in enumerate(order)}
+    return sorted(set(runs["method"]), key=lambda m: (place.get(m, len(place)), m))
