@@ -1,6 +1,7 @@
 """The leaderboard: `uqharness leaderboard RESULTS…` runs this file with Streamlit.
 
-One thin page per file in `pages/`; what they show is computed by pure modules beside this one.
+One thin page per file in `app_pages/` (Streamlit would run the files of a folder `pages/` by itself, past this one);
+what they show is computed by pure modules beside this one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ PAGES = {
 here = Path(__file__).parent
 # A file of ours: an icon by name or an emoji would be fetched from another host.
 st.set_page_config("uqharness leaderboard", page_icon=str(here / "icon.svg"), layout="wide")
-folder = here / "pages"
+folder = here / "app_pages"
 pages = [
     st.Page(folder / f"{name}.py", title=title, url_path="" if name == "table" else name, default=name == "table")
     for name, title in PAGES.items()

@@ -1,6 +1,6 @@
 """What every page of the app shares: the board, the view in the URL, and the row with link and export.
 
-The only module besides `app.py` and `pages/` that talks to Streamlit.
+The only module besides `app.py` and `app_pages/` that talks to Streamlit.
 """
 
 from __future__ import annotations
