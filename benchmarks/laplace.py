@@ -59,7 +59,7 @@ def factors(shape: Shape, run: Run, data: ChoiceData, batch: tuple[Rows, Tensor]
 def predictive(shape: Shape, run: Run, data: ChoiceData, rows: Rows) -> Callable[[], Any]:
     """Answers of the linearised model with the joint covariance."""
     stack = LoraStack(adapter(shape, run))
-    posterior = Laplace(mc_samples=1000).fit(stack.model, data, run, Point(stack.mean(), 0))
+    posterior = Laplace().fit(stack.model, data, run, Point(stack.mean(), 0))
     assert isinstance(posterior, LaplacePosterior)
     return torch.inference_mode()(partial(posterior.given, stack, rows))
 
@@ -92,7 +92,7 @@ def peer(shape: Shape, run: Run, rows: Rows, gold: Tensor) -> dict[str, Callable
     found.fit(data)
     return {
         "peer fit": lambda: found.backend.kron(rows.input_ids, gold, N=len(gold)),
-        "peer answers": lambda: found(rows.input_ids, pred_type="glm", link_approx="mc", n_samples=1000),
+        "peer answers": lambda: found(rows.input_ids, pred_type="glm", link_approx="mc", n_samples=100_000),
     }
 
 

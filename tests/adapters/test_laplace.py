@@ -51,6 +51,19 @@ def test_monte_carlo_equals_quadrature_and_independence_differs() -> None:
     assert joint - alone > 0.02
 
 
+def test_quasi_random_points_are_closer_than_ten_times_as_many_pseudo_random_ones() -> None:
+    """Two choices, where Gauss–Hermite quadrature knows the answer."""
+    f, cov = torch.tensor([1.3, -0.4]).double(), torch.tensor([[2.0, 1.2], [1.2, 1.5]]).double()
+    errors = []
+    for seed in range(5):
+        points = LaplacePosterior({}, Kron({}), {}, train_seed=seed, mc_samples=1024).standard(2)
+        pseudo = torch.randn(10_240, 2, generator=keyed_generator("pseudo", seed)).double()
+        found = [float(monte_carlo(f, cov, xi).exp()[0]) for xi in (points, pseudo)]
+        errors.append([abs(p - two_way(f, cov)) for p in found])
+    quasi, plain = (max(column) for column in zip(*errors, strict=True))
+    assert quasi < 1e-3 and quasi < plain
+
+
 def test_all_predictives_agree_where_the_covariance_is_small() -> None:
     f = torch.tensor([1.3, -0.4]).double()
     cov = 1e-6 * torch.eye(2).double()
