@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -20,17 +20,23 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import reported
-from uqharness.leaderboard.ingest import NUMBERS, content_of, parse, problem, shown_path
-from uqharness.leaderboard.store import Store, refresh
+from uqharness.leaderboard import publish, reported
+from uqharness.leaderboard.ingest import NUMBERS, problem, record_in, shown_path
+from uqharness.leaderboard.store import refresh, result_files
 from uqharness.leaderboard.table_sources import Source, labels
-from uqharness.results import Record, packed_records, read_run
+from uqharness.results import Record
 
 RUN_COLUMNS = (
     "run_id", "file", "task", "model", "base", "method", "row", "settings", "trained_on", "shift", "protocol",
     "protocol_hash", "protocol_name", "recipe_hash", "setup", "seed", "finite", "draws", "has_mean", "combine",
     "mean_is_member", "items", "origin", "flags", "date", "adapter", "adapter_hash", "train_seconds", "peak_memory",
     "trainable", "passes", "device", "dtype", "eval_seconds", "elsewhere", "record",
+)  # fmt: skip
+# Fields of `Source` that are columns of `runs`.
+SOURCE_COLUMNS = (
+    "file", "task", "protocol", "protocol_hash", "items", "draws", "has_mean", "combine", "date", "method", "settings",
+    "seed", "trained_on", "recipe_hash", "setup", "finite", "adapter_hash", "mean_is_member", "elsewhere", "run_id",
+    "flags",
 )  # fmt: skip
 PROBLEM_COLUMNS = ("file", "task", "kind", "reason")
 # Flags of runs that are shown and never ranked, with what a reader is told.
@@ -51,16 +57,12 @@ class Board:
     snapshot: str
     _rows: dict[str, tuple[int, int]] = field(repr=False)  # run_id -> its first row of `values`, and its draws
     _numbers: dict[str, np.ndarray] = field(repr=False)
-    _paths: dict[str, Path] = field(repr=False)
+    _paths: dict[str, str] = field(repr=False)
 
     def record(self, run_id: str) -> Record:
         """The answers of every draw, read from the run's file."""
-        run = self.run(run_id)
-        data = parse(content_of(self._paths[run_id]))
-        for task, values, packed in packed_records(data):
-            if task == run["task"]:
-                return read_run(data, run["file"], task, values, packed).record
-        raise InputError(f"{run['file']} holds no {run['task']} any more; build the board again")
+        run, path = self.run(run_id), self._paths[run_id]
+        return publish.record(path, run_id) if run["origin"] == "published" else record_in(path, run["task"])
 
     def run(self, run_id: str) -> dict[str, Any]:
         """The row of `runs`."""
@@ -77,22 +79,20 @@ class Board:
         kept = self.runs
         for column, wanted in filters.items():
             kept = kept[kept[column].isin(wanted if isinstance(wanted, (list, tuple, set)) else [wanted])]
-        return [self._source(row) for row in kept.to_dict("records")]
+        columns = [kept[name].astype(object).where(kept[name].notna(), None).tolist() for name in SOURCE_COLUMNS]
+        return [self._source(dict(zip(SOURCE_COLUMNS, row, strict=True))) for row in zip(*columns, strict=True)]
 
     def number(self, run_id: str, metric: str, draws: int) -> float:
         start, first = self._rows[run_id]
         return float(self._numbers[metric][start + draws - first])
 
     def _source(self, row: dict[str, Any]) -> Source:
-        row = {key: None if value is None or value is pd.NA or value != value else value for key, value in row.items()}
-        flags = _read(row["flags"])
+        flags, run_id = _read(row.pop("flags")), row["run_id"]
+        row |= {key: _read(row[key]) for key in ("protocol", "settings", "setup")}
+        suspect = tuple(text for flag, text in SUSPECT.items() if flag in flags)
         return Source(
-            **{key: row[key] for key in ("file", "task", "protocol_hash", "items", "draws", "has_mean", "combine",
-               "date", "method", "trained_on", "recipe_hash", "adapter_hash", "mean_is_member", "elsewhere", "run_id")},
-            **{key: _read(row[key]) for key in ("protocol", "settings", "setup")},
-            **{key: None if row[key] is None else int(row[key]) for key in ("seed", "finite")},
-            leaked="leaked" in flags, suspect=tuple(text for flag, text in SUSPECT.items() if flag in flags),
-            number=partial(self.number, row["run_id"]), record=partial(self.record, row["run_id"]),
+            **row, leaked="leaked" in flags, suspect=suspect, number=partial(self.number, run_id),
+            record=partial(self.record, run_id),
         )  # fmt: skip
 
 
@@ -102,83 +102,60 @@ def _read(text: str) -> Any:
 
 
 def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
-    """The board of these result files and folders; `cache` is a parquet that makes the next time quick."""
-    listed = list(result_files(paths))
-    store = refresh(listed, cache)
-    order, copies = places(listed, store)
-    found = store.problems
-    problems = [*store.unread, *copies]
-    problems += [{**row, "file": shown_path(path)} for sha, path in order.items() for row in found.get(sha, ())]
-    return assemble(in_order(store.runs, order), order, problems)
+    """The board of these result files, folders and published files; of our own published ones where none is given.
+
+    `cache` is a parquet that makes the next time quick.
+    """
+    shown = dict(result_files(paths or publish.shipped()))
+    archives = [path for path in shown if path.endswith(publish.SUFFIX)]
+    store = refresh([path for path in shown if path not in archives], cache)
+    order: dict[str, str] = {}
+    problems = [{**row, "file": shown_path(row["file"])} for row in store.unread]
+    for path, (_, _, sha) in store.files.items():
+        if order.setdefault(sha, path) != path:
+            reason = f"the same content as {shown_path(shown[order[sha]])}"
+            problems.append(problem(shown_path(shown[path]), "duplicate", reason))
+    for sha, path in order.items():
+        problems += [{**row, "file": shown_path(shown[path])} for row in store.problems.get(sha, ())]
+    tables = [measured(store.runs, order, shown), *(publish.read(path, shown[path], problems) for path in archives)]
+    snapshot = hashlib.sha256(" ".join(sorted([*order, *map(publish.digest_of, archives)])).encode()).hexdigest()[:16]
+    return assemble(pa.concat_tables(tables), problems, snapshot)
 
 
-def result_files(paths: Sequence[Path]) -> Iterator[Path]:
-    """Files as given, and every results_*.json below a folder, once each; links to folders are not followed."""
-    seen: set[str] = set()
-    for given in paths:
-        if not Path(given).exists():
-            raise InputError(f"{given} does not exist; give a results_*.json of lm-eval or a folder of them")
-        for path in _below(Path(given)):
-            if (key := os.path.abspath(path)) not in seen:
-                seen.add(key)
-                yield path
-
-
-def _below(path: Path) -> Iterator[Path]:
-    if not path.is_dir():
-        yield path
-        return
-    for folder, inner, names in os.walk(path):
-        inner.sort()
-        yield from (Path(folder, n) for n in sorted(names) if n.startswith("results_") and n.endswith(".json"))
-
-
-def places(listed: Sequence[Path], store: Store) -> tuple[dict[str, Path], list[dict[str, Any]]]:
-    """Where each content is first found (by hash, in order), and the copies of it elsewhere as problems."""
-    order: dict[str, Path] = {}
-    copies = []
-    for path in listed:
-        if state := store.files.get(str(path)):
-            first = order.setdefault(state[2], path)
-            if first is not path:
-                copies.append(problem(shown_path(path), "duplicate", f"the same content as {shown_path(first)}"))
-    return order, copies
-
-
-def in_order(runs: pa.Table, order: dict[str, Path]) -> pa.Table:
+def measured(runs: pa.Table, order: Mapping[str, str], shown: Mapping[str, str]) -> pa.Table:
+    """Rows of the store in the order of their files, with where they are from."""
     position = {sha: k for k, sha in enumerate(order)}
-    where = np.array([position[sha] for sha in runs["sha256"].to_pylist()], dtype=np.int64)
-    return runs.take(pa.array(np.argsort(where, kind="stable")))
+    hashes = runs["sha256"].to_pylist()
+    order_of_rows = np.argsort([position[sha] for sha in hashes], kind="stable").astype(np.int64)
+    paths = [order[hashes[k]] for k in order_of_rows]
+    origins = ["submitted" if "submitted" in path.split(os.sep) else "measured" for path in paths]
+    added = {"path": paths, "file": [shown_path(shown[path]) for path in paths], "origin": origins}
+    runs = runs.take(pa.array(order_of_rows))
+    for name, column in added.items():
+        runs = runs.append_column(name, pa.array(column, pa.string()))
+    return runs
 
 
-def assemble(table: pa.Table, order: dict[str, Path], problems: list[dict[str, Any]]) -> Board:
-    """Frames from the rows of the store; runs that another one claims to be are set aside."""
-    paths = [order[sha] for sha in table["sha256"].to_pylist()]
-    runs = table.select([name for name in table.column_names if name not in ("n", *NUMBERS)]).to_pandas()
-    runs["file"] = [shown_path(path) for path in paths]
-    runs["origin"] = ["submitted" if "submitted" in path.parts else "measured" for path in paths]
-    runs = runs.astype({"seed": "Int64", "finite": "Int64"})
+def assemble(table: pa.Table, problems: list[dict[str, Any]], snapshot: str) -> Board:
+    """Frames from rows; runs that another one claims to be are set aside."""
+    runs = table.drop_columns(["n", *NUMBERS]).to_pandas().astype({"seed": "Int64", "finite": "Int64"})
     aside = claimed_twice(runs, problems)
     if aside:
         keep = ~runs.index.isin(aside)
         runs, table = runs[keep].reset_index(drop=True), table.filter(pa.array(keep))
-        paths = [path for path, kept in zip(paths, keep, strict=True) if kept]
     numbers = {name: table[name].combine_chunks().flatten().to_numpy() for name in ("n", *NUMBERS)}
-    sizes = pc.list_value_length(table["n"]).to_numpy()
-    values = pd.DataFrame({"run_id": np.repeat(runs["run_id"].to_numpy(), sizes), "draws": numbers.pop("n"), **numbers})
-    snapshot = hashlib.sha256(" ".join(sorted(order)).encode()).hexdigest()[:16]
-    rows = {
-        run_id: (int(start), int(first))
-        for run_id, start, first in zip(
-            runs["run_id"], np.cumsum(sizes) - sizes, values["draws"].to_numpy()[np.cumsum(sizes) - sizes], strict=True
-        )
-    }
+    sizes = pc.list_value_length(table["n"]).to_numpy().astype(np.int64)
+    starts = np.cumsum(sizes) - sizes
+    ids = runs["run_id"].to_numpy()
+    values = pd.DataFrame({"run_id": np.repeat(ids, sizes), "draws": numbers.pop("n").astype(np.int64), **numbers})
+    first = values["draws"].to_numpy()[starts]
+    rows = dict(zip(ids, zip(starts.tolist(), first.tolist(), strict=True), strict=True))
     found = pd.DataFrame(problems, columns=list(PROBLEM_COLUMNS))
-    board = Board(
-        runs, values, reported.load(), found, snapshot, rows, numbers, dict(zip(runs["run_id"], paths, strict=True))
-    )
-    names = labels(sources := board.sources())
-    runs["row"] = [names[source.row] for source in sources]
+    paths = dict(zip(ids, runs["path"].tolist(), strict=True))
+    board = Board(runs, values, reported.load(), found, snapshot, rows, numbers, paths)
+    kinds = runs.drop_duplicates(["method", "settings"])["run_id"].tolist()
+    names = labels(board.sources(run_id=kinds))
+    runs["row"] = [names[row] for row in zip(runs["method"], runs["settings"], strict=True)]
     return replace(board, runs=runs[list(RUN_COLUMNS)])
 
 

@@ -33,9 +33,7 @@ def refuse(run: Run) -> None:
         raise InputError(f"the record is of the task {plain_text(record.task, 60)}")
     rule = (run.config.get("uqharness") or {}).get("combine", record.combine)
     if rule != record.combine:
-        raise InputError(
-            f"the model combines draws by {plain_text(repr(rule), 20)}, the record by {record.combine}"
-        )
+        raise InputError(f"the model combines draws by {plain_text(repr(rule), 20)}, the record by {record.combine}")
     if said.get("items", record.items) != record.items:
         raise InputError(f"its protocol has {plain_text(repr(said['items']), 20)} questions, its record {record.items}")
     if "documents" in said and said["documents"] != digest(record.doc_hashes):
@@ -76,7 +74,8 @@ def rows_of(run: Run) -> int | None:
 
 def plain_text(text: str, limit: int = MAX_NAME) -> str:
     """What any file format and terminal can take: no lone surrogates, no control characters, not endless."""
-    clean = "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text[:limit])
+    cut = text[:limit]
+    clean = cut if cut.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
     return clean if len(text) <= limit else f"{clean}…"
 
 

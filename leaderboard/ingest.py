@@ -21,7 +21,7 @@ from uqharness.leaderboard.checks import name_of, number_of, optional_name, plai
 from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Source, describe, last, mapping
 from uqharness.metrics import METRICS
-from uqharness.results import Run, packed_records, read_run, shift
+from uqharness.results import Record, Run, packed_records, read_run, shift
 
 Row = dict[str, Any]
 MAX_BYTES = 256 * 2**20  # a results file of MMLU with 100 draws has about 100 MB
@@ -37,7 +37,7 @@ class Found:
     problems: list[Row] = field(default_factory=list)
 
 
-def read_file(path: Path) -> Found:
+def read_file(path: str) -> Found:
     """Everything that is in `path`; never raises for what is in it."""
     found, name = Found(), shown_path(path)
     try:
@@ -68,14 +68,23 @@ def read_file(path: Path) -> Found:
     return found
 
 
-def content_of(path: Path) -> bytes:
+def record_in(path: str, task: str) -> Record:
+    """The answers of every draw to one task of a file that is on the board."""
+    data = parse(content_of(path))
+    for name, values, packed in packed_records(data):
+        if name == task:
+            return read_run(data, path, name, values, packed).record
+    raise InputError(f"{shown_path(path)} holds no {task} any more; build the board again")
+
+
+def content_of(path: str) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
             raise InputError("not a regular file: not read")
         if status.st_size > MAX_BYTES:
             raise InputError(f"{status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: not read")
-        return path.read_bytes()
+        return Path(path).read_bytes()
     except (OSError, ValueError) as error:
         raise InputError(f"cannot be read: {type(error).__name__}") from error
 
@@ -101,8 +110,8 @@ def error_line(error: BaseException) -> str:
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
 
 
-def shown_path(path: Path) -> str:
-    return plain_text(str(path), 4000)
+def shown_path(path: str) -> str:
+    return plain_text(path, 4000)
 
 
 # ---------------------------------------------------------------- rows
@@ -152,7 +161,7 @@ def source_row(source: Source) -> Row:
 def main() -> None:
     """A JSON list of paths comes in, one JSON line per file goes out, in their order (see `store.read_all`)."""
     for path in json.load(sys.stdin):
-        print(json.dumps(asdict(read_file(Path(path)))), flush=True)
+        print(json.dumps(asdict(read_file(path))), flush=True)
 
 
 if __name__ == "__main__":

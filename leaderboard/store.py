@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
+from uqharness.errors import InputError
 from uqharness.leaderboard.ingest import NUMBERS, Found, Row, problem, read_file, shown_path
 
 TEXTS = (
@@ -45,6 +46,8 @@ CODE = (
 )
 PER_PROCESS = 150  # fewer new files than this are read here: a process takes a second to start
 BATCH = 256
+# For glibc: arrays of a file are not handed back to the system and asked for again by the next.
+KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": str(2**30), "MALLOC_MMAP_THRESHOLD_": str(2**28)}
 
 
 @dataclass
@@ -57,15 +60,32 @@ class Store:
     runs: pa.Table = field(default_factory=SCHEMA.empty_table)
 
 
-def refresh(paths: Sequence[Path], cache: Path | None) -> Store:
+def result_files(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
+    """(absolute path, path as given) of files, and of every results_*.json below a folder; no links to folders."""
+    for given in paths:
+        if not Path(given).exists():
+            raise InputError(f"{given} does not exist; give a results_*.json of lm-eval or a folder of them")
+        top, absolute = str(given), os.path.abspath(given)
+        if not os.path.isdir(top):
+            yield absolute, top
+            continue
+        for folder, inner, names in os.walk(absolute):
+            inner.sort()
+            for name in sorted(names):
+                if name.startswith("results_") and name.endswith(".json"):
+                    path = os.path.join(folder, name)
+                    yield path, top + path[len(absolute) :]
+
+
+def refresh(paths: Sequence[str], cache: Path | None) -> Store:
     """What these files hold: from the cache where they are unchanged, and then back into it."""
     old = load(cache) if cache else Store()
     new, states, changed = Store(), {}, []
     for path in paths:
         states[path] = state = state_of(path)
-        known = old.files.get(str(path))
+        known = old.files.get(path)
         if state and known and known[:2] == state:
-            new.files[str(path)] = known
+            new.files[path] = known
         else:
             changed.append(path)
     batches, rows = [old.runs], list[Row]()
@@ -75,7 +95,7 @@ def refresh(paths: Sequence[Path], cache: Path | None) -> Store:
         if not found.sha256 or state is None:
             new.unread += found.problems
             continue
-        new.files[str(path)] = (*state, found.sha256)
+        new.files[path] = (*state, found.sha256)
         if found.sha256 not in fresh:  # a copy of another file that is new as well
             fresh.add(found.sha256)
             rows += [{**row, "sha256": found.sha256} for row in found.runs]
@@ -96,7 +116,7 @@ def _without(runs: pa.Table, read_again: set[str], wanted: set[str]) -> pa.Table
     return runs if all(keep) else runs.filter(pa.array(keep, pa.bool_()))
 
 
-def state_of(path: Path) -> tuple[int, int] | None:
+def state_of(path: str) -> tuple[int, int] | None:
     """(mtime_ns, size) of a regular file, or None."""
     try:
         found = os.stat(path)
@@ -142,15 +162,15 @@ def load(cache: Path) -> Store:
 # ---------------------------------------------------------------- reading
 
 
-def read_all(paths: Sequence[Path]) -> Iterator[tuple[Path, Found]]:
+def read_all(paths: Sequence[str]) -> Iterator[tuple[str, Found]]:
     """Every file with what it holds; in several processes where there are many."""
     workers = min(os.cpu_count() or 1, len(paths) // PER_PROCESS)
     if workers < 2:
         yield from ((path, read_file(path)) for path in paths)
         return
-    found: SimpleQueue[tuple[Path, Found] | None] = SimpleQueue()
+    found: SimpleQueue[tuple[str, Found] | None] = SimpleQueue()
 
-    def feed(part: Sequence[Path]) -> None:
+    def feed(part: Sequence[str]) -> None:
         try:
             for item in _by_process(part):
                 found.put(item)
@@ -165,15 +185,15 @@ def read_all(paths: Sequence[Path]) -> Iterator[tuple[Path, Found]]:
             one.result()
 
 
-def _by_process(paths: Sequence[Path]) -> Iterator[tuple[Path, Found]]:
+def _by_process(paths: Sequence[str]) -> Iterator[tuple[str, Found]]:
     """One process after another until all files are read: each that dies leaves out the file it died of."""
     left = list(paths)
     command = [sys.executable, "-m", "uqharness.leaderboard.ingest"]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    environment = {**os.environ, **KEEP_MEMORY, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     while left:
         with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
             assert process.stdin and process.stdout
-            process.stdin.write(json.dumps([str(path) for path in left]).encode())
+            process.stdin.write(json.dumps(left).encode())
             process.stdin.close()
             for line in process.stdout:
                 if line.endswith(b"\n"):

@@ -1,0 +1,172 @@
+"""A folder of results in one small file that can be committed: `published/*.parquet`, `uqharness publish`.
+
+Every run's columns and its metrics for every N, exactly; of its answers two rows per question, not each draw: the
+posterior's mean and the average over all draws.  A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP
+(at most ±LIMIT): a probability is off by less than 0.25 STEP.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from uqharness.atomic import write_atomic
+from uqharness.errors import InputError
+from uqharness.leaderboard.ingest import problem, record_in
+from uqharness.leaderboard.store import SCHEMA, refresh, result_files
+from uqharness.metrics import combine_draws
+from uqharness.record import Record
+from uqharness.scores import log_softmax
+
+SUFFIX = ".parquet"
+STEP = 1 / 1024
+LIMIT = 30.0  # a probability below 1e-13 is one
+KEPT = ("gold", "choices", "ids", "doc_hashes", "answers")
+ABSOLUTE = re.compile(r"(?<![\w./-])/(?:[\w.+-]+/)+")  # the folders of an absolute path
+
+
+@dataclass(frozen=True)
+class Averaged(Record):
+    """A record of which the draws are gone and their average is left: N = 0 and N = S."""
+
+    averaged: int = field(default=0, kw_only=True)
+
+    @property
+    def draws(self) -> int:
+        return self.averaged
+
+    def rows(self, draws: int | None = None) -> np.ndarray:
+        if draws not in (None, self.averaged, 0):
+            raise InputError(f"{self.task} was published without its single draws: N = 0 and {self.averaged} are there")
+        wanted = 0 if draws == 0 else 1
+        if wanted == 0 and not self.has_mean:
+            raise InputError(f"{self.task} holds no row for the posterior mean")
+        return self.logp[wanted : wanted + 1].astype(np.float64)
+
+
+def shipped() -> list[Path]:
+    """Our own published results."""
+    folder = Path(str(files("uqharness.leaderboard") / "published"))
+    return sorted(folder.glob(f"*{SUFFIX}"))
+
+
+def write(table: pa.Table, records: Sequence[Record], out: Path) -> None:
+    """Rows of the store with their records -> one parquet, whole or not at all."""
+    columns = [dict(zip(KEPT, pack(record), strict=True)) for record in records]
+    for name in KEPT:
+        table = table.append_column(name, pa.array([row[name] for row in columns], pa.binary()))
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", compression_level=19, write_statistics=False)
+    write_atomic(out, sink.getvalue().to_pybytes())
+
+
+def pack(record: Record) -> tuple[bytes, ...]:
+    arrays = (record.gold.astype("<u2"), record.choices.astype("<u2"), record.ids.astype("<u4"))
+    hashes = bytes.fromhex("".join(record.doc_hashes))
+    return (*(array.tobytes() for array in arrays), hashes, pack_answers(record))
+
+
+def pack_answers(record: Record) -> bytes:
+    """Steps of the log-odds against the first choice, the low bytes of all of them before the high ones."""
+    rows = [averaged(record, n) for n in ([0] if record.has_mean else []) + ([record.draws] if record.draws else [])]
+    log_p = log_softmax(np.stack(rows))  # [1 or 2, D, C]
+    odds = np.clip(log_p[..., 1:] - log_p[..., :1], -LIMIT, LIMIT)
+    present = np.broadcast_to(np.arange(1, log_p.shape[2]) < record.choices[:, None], odds.shape)
+    steps = np.round(odds[present] / STEP).astype("<i2")
+    return steps.view(np.uint8).reshape(-1, 2).T.tobytes()
+
+
+def averaged(record: Record, draws: int) -> np.ndarray:
+    probs = combine_draws(record.rows(draws), record.combine)
+    return np.log(np.maximum(probs, np.exp(-2 * LIMIT)))
+
+
+def unpack_answers(content: bytes, choices: np.ndarray, rows: int) -> np.ndarray:
+    """log p [rows, D, C], NaN beyond a question's own choices."""
+    steps = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(2, -1).T).view("<i2").ravel()
+    width = int(choices.max())
+    odds = np.full((rows, len(choices), width), np.nan)
+    odds[..., 0] = 0.0
+    inside = np.broadcast_to(np.arange(1, width) < choices[:, None], (rows, len(choices), width - 1))
+    odds[..., 1:][inside] = steps * STEP
+    return log_softmax(odds)
+
+
+# ---------------------------------------------------------------- out and in
+
+
+def create(results: Sequence[Path], out: Path) -> int:
+    """All sound runs of these results -> `out`; how many. Paths of this machine are cut to what is below the folder."""
+    paths = [path for path, _ in result_files(results)]
+    store = refresh(paths, None)
+    wrong = [f"{row['file']}: {row['reason']}" for rows in (store.unread, *store.problems.values()) for row in rows
+             if row["kind"] not in ("trimmed", "foreign")]  # fmt: skip
+    if wrong:
+        raise InputError(f"{len(wrong)} problems, nothing is published; the first: {wrong[0]} (uqharness validate)")
+    where = {sha: path for path, (_, _, sha) in reversed(store.files.items())}
+    rows = store.runs.to_pylist()
+    roots = [f"{Path(path).resolve().parent}{os.sep}" for path in results]
+    for row in rows:
+        row["record"] = json.dumps(brief(json.loads(row["record"]), roots))
+    records = [record_in(where[row["sha256"]], row["task"]) for row in rows]
+    write(pa.Table.from_pylist(rows, SCHEMA), records, out)
+    return len(rows)
+
+
+def brief(value: Any, roots: Sequence[str]) -> Any:
+    """The adapter's record without this machine's folders, and its numbers with six digits."""
+    if isinstance(value, dict):
+        return {key: brief(inner, roots) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [brief(inner, roots) for inner in value]
+    if isinstance(value, float):
+        return float(f"{value:.6g}")
+    if isinstance(value, str):
+        for root in roots:
+            value = value.replace(root, "")
+        return ABSOLUTE.sub("", value)
+    return value
+
+
+def read(path: str, shown: str, problems: list[dict[str, Any]]) -> pa.Table:
+    """The runs of a published file, as rows with where they are from; none and a problem where it is damaged."""
+    try:
+        table = pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        problems.append(problem(shown, "broken", f"not a published file of this version: {type(error).__name__}"))
+        table = SCHEMA.empty_table()
+    for name, text in {"path": path, "file": Path(shown).name, "origin": "published"}.items():
+        table = table.append_column(name, pa.array([text] * len(table), pa.string()))
+    return table
+
+
+def record(path: str, run_id: str) -> Averaged:
+    """The two rows per question of one run."""
+    columns = ["task", "combine", "has_mean", "draws", "protocol", "protocol_hash", *KEPT]
+    row = pq.read_table(path, columns=columns, filters=[("run_id", "=", run_id)]).to_pylist()[0]
+    choices = np.frombuffer(row["choices"], "<u2").astype(np.int64)
+    held = int(row["has_mean"]) + int(row["draws"] > 0)
+    answers = unpack_answers(row["answers"], choices, held)
+    logp = answers if row["has_mean"] else np.concatenate([np.full_like(answers[:1], np.nan), answers])
+    hashes = row["doc_hashes"].hex()
+    return Averaged(
+        logp.astype(np.float32), np.frombuffer(row["gold"], "<u2").astype(np.int64), choices,
+        np.frombuffer(row["ids"], "<u4").astype(np.int64), [hashes[k : k + 16] for k in range(0, len(hashes), 16)],
+        "given", row["has_mean"], row["task"], json.loads(row["protocol"]), row["protocol_hash"],
+        averaged=row["draws"],
+    )  # fmt: skip
+
+
+def digest_of(path: str) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
