@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 
@@ -21,105 +21,29 @@ from uqharness.errors import InputError
 from uqharness.input_noise import InputNoise, Shape, prefix_tables
 from uqharness.lora import LoraStack
 from uqharness.posterior import Posterior
+from uqharness.rows import Pair, Rows, make_rows, model_input
+from uqharness.shortcuts import read, read_only
 
-Pair = tuple[Sequence[int], Sequence[int]]  # (context ids, continuation ids)
+__all__ = ["Engine", "Pair", "Rows", "Scores", "choice_logprobs", "continuation_logprobs", "make_rows", "model_input",
+           "read_logits"]  # fmt: skip
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Rows:
-    """Token rows, right-padded, and what is read from them.
-
-    Read n looks at position `pos[at[n]]` of row `row[at[n]]` for token `token[n]` and counts towards continuation
-    `slot[n]`; continuation k is choice `choice[k]` of question `question[k]`.
-    """
-
-    input_ids: Tensor  # [R, T]
-    row: Tensor  # [U] the distinct (row, position) pairs at which the head is computed
-    pos: Tensor  # [U]
-    at: Tensor  # [N]
-    token: Tensor  # [N]
-    slot: Tensor  # [N]
-    question: Tensor  # [K]
-    choice: Tensor  # [K]
-    example: Tensor  # [R] the question that each row belongs to
-
-    def to(self, device: torch.device | str) -> Rows:
-        return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
-
-    @property
-    def examples(self) -> dict[int, Tensor]:
-        """Number of rows -> example of each, inside the model (R rows) and at its head (U rows)."""
-        return {len(self.row): self.example[self.row], len(self.example): self.example}
-
-
-def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0) -> Rows:
-    """Rows for questions, each a list of (context, continuation).
-
-    Continuations of one question that need the same input share its row, so single-token choices cost one row.
-    Inputs that are too long lose tokens on the left, as in lm-eval's HFLM.
-    """
-    inputs: list[tuple[int, ...]] = []
-    example: list[int] = []
-    places: dict[tuple[int, int], int] = {}
-    at: list[int] = []
-    token: list[int] = []
-    slot: list[int] = []
-    question: list[int] = []
-    choice: list[int] = []
-    for q, pairs in enumerate(questions):
-        rows: dict[tuple[int, ...], int] = {}
-        for c, (context, continuation) in enumerate(pairs):
-            ids = model_input(context, continuation, max_length)
-            row = rows.get(ids)
-            if row is None:
-                row = rows[ids] = len(inputs)
-                inputs.append(ids)
-                example.append(q)
-            for offset, wanted in enumerate(continuation):
-                place = (row, len(ids) - len(continuation) + offset)
-                at.append(places.setdefault(place, len(places)))
-                token.append(wanted)
-                slot.append(len(question))
-            question.append(q)
-            choice.append(c)
-    width = max(map(len, inputs))
-    padded = [list(ids) + [pad] * (width - len(ids)) for ids in inputs]
-    where = list(places)
-    columns = (padded, [r for r, _ in where], [p for _, p in where], at, token, slot, question, choice, example)
-    return Rows(*(torch.tensor(column, dtype=torch.long) for column in columns))
-
-
-def model_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
-    """What the model sees of (context, continuation): all but the last token, cut on the left."""
-    if not continuation:
-        raise InputError("an answer choice tokenises to nothing: give it at least one token")
-    if not context:
-        raise InputError("an answer has no context: give the model a prompt or a BOS token")
-    if len(continuation) > max_length:
-        raise InputError(f"an answer has {len(continuation)} tokens, the model takes {max_length}: raise max_length")
-    return tuple([*context, *continuation][-(max_length + 1) : -1])
-
-
-def read_logits(model: PeftModel, rows: Rows, draws: int = 1) -> Tensor:
+def read_logits(model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
     """Output-head logits at the positions that are read: `[S, U, V]`.
 
     A pre-hook on the head picks the hidden states, so any architecture works and whatever follows the head
-    (soft-capping, scaling) stays the model's business. No attention mask: rows are right-padded and causal.
+    (soft-capping, scaling) stays the model's business. No attention mask where rows do not branch: they are
+    right-padded and causal. skip: leave out what nobody reads (inference only).
     """
     head = model.get_base_model().get_output_embeddings()
     if head is None:
         raise InputError(f"{type(model.get_base_model()).__name__} has no output head to read answers from")
-    count = rows.input_ids.shape[0]
-
-    def pick(module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        hidden = args[0].view(draws, count, *args[0].shape[1:])  # [S, R, T, H]
-        picked = hidden[:, rows.row.to(hidden.device), rows.pos.to(hidden.device)]  # [S, U, H]
-        return (picked.flatten(0, 1).unsqueeze(1), *args[1:])  # [S·U, 1, H]
-
-    handle = head.register_forward_pre_hook(pick)
+    attention = {name: t.repeat(draws, *[1] * (t.ndim - 1)) for name, t in rows.attention(model.dtype).items()}
+    handle = head.register_forward_pre_hook(lambda _, args: (read(args[0], rows, draws), *args[1:]))
     try:
-        logits = model(input_ids=rows.input_ids.repeat(draws, 1), use_cache=False).logits
+        with read_only(model, rows, draws) if skip else contextlib.nullcontext():
+            logits = model(input_ids=rows.input_ids.repeat(draws, 1), use_cache=False, **attention).logits
     finally:
         handle.remove()
     return logits.view(draws, len(rows.row), -1)
@@ -170,7 +94,8 @@ class Engine:
         self.stack.load({name: t for name, t in posterior.mean.items() if name in self.stack.parameters})
         self.samples = posterior.usable(samples)
         on_gpu = next(model.parameters()).device.type != "cpu"
-        self.tokens = tokens or (32768 if on_gpu else 4096)  # tokens of one forward, draws included
+        # Tokens of one forward, draws included: on a CPU more than these are no faster (benchmarks/NOTES.md).
+        self.tokens = tokens or (32768 if on_gpu else 2048)
         # A posterior that hands over its combined answer needs the mean's forward only.
         self.given = posterior.combine == "given" and self.samples > 0
         drawn = posterior.draws(0, self.samples, seed) if self.samples and not self.given else {}
@@ -240,7 +165,7 @@ class Engine:
         device = rows.input_ids.device.type
         amp = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
         with self.using(start, stop, prefixes), amp:
-            return read_logits(self.model, rows, stop - start)
+            return read_logits(self.model, rows, stop - start, skip=True)
 
     @contextlib.contextmanager
     def using(self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None) -> Iterator[None]:

@@ -48,20 +48,21 @@ def uniform53(prefix: Tensor, key: int, width: int) -> Tensor:
     return _right(mix(stream + torch.arange(1, width + 1, device=prefix.device) * STEP), 11)
 
 
-def prefix_hashes(input_ids: Tensor) -> Tensor:
-    """Hash of tokens 0 … t of each row: `[R, T]` -> `[R, T]` int64."""
-    ids = input_ids.cpu()
+def prefix_hashes(rows: Rows) -> Tensor:
+    """Hash of each token and those before it on its way from the start: `[R, T]` int64."""
+    ids, depth = rows.input_ids.cpu(), rows.depth.cpu()
     hashes = torch.empty_like(ids)
-    state = torch.zeros(len(ids), dtype=torch.long)
+    state = torch.zeros(len(ids), int(depth.max()) + 2, dtype=torch.long)  # by depth, of the newest token there
+    row = torch.arange(len(ids))
     for t in range(ids.shape[1]):
-        state = mix(state + STEP ^ ids[:, t])
-        hashes[:, t] = state
-    return hashes.to(input_ids.device)
+        hashes[:, t] = mix(state[row, depth[:, t]] + STEP ^ ids[:, t])
+        state[row, depth[:, t] + 1] = hashes[:, t]
+    return hashes.to(rows.input_ids.device)
 
 
 def prefix_tables(rows: Rows) -> dict[Shape, Tensor]:
     """Hashes by the shape of what a layer sees: all tokens inside the model, those read at its head."""
-    hashes = prefix_hashes(rows.input_ids)
+    hashes = prefix_hashes(rows)
     picked = hashes[rows.row, rows.pos][:, None]
     return {(picked.shape[0], 1): picked, (hashes.shape[0], hashes.shape[1]): hashes}
 

@@ -8,9 +8,9 @@ is ever formed. Knows models and token rows; what is made of the sums is `uqharn
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -124,6 +124,8 @@ def split(rows: Rows, size: int) -> Iterator[Rows]:
             question=rows.question[slots] - start,
             choice=rows.choice[slots],
             example=rows.example[inputs] - start,
+            depth=rows.depth[inputs],
+            last=rows.last[inputs],
         )
 
 
@@ -165,19 +167,18 @@ def jacobians(
     return f.detach(), jacobian
 
 
-def real_tokens(x: Tensor, rows: Rows) -> Tensor:
-    """Which of `[R, T, n]` are tokens up to a row's last read: `[R, T]`. At the head all are (T is 1 there)."""
-    if x.shape[1] == 1:
-        return torch.ones(x.shape[:2], dtype=torch.bool, device=x.device)
-    last = torch.zeros(len(x), dtype=torch.long, device=x.device).scatter_reduce(0, rows.row, rows.pos, "amax")
-    return torch.arange(x.shape[1], device=x.device) <= last[:, None]
+def real_tokens(rows: Rows) -> Tensor:
+    """Which tokens are not behind their row's last read: `[R, T]`."""
+    count, width = rows.input_ids.shape
+    last = torch.zeros(count, dtype=torch.long, device=rows.row.device).scatter_reduce(0, rows.row, rows.pos, "amax")
+    return torch.arange(width, device=last.device) <= last[:, None]
 
 
-class Collector(Protocol):
+class Collector:
     """What is summed over the passes of one batch after another."""
 
-    def inputs(self, name: str, x: Tensor, rows: Rows) -> None:
-        """Once per batch and layer."""
+    def inputs(self, inputs: Mapping[str, Tensor], rows: Rows) -> None:
+        """Once per batch: what each layer was given."""
 
     def gradients(self, name: str, x: Tensor, g: Tensor, rows: Rows) -> None:
         """Once per backward pass and layer."""
@@ -201,8 +202,7 @@ def collect(
             if bool((f.isnan() | (f == math.inf)).any()):
                 raise RunError("the model answers training questions with NaN or inf: look at the adapter and the base")
             root = fisher_root(f) if sample is None else sampled_root(f, sample(index))
-            for name, x in tape.inputs.items():
-                collector.inputs(name, x, rows)
+            collector.inputs(tape.inputs, rows)
 
             def receive(name: str, gradient: Tensor, tape: Tape = tape, rows: Rows = rows) -> None:
                 collector.gradients(name, tape.inputs[name], gradient, rows)

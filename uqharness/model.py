@@ -28,6 +28,7 @@ from uqharness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.model_args import check_arguments, recorded_base, whole_number
 from uqharness.provenance import ProtocolCheck
 from uqharness.results import BMALogProb
+from uqharness.shortcuts import may_branch
 
 log = logging.getLogger("lm_eval.uqharness")
 Question = tuple[str | None, int | None]  # (task, document)
@@ -174,16 +175,17 @@ class BayesLoRA(HFLM):
         return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.engine.posterior.combine)
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question] | None = None) -> Scores:
-        """Scores of all pairs, in their order; pairs that need the same input share a row (`logits_cache`).
+        """Scores of all pairs, in their order; a question's pairs share a row or what they can (`logits_cache`).
 
         A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
         """
+        branch = self.logits_cache and may_branch(self.model, self.max_length)
         groups: dict[tuple[object, ...], list[int]] = {}
         for k, (context, continuation) in enumerate(pairs):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
             alone = () if self.logits_cache else (-1 - k,)
-            key = questions[k] if questions and self.engine.given else (*ids, *alone)
+            key = questions[k] if questions and (self.engine.given or branch) else (*ids, *alone)
             groups.setdefault(key, []).append(k)
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
@@ -196,7 +198,7 @@ class BayesLoRA(HFLM):
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             index = torch.tensor([k for members in part for k in members])
-            batch = make_rows([[pairs[k] for k in members] for members in part], self.max_length)
+            batch = make_rows([[pairs[k] for k in members] for members in part], self.max_length, branch=branch)
             found = self.engine.score(batch)
             draws[:, index], greedy[index] = found.draws, found.greedy
             has_mean = found.mean is not None
