@@ -23,7 +23,7 @@ def laid_out(fig: go.Figure, height: int, legend: bool = True) -> go.Figure:
     fig.update_layout(
         height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
         showlegend=legend, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        bargap=0, hoverlabel={"namelength": -1},
+        bargap=0, hoverlabel={"namelength": -1}, modebar={"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
     )  # fmt: skip
     fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
     fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
@@ -68,7 +68,7 @@ def _reliability_of(
         low, high = (ends[some] for ends in band(told))
         fig.add_scatter(
             x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=soft(look.colour, 0.15), hoverinfo="skip",
-            line={"width": 0}, legendgroup=name, showlegend=False, row=1, col=1,
+            mode="lines", line={"width": 0}, legendgroup=name, showlegend=False, row=1, col=1,
         )  # fmt: skip
     fig.add_scatter(
         x=x, y=y, name=name, legendgroup=name, mode="lines+markers", customdata=count, row=1, col=1,
@@ -117,7 +117,8 @@ def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
         look, right = style(found.row), correct(found.probs, found.gold)
         risk = 100 * risk_curve(confidence(found.probs), right)
         coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
-        kept = np.unique(np.linspace(0, len(risk) - 1, min(len(risk), 250)).astype(int))
+        first = min(9, len(risk) - 1)  # fewer than ten questions say nothing
+        kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
         name = f"{_plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
         fig.add_scatter(
             x=coverage[kept], y=risk[kept], name=name, mode="lines",
@@ -196,7 +197,7 @@ def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
         ends = [*curve.high, *curve.low[::-1]]
         fig.add_scatter(
             x=[*curve.counts, *curve.counts[::-1]], y=np.array(ends) * scale, fill="toself", hoverinfo="skip",
-            fillcolor=soft(look.colour, 0.15), line={"width": 0}, legendgroup=name, showlegend=False,
+            fillcolor=soft(look.colour, 0.15), mode="lines", line={"width": 0}, legendgroup=name, showlegend=False,
         )  # fmt: skip
         fig.add_scatter(
             x=curve.counts, y=curve.value * scale, name=name, legendgroup=name, mode="lines+markers",
@@ -213,22 +214,25 @@ def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
 
 
 def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> go.Figure:
-    """Two numbers of every row; those that nothing beats in all of accuracy, ECE and cost have a ring and a name.
+    """Two numbers of every row; `front`: what nothing beats in all of accuracy, ECE and cost, has a ring and is bold.
 
     A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
     """
     fig = go.Figure()
     for point, best in zip(points, front, strict=True):
+        if point[x] != point[x] or point[y] != point[y]:  # its cost is not known
+            continue
         look, name = style(str(point["row"])), _plain(str(point["row"]))
         fig.add_scatter(
-            x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[name if best else ""],
-            textposition="top center", hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra>{name}</extra>",
+            x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[f"<b>{name}</b>" if best else name],
+            textposition="top center", cliponaxis=False,
+            hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra>{name}</extra>",
             marker={"color": look.colour, "symbol": look.symbol, "size": 15 if best else 10,
                     "line": {"color": NEUTRAL, "width": 2.5 if best else 0}},
         )  # fmt: skip
     fig.update_xaxes(title=_plain(x))
     fig.update_yaxes(title=_plain(y))
-    return laid_out(fig, 470)
+    return laid_out(fig, 470, legend=False)
 
 
 def _titled(metric: str) -> str:

@@ -79,8 +79,9 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
     total = hits + misses
     share = np.where(total > 0, hits / np.maximum(total, 1), np.nan)
     ends = np.full((2, len(count)), np.nan)
-    some = count > 0
-    ends[:, some] = np.nanquantile(share[:, some], (0.025, 0.975), axis=0)
+    always, sometimes = (total > 0).all(axis=0), (total > 0).any(axis=0)
+    ends[:, always] = np.quantile(share[:, always], (0.025, 0.975), axis=0)
+    ends[:, sometimes & ~always] = np.nanquantile(share[:, sometimes & ~always], (0.025, 0.975), axis=0)
     return ends[0], ends[1]
 
 

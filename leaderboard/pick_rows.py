@@ -58,10 +58,12 @@ def fields(groups: Sequence[Group]) -> list[Field]:
     ]
 
 
-def pick(view: shell.View, groups: Sequence[Group], one_data: bool = True, draws: bool = True) -> Picked:
+def pick(
+    view: shell.View, groups: Sequence[Group], one_data: bool = True, draws: bool = True, start: str = ""
+) -> Picked:
     """The widgets; a choice that another choice made impossible falls back."""
     if len(groups) > 1:
-        st.selectbox("Table", [g.name for g in groups], key=view.key("table"))
+        st.selectbox("Table", [g.name for g in groups], key=view.key("table"), width=700)
     state = st.session_state
     group = next(g for g in groups if g.name == state[view.key("table")])
     if state[view.key("data")] not in group.runs:
@@ -74,8 +76,8 @@ def pick(view: shell.View, groups: Sequence[Group], one_data: bool = True, draws
         state[view.key("row")] = [row for row in state[view.key("row")] if row in rows]
         if state[view.key("seed")] not in seeds:
             state[view.key("seed")] = seeds[0]
-        start = ", ".join(group.start(data))
-        st.multiselect("Methods", rows, key=view.key("row"), placeholder=start, width=430)
+        first = start or ", ".join(group.start(data))
+        st.multiselect("Methods", rows, key=view.key("row"), placeholder=first, width=430)
         if len(seeds) > 1:
             st.selectbox("Training seed", seeds, key=view.key("seed"), width=130)
         if draws:

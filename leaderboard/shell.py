@@ -236,13 +236,15 @@ def figure(fig: go.Figure, name: str, alt: str) -> None:
     """The camera of a figure saves it; as what, the sidebar says."""
     kind = st.session_state.get("uq.image", "SVG").lower()
     saved = {"format": kind, "filename": f"uqharness-{name}", "scale": 2}
-    config = {"displaylogo": False, "toImageButtonOptions": saved, "displayModeBar": True,
+    config = {"displaylogo": False, "toImageButtonOptions": saved,
               "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}  # fmt: skip
     st.plotly_chart(fig, config=config, key=f"figure.{name}", alt=alt)
 
 
 def image_format() -> None:
-    st.sidebar.segmented_control("Figures are saved as", ["SVG", "PNG"], default="SVG", key="uq.image")
+    st.sidebar.segmented_control(
+        "Figures are saved as", ["SVG", "PNG"], default="SVG", key="uq.image", help="by the camera above a figure"
+    )
 
 
 def nothing(why: str) -> None:

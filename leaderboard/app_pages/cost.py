@@ -16,7 +16,7 @@ MORE = [
 view, groups = pick_rows.open_page(
     "cost", "Cost", "Training time, memory, parameters and forward passes, as each run recorded them.", MORE
 )
-picked = pick_rows.pick(view, groups)
+picked = pick_rows.pick(view, groups, start="all")
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title, width=230)
     st.selectbox("Metric", MORE[1].options or (), key=view.key("metric"), format_func=costs.titled, width=200)
@@ -31,7 +31,7 @@ shell.figure(
     f"{METRICS[values['metric']].label} against {costs.title(values['cost'])} on {picked.data}",
 )
 st.caption(
-    "Ringed and named: nothing else is at least as good in accuracy, debiased ECE and this cost, and better in one. "
+    "Ringed and bold: nothing else is at least as good in accuracy, debiased ECE and this cost, and better in one. "
     "Means over training seeds."
 )
 header, told = costs.rows(points)

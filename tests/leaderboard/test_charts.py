@@ -74,7 +74,7 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     assert list(line.y) == [40, 50] and list(mean.y) == [45] and sorted(spread.y) == [30, 50, 50, 50]
     points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
     one, other = charts.pareto(points, "time", "ACC", [False, True]).data
-    assert (one.text, other.text) == (("",), ("BLoB",)) and other.y == (60.0,)
+    assert (one.text, other.text) == (("MLE",), ("<b>BLoB</b>",)) and other.y == (60.0,)
 
 
 def test_no_name_becomes_markup() -> None:
