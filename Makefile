@@ -15,7 +15,7 @@ lint: .venv/installed
 	$(BIN)/python .ci/check_types.py
 
 bench: .venv/installed
-	for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done
+	$(BIN)/python -m benchmarks.run $(BENCH_ARGS)
 
 clean:
 	rm -rf .venv build dist .pytest_cache .ruff_cache .mypy_cache .hypothesis
