@@ -18,7 +18,7 @@ from torch import Tensor
 from uqharness.bma import Rows
 from uqharness.errors import InputError, RunError
 from uqharness.factors import Factor
-from uqharness.kfac import per_question, real_tokens
+from uqharness.kfac import Collector, per_question, real_tokens
 from uqharness.lora import LoraStack
 from uqharness.posterior import Tensors
 
@@ -127,7 +127,7 @@ class Kron(Curvature):
         return cls({name: Block(**parts) for name, parts in grouped(state).items()})
 
 
-class KronCollector:
+class KronCollector(Collector):
     """Σ g gᵀ and Σ a aᵀ per layer.
 
     tokens = sum: all tokens are rows of both sums, and R is divided by the number of questions (laplace-torch's
@@ -143,19 +143,26 @@ class KronCollector:
         self.out = {name: Factor(shape[0], rank, support.get(name)) for name, shape in shapes.items()}
         self.inp = {name: Factor(shape[1], rank) for name, shape in shapes.items()}
 
-    def inputs(self, name: str, x: Tensor, rows: Rows) -> None:
-        real = real_tokens(x, rows)
-        if self.tokens != "reduce":
-            self.inp[name].add(x[real])
-            return
-        count = _summed(real[..., None].to(x.dtype), rows)
-        self.inp[name].add(_summed(x * real[..., None], rows) / count)
+    def inputs(self, inputs: Mapping[str, Tensor], rows: Rows) -> None:
+        real = real_tokens(rows)
+        seen: dict[object, tuple[Tensor, Tensor | float, int]] = {}
+        where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
+        for name, x in inputs.items():
+            key = (x.data_ptr(), x.shape, x.stride())  # q and v have the same input
+            if key not in seen:
+                seen[key] = self.inp[name].product(self._vectors(x, real, where, rows))
+            self.inp[name].include(seen[key])
+
+    def _vectors(self, x: Tensor, real: Tensor, where: Tensor | None, rows: Rows) -> Tensor:
+        """The real tokens of inputs `[R, T, n]`, at the head all of `[U, 1, n]`, or their mean per question."""
+        real = real if x.shape[1] == real.shape[1] else real.new_ones(x.shape[:2])
+        if self.tokens == "reduce":
+            return _summed(x * real[..., None], rows) / _summed(real[..., None].to(x.dtype), rows)
+        return x.flatten(0, 1) if where is None or x.shape[1] == 1 else x.flatten(0, 1)[where]
 
     def gradients(self, name: str, x: Tensor, g: Tensor, rows: Rows) -> None:
-        self.out[name].add(_summed(g, rows) if self.tokens == "reduce" else g[real_tokens(g, rows)])
-
-    def end_pass(self) -> None:
-        return None
+        # Behind a row's last read g is 0, so padding adds nothing.
+        self.out[name].add(_summed(g, rows) if self.tokens == "reduce" else g.flatten(0, 1))
 
     def finish(self, questions: int) -> Kron:
         blocks, dropped, lost = {}, {}, {}
@@ -242,7 +249,7 @@ class Full(Curvature):
         return cls(Block(out, torch.ones(1, 1, device=out.device), values))
 
 
-class DenseCollector:
+class DenseCollector(Collector):
     """Each question's whole gradient j: Σ j∘j (`diag`), or Σ j jᵀ (`full`)."""
 
     def __init__(self, stack: LoraStack, names: Sequence[str], full: bool) -> None:
@@ -254,9 +261,6 @@ class DenseCollector:
             raise InputError(
                 f"structure=full needs a matrix of {count} x {count}, {FULL_LIMIT} at most: use structure=kron"
             )
-
-    def inputs(self, name: str, x: Tensor, rows: Rows) -> None:
-        return None
 
     def gradients(self, name: str, x: Tensor, g: Tensor, rows: Rows) -> None:
         j = per_question(x, g, rows)

@@ -33,17 +33,24 @@ class Factor:
             self.test = torch.linalg.qr(random.double())[0]  # Ω [n, p]
 
     def add(self, x: Tensor) -> None:
+        self.include(self.product(x))
+
+    def product(self, x: Tensor) -> tuple[Tensor, Tensor | float, int]:
+        """What vectors `[N, n]` add, for this factor and others like it: of F or Y, of tr F, of the count."""
         x = x if x.dtype == torch.float64 else x.float()
-        self.eps = torch.finfo(x.dtype).eps
         x = x if self.support is None else x[:, self.support.to(x.device)]
-        self.trace += x.double().square().sum()
         if self.test is None:
-            part = x.T @ x
-        else:
-            self.test = self.test.to(x.device)
-            part = x.T @ (x @ self.test.to(x.dtype))
-        self.total = part.double() if self.total is None else self.total + part
-        self.count += len(x)
+            return x.T @ x, 0.0, len(x)
+        self.test = self.test.to(x.device)
+        trace = torch.linalg.vector_norm(x, dtype=torch.float64).square()
+        return x.T @ (x @ self.test.to(x.dtype)), trace, len(x)
+
+    def include(self, product: tuple[Tensor, Tensor | float, int]) -> None:
+        part, trace, count = product
+        self.eps = torch.finfo(part.dtype).eps
+        self.total = part.to(torch.float64, copy=True) if self.total is None else self.total.add_(part)
+        self.trace += trace
+        self.count += count
 
     def finish(self) -> tuple[Tensor, Tensor, float]:
         """(vectors, values, dropped), on the CPU in float64."""
@@ -53,7 +60,8 @@ class Factor:
         vectors, values = self._nystrom() if self.test is not None else self._eigen()
         keep = values > 1e-12 * values.max().clamp(min=1e-300)
         vectors, values = vectors[:, keep], values[keep]
-        return vectors.cpu(), values.cpu(), max(0.0, float(self.trace) - float(values.sum()))
+        trace = float(self.total.trace() if self.test is None else self.trace)
+        return vectors.cpu(), values.cpu(), max(0.0, trace - float(values.sum()))
 
     def _eigen(self) -> tuple[Tensor, Tensor]:
         assert self.total is not None
