@@ -17,7 +17,7 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from uqharness.leaderboard import aggregate, curves, export, picks, ranking, state
+from uqharness.leaderboard import aggregate, curves, export, picks, ranking, state, store
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers, DrawCurve
 from uqharness.leaderboard.table import Table
@@ -111,8 +111,8 @@ def _paths() -> tuple[str, ...]:
 @st.cache_data(ttl=10, max_entries=8, show_spinner=False)
 def _stamp(paths: tuple[str, ...]) -> int:
     """Changes with any name, size or time of the files; looked at again every ten seconds."""
-    files = aggregate.result_files([Path(path) for path in paths])
-    return hash(tuple((str(p), s.st_mtime_ns, s.st_size) for p in files for s in [p.stat()]))
+    files = store.result_files([Path(path) for path in paths])
+    return hash(tuple((path, s.st_mtime_ns, s.st_size) for path, _ in files for s in [os.stat(path)]))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading results")
