@@ -86,10 +86,10 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
 
 
 def draw_curve(record: Record, row: str, metric: str, orders: int = 30, seed: int = 0) -> DrawCurve | None:
-    """None where there is nothing to vary: a single draw, or answers that were combined before we saw them."""
-    if record.combine == "given" or record.draws < 2:
-        return None
+    """None where there is nothing to vary: one draw, answers that were combined before, draws that were not kept."""
     logp, known = record.rows(None), METRICS[metric]  # [S, D, C]
+    if record.combine == "given" or len(logp) < max(record.draws, 2):
+        return None
     counts = list(range(1, record.draws + 1))
 
     def curve(order: np.ndarray) -> list[float]:

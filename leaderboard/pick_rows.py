@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import streamlit as st
 
+from uqharness.errors import InputError
 from uqharness.leaderboard import shell
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
@@ -28,13 +30,14 @@ class Picked:
         return self.group.run(data or self.data, row, self.seed)
 
     def answers(self, data: str = "", draws: int | None = None) -> list[Answers]:
-        """Of every chosen row that has a run with so many draws."""
+        """Of every chosen row that has a run with so many draws, and has kept them."""
         out = []
         for row in self.rows:
             source = self.run(row, data)
             used = source.used(self.draws if draws is None else draws) if source else None
             if source is not None and used is not None:
-                out.append(shell.answers(source.run_id, row, used))
+                with contextlib.suppress(InputError):  # published without its single draws
+                    out.append(shell.answers(source.run_id, row, used))
         return out
 
     def missing(self) -> list[str]:

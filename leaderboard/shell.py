@@ -17,7 +17,8 @@ import numpy as np
 import plotly.graph_objects as go
 import streamlit as st
 
-from uqharness.leaderboard import aggregate, curves, export, picks, ranking, state, store
+from uqharness.errors import InputError
+from uqharness.leaderboard import aggregate, curves, export, picks, publish, ranking, state, store
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers, DrawCurve
 from uqharness.leaderboard.table import Table
@@ -68,12 +69,21 @@ def groups() -> list[picks.Group]:
 
 
 def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
-    """A run's answers under this many draws."""
+    """A run's answers under this many draws; an `InputError` where it was published without its single draws."""
     return curves.answers(record(run_id, sources()[run_id]), row, draws)
 
 
 def draw_curve(run_id: str, row: str, metric: str) -> DrawCurve | None:
-    return _draw_curve(run_id, row, metric, sources()[run_id])
+    """Of results that were published without their single draws: the values, without a spread."""
+    source = sources()[run_id]
+    found = _draw_curve(run_id, row, metric, source)
+    if found is None and source.draws > 1 and source.combine != "given":
+        counts = list(range(1, source.draws + 1))
+        values = np.array([source.number(metric, n) for n in counts])
+        return DrawCurve(
+            row, metric, counts, values, values, values, source.number(metric, 0) if source.has_mean else None
+        )
+    return found
 
 
 @st.cache_data(max_entries=512, show_spinner=False)
@@ -94,7 +104,10 @@ def _ranks(key: str, _table: Table, metric: str) -> dict[int, dict[int, int]]:
         found = answers(run_id, "", draws)
         return found.probs, found.gold
 
-    return ranking.of_table(_table, metric, told)
+    try:
+        return ranking.of_table(_table, metric, told)
+    except InputError:  # published without single draws: their answers for this N are gone
+        return {}
 
 
 @st.cache_resource(max_entries=128, show_spinner="Reading answers")
@@ -111,8 +124,8 @@ def _paths() -> tuple[str, ...]:
 @st.cache_data(ttl=10, max_entries=8, show_spinner=False)
 def _stamp(paths: tuple[str, ...]) -> int:
     """Changes with any name, size or time of the files; looked at again every ten seconds."""
-    files = store.result_files([Path(path) for path in paths])
-    return hash(tuple((path, s.st_mtime_ns, s.st_size) for path, _ in files for s in [os.stat(path)]))
+    files = [path for path, _ in store.result_files([Path(path) for path in paths] or publish.shipped())]
+    return hash(tuple((path, store.state_of(path)) for path in files))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading results")
