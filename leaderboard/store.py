@@ -142,7 +142,7 @@ def save(store: Store, cache: Path) -> None:
     about = {"version": version(), "files": store.files, "problems": {k: v for k, v in store.problems.items() if v}}
     out = pa.BufferOutputStream()
     table = store.runs.replace_schema_metadata({"uqharness": json.dumps(about)})
-    pq.write_table(table, out, compression="zstd", compression_level=1, write_statistics=False)
+    pq.write_table(table, out, use_dictionary=list(TEXTS), write_statistics=False)
     write_atomic(cache, out.getvalue().to_pybytes())
 
 

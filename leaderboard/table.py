@@ -8,10 +8,9 @@ Reads results and metrics; knows no model. `table_formats` writes these as text.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from math import isnan
-from statistics import mean, stdev
+from math import fsum, isnan, sqrt
 from typing import Any
 
 from uqharness.errors import InputError
@@ -180,13 +179,23 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
 
 def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
     values = {seed: source.number(metric, draws) for seed, source in sorted(found.items())}
-    spread = stdev(values.values()) if len(values) > 1 else None
+    spread = deviation(values.values()) if len(values) > 1 else None
     floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
     marks = [any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")]
     twin = COMPARED_BY.get(metric)
-    compared = mean(source.number(twin, draws) for source in found.values()) if twin else None
+    compared = mean([source.number(twin, draws) for source in found.values()]) if twin else None
     runs = tuple(source.run_id for _, source in sorted(found.items()))
     return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks, compared, runs)
+
+
+def mean(values: Collection[float]) -> float:
+    return fsum(values) / len(values)
+
+
+def deviation(values: Collection[float]) -> float:
+    """With n - 1."""
+    centre = mean(values)
+    return sqrt(fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
 
 
 def rank(table: Table) -> None:
