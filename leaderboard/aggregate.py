@@ -88,12 +88,15 @@ class Board:
 
     def _source(self, row: dict[str, Any]) -> Source:
         flags, run_id = _read(row.pop("flags")), row["run_id"]
+        texts = {"row": (row["method"], row["settings"]), "setup_text": row["setup"]}
         row |= {key: _read(row[key]) for key in ("protocol", "settings", "setup")}
         suspect = tuple(text for flag, text in SUSPECT.items() if flag in flags)
-        return Source(
+        source = Source(
             **row, leaked="leaked" in flags, suspect=suspect, number=partial(self.number, run_id),
             record=partial(self.record, run_id),
         )  # fmt: skip
+        vars(source).update(texts)  # its cached properties: known here, and slow to make again 10,000 times
+        return source
 
 
 @lru_cache(maxsize=4096)

@@ -147,7 +147,7 @@ def source_row(source: Source) -> Row:
     flags = [kind for kind in ("leaked", "reference") if getattr(source, kind)]
     return {
         "file": source.file, "task": name_of(source.task, "task"), "method": name_of(source.method, "method"),
-        "settings": json.dumps(dict(source.settings), sort_keys=True), "setup": json.dumps(dict(source.setup)),
+        "settings": source.row[1], "setup": source.setup_text,
         "trained_on": optional_name(source.trained_on, "trained on"), "protocol": json.dumps(dict(source.protocol)),
         "protocol_hash": source.protocol_hash, "recipe_hash": optional_name(source.recipe_hash, "recipe hash"),
         "seed": whole_of(source.seed, "seed"), "finite": whole_of(source.finite, "finite"), "draws": source.draws,
