@@ -1,8 +1,8 @@
 """The same questions on a 7B-shaped random Llama in bf16: `python -m benchmarks.gpu [--shape 7b] [--json OUT]`.
 
-Each line: seconds, tokens per second, peak memory, and the share of the card's own ceiling, that is of the rate of a
-large bf16 matrix product in the same run. Of a forward 2 FLOPs are counted per weight of the layers and token, and as many
-of a backward through frozen weights; none of the head and attention. `--shape tiny --device cpu`: a smoke test.
+Each line: seconds, tokens per second, peak memory, and the share of the card's own ceiling: the rate of a large bf16
+matrix product in the same run. A forward counts 2 FLOPs per weight of the layers and token, a backward through frozen
+weights as many; head and attention count nothing. `--shape tiny --device cpu`: a smoke test.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
+from uqharness.auto import FIRST_LOOK, Auto
 from uqharness.errors import InputError
 from uqharness.input_noise import InputNoise, Shape, prefix_tables
 from uqharness.lora import LoraStack
@@ -34,7 +35,7 @@ def read_logits(model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False
 
     A pre-hook on the head picks the hidden states, so any architecture works and whatever follows the head
     (soft-capping, scaling) stays the model's business. No attention mask where rows do not branch: they are
-    right-padded and causal. skip: leave out what nobody reads (inference only).
+    right-padded and causal. skip: leave out what nobody reads.
     """
     head = model.get_base_model().get_output_embeddings()
     if head is None:
@@ -67,11 +68,18 @@ def choice_logprobs(logprobs: Tensor, rows: Rows) -> Tensor:
     return table.log_softmax(-1)
 
 
+def greedy(mixture: Tensor, rows: Rows) -> Tensor:
+    """`[U, V]` -> `[K]`: whether every token of a continuation is the most probable one."""
+    hit = mixture.argmax(-1)[rows.at] == rows.token
+    found = torch.ones(len(rows.question), dtype=torch.bool, device=hit.device)
+    return found.index_put((rows.slot[~hit],), torch.tensor(False, device=hit.device))
+
+
 @dataclass
 class Scores:
     """Log-likelihoods of K continuations: under each draw, under the mean, and what the mixture would say."""
 
-    draws: Tensor  # [S, K] float64
+    draws: Tensor  # [S, K] float64; with samples=auto NaN where a draw was not taken
     mean: Tensor | None  # [K]
     greedy: Tensor  # [K] bool: every token is the argmax of the next-token mixture
 
@@ -88,6 +96,7 @@ class Engine:
         mean: bool = True,
         tokens: int | None = None,
         autocast: torch.dtype | None = None,
+        auto: float | None = None,
     ) -> None:
         self.model, self.posterior, self.autocast, self.seed = model, posterior, autocast, seed
         self.stack = LoraStack(model)
@@ -109,6 +118,9 @@ class Engine:
         # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
         self.tensors = {name: self._stacked(name, tensor) for name, tensor in drawn.items()}
         self.count = self.separate_mean + (self.samples if varied else 1)
+        # The bound is on averaged probabilities: other rules get all draws.
+        stops = auto is not None and varied and posterior.combine == "probs"
+        self.auto = Auto(self.samples, auto) if auto is not None and stops else None
 
     def _stacked(self, name: str, drawn: Tensor) -> Tensor:
         mean = [self.posterior.mean[name][None]] if self.separate_mean else []
@@ -116,24 +128,42 @@ class Engine:
 
     @torch.inference_mode()
     def score(self, rows: Rows) -> Scores:
-        """Log-likelihoods of the rows' continuations under every function."""
+        """Log-likelihoods of the rows' continuations under every function, or under as many draws as it takes."""
         rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
-        values, mixture, first = [], None, 0
-        for logits in self._chunks(rows):  # [F, U, V]
+        values = torch.full((self.count, len(rows.question)), math.nan, dtype=torch.float64)
+        mixture: Tensor | None = None
+        first, start, left = int(self.separate_mean), 0, rows
+        stop = min(first + FIRST_LOOK, self.count) if self.auto else self.count
+        slots, places = torch.arange(len(rows.question)), torch.arange(len(rows.row))  # of what is left
+        while True:
+            found, part = self._run(left, start, stop)
+            values[start:stop, slots] = found.cpu()
+            mixture = part if mixture is None else mixture.index_add(0, places.to(part.device), part)
+            if self.auto is None or stop == self.count:
+                break
+            table = choice_logprobs(values[first:stop, slots].to(found.device), left)
+            left, kept, read = left.take(self.auto.unsettled(table))
+            slots, places = slots[kept.cpu()], places[read.cpu()]
+            if not len(slots):
+                break
+            start, stop = stop, stop + 1
+        scores = self._scores(values, greedy(mixture, rows).cpu())
+        if self.given:
+            scores.draws = self.posterior.given(self.stack, rows).double().cpu()[None]
+        return scores
+
+    def _run(self, rows: Rows, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Functions start … stop−1: log p(continuation) `[F, K]` and the draws' summed next-token p `[U, V]`."""
+        values, mixture = [], None
+        for logits in self._chunks(rows, start, stop):  # [F, U, V]
             values.append(continuation_logprobs(logits, rows))
-            skip = 1 if self.separate_mean and first == 0 else 0  # the mean is no part of the mixture
-            first += len(logits)
+            skip = 1 if self.separate_mean and start == 0 else 0  # the mean is no part of the mixture
+            start += len(logits)
             if skip < len(logits):
                 part = logits[skip:].float().softmax(-1).sum(0)
                 mixture = part if mixture is None else mixture + part
         assert mixture is not None
-        hit = mixture.argmax(-1)[rows.at] == rows.token
-        greedy = torch.ones(len(rows.question), dtype=torch.bool, device=hit.device)
-        greedy = greedy.index_put((rows.slot[~hit],), torch.tensor(False, device=hit.device))
-        scores = self._scores(torch.cat(values).cpu(), greedy.cpu())
-        if self.given:
-            scores.draws = self.posterior.given(self.stack, rows).double().cpu()[None]
-        return scores
+        return torch.cat(values), mixture
 
     def _scores(self, values: Tensor, greedy: Tensor) -> Scores:
         if self.separate_mean:
@@ -143,12 +173,12 @@ class Engine:
         shown = values[0] if self.posterior.finite == 1 or self.posterior.mean_is_member else None
         return Scores(values, shown, greedy)
 
-    def _chunks(self, rows: Rows) -> Iterator[Tensor]:
+    def _chunks(self, rows: Rows, start: int = 0, end: int | None = None) -> Iterator[Tensor]:
         """Logits of successive chunks of functions; halves the chunk when the GPU is full."""
-        start, prefixes = 0, prefix_tables(rows) if self.noisy else None
-        while start < self.count:
+        end, prefixes = self.count if end is None else end, prefix_tables(rows) if self.noisy else None
+        while start < end:
             size = 1 if self.one_by_one else max(1, self.tokens // rows.input_ids.numel())
-            stop = min(start + size, self.count)
+            stop = min(start + size, end)
             try:
                 logits = self._forward(rows, start, stop, prefixes)
             except torch.cuda.OutOfMemoryError:

@@ -18,6 +18,7 @@ from torch import Tensor
 from uqharness.bma import Rows, read_logits
 from uqharness.errors import InputError, RunError
 from uqharness.lora import LoraStack
+from uqharness.shortcuts import read_only
 
 
 class Tape:
@@ -66,13 +67,14 @@ class Tape:
         self.receive = None
 
 
-def choice_logits(stack: LoraStack, rows: Rows) -> Tensor:
-    """f_c(x): `[Q, C]`, −inf where a question has fewer choices.
+def choice_logits(stack: LoraStack, rows: Rows, whole: Sequence[str] = ()) -> Tensor:
+    """f_c(x): `[Q, C]`, −inf where a question has fewer choices. whole: layers whose inputs are wanted at all tokens.
 
     The logit of the answer token where all choices are one token read at one place (as in the paper), else the
     sum of the tokens' log-probabilities. Both give the same p(choice | question).
     """
-    logits = read_logits(stack.model, rows)[0]  # [U, V]
+    with read_only(stack.model, rows, 1, {stack.layers[name] for name in whole}):
+        logits = read_logits(stack.model, rows)[0]  # [U, V]
     logits = logits if logits.dtype == torch.float64 else logits.float()
     count = int(rows.question.max()) + 1
     owner = rows.question[rows.slot]  # [N]
@@ -198,7 +200,7 @@ def collect(
     total = 0.0
     for index, (rows, gold) in enumerate(batches):
         with torch.enable_grad(), Tape(stack, names) as tape:
-            f = choice_logits(stack, rows)
+            f = choice_logits(stack, rows, names)
             if bool((f.isnan() | (f == math.inf)).any()):
                 raise RunError("the model answers training questions with NaN or inf: look at the adapter and the base")
             root = fisher_root(f) if sample is None else sampled_root(f, sample(index))

@@ -6,7 +6,7 @@ Only for architectures that were tested to be built like this (`tests/test_short
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -28,10 +28,12 @@ def may_branch(model: PeftModel, max_length: int) -> bool:
 
 
 @contextmanager
-def read_only(model: PeftModel, rows: Rows, draws: int) -> Iterator[None]:
-    """Within: a forward of `rows`, repeated for `draws`, leaves out what nobody reads; for inference only."""
+def read_only(model: PeftModel, rows: Rows, draws: int, keep: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Within: a forward of `rows`, repeated for `draws`, leaves out what nobody reads. keep: not in these."""
     base: Any = model.get_base_model()
     pays = base.config.model_type in KNOWN and 2 * len(rows.row) < rows.input_ids.numel()
+    # Gradient checkpointing runs the layer again in the backward pass, after this.
+    pays = pays and not (base.training and getattr(base.model.layers[-1], "gradient_checkpointing", False))
 
     def pick(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         return (read(args[0], rows, draws), *args[1:])
@@ -44,6 +46,8 @@ def read_only(model: PeftModel, rows: Rows, draws: int) -> Iterator[None]:
     with ExitStack() as undo:
         for name in LAST if pays else ():
             module = base.model.layers[-1].get_submodule(name)
+            if any(part in keep for part in module.modules()):
+                continue
             undo.callback(module.register_forward_pre_hook(pick).remove)
             undo.callback(module.register_forward_hook(scatter).remove)
         yield

@@ -73,7 +73,7 @@ def gold_logprobs(model: PeftModel, rows: Rows, gold: Tensor) -> Tensor:
 
 def choice_table(model: PeftModel, rows: Rows) -> Tensor:
     """log p(choice | question), logits at the answer positions only: `[Q, C]`."""
-    return choice_logprobs(continuation_logprobs(read_logits(model, rows), rows), rows)[0]
+    return choice_logprobs(continuation_logprobs(read_logits(model, rows, skip=True), rows), rows)[0]
 
 
 def collate(questions: Sequence[Question], data: ChoiceData) -> tuple[Rows, Tensor]:
