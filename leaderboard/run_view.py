@@ -64,7 +64,7 @@ def numbers(board: Board, run: Mapping[str, Any], record: Record) -> tuple[list[
     for name, known in METRICS.items():
         value = board.number(run["run_id"], name, run["draws"])
         low, high = float("nan"), float("nan")
-        if name in NAMES and value == value:
+        if name in NAMES and value == value and not (known.needs_draws and found.draws is None):
             low, high = interval(name, found.probs, found.gold, draw_probs=found.draws)
         ends = "–" if low != low else f"{number(low, name)} … {number(high, name)}"
         fewer = [number(board.number(run["run_id"], name, n), name) for n in steps]
@@ -72,38 +72,40 @@ def numbers(board: Board, run: Mapping[str, Any], record: Record) -> tuple[list[
     return ["Metric", f"N = {run['draws']}", "95 % interval", *(f"N = {n}" for n in steps)], rows
 
 
-def listing(board: Board, runs: pd.DataFrame) -> tuple[list[str], list[list[str | Linked]]]:
+def listing(
+    board: Board, runs: pd.DataFrame, address: str = "run?run={}"
+) -> tuple[list[str], list[list[str | Linked]]]:
     """(header, rows): one row per run, with an address behind its name."""
     rows: list[list[str | Linked]] = []
     for run in runs.to_dict("records"):
         numbers = [number(board.number(run["run_id"], m, run["draws"]), m) for m in LISTED]
         seed = "–" if pd.isna(run["seed"]) else str(run["seed"])
         trained = run["trained_on"] if isinstance(run["trained_on"], str) else "–"
-        link = (run["run_id"], f"run?run={run['run_id']}")
+        link = (run["run_id"], address.format(run["run_id"]))
         rows.append([run["row"], run["task"], trained, seed, str(run["draws"]), *numbers, link])
     head = ["Method", "Data set", "Trained on", "Seed", "N"]
     return [*head, *(METRICS[m].label + arrow(m) for m in LISTED), "Run"], rows
 
 
-def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list[str]]]:
-    """(header, rows): what papers report of a method, a row per paper, base and metric, as printed."""
+def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list[str]], list[str]]:
+    """(header, rows, notes): what papers report of a method, a row per paper, base and metric, as printed."""
     kept = reported[(reported["method"] == method) & reported["metric"].isin(list(METRICS))]
     data = list(dict.fromkeys(kept["dataset"]))
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
+    notes: dict[str, None] = {}
     for row in kept.to_dict("records"):
         scale, decimals = METRICS[row["metric"]].scale, METRICS[row["metric"]].decimals
         spread = "" if row["std"] is None or row["std"] != row["std"] else f" ± {row['std'] * scale:.{decimals}f}"
         text = f"{row['value'] * scale:.{decimals}f}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
-        key = (
-            METRICS[row["metric"]].label,
-            f"{row['paper']}, table {row['table']}",
-            row["base"],
-            row["setting"] or "–",
-        )
-        cells.setdefault(key, {})[row["dataset"]] = text
-    return ["Metric", "Paper", "Base", "Setting", *data], [
-        [*key, *(found.get(name, "–") for name in data)] for key, found in cells.items()
-    ]
+        paper = f"{row['paper']}, table {row['table']}"
+        cells.setdefault((paper, row["base"], row["setting"] or "–", METRICS[row["metric"]].label), {})[
+            row["dataset"]
+        ] = text
+        notes |= dict.fromkeys(f"{row['paper']}: {note}" for note in json.loads(row["footnotes"]))
+        if row["status"] != "ok":
+            notes["‡: it failed in its paper, or the paper contradicts itself"] = None
+    rows = [[*key, *(found.get(name, "–") for name in data)] for key, found in sorted(cells.items())]
+    return ["Paper", "Base", "Setting", "Metric", *data], rows, list(notes)
 
 
 def methods(runs: pd.DataFrame, order: Sequence[str]) -> list[str]:

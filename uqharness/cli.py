@@ -49,6 +49,26 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
         ),
     ),
+    "validate": (
+        "uqharness.commands.validate",
+        "check results as the leaderboard does: exit code 0, 1 or 2",
+        ("uqharness validate results", "uqharness validate results --format github"),
+    ),
+    "submit": (
+        "uqharness.commands.submit",
+        "check results, and how to send them in",
+        ("uqharness submit --dry-run results",),
+    ),
+    "publish": (
+        "uqharness.commands.publish",
+        "results in one small file that can be committed",
+        ("uqharness publish results leaderboard/published/toyworld.parquet",),
+    ),
+    "export-site": (
+        "uqharness.commands.export_site",
+        "the leaderboard as a folder of plain files, for a project page",
+        ("uqharness export-site results site",),
+    ),
     "import": (
         "uqharness.commands.importer",
         "make an adapter from a checkpoint of bayesian-peft or laplace-lora",
@@ -132,7 +152,7 @@ def _dispatch(argv: list[str]) -> int:
 
 
 def _overview(words: list[str]) -> int:
-    listed = "\n".join(f"  {name:<9} {about}" for name, (_, about, _) in COMMANDS.items())
+    listed = "\n".join(f"  {name:<11} {about}" for name, (_, about, _) in COMMANDS.items())
     parser = Parser(prog="uqharness", description=OVERVIEW.format(commands=listed), usage="uqharness COMMAND …")
     parser.add_argument("--version", action="version", version=f"uqharness {__version__}")
     parser.parse_args(words)

@@ -1,0 +1,77 @@
+// Sorting and searching of tables, and figures drawn when they come into view. Uses nothing from other hosts.
+"use strict";
+
+function numberOf(cell) {
+  const found = (cell ? cell.textContent : "").replace(/,/g, "").match(/[-+]?\d+(\.\d+)?(e[-+]?\d+)?/i);
+  return found ? parseFloat(found[0]) : NaN;
+}
+
+function sortBy(table, index, down) {
+  for (const body of table.tBodies) {
+    const rows = [...body.rows].filter((row) => !row.classList.contains("block"));
+    const numeric = rows.some((row) => !Number.isNaN(numberOf(row.cells[index]))) && index > 0;
+    const text = (row) => (row.cells[index] ? row.cells[index].textContent.trim() : "");
+    rows.sort((a, b) => {
+      if (!numeric) return text(a).localeCompare(text(b)) * (down ? -1 : 1);
+      const [x, y] = [numberOf(a.cells[index]), numberOf(b.cells[index])];
+      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // no number: last
+      return (x - y) * (down ? -1 : 1);
+    });
+    body.append(...rows);
+  }
+}
+
+for (const table of document.querySelectorAll("table.uq")) {
+  const heads = [...(table.tHead ? table.tHead.rows[0].cells : [])];
+  heads.forEach((head, index) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.className = "sort";
+    button.append(...head.childNodes);
+    head.append(button);
+    button.addEventListener("click", () => {
+      const down = head.getAttribute("aria-sort") === "ascending";
+      heads.forEach((other) => other.removeAttribute("aria-sort"));
+      head.setAttribute("aria-sort", down ? "descending" : "ascending");
+      sortBy(table, index, down);
+    });
+  });
+}
+
+for (const input of document.querySelectorAll("input.search")) {
+  const boxes = document.querySelectorAll(`#${input.dataset.for} table.uq`);
+  const status = document.getElementById(`${input.dataset.for}-count`);
+  input.addEventListener("input", () => {
+    const words = input.value.toLowerCase().split(/\s+/).filter(Boolean);
+    let shown = 0;
+    for (const table of boxes) {
+      for (const row of table.querySelectorAll("tbody tr:not(.block)")) {
+        const text = row.textContent.toLowerCase();
+        row.hidden = !words.every((word) => text.includes(word));
+        shown += row.hidden ? 0 : 1;
+      }
+    }
+    status.textContent = words.length ? `${shown} rows` : "";
+  });
+}
+
+function draw(box) {
+  const figure = JSON.parse(box.querySelector("script").textContent);
+  const style = getComputedStyle(document.body);
+  figure.layout.font = { color: style.color, family: style.fontFamily };
+  figure.layout.autosize = true;
+  const saved = { format: "svg", filename: `uqharness-${box.id}`, scale: 2 };
+  Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displaylogo: false, toImageButtonOptions: saved });
+}
+
+if (document.querySelector(".figure")) {
+  const seen = new IntersectionObserver((entries) => {
+    for (const entry of entries) {
+      if (entry.isIntersecting) {
+        seen.unobserve(entry.target);
+        draw(entry.target);
+      }
+    }
+  }, { rootMargin: "200px" });
+  document.querySelectorAll(".figure").forEach((box) => seen.observe(box));
+}

@@ -1,0 +1,291 @@
+"""`uqharness export-site`: the leaderboard as a folder of plain files that works from file:// and any web server.
+
+Tables are those of `table.build`, figures those of `charts`: the code that the app shows. All links are relative, one
+plotly.js is shared, and nothing is loaded from another host.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from plotly.offline import get_plotlyjs
+
+from uqharness.atomic import write_atomic
+from uqharness.errors import InputError
+from uqharness.leaderboard import (
+    about,
+    charts,
+    costs,
+    curves,
+    item_html,
+    items,
+    picks,
+    ranking,
+    reported_table,
+    run_view,
+    table,
+    table_formats,
+    table_html,
+    table_view,
+    texts,
+)  # fmt: skip
+from uqharness.leaderboard import site_html as html
+from uqharness.leaderboard.aggregate import Board
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.picks import Group
+from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.metrics import BINS, Floats
+
+METRICS = ("nll", "brier", "acc", "ece")
+MOST_PAGES = 2000  # runs that get a page of their own
+MOST_TABLES = 20
+QUESTIONS = 20  # per run: those that were most confident and wrong
+CURVES = ("nll", "acc", "ece_debiased")
+
+
+@dataclass(frozen=True)
+class Site:
+    board: Board
+    tables: list[Table]
+    groups: list[Group]
+    answers: Callable[[str, int], Answers]
+
+    def link(self, cell: Cell, draws: int) -> str:
+        return f"run-{cell.runs[0]}.html"
+
+    def told(self, run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
+        found = self.answers(run_id, draws)
+        return found.probs, found.gold
+
+    @property
+    def linked(self) -> Callable[[Cell, int], str] | None:
+        return self.link if len(self.board.runs) <= MOST_PAGES else None
+
+    @property
+    def footer(self) -> str:
+        return f"uqharness leaderboard, {table_view.summary(self.board.runs, self.board.problems, self.board.snapshot)}"
+
+
+def export(board: Board, out: Path) -> list[Path]:
+    """Write the site into `out`; returns the files."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site.js").is_file())):
+        raise InputError(f"{out} is not empty and holds no site of ours: give a new folder")
+    written = []
+    for name, content in pages(board):
+        write_atomic(out / name, content)
+        written.append(out / name)
+    return written
+
+
+def pages(board: Board) -> list[tuple[str, str]]:
+    """(file name, content) of everything."""
+    sources = board.sources()
+
+    @lru_cache(maxsize=512)
+    def answers(run_id: str, draws: int) -> Answers:
+        return curves.answers(board.record(run_id), "", draws)
+
+    site = Site(board, table.build(sources, METRICS), picks.groups(sources) if sources else [], answers)
+    shared = files("uqharness.leaderboard")
+    found = [("plotly.min.js", get_plotlyjs())]
+    found += [(name, shared.joinpath(name).read_text(encoding="utf-8")) for name in ("site.js", "site.css")]
+    found += [(f"table.{end}", table_formats.FORMATS[kind](site.tables)) for kind, end in EXPORTS.items()]
+    for name, about_it, make in PAGES:
+        found.append((f"{name}.html", html.page(name, html.PAGES[name], about_it, make(site), site.footer)))
+    found += [method_page(site, name) for name in _methods(site)]
+    runs = board.runs["run_id"] if len(board.runs) <= MOST_PAGES else []
+    return found + [run_page(site, str(run_id)) for run_id in runs]
+
+
+EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
+
+
+# ---------------------------------------------------------------- pages
+
+
+def table_page(site: Site) -> list[str]:
+    """The landing page of the app: every table with its ranks, and one flat one to sort and search."""
+    parts = [html.links([(f"As {end}", f"table.{end}") for end in EXPORTS.values()])]
+    for k, found in enumerate(site.tables[:MOST_TABLES], start=1):
+        caption = f"Table {k} of {len(site.tables)}" if len(site.tables) > 1 else "Measured with uqharness"
+        ranks = {metric: ranking.of_table(found, metric, site.told) for metric in found.metrics}
+        parts += [table_html.papers_view(found, caption, ranks, site.linked), table_html.notes(found.notes)]
+    if not site.tables:
+        return [html.paragraph("No measured results were given.")]
+    header, rows = table_view.flat(site.tables, costs.of_runs(site.board.runs), True)
+    grid = table_html.grid(header, rows, "One row per method, N and data set; a click on a heading sorts")
+    return [*parts, html.heading("All of them, to search and sort"), html.searchable("flat", grid)]
+
+
+def reported_page(site: Site) -> list[str]:
+    parts = []
+    for name in reported_table.names(site.board.reported):
+        found = reported_table.build(site.board.reported, name)
+        parts += [table_html.papers_view(found, name, {}, measured=False), table_html.notes(found.notes, 0)]
+    return parts
+
+
+def calibration_page(site: Site) -> list[str]:
+    def both(group: Group, data: str, shown: list[Answers], k: str) -> list[str]:
+        header, rows = curves.calibration_rows(shown, BINS, False)
+        return [
+            html.figure(charts.reliability(shown), f"reliability-{k}", f"Reliability on {data}"),
+            table_html.grid(header, rows, f"{data}, one training seed"),
+        ]
+
+    return _each(site, both)
+
+
+def uncertainty_page(site: Site) -> list[str]:
+    def both(group: Group, data: str, shown: list[Answers], k: str) -> list[str]:
+        header, rows = curves.coverage_rows(shown)
+        return [
+            html.figure(charts.risk_coverage(shown), f"risk-{k}", f"Risk against coverage on {data}"),
+            table_html.grid(header, rows, f"Accuracy at coverage, %, on {data}"),
+            html.figure(charts.decomposed(shown), f"parts-{k}", f"Epistemic against aleatoric on {data}"),
+        ]
+
+    return _each(site, both)
+
+
+def draws_page(site: Site) -> list[str]:
+    parts: list[str] = []
+    for g, group in enumerate(site.groups[:MOST_TABLES]):
+        data = next(iter(group.runs))
+        runs = [(row, run) for row in group.start(data) if (run := group.run(data, row, group.seeds(data)[0]))]
+        parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+        for metric in CURVES:
+            found = []
+            for row, run in runs:
+                with contextlib.suppress(InputError):  # published without its single draws
+                    found.append(curves.draw_curve(run.record(), row, metric))
+            fig = charts.against_draws([curve for curve in found if curve])
+            parts.append(html.figure(fig, f"draws-{metric}-{g}", f"{metric} against N on {data}"))
+    return parts
+
+
+def cost_page(site: Site) -> list[str]:
+    parts: list[str] = []
+    for g, group in enumerate(site.groups[:MOST_TABLES]):
+        data = next(iter(group.runs))
+        points = costs.points(group, data, group.rows(data), costs.of_runs(site.board.runs), None)
+        header, rows = costs.rows(points)
+        parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+        fig = charts.pareto(
+            points, costs.title("train_seconds"), costs.titled("nll"), costs.pareto_front(points, "train_seconds")
+        )
+        parts.append(html.figure(fig, f"cost-{g}", f"NLL against training time on {data}"))
+        parts.append(table_html.grid(header, rows, f"Costs and quality on {data}"))
+    return parts
+
+
+def methods_page(site: Site) -> list[str]:
+    rows = []
+    for name in _methods(site):
+        runs = site.board.runs[site.board.runs["method"] == name]
+        first = site.board.run(str(runs["run_id"].iloc[0]))
+        page = about.pages().get(about.method_name(first))
+        title = (name, html.file_of("method", name))
+        rows.append([title, page.title if page else "–", about.paper(first) or "–", str(len(runs))])
+    return [table_html.grid(["Method", "What", "Paper", "Runs"], rows, "Methods with results", "words")]
+
+
+def problems_page(site: Site) -> list[str]:
+    found = site.board.problems
+    if found.empty:
+        return [html.paragraph("Every file could be read, and every number agrees with its answers.")]
+    rows = [[str(row[key]) or "–" for key in ("file", "task", "kind", "reason")] for row in found.to_dict("records")]
+    grid = table_html.grid(["File", "Task", "Kind", "Reason"], rows, f"{len(rows)} remarks", "words")
+    return [html.searchable("problems", grid)]
+
+
+def method_page(site: Site, name: str) -> tuple[str, str]:
+    runs = site.board.runs[site.board.runs["method"] == name]
+    first = site.board.run(str(runs["run_id"].iloc[0]))
+    page, paper = about.pages().get(about.method_name(first)), about.paper(first)
+    parts = [html.code(page.equation)] if page else []
+    parts += [html.paragraph(f"Paper: {paper}")] if paper else []
+    for found in table.build(site.board.sources(method=name), METRICS, [0, None])[:MOST_TABLES]:
+        parts += [table_html.papers_view(found, name, {}, site.linked), table_html.notes(found.notes)]
+    if site.linked:
+        header, rows = run_view.listing(site.board, runs, "run-{}.html")
+        parts.append(html.searchable("runs", table_html.grid(header, rows, "Runs")))
+    header, reported, notes = run_view.in_papers(site.board.reported, name)
+    if reported:
+        parts += [html.heading("Reported in papers"), table_html.grid(header, reported, "As printed", "numbers")]
+        parts.append(table_html.notes(notes))
+    file = html.file_of("method", name)
+    return file, html.page("methods", name, page.title if page else "", parts, site.footer)
+
+
+def run_page(site: Site, run_id: str) -> tuple[str, str]:
+    board = site.board
+    run, record = board.run(run_id), board.record(run_id)
+    header, rows = run_view.numbers(board, run, record)
+    facts: Sequence[Sequence[str]] = [list(pair) for pair in run_view.facts(run)]
+    left = table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
+    right = table_html.grid(["What", "Value"], facts, "What it is", "words")
+    parts = [table_html.notes(run_view.warnings(run, board.problems))]
+    parts += [
+        f'<div class="two"><div>{left}</div><div>{right}</div></div>',
+        html.heading("Make it again"),
+        *map(html.code, about.reproduce(run)),
+    ]
+    parts += [html.heading("Most confident and wrong"), *questions(board, run, record)]
+    if told := about.short_record(run):
+        parts += [html.heading("Record of the adapter"), html.code(json.dumps(told, indent=1, ensure_ascii=False))]
+    title = f"{run['row']} on {run['task']}"
+    return f"run-{run_id}.html", html.page("run", title, pick_told(run), parts, site.footer)
+
+
+def questions(board: Board, run: Mapping[str, Any], record: Any) -> list[str]:
+    base = items.baseline(board.runs, run["run_id"])
+    found = items.items(record, str(run["row"]), None, board.record(base) if base else None)
+    rows = items.select(found, "wrong", "confidence").head(QUESTIONS).to_dict("records")
+    words, whence = texts.texts(record, [str(run["file"])], [int(row["at"]) for row in rows])
+    cards = [item_html.card(found, row, text) for row, text in zip(rows, words, strict=True)]
+    return [html.paragraph(f"{len(rows)} of {record.items:,} questions. {whence}"), *cards]
+
+
+def pick_told(run: Mapping[str, Any]) -> str:
+    seed = "no seed" if run["seed"] is None else f"training seed {run['seed']}"
+    return f"{seed}, N = {run['draws']}, run {run['run_id']}"
+
+
+def _methods(site: Site) -> list[str]:
+    return run_view.methods(site.board.runs, [*PAPERS, *OTHERS])
+
+
+def _each(site: Site, make: Callable[[Group, str, list[Answers], str], list[str]]) -> list[str]:
+    """A section per table and data set, of the first seed."""
+    parts: list[str] = []
+    for g, group in enumerate(site.groups[:MOST_TABLES]):
+        for d, data in enumerate(group.runs):
+            shown = []
+            for row in group.start(data):
+                if source := group.run(data, row, group.seeds(data)[0]):
+                    shown.append(curves.answers(source.record(), row))
+            parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+            parts += make(group, data, shown, f"{g}-{d}")
+    return parts
+
+
+PAGES: tuple[tuple[str, str, Callable[[Site], list[str]]], ...] = (
+    ("index", "Methods by data sets; every number is computed from the answers.", table_page),
+    ("reported", "As printed: never averaged or ranked with what was measured here.", reported_page),
+    ("calibration", "Accuracy against confidence: on the diagonal, confidence means what it says.", calibration_page),
+    ("uncertainty", "Is it unsure where it is wrong?", uncertainty_page),
+    ("draws", "Metrics of the first N draws of one run.", draws_page),
+    ("cost", "Training time, memory, parameters and forward passes, as each run recorded them.", cost_page),
+    ("methods", "What was measured, by method.", methods_page),
+    ("problems", "Files that could not be used or relied on, with the reason.", problems_page),
+)

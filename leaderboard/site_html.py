@@ -1,0 +1,79 @@
+"""The frame of a static page, and the parts that only the static site has. Pure; every text of a result is escaped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Sequence
+from html import escape
+
+import plotly.graph_objects as go
+
+from uqharness.leaderboard import item_html, table_html
+
+PAGES = {
+    "index": "Table", "reported": "Reported in papers", "calibration": "Calibration", "uncertainty": "Uncertainty",
+    "draws": "Draws", "cost": "Cost", "methods": "Methods", "problems": "Problems",
+}  # fmt: skip
+
+
+def page(name: str, title: str, about: str, parts: Sequence[str], footer: str) -> str:
+    """A whole document; `name` is its file without .html."""
+    links = "".join(
+        f'<a href="{file}.html"{" aria-current=page" if file == name else ""}>{escape(label)}</a>'
+        for file, label in PAGES.items()
+    )
+    plot = '<script src="plotly.min.js"></script>' if any('class="figure"' in part for part in parts) else ""
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f'<title>{escape(title)} · uqharness leaderboard</title><link rel="icon" href="data:,">'
+        f'<link rel="stylesheet" href="site.css">{table_html.CSS}{item_html.CSS}</head><body>'
+        f'<a class="skip" href="#main">To the content</a><nav aria-label="Pages">{links}</nav><main id="main">'
+        f'<h1>{escape(title)}</h1><p class="about">{escape(about)}</p>{"".join(parts)}</main>'
+        f'<footer>{escape(footer)}</footer>{plot}<script src="site.js"></script></body></html>\n'
+    )
+
+
+def heading(text: str) -> str:
+    return f"<h2>{escape(text)}</h2>"
+
+
+def paragraph(text: str) -> str:
+    return f"<p>{escape(text)}</p>"
+
+
+def code(text: str) -> str:
+    return f'<pre class="code" tabindex="0">{escape(text)}</pre>'
+
+
+def links(pairs: Sequence[tuple[str, str]]) -> str:
+    return '<p class="take">' + "".join(f'<a href="{escape(to)}">{escape(text)}</a>' for text, to in pairs) + "</p>"
+
+
+def searchable(name: str, inner: str) -> str:
+    """A table with a field above it that leaves only the rows with all its words."""
+    return (
+        f'<div class="find"><label>Search <input class="search" type="search" data-for="{name}"></label>'
+        f'<span id="{name}-count" role="status"></span></div><div id="{name}">{inner}</div>'
+    )
+
+
+def figure(fig: go.Figure, name: str, alt: str) -> str:
+    """Drawn by the page's script; the colours of texts are the page's."""
+    told = json.loads(fig.update_layout(template="none").to_json())
+    text = json.dumps(told).replace("<", "\\u003c")  # a name cannot end the script
+    height = int(fig.layout.height or 450)
+    return (
+        f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}" style="height:{height}px">'
+        f'<script type="application/json">{text}</script></div>'
+    )
+
+
+def file_of(kind: str, name: str) -> str:
+    """A file name for a method: readable where that is safe, else a hash."""
+    plain = (
+        name.lower() if re.fullmatch(r"[A-Za-z0-9-]{1,40}", name) else hashlib.sha256(name.encode()).hexdigest()[:12]
+    )
+    return f"{kind}-{plain}.html"
