@@ -1,4 +1,4 @@
-"""Choosing what a figure shows: table, data set, methods, training seed and N, as a row of widgets."""
+"""Choosing what a figure shows: table, data set, methods, training seed and N, in the sidebar."""
 
 from __future__ import annotations
 
@@ -65,26 +65,25 @@ def pick(
     view: shell.View, groups: Sequence[Group], one_data: bool = True, draws: bool = True, start: str = ""
 ) -> Picked:
     """The widgets; a choice that another choice made impossible falls back."""
+    box, state = st.sidebar, st.session_state
     if len(groups) > 1:
-        st.selectbox("Table", [g.name for g in groups], key=view.key("table"), width=700)
-    state = st.session_state
+        box.selectbox("Table", [g.name for g in groups], key=view.key("table"))
     group = next(g for g in groups if g.name == state[view.key("table")])
     if state[view.key("data")] not in group.runs:
         state[view.key("data")] = next(iter(group.runs))
-    with st.container(horizontal=True, vertical_alignment="bottom"):
-        if one_data:
-            st.selectbox("Data set", list(group.runs), key=view.key("data"), width=230)
-        data = state[view.key("data")]
-        rows, seeds = group.rows(data), group.seeds(data)
-        state[view.key("row")] = [row for row in state[view.key("row")] if row in rows]
-        if state[view.key("seed")] not in seeds:
-            state[view.key("seed")] = seeds[0]
-        first = start or ", ".join(group.start(data))
-        st.multiselect("Methods", rows, key=view.key("row"), placeholder=first, width=430)
-        if len(seeds) > 1:
-            st.selectbox("Training seed", seeds, key=view.key("seed"), width=130)
-        if draws:
-            st.selectbox("N", view.options("samples"), key=view.key("samples"), width=90)
+    if one_data:
+        box.selectbox("Data set", list(group.runs), key=view.key("data"))
+    data = state[view.key("data")]
+    rows, seeds = group.rows(data), group.seeds(data)
+    state[view.key("row")] = [row for row in state[view.key("row")] if row in rows]
+    if state[view.key("seed")] not in seeds:
+        state[view.key("seed")] = seeds[0]
+    first = start or ", ".join(group.start(data))
+    box.multiselect("Methods", rows, key=view.key("row"), placeholder=first)
+    if len(seeds) > 1:
+        box.selectbox("Training seed", seeds, key=view.key("seed"))
+    if draws:
+        box.selectbox("N, draws averaged", view.options("samples"), key=view.key("samples"))
     asked = state[view.key("samples")]
     chosen = list(state[view.key("row")]) or list(group.start(data))
     return Picked(group, data, chosen, state[view.key("seed")], None if asked == ALL or not draws else int(asked))
@@ -98,7 +97,6 @@ def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> 
         shell.nothing("No measured results were given, so there is nothing to draw.")
     view = shell.View(page, [*fields(groups), *more], board.snapshot)
     shell.head(title, about, view)
-    shell.image_format()
     return view, groups
 
 

@@ -91,23 +91,26 @@ def _draw_curve(run_id: str, row: str, metric: str, _source: Source) -> DrawCurv
     return curves.draw_curve(record(run_id, _source), row, metric)
 
 
-def ranks(table: Table, metric: str) -> dict[int, dict[int, int]]:
-    """Ranks by column and row; tested once per set of runs."""
-    return _ranks(
-        str([[(k, cell.runs) for k, cell in table.cells.items() if k[0] == metric], table.rows]), table, metric
-    )
+def ranks(table: Table, metric: str, known_only: bool = False) -> dict[int, dict[int, int]] | None:
+    """Ranks by column and row; tested once per set of runs (None: not yet, where only known ones are wanted)."""
+    kept = _tested()
+    key = hash((metric, tuple(table.rows), tuple((k, c.runs) for k, c in table.cells.items() if k[0] == metric)))
+    if key not in kept and not known_only:
+        try:
+            kept[key] = ranking.of_table(table, metric, _told)
+        except InputError:  # published without single draws: their answers for this N are gone
+            kept[key] = {}
+    return kept.get(key)
 
 
-@st.cache_data(max_entries=256, show_spinner=False)
-def _ranks(key: str, _table: Table, metric: str) -> dict[int, dict[int, int]]:
-    def told(run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
-        found = answers(run_id, "", draws)
-        return found.probs, found.gold
+def _told(run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
+    found = answers(run_id, "", draws)
+    return found.probs, found.gold
 
-    try:
-        return ranking.of_table(_table, metric, told)
-    except InputError:  # published without single draws: their answers for this N are gone
-        return {}
+
+@st.cache_resource
+def _tested() -> dict[int, dict[int, dict[int, int]]]:
+    return {}
 
 
 @st.cache_resource(max_entries=128, show_spinner="Reading answers")

@@ -43,7 +43,9 @@ CSS = """<style>
 .uq.words td, .uq.words thead th { text-align: left; } .uq.words td { white-space: normal; overflow-wrap: anywhere; }
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; }
-.uq .rank { display: inline-block; min-width: 1.9em; margin-left: .35em; font-size: .76em; opacity: .85; text-align: left; }
+.uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
+.uq .sd:empty, .uq .rank:empty { margin: 0; } .uq.spread .sd { min-width: 4em; } .uq.ranked .rank { min-width: 1.9em; }
+.uq.spread .sd:empty, .uq.ranked .rank:empty { margin-left: .4em; }
 .uq a { color: inherit; text-decoration: inherit; }
 .uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); text-decoration: underline dotted; }
 .uq b.best { font-weight: 700; } .uq u { text-decoration-thickness: 1px; text-underline-offset: 3px; }
@@ -69,6 +71,7 @@ def papers_view(
     ranked = any(ranks.values())
     last = '<th scope="col">Mean rank</th>' if ranked else ""
     width = len(table.columns) + 1 + measured + ranked
+    kind = "uq" + " spread" * any(cell.std is not None for cell in table.cells.values()) + " ranked" * ranked
     body = []
     for metric in table.metrics:
         present = [i for i in range(len(table.rows)) if any((metric, i, j) in table.cells for j, _ in _columns(table))]
@@ -76,7 +79,7 @@ def papers_view(
             rows = [_row(table, metric, i, ranks.get(metric, {}), link, measured, ranked) for i in present]
             body.append(f"<tbody>{_block(metric, width)}{''.join(rows)}</tbody>")
     return (
-        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq">'
+        f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="{kind}">'
         f"<caption>{escape(caption)}</caption><thead><tr>"
         f'<th scope="col">Method</th><th scope="col">N</th>{extra}{head}{last}'
         f"</tr></thead>{''.join(body)}</table></div>"
@@ -176,10 +179,10 @@ def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, d
     elif cell.rank == 2:
         value = f'<u>{value}</u><span class="hidden"> second</span>'
     value += "†" * cell.leaked + "‡" * cell.suspect
-    spread = "" if cell.std is None else f" <small>± {number(cell.std, metric)}</small>"
-    place = f'<span class="rank" title="rank {rank}: {rank - 1} significantly better">#{rank}</span>' if rank else ""
+    spread = "" if cell.std is None else f"± {number(cell.std, metric)}"
+    place = f'<span title="rank {rank}: {rank - 1} significantly better">#{rank}</span>' if rank else ""
     floor = "" if cell.floor is None else f'<small class="floor">floor {number(cell.floor, metric)}</small>'
-    return f"<td>{value}{spread}{place}{floor}</td>"
+    return f'<td>{value}<span class="sd">{spread}</span><span class="rank">{place}</span>{floor}</td>'
 
 
 def _named(row: str) -> str:

@@ -69,6 +69,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "the leaderboard as a folder of plain files, for a project page",
         ("uqharness export-site results site",),
     ),
+    "leaderboard": (
+        "uqharness.commands.leaderboard",
+        "tables and figures in a browser, with every question behind them",
+        (
+            "uqharness leaderboard results",
+            "uqharness leaderboard",
+            "uqharness leaderboard results --no-browser --port 8600",
+        ),
+    ),
     "import": (
         "uqharness.commands.importer",
         "make an adapter from a checkpoint of bayesian-peft or laplace-lora",

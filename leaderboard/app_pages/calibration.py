@@ -15,11 +15,12 @@ view, groups = pick_rows.open_page(
     "calibration", "Calibration", "Accuracy against confidence: on the diagonal, confidence means what it says.", MORE
 )
 picked = pick_rows.pick(view, groups)
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    st.selectbox("Bins", SIZES, key=view.key("bins"), width=90)
-    st.toggle("Equal numbers of questions per bin", key=view.key("mass"))
+with st.sidebar:
+    st.selectbox("Bins", SIZES, key=view.key("bins"))
+    st.toggle("Equally many questions per bin", key=view.key("mass"))
     st.toggle("95 % bands", key=view.key("bands"), help="questions are resampled 1,000 times")
-    shell.share(view, "calibration")
+shell.share(view, "calibration")
+shell.image_format()
 values = view.done()
 pick_rows.say_missing(picked)
 shown = picked.answers()

@@ -10,17 +10,18 @@ from uqharness.metrics import METRICS
 
 MORE = [
     Field("cost", "train_seconds", list(costs.COSTS), "Cost"),
-    Field("metric", "nll", ["nll", "brier", "acc", "ece_debiased"], "Metric"),
+    Field("metric", "nll", costs.QUALITY, "Metric"),
 ]
 
 view, groups = pick_rows.open_page(
     "cost", "Cost", "Training time, memory, parameters and forward passes, as each run recorded them.", MORE
 )
 picked = pick_rows.pick(view, groups, start="all")
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title, width=230)
-    st.selectbox("Metric", MORE[1].options or (), key=view.key("metric"), format_func=costs.titled, width=200)
-    shell.share(view, "cost")
+with st.sidebar:
+    st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title)
+    st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=costs.titled)
+shell.share(view, "cost")
+shell.image_format()
 values = view.done()
 rows = list(picked.rows) if values["row"] else picked.group.rows(picked.data)
 points = costs.points(picked.group, picked.data, rows, costs.of_runs(shell.board().runs), picked.draws)

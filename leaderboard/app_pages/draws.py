@@ -15,10 +15,10 @@ view, groups = pick_rows.open_page(
     "draws", "Draws", "Metrics of the first N draws of one run, and how much it matters which N draws these are.", MORE
 )
 picked = pick_rows.pick(view, groups, draws=False)
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    labels = {name: METRICS[name].label for name in DRAWN}
-    st.multiselect("Metrics", DRAWN, key=view.key("metric"), format_func=labels.__getitem__, width=430)
-    shell.share(view, "draws")
+labels = {name: METRICS[name].label for name in DRAWN}
+st.sidebar.multiselect("Metrics", DRAWN, key=view.key("metric"), format_func=labels.__getitem__)
+shell.share(view, "draws")
+shell.image_format()
 values = view.done()
 pick_rows.say_missing(picked)
 runs = {row: run for row in picked.rows if (run := picked.run(row))}

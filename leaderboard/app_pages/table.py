@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from uqharness.leaderboard import costs, reported_table, shell, table, table_html, table_view
 from uqharness.leaderboard.table import Cell
@@ -10,6 +11,10 @@ from uqharness.metrics import METRICS
 
 MOST_RANKED = 300  # runs: ranks need the answers of each
 PER_PAGE = 6
+MARKS = (
+    "mean ± standard deviation over training seeds; best bold, second underlined; "
+    "#: 1 + how many are significantly better"
+)
 PAPER_CAPTION = (
     "as printed: other prompts, budgets and bases, so neither averaged nor ranked with what was measured here"
 )
@@ -43,18 +48,26 @@ def link(cell: Cell, draws: int) -> str:
 
 
 def papers_layout(k: int, found: table.Table) -> None:
-    """The table at once, and again with its ranks: they take longer."""
-    caption = f"Table {k} of {len(tables)}" if len(tables) > 1 else "Measured with uqharness"
-    place, runs = st.empty(), {run for cell in found.cells.values() for run in cell.runs}
-    place.html(table_html.CSS + table_html.papers_view(found, caption, {}, link))
+    """The table; where its ranks are not tested yet, first without them."""
+    caption = f"Table {k} of {len(tables)}: {MARKS}" if len(tables) > 1 else MARKS.capitalize()
+    runs = {run for cell in found.cells.values() for run in cell.runs}
+    wanted = values["ranks"] and len(runs) <= MOST_RANKED
     lines = list(found.notes)
-    if values["ranks"] and len(runs) <= MOST_RANKED:
-        ranks = {metric: shell.ranks(found, metric) for metric in found.metrics}
-        if any(ranks.values()):
-            place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link))
-    elif values["ranks"]:
+    if values["ranks"] and not wanted:
         lines.insert(0, f"Ranks are tested for up to {MOST_RANKED} runs; this table has {len(runs)}: filter it.")
+    place = st.empty()
     st.html(table_html.CSS + table_html.notes(lines))
+    later.append((place, found, caption, wanted))
+    known = {m: shell.ranks(found, m, known_only=True) for m in found.metrics} if wanted else {}
+    place.html(table_html.CSS + table_html.papers_view(found, caption, {m: r or {} for m, r in known.items()}, link))
+
+
+def add_ranks() -> None:
+    """Last, when everything else is on the screen."""
+    for place, found, caption, wanted in later:
+        if wanted and any(shell.ranks(found, metric, known_only=True) is None for metric in found.metrics):
+            ranks = {metric: shell.ranks(found, metric) or {} for metric in found.metrics}
+            place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link))
 
 
 def flat_layout() -> None:
@@ -86,6 +99,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 with st.sidebar:
     controls()
 values = view.done()
+later: list[tuple[DeltaGenerator, table.Table, str, bool]] = []
 kept = [sources[run_id] for run_id in table_view.selected(board.runs, values)]
 tables = table.build(
     kept, values["metric"] or table_view.PRESETS["Paper"]["metric"], table_view.asked(values), values["recipes"]
@@ -98,6 +112,13 @@ if not kept:
 elif values["layout"] == "flat":
     flat_layout()
 else:
-    for number, each in enumerate(tables[:PER_PAGE], start=1):
+    pages = -(-len(tables) // PER_PAGE)
+    page = min(max(values["page"], 1), pages)
+    first = PER_PAGE * (page - 1)
+    for number, each in enumerate(tables[first : first + PER_PAGE], start=first + 1):
         papers_layout(number, each)
+    if pages > 1:
+        st.session_state[view.key("page")] = page
+        st.number_input(f"Tables, page of {pages}", 1, pages, key=view.key("page"), width=200)
 reported()
+add_ranks()

@@ -37,7 +37,7 @@ def parts() -> None:
 
 
 def detection() -> None:
-    st.selectbox("Score", list(curves.SCORES), key=view.key("score"), format_func=curves.SCORES.__getitem__, width=260)
+    st.sidebar.selectbox("Score", list(curves.SCORES), key=view.key("score"), format_func=curves.SCORES.__getitem__)
     score = st.session_state[view.key("score")]
     found = curves.detections({data: picked.answers(data) for data in near}, home, score)
     name = curves.SCORES[score].lower()
@@ -48,7 +48,7 @@ def detection() -> None:
 
 def shift() -> None:
     labels = {name: known.label for name, known in METRICS.items()}
-    st.selectbox("Metric", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__, width=260)
+    st.sidebar.selectbox("Metric", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__)
     metric = st.session_state[view.key("metric")]
     found = picked.group.over_seeds(picked.rows, metric, picked.draws)
     shell.figure(charts.shifted(found, metric), "shift", f"{labels[metric]} from {home} to shifted data sets")
@@ -72,4 +72,5 @@ if figure in ("detection", "shift") and (not home or len(near) < 2):
     st.info("These results hold no data set with a shift from the one that was trained on.")
 else:
     {"risk": risk, "parts": parts, "detection": detection, "shift": shift}[figure]()
+shell.image_format()
 view.done()

@@ -1,0 +1,110 @@
+"""`uqharness leaderboard RESULTS…`: the leaderboard in a browser, from this machine alone."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+import webbrowser
+from importlib.resources import files
+from pathlib import Path
+
+from uqharness.errors import InputError, RunError
+
+FIRST_PORT, PORTS = 8501, 20
+# Also in leaderboard/.streamlit/config.toml; a flag wins over a user's own configuration.
+FLAGS = {
+    "browser.gatherUsageStats": "false",
+    "server.headless": "true",  # otherwise it asks for an e-mail address; the browser is opened here
+    "server.fileWatcherType": "none",
+    "client.toolbarMode": "minimal",
+    "client.showErrorLinks": "false",
+    "logger.level": "warning",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "results",
+        nargs="*",
+        metavar="RESULTS",
+        help="results_*.json of lm-eval, or folders of them [the project's published results]",
+    )
+    parser.add_argument("--port", type=int, help=f"of the server [the first free one from {FIRST_PORT} on]")
+    parser.add_argument("--address", default="localhost", help="0.0.0.0: whoever reaches this machine [localhost]")
+    parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
+
+
+def run(args: argparse.Namespace) -> int:
+    paths = [Path(given).absolute() for given in args.results]
+    for given, path in zip(args.results, paths, strict=True):
+        if not path.exists():
+            raise InputError(f"{given} does not exist; give a results_*.json of lm-eval or a folder of them")
+    port = args.port if args.port is not None else first_free(args.address)
+    if not free(args.address, port):
+        raise InputError(f"port {port} of {args.address} is not free; give another --port, or none")
+    address = f"http://{'localhost' if args.address in ('0.0.0.0', '::') else args.address}:{port}"
+    server = subprocess.Popen(command(port, args.address), env=environment(paths))
+    threading.Thread(target=announce, args=(address, server, not args.no_browser), daemon=True).start()
+    try:
+        code = server.wait()
+    except KeyboardInterrupt:  # how it is ended
+        server.terminate()
+        server.wait()
+        return 0
+    if code:
+        raise RunError(f"the server ended with code {code}; what it said is above")
+    return 0
+
+
+def command(port: int, address: str) -> list[str]:
+    app = str(files("uqharness.leaderboard") / "app.py")
+    flags = {**FLAGS, "server.port": str(port), "server.address": address}
+    return [sys.executable, "-m", "streamlit", "run", app, *(f"--{name}={value}" for name, value in flags.items())]
+
+
+def environment(paths: list[Path]) -> dict[str, str]:
+    """What the app reads (`leaderboard/shell.py`): the results, and a file to keep what was computed from them."""
+    told = json.dumps([str(path) for path in paths])
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    cache = home / "uqharness" / f"leaderboard-{hashlib.sha256(told.encode()).hexdigest()[:16]}.parquet"
+    return {**os.environ, "UQHARNESS_LEADERBOARD": told, "UQHARNESS_LEADERBOARD_CACHE": str(cache)}
+
+
+def first_free(address: str) -> int:
+    port = next((p for p in range(FIRST_PORT, FIRST_PORT + PORTS) if free(address, p)), None)
+    if port is None:
+        raise InputError(f"ports {FIRST_PORT} to {FIRST_PORT + PORTS - 1} are all taken; give a --port")
+    return port
+
+
+def free(address: str, port: int) -> bool:
+    try:
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((address, port))
+    except (OSError, OverflowError):
+        return False
+    return True
+
+
+def announce(address: str, server: subprocess.Popen[bytes], browser: bool) -> None:
+    """Once it answers: where it is, and a browser there."""
+    while server.poll() is None:
+        try:
+            with urllib.request.urlopen(f"{address}/_stcore/health", timeout=1):
+                break
+        except OSError:
+            time.sleep(0.2)
+    else:
+        return
+    print(f"uqharness leaderboard: {address} (Ctrl-C ends it)", file=sys.stderr)
+    if browser:
+        webbrowser.open(address)
