@@ -63,6 +63,8 @@ def read_file(path: str) -> Found:
             found.problems.append(problem(name, "broken", error_line(error).removeprefix(f"{name}: {task}: "), task))
             continue
         wrong = list(suspicions(run, data, {name: values[-1] for name, values in columns.items()}))
+        if "leaked" in json.loads(row["flags"]):
+            found.problems.append(problem(name, "leaked", "fitted, tuned or selected on these questions", task))
         row["flags"] = json.dumps([*json.loads(row["flags"]), *dict.fromkeys(kind for kind, _ in wrong)])
         found.problems += [problem(name, kind, reason, task) for kind, reason in wrong]
     return found

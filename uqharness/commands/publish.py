@@ -1,0 +1,25 @@
+"""`uqharness publish RESULTS… OUT.parquet`: results in one small file, for a repository or a project page."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from uqharness.errors import InputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them")
+    parser.add_argument("out", metavar="OUT", help="the file to write, NAME.parquet")
+
+
+def run(args: argparse.Namespace) -> int:
+    from uqharness.leaderboard import publish
+
+    out = Path(args.out)
+    if out.suffix != publish.SUFFIX:
+        raise InputError(f"OUT is {args.out!r}; the file's name must end in {publish.SUFFIX}")
+    count = publish.create([Path(path) for path in args.results], out)
+    size = out.stat().st_size / 1e6
+    print(f"{out}: {count} runs, {size:.2f} MB; metrics exact, probabilities within {publish.STEP / 4:.1g}")
+    return 0
