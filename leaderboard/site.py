@@ -7,13 +7,11 @@ plotly.js is shared, and nothing is loaded from another host.
 from __future__ import annotations
 
 import contextlib
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from plotly.offline import get_plotlyjs
@@ -25,8 +23,6 @@ from uqharness.leaderboard import (
     charts,
     costs,
     curves,
-    item_html,
-    items,
     picks,
     ranking,
     reported_table,
@@ -35,20 +31,17 @@ from uqharness.leaderboard import (
     table_formats,
     table_html,
     table_view,
-    texts,
 )  # fmt: skip
 from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
+from uqharness.leaderboard.site_runs import METRICS, MOST_TABLES, method_page, public, run_page
 from uqharness.leaderboard.table import Cell, Table
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 from uqharness.metrics import BINS, Floats
 
-METRICS = ("nll", "brier", "acc", "ece")
 MOST_PAGES = 2000  # runs that get a page of their own
-MOST_TABLES = 20
-QUESTIONS = 20  # per run: those that were most confident and wrong
 CURVES = ("nll", "acc", "ece_debiased")
 
 
@@ -101,9 +94,9 @@ def pages(board: Board) -> list[tuple[str, str]]:
     found += [(f"table.{end}", table_formats.FORMATS[kind](site.tables)) for kind, end in EXPORTS.items()]
     for name, about_it, make in PAGES:
         found.append((f"{name}.html", html.page(name, html.PAGES[name], about_it, make(site), site.footer)))
-    found += [method_page(site, name) for name in _methods(site)]
+    found += [method_page(board, name, site.linked, site.footer) for name in _methods(site)]
     runs = board.runs["run_id"] if len(board.runs) <= MOST_PAGES else []
-    return found + [run_page(site, str(run_id)) for run_id in runs]
+    return found + [run_page(board, str(run_id), site.footer) for run_id in runs]
 
 
 EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
@@ -162,7 +155,7 @@ def draws_page(site: Site) -> list[str]:
     for g, group in enumerate(site.groups[:MOST_TABLES]):
         data = next(iter(group.runs))
         runs = [(row, run) for row in group.start(data) if (run := group.run(data, row, group.seeds(data)[0]))]
-        parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+        parts.append(html.heading(_named(site, group, data)))
         for metric in CURVES:
             found = []
             for row, run in runs:
@@ -179,7 +172,7 @@ def cost_page(site: Site) -> list[str]:
         data = next(iter(group.runs))
         points = costs.points(group, data, group.rows(data), costs.of_runs(site.board.runs), None)
         header, rows = costs.rows(points)
-        parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+        parts.append(html.heading(_named(site, group, data)))
         fig = charts.pareto(
             points, costs.title("train_seconds"), costs.titled("nll"), costs.pareto_front(points, "train_seconds")
         )
@@ -203,62 +196,15 @@ def problems_page(site: Site) -> list[str]:
     found = site.board.problems
     if found.empty:
         return [html.paragraph("Every file could be read, and every number agrees with its answers.")]
-    rows = [[str(row[key]) or "–" for key in ("file", "task", "kind", "reason")] for row in found.to_dict("records")]
+    keys = ("file", "task", "kind", "reason")
+    rows = [[public(str(row[key])) or "–" for key in keys] for row in found.to_dict("records")]
     grid = table_html.grid(["File", "Task", "Kind", "Reason"], rows, f"{len(rows)} remarks", "words")
     return [html.searchable("problems", grid)]
 
 
-def method_page(site: Site, name: str) -> tuple[str, str]:
-    runs = site.board.runs[site.board.runs["method"] == name]
-    first = site.board.run(str(runs["run_id"].iloc[0]))
-    page, paper = about.pages().get(about.method_name(first)), about.paper(first)
-    parts = [html.code(page.equation)] if page else []
-    parts += [html.paragraph(f"Paper: {paper}")] if paper else []
-    for found in table.build(site.board.sources(method=name), METRICS, [0, None])[:MOST_TABLES]:
-        parts += [table_html.papers_view(found, name, {}, site.linked), table_html.notes(found.notes)]
-    if site.linked:
-        header, rows = run_view.listing(site.board, runs, "run-{}.html")
-        parts.append(html.searchable("runs", table_html.grid(header, rows, "Runs")))
-    header, reported, notes = run_view.in_papers(site.board.reported, name)
-    if reported:
-        parts += [html.heading("Reported in papers"), table_html.grid(header, reported, "As printed", "numbers")]
-        parts.append(table_html.notes(notes))
-    file = html.file_of("method", name)
-    return file, html.page("methods", name, page.title if page else "", parts, site.footer)
-
-
-def run_page(site: Site, run_id: str) -> tuple[str, str]:
-    board = site.board
-    run, record = board.run(run_id), board.record(run_id)
-    header, rows = run_view.numbers(board, run, record)
-    facts: Sequence[Sequence[str]] = [list(pair) for pair in run_view.facts(run)]
-    left = table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
-    right = table_html.grid(["What", "Value"], facts, "What it is", "words")
-    parts = [table_html.notes(run_view.warnings(run, board.problems))]
-    parts += [
-        f'<div class="two"><div>{left}</div><div>{right}</div></div>',
-        html.heading("Make it again"),
-        *map(html.code, about.reproduce(run)),
-    ]
-    parts += [html.heading("Most confident and wrong"), *questions(board, run, record)]
-    if told := about.short_record(run):
-        parts += [html.heading("Record of the adapter"), html.code(json.dumps(told, indent=1, ensure_ascii=False))]
-    title = f"{run['row']} on {run['task']}"
-    return f"run-{run_id}.html", html.page("run", title, pick_told(run), parts, site.footer)
-
-
-def questions(board: Board, run: Mapping[str, Any], record: Any) -> list[str]:
-    base = items.baseline(board.runs, run["run_id"])
-    found = items.items(record, str(run["row"]), None, board.record(base) if base else None)
-    rows = items.select(found, "wrong", "confidence").head(QUESTIONS).to_dict("records")
-    words, whence = texts.texts(record, [str(run["file"])], [int(row["at"]) for row in rows])
-    cards = [item_html.card(found, row, text) for row, text in zip(rows, words, strict=True)]
-    return [html.paragraph(f"{len(rows)} of {record.items:,} questions. {whence}"), *cards]
-
-
-def pick_told(run: Mapping[str, Any]) -> str:
-    seed = "no seed" if run["seed"] is None else f"training seed {run['seed']}"
-    return f"{seed}, N = {run['draws']}, run {run['run_id']}"
+def _named(site: Site, group: Group, data: str) -> str:
+    """What keeps the tables apart is in the notes of the landing page."""
+    return f"{data} ({group.name.partition(':')[0]})" if len(site.groups) > 1 else data
 
 
 def _methods(site: Site) -> list[str]:
@@ -274,7 +220,7 @@ def _each(site: Site, make: Callable[[Group, str, list[Answers], str], list[str]
             for row in group.start(data):
                 if source := group.run(data, row, group.seeds(data)[0]):
                     shown.append(curves.answers(source.record(), row))
-            parts.append(html.heading(f"{data} ({group.name})" if len(site.groups) > 1 else data))
+            parts.append(html.heading(_named(site, group, data)))
             parts += make(group, data, shown, f"{g}-{d}")
     return parts
 

@@ -1,0 +1,176 @@
+"""The static site: the numbers of `table.build`, nothing from elsewhere, and hostile names as letters."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from made_results import result
+
+from uqharness import cli
+from uqharness.errors import InputError
+from uqharness.leaderboard import about, run_view, site, table, table_formats
+from uqharness.leaderboard.aggregate import Board, build
+
+HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>" onmouseover="alert(3)'
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, the addresses they name, and the cells of every table row."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.rows: list[list[str]] = []
+        self._cell = False
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {key: value or "" for key, value in attrs}))
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self._cell = True
+            self.rows[-1].append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self._cell = False
+
+    def handle_data(self, data: str) -> None:
+        if self._cell:
+            self.rows[-1][-1] += data
+
+    @property
+    def addresses(self) -> list[str]:
+        return [attrs[key] for _, attrs in self.tags for key in ("href", "src") if key in attrs]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Board, Path]:
+    results = tmp_path_factory.mktemp("results")
+    for seed in range(2):
+        for k, method in enumerate(("MLE", "BLoB")):
+            result(results, method, seed, numbers=10 * k + seed)
+            result(results, method, seed, task="boolq_uq", trained_on="arc_easy_uq", numbers=20 * k + seed)
+    result(results, HOSTILE, 0, numbers=99, settings={HOSTILE: HOSTILE})
+    (results / "results_broken.json").write_text("{")
+    board, out = build([results]), results / "site"
+    site.export(board, out)
+    return board, out
+
+
+def test_the_landing_page_has_the_numbers_of_the_table(exported: tuple[Board, Path]) -> None:
+    board, out = exported
+    [found] = table.build(board.sources(), site.METRICS)
+    page = Page((out / "index.html").read_text())
+    shown = {re.sub(r"[^0-9.]", "", cell.partition(" ")[0].partition("#")[0]) for row in page.rows for cell in row[1:]}
+    for (metric, _, _), cell in found.cells.items():
+        assert table_formats.number(cell.mean, metric) in {text.replace("best", "") for text in shown}
+    assert (out / "table.md").read_text() == table_formats.markdown([found])
+    assert (out / "table.csv").read_text() == table_formats.as_csv([found])
+
+
+def test_every_address_is_relative_and_there(exported: tuple[Board, Path]) -> None:
+    _, out = exported
+    for file in out.glob("*.html"):
+        for address in Page(file.read_text()).addresses:
+            name = address.partition("#")[0]
+            assert name == "" or name == "data:," or (out / name).is_file(), (file.name, address)
+    assert {p.name for p in out.glob("*.html")} >= {f"{name}.html" for name, _, _ in site.PAGES}
+
+
+def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -> None:
+    _, out = exported
+    for file in out.glob("*.html"):
+        page = Page(file.read_text())
+        own = [attrs for tag, attrs in page.tags if tag == "script"]
+        assert all(a.get("src") in ("plotly.min.js", "site.js") or a.get("type") == "application/json" for a in own)
+        assert not [tag for tag, _ in page.tags if tag == "img"]
+        assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")], file.name
+    assert "&lt;img src=x" in (out / "index.html").read_text()
+    assert "results_broken.json" in (out / "problems.html").read_text()
+
+
+def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
+    _, out = exported
+    text = (out / "calibration.html").read_text()
+    figures = [json.loads(part) for part in re.findall(r'<script type="application/json">(.*?)</script>', text)]
+    assert len(figures) == 2 and all(figure["data"] and "layout" in figure for figure in figures)
+    assert "plotly.min.js" in text and "plotly.min.js" not in (out / "index.html").read_text()
+
+
+def test_no_folder_of_this_machine_is_in_the_site(exported: tuple[Board, Path]) -> None:
+    _, out = exported
+    assert not [f.name for f in out.glob("*.html") if str(out.parent) in f.read_text()]
+
+
+def test_a_site_is_replaced_and_nothing_else_is(exported: tuple[Board, Path], tmp_path: Path) -> None:
+    board, _ = exported
+    names = {path.name for path in site.export(board, tmp_path / "new")}
+    assert {path.name for path in site.export(board, tmp_path / "new")} == names
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("")
+    with pytest.raises(InputError, match="not empty"):
+        site.export(board, tmp_path / "mine")
+
+
+def test_the_command_writes_it(
+    exported: tuple[Board, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    results = exported[1].parent
+    assert cli.main(["export-site", str(results), str(tmp_path / "out")]) == 0
+    assert "index.html" in capsys.readouterr().out and (tmp_path / "out" / "index.html").is_file()
+    assert cli.main(["export-site", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+
+
+# ---------------------------------------------------------------- what a page says of a run
+
+
+def test_a_method_has_its_equation_from_the_documentation() -> None:
+    pages = about.pages()
+    assert pages["blob"].title == "Bayesian LoRA by backpropagation" and "KL" in pages["blob"].equation
+    assert set(pages) >= {"mle", "map", "mcd", "ens", "laplace", "blob", "melora"}
+    assert not any("<!--" in page.text or "](#" in page.text for page in pages.values())
+
+
+def test_commands_are_quoted_so_that_pasting_them_runs_nothing_else(
+    exported: tuple[Board, Path], tmp_path: Path
+) -> None:
+    board, _ = exported
+    hostile = board.run(str(board.runs[board.runs["method"] == HOSTILE]["run_id"].iloc[0]))
+    evil = "x'; touch pwned; '$(touch pwned)`touch pwned`"
+    record = json.loads(hostile["record"])
+    record["method"]["name"], record["run"]["lr"], record["run"]["a b"] = evil, "END\ntouch pwned", evil
+    record["source"] = {"method": {"name": evil}, "run": {"seed": evil}}
+    script = "\n".join(about.reproduce({**hostile, "record": json.dumps(record), "task": evil, "seed": None}))
+    shim = tmp_path / "uqharness"
+    shim.write_text("#!/bin/sh\n")
+    shim.chmod(0o755)
+    done = subprocess.run(
+        ["bash", "-c", f"PATH={shlex.quote(str(tmp_path))}:$PATH\n{script}"], cwd=tmp_path, check=False
+    )
+    assert done.returncode == 0 and not (tmp_path / "pwned").exists()
+    assert evil in shlex.split(script.splitlines()[-2], comments=False)
+
+
+def test_a_run_lists_its_metrics_with_intervals_and_its_warnings(exported: tuple[Board, Path]) -> None:
+    board, _ = exported
+    run = board.run(str(board.runs[board.runs["method"] == "BLoB"]["run_id"].iloc[0]))
+    header, rows = run_view.numbers(board, run, board.record(run["run_id"]))
+    assert header == ["Metric", "N = 4", "95 % interval", "N = 0", "N = 1", "N = 2", "N = 3"]
+    nll = next(row for row in rows if row[0].startswith("NLL"))
+    low, high = (float(part) for part in nll[2].split(" … "))
+    assert low < float(nll[1]) < high
+    assert run_view.warnings({**run, "flags": '["leaked"]'}, board.problems)[0].endswith("not ranked")
+
+
+def test_what_papers_report_of_a_method_is_as_printed(exported: tuple[Board, Path]) -> None:
+    header, rows, notes = run_view.in_papers(exported[0].reported, "BLoB")
+    line = next(r for r in rows if r[0] == "BLoB, table 1" and r[3] == "ACC")
+    assert line[header.index("WG-S")] == "69.07 ± 0.34" and any("15 bins" in note for note in notes)
