@@ -11,6 +11,7 @@ from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.publish import ABSOLUTE
 from uqharness.leaderboard.table_html import Link
+from uqharness.results import Record
 
 METRICS = ("nll", "brier", "acc", "ece")
 MOST_TABLES = 20
