@@ -49,11 +49,17 @@ def every_n(record: Record) -> tuple[list[int], Columns]:
 
 
 def first_n(rows: Floats, has_mean: bool) -> Floats:
-    """Means over the first 1 … S draws, [C, M, D] from [C, R, D]; the mean's own row stands before them."""
+    """Means over the first 1 … S draws, [C, M, D] from [C, R, D]; the mean's own row stands before them.
+
+    NaN where samples=auto took no draw: then these are means over that many at most.
+    """
     out, start = rows.copy(), int(has_mean)
+    taken = ~np.isnan(rows[0])  # [R, D]
+    if not taken.all():
+        out[:, ~taken] = 0.0
     for n in range(start + 1, rows.shape[1]):
         out[:, n] += out[:, n - 1]
-    out[:, start:] /= np.arange(1, rows.shape[1] - start + 1)[:, None]
+    out[:, start:] /= np.cumsum(taken[start:], axis=0)
     return out
 
 
@@ -65,7 +71,8 @@ def entropies(p: Floats) -> Floats:
 def information(rows: Floats, of_mean: Floats, has_mean: bool) -> Floats:
     """H[mean of N draws] - mean of their H, [M, D]; 0 where all draws say the same."""
     gain, start = of_mean - first_n(entropies(rows)[None], has_mean)[0], int(has_mean)
-    same = np.logical_and.accumulate((rows[:, start:] == rows[:, start : start + 1]).all(axis=0))
+    alike = (rows[:, start:] == rows[:, start : start + 1]).all(axis=0) | np.isnan(rows[0, start:])
+    same = np.logical_and.accumulate(alike)
     gain[start:][same] = 0.0
     gain[:start] = 0.0
     return np.maximum(gain, 0.0)

@@ -66,6 +66,7 @@ class Table:
     metrics: list[str]
     cells: dict[tuple[str, int, int], Cell]  # metric, row, column
     notes: list[str] = field(default_factory=list)
+    auto: Mapping[int, float] = field(default_factory=dict)  # row -> draws that samples=auto took, on average
 
 
 def build(
@@ -151,13 +152,20 @@ def one_table(
         for i, row in enumerate(rows)
         for j, found in filled[row].items()
     }
-    table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)))
+    table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)), stopped(filled, rows))
     table.notes += remarks(sources, names, rows)
     if len({s.setup_text for s in sources if not s.reference}) > 1:
         table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
     else:
         rank(table)
     return table
+
+
+def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[int, float]:
+    """Rows with results of samples=auto: how many draws a question had on average."""
+    every = {i: [s for found in filled[row].values() for s in found.values()] for i, row in enumerate(rows)}
+    autos = {i: found for i, found in every.items() if any(s.mean_taken and s.draws == rows[i][1] for s in found)}
+    return {i: mean([s.mean_taken or s.draws for s in found]) for i, found in autos.items()}
 
 
 def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]) -> list[str]:
@@ -168,6 +176,9 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.leaked:
             found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
+        if s.mean_taken:
+            taken = f"{s.mean_taken:.1f} draws a question, {s.draws} at most"
+            found.append(f"{names[s.row]} on {s.task}: samples=auto, {taken}")
         if s.elsewhere:
             found.append(f"{names[s.row]} on {s.task}: {s.elsewhere}")
         if s.suspect:

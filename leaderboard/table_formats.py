@@ -34,9 +34,9 @@ def number(value: float | None, metric: str) -> str:
     return "–" if value is None or math.isnan(value) else f"{value * known.scale:.{known.decimals}f}"
 
 
-def shown_draws(draws: int) -> str:
-    """N; papers do not always say it (-1)."""
-    return "–" if draws < 0 else str(draws)
+def shown_draws(draws: int, auto: float | None = None) -> str:
+    """N, with samples=auto the mean; papers do not always say it (-1)."""
+    return "–" if draws < 0 else str(draws) if auto is None else f"auto ({auto:.1f})"
 
 
 def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], plus_minus: str) -> str:
@@ -56,7 +56,7 @@ def seeds(table: Table, metric: str, row: int) -> str:
 
 def lines(table: Table, marks: dict[int, tuple[str, str]], plus_minus: str) -> list[list[str]]:
     return [
-        [METRICS[m].label + arrow(m), method, shown_draws(draws), seeds(table, m, i)]
+        [METRICS[m].label + arrow(m), method, shown_draws(draws, table.auto.get(i)), seeds(table, m, i)]
         + [content(table.cells.get((m, i, j)), m, marks, plus_minus) for j in range(len(table.columns))]
         for m in table.metrics
         for i, (method, draws) in enumerate(table.rows)

@@ -50,6 +50,7 @@ class Source:
     suspect: tuple[str, ...] = ()  # why its numbers are not to be relied on
     reference: bool = False  # shown beside others, not ranked with them
     run_id: str = ""
+    mean_taken: float | None = None  # with samples=auto, where questions had enough before `draws`
 
     @cached_property
     def row(self) -> tuple[str, str]:
@@ -95,8 +96,14 @@ def describe(run: Run) -> Source:
         recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
         adapter_hash=str(info.get("adapter_hash", "")), leaked=_leaked(info, run.task),
         number=partial(value, held), record=lambda: held, mean_is_member=bool(info.get("mean_is_member")),
-        elsewhere=other_protocol(record, run.protocol.get("name")),
+        elsewhere=other_protocol(record, run.protocol.get("name")), mean_taken=mean_taken(held),
     )  # fmt: skip
+
+
+def mean_taken(record: Record) -> float | None:
+    """Draws per question, where samples=auto stopped before the last for some."""
+    mean = float(record.taken.mean())
+    return mean if mean < record.draws else None
 
 
 def value(record: Record, metric: str, draws: int) -> float:
@@ -139,7 +146,7 @@ def newest(sources: Sequence[Source], notes: list[str]) -> list[Source]:
         found.setdefault(key, []).append(source)
     kept = []
     for same in found.values():
-        kept.append(max(same, key=lambda s: (s.draws, s.date or 0.0)))
+        kept.append(max(same, key=lambda s: (s.draws, s.mean_taken is None, s.date or 0.0)))
         if len(same) > 1:
             adapters = len({s.adapter_hash for s in same})
             other = f" of {adapters} adapters" if adapters > 1 else ""

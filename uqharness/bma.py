@@ -79,9 +79,10 @@ def greedy(mixture: Tensor, rows: Rows) -> Tensor:
 class Scores:
     """Log-likelihoods of K continuations: under each draw, under the mean, and what the mixture would say."""
 
-    draws: Tensor  # [S, K] float64; with samples=auto NaN where a draw was not taken
+    draws: Tensor  # [S, K] float64
     mean: Tensor | None  # [K]
     greedy: Tensor  # [K] bool: every token is the argmax of the next-token mixture
+    taken: Tensor  # [K] how many draws were taken; NaN stands for the others
 
 
 class Engine:
@@ -131,7 +132,7 @@ class Engine:
         """Log-likelihoods of the rows' continuations under every function, or under as many draws as it takes."""
         rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
         values = torch.full((self.count, len(rows.question)), math.nan, dtype=torch.float64)
-        mixture: Tensor | None = None
+        taken, mixture = torch.full((len(rows.question),), self.samples), None
         first, start, left = int(self.separate_mean), 0, rows
         stop = min(first + FIRST_LOOK, self.count) if self.auto else self.count
         slots, places = torch.arange(len(rows.question)), torch.arange(len(rows.row))  # of what is left
@@ -141,15 +142,17 @@ class Engine:
             mixture = part if mixture is None else mixture.index_add(0, places.to(part.device), part)
             if self.auto is None or stop == self.count:
                 break
+            taken[slots] = stop - first
             table = choice_logprobs(values[first:stop, slots].to(found.device), left)
             left, kept, read = left.take(self.auto.unsettled(table))
             slots, places = slots[kept.cpu()], places[read.cpu()]
             if not len(slots):
                 break
+            taken[slots] = self.samples
             start, stop = stop, stop + 1
-        scores = self._scores(values, greedy(mixture, rows).cpu())
+        scores = self._scores(values, greedy(mixture, rows).cpu(), taken)
         if self.given:
-            scores.draws = self.posterior.given(self.stack, rows).double().cpu()[None]
+            scores.draws, scores.taken = self.posterior.given(self.stack, rows).double().cpu()[None], taken.fill_(1)
         return scores
 
     def _run(self, rows: Rows, start: int, stop: int) -> tuple[Tensor, Tensor]:
@@ -165,13 +168,13 @@ class Engine:
         assert mixture is not None
         return torch.cat(values), mixture
 
-    def _scores(self, values: Tensor, greedy: Tensor) -> Scores:
+    def _scores(self, values: Tensor, greedy: Tensor, taken: Tensor) -> Scores:
         if self.separate_mean:
-            return Scores(values[1:], values[0], greedy)
+            return Scores(values[1:], values[0], greedy, taken)
         if not self.samples or self.given:  # the mean alone
-            return Scores(values[:0], values[0], greedy)
+            return Scores(values[:0], values[0], greedy, taken)
         shown = values[0] if self.posterior.finite == 1 or self.posterior.mean_is_member else None
-        return Scores(values, shown, greedy)
+        return Scores(values, shown, greedy, taken)
 
     def _chunks(self, rows: Rows, start: int = 0, end: int | None = None) -> Iterator[Tensor]:
         """Logits of successive chunks of functions; halves the chunk when the GPU is full."""

@@ -25,7 +25,8 @@ from uqharness import adapter_io, leakage
 from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
-from uqharness.model_args import check_arguments, recorded_base, whole_number
+from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number
+from uqharness.posterior import Posterior
 from uqharness.provenance import ProtocolCheck
 from uqharness.results import BMALogProb
 from uqharness.shortcuts import may_branch
@@ -36,20 +37,24 @@ Asked = tuple[Question, tuple[int, ...], tuple[int, ...]]  # (question, context,
 
 
 class BayesLoRA(HFLM):
-    """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean)."""
+    """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean).
+
+    samples="auto": for each question until the averaged probabilities move by no more than `tolerance` (`auto.py`).
+    """
 
     def __init__(
         self,
         adapter: str,
-        samples: int = 10,
+        samples: int | str = 10,
         seed: int = 0,
         base: str | None = None,
         mean: bool = True,
         allow_leak: bool = False,
+        tolerance: float = 0.1,
         **kwargs: Any,
     ) -> None:
         check_arguments(type(self), kwargs)
-        self.samples = whole_number("samples", samples)
+        self.samples, self.tolerance = draws_asked(samples, tolerance)
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         posterior, self.record = adapter_io.load_posterior(self.folder)
@@ -58,8 +63,8 @@ class BayesLoRA(HFLM):
         if self.backend != "causal":
             raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
-        self.engine = Engine(self.model, posterior, self.samples, self.seed, mean, autocast=self.mixed_precision_dtype)
-        self.posterior = posterior
+        self.posterior, self.mean = posterior, mean
+        self.engine = self._engine(posterior)
         self.truncated = 0
         self.leaks = leakage.LeakCheck(adapter_io.read_splits(self.folder), allow_leak)
         self.protocols = ProtocolCheck(self.record)
@@ -76,6 +81,10 @@ class BayesLoRA(HFLM):
                     f"adapter {self.adapter} does not fit base model {base!r}: give its own base"
                 ) from error
             raise
+
+    def _engine(self, posterior: Posterior) -> Engine:
+        amp = self.mixed_precision_dtype
+        return Engine(self.model, posterior, self.samples, self.seed, self.mean, autocast=amp, auto=self.tolerance)
 
     def _tell(self) -> None:
         name = (self.record or {}).get("method", {}).get("name", "plain PEFT LoRA")
@@ -97,8 +106,7 @@ class BayesLoRA(HFLM):
         kept = self.engine
         if kept.given:
             log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.posterior.kind)
-            form = self.posterior.open_form()
-            self.engine = Engine(self.model, form, self.samples, self.seed, autocast=self.mixed_precision_dtype)
+            self.engine = self._engine(self.posterior.open_form())
         try:
             yield
         finally:
@@ -129,7 +137,7 @@ class BayesLoRA(HFLM):
         if not asked:
             return {}
         scores = self._score([key[1:] for key in asked], disable_tqdm, [key[0] for key in asked])
-        averages = [self._average(scores.draws[:, k], scores.mean, k) for k in range(len(asked))]
+        averages = [self._average(scores.draws[:, k], scores.mean, k, int(n)) for k, n in enumerate(scores.taken)]
         return dict(zip(asked, zip(averages, map(bool, scores.greedy), strict=True), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
@@ -164,15 +172,16 @@ class BayesLoRA(HFLM):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
         return list(answers)
 
-    def _average(self, draws: Tensor, mean: Tensor | None, k: int) -> BMALogProb:
+    def _average(self, draws: Tensor, mean: Tensor | None, k: int, taken: int | None = None) -> BMALogProb:
         """log 1/S Σ_s exp(draws_s) that still knows its draws; the mean's own value where S = 0."""
-        at_mean = None if mean is None else float(mean[k])
-        if len(draws):
-            value = float(draws.logsumexp(0) - torch.tensor(len(draws)).double().log())
+        at_mean, drawn = None if mean is None else float(mean[k]), draws[:taken]
+        if len(drawn):
+            value = float(drawn.logsumexp(0) - torch.tensor(len(drawn)).double().log())
         else:
             assert at_mean is not None
             value = at_mean
-        return BMALogProb(value, tuple(draws.tolist()), mean=at_mean, combine=self.engine.posterior.combine)
+        terms = [*drawn.tolist(), *[None] * (len(draws) - len(drawn))]
+        return BMALogProb(value, terms, mean=at_mean, combine=self.engine.posterior.combine)
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question] | None = None) -> Scores:
         """Scores of all pairs, in their order; a question's pairs share a row or what they can (`logits_cache`).
@@ -185,14 +194,15 @@ class BayesLoRA(HFLM):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
             alone = () if self.logits_cache else (-1 - k,)
-            key = questions[k] if questions and (self.engine.given or branch) else (*ids, *alone)
+            whole = self.engine.given or self.engine.auto or branch
+            key = questions[k] if questions and whole else (*ids, *alone)
             groups.setdefault(key, []).append(k)
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
         draws = torch.empty(1 if self.engine.given else self.engine.samples, len(pairs), dtype=torch.float64)
         mean = torch.empty(len(pairs), dtype=torch.float64)
-        greedy = torch.empty(len(pairs), dtype=torch.bool)
+        greedy, taken = torch.empty(len(pairs), dtype=torch.bool), torch.empty(len(pairs), dtype=torch.long)
         bar = tqdm(total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0)
         has_mean = True
         for start in range(0, len(rows), size):
@@ -200,12 +210,12 @@ class BayesLoRA(HFLM):
             index = torch.tensor([k for members in part for k in members])
             batch = make_rows([[pairs[k] for k in members] for members in part], self.max_length, branch=branch)
             found = self.engine.score(batch)
-            draws[:, index], greedy[index] = found.draws, found.greedy
+            draws[:, index], greedy[index], taken[index] = found.draws, found.greedy, found.taken
             has_mean = found.mean is not None
             mean[index] = found.mean if found.mean is not None else torch.nan
             bar.update(len(index))
         bar.close()
-        return Scores(draws, mean if has_mean else None, greedy)
+        return Scores(draws, mean if has_mean else None, greedy, taken)
 
     def _rows_per_batch(self, pairs: Sequence[Pair], rows: list[list[int]]) -> int:
         if self.batch_size != "auto":
@@ -244,7 +254,7 @@ class BayesLoRA(HFLM):
     def fingerprint(self) -> str:
         """What a cached answer depends on."""
         parts = [adapter_io.content_hash(self.folder), self.base_name, self.engine.samples, self.seed]
-        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype)])
+        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance])
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
@@ -276,7 +286,8 @@ class BayesLoRA(HFLM):
             "adapter": self.adapter,
             "adapter_hash": adapter_io.content_hash(self.folder),
             "base": self.base_name,
-            "samples_asked": self.samples,
+            "samples_asked": "auto" if self.tolerance else self.samples,
+            "tolerance": self.tolerance,
             "samples": self.engine.samples,
             "functions": self.engine.count,
             "combine": self.posterior.combine,

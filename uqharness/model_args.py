@@ -18,6 +18,7 @@ _LOADING = (
     "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
     "variant token cache_dir local_files_only max_memory use_kernels"
 ).split()
+AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
 _INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
 
@@ -38,6 +39,15 @@ def whole_number(name: str, value: object) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
         raise InputError(f"{name}={value!r}: a whole number of at least 0 is needed")
     return int(value)
+
+
+def draws_asked(samples: object, tolerance: float | str) -> tuple[int, float | None]:
+    """(how many draws at most, how far an average may still move where draws stop by themselves)."""
+    if samples != "auto":
+        return whole_number("samples", samples), None
+    if not 0 < float(tolerance) < 1:
+        raise InputError(f"tolerance={tolerance}: a probability between 0 and 1 is needed")
+    return AUTO_DRAWS, float(tolerance)
 
 
 def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:

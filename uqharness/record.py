@@ -29,19 +29,20 @@ RULES = ("probs", "logits", "given")
 class BMALogProb(float):
     """log (1/S) sum_s p_s: a plain float for lm-eval, with its S terms for us.
 
-    `draws[s]` is the log-likelihood under draw s, `mean` the one under the posterior mean (None: not
-    computed), `combine` how the posterior combines its draws.  Without draws the value is the mean's.
+    `draws[s]` is the log-likelihood under draw s (None: samples=auto did not take it), `mean` the one under
+    the posterior mean (None: not computed), `combine` how the posterior combines its draws.  Without draws
+    the value is the mean's.
     """
 
     __slots__ = ("draws", "mean", "combine")
-    draws: tuple[float, ...]
+    draws: tuple[float | None, ...]
     mean: float | None
     combine: str
 
-    def __new__(cls, value: float, draws: Sequence[float], mean: float | None = None,
+    def __new__(cls, value: float, draws: Sequence[float | None], mean: float | None = None,
                 combine: str = "probs") -> BMALogProb:
         self = super().__new__(cls, value)
-        self.draws = tuple(float(draw) for draw in draws)
+        self.draws = tuple(None if draw is None else float(draw) for draw in draws)
         self.mean = None if mean is None else float(mean)
         if combine not in RULES:
             raise InputError(f"combine={combine!r} is not a rule for draws; use one of {', '.join(RULES)}")
@@ -57,6 +58,8 @@ class PackedRecord(dict):
 
     def summary(self) -> str:
         draws = f"{self['draws']} draw" + "s" * (self["draws"] != 1) if self["draws"] else "mean only"
+        if (used := self.get("mean_taken", self["draws"])) != self["draws"]:
+            draws = f"{used:.1f} draws on average (at most {self['draws']})"
         return f"{self['items']} items, {draws}{' + mean' if self['has_mean'] and self['draws'] else ''}"
 
     def __format__(self, spec: str) -> str:
@@ -67,7 +70,7 @@ class PackedRecord(dict):
 class Record:
     """One task's answers in full; `logp[0]` is the posterior mean's row (NaN where it was not computed)."""
 
-    logp: np.ndarray         # [S + 1, D, C] float32, NaN beyond a question's own choices
+    logp: np.ndarray         # [S + 1, D, C] float32, NaN beyond a question's own choices and draws (`taken`)
     gold: np.ndarray         # [D]
     choices: np.ndarray      # [D] number of choices of each question
     ids: np.ndarray          # [D] position in the evaluated split
@@ -88,11 +91,19 @@ class Record:
         return int(self.logp.shape[0]) - 1
 
     @property
+    def taken(self) -> np.ndarray:
+        """[D] how many draws each question has: S, or with samples=auto what was enough for it."""
+        return np.asarray((~np.isnan(self.logp[1:, :, 0])).sum(0))
+
+    @property
     def choice_counts(self) -> dict[str, int]:
         return count_choices(self.choices)
 
     def rows(self, draws: int | None = None) -> np.ndarray:
-        """Log-likelihoods `[n, D, C]` of the first n draws (None: all there are; 0: the posterior mean)."""
+        """Log-likelihoods `[n, D, C]` of the first n draws (None: all there are; 0: the posterior mean).
+
+        With samples=auto these are n draws at most: NaN where a question had enough before.
+        """
         wanted = self.draws if draws is None else draws
         if not 0 <= wanted <= self.draws:
             raise InputError(f"draws={wanted} of {self.task or 'this record'}: it holds {self.draws}; "
@@ -120,7 +131,7 @@ def count_choices(choices: Sequence[int] | np.ndarray) -> dict[str, int]:
 
 
 def item_rows(scores: Sequence[float]) -> tuple[list[list[float] | None], str]:
-    """One question's choices as rows, the mean's first (None: none), then each draw's; and their rule."""
+    """One question's choices as rows, the mean's first, then each draw's (None: not computed); and their rule."""
     rules = {getattr(score, "combine", "probs") for score in scores}
     lengths = {len(score.draws) if isinstance(score, BMALogProb) else 1 for score in scores}
     if len(rules) != 1 or len(lengths) != 1:
@@ -130,13 +141,15 @@ def item_rows(scores: Sequence[float]) -> tuple[list[list[float] | None], str]:
     means = [score.mean if isinstance(score, BMALogProb) else None for score in scores]
     if lengths == {0}:  # samples=0: the value itself is the mean's
         means = [float(score) for score in scores]
+    if any((draw is None) != (other is None) for row in zip(*draws, strict=True) for draw in row for other in row[:1]):
+        raise RunError("the choices of one question have other draws: a cache of another run? Give no --use_cache")
     mean = None if any(value is None for value in means) else means
     return [_single(mean), *(_single(row) for row in zip(*draws, strict=True))], rules.pop()
 
 
 def _single(row: Sequence[Any] | None) -> list[float] | None:
     """Rounded to float32 before anything is computed, so that the record gives the same numbers again."""
-    return None if row is None else [float(np.float32(value)) for value in row]
+    return None if row is None or row[0] is None else [float(np.float32(value)) for value in row]
 
 
 def pack(items: Sequence[Mapping[str, Any]], *, task: str = "", protocol: Mapping[str, Any] | None = None,
@@ -150,11 +163,13 @@ def pack(items: Sequence[Mapping[str, Any]], *, task: str = "", protocol: Mappin
     if len(sizes) != 1 or len(rules) != 1:
         raise RunError(f"{task or 'record'}: items with {sorted(size - 1 for size in sizes)} draws and the "
                        f"rules {sorted(rules)} in one result: they are of different runs; use no old cache")
-    choices = [len(item["logp"][-1]) for item in items]
+    choices = [len(next(row for row in item["logp"][::-1] if row is not None)) for item in items]
     has_mean = all(item["logp"][0] is not None for item in items)
     logp = np.full((sizes.pop(), len(items), max(choices)), np.nan, dtype="<f4")  # [S + 1, D, C]
     for d, item in enumerate(items):
         for s, row in enumerate(item["logp"]):
+            if row is not None and np.isnan(row).any():  # in the record it would mean "not computed"
+                raise RunError(f"{task or 'record'}: item {item['id']} was answered with NaN; look at the adapter")
             if row is not None and (s or has_mean):
                 logp[s, d, :choices[d]] = row
     protocol = dict(protocol or {})
@@ -168,6 +183,7 @@ def pack(items: Sequence[Mapping[str, Any]], *, task: str = "", protocol: Mappin
 def encode(record: Record) -> PackedRecord:
     return PackedRecord(
         schema=SCHEMA, task=record.task, items=record.items, draws=record.draws, has_mean=record.has_mean,
+        mean_taken=float(record.taken.mean()),
         combine=record.combine, choice_counts=record.choice_counts, train_dropped=record.train_dropped,
         logp=_write(record.logp, "<f4"), gold=_write(record.gold, "<u2"),
         choices=_write(record.choices, "<u2"), ids=_write(record.ids, "<u4"),
@@ -206,7 +222,10 @@ def check(record: Record, error: type[InputError] | type[RunError]) -> None:
     task, where = record.task or "record", np.arange(record.logp.shape[2])[None, :]  # [1, C]
     inside = where < record.choices[:, None]                                         # [D, C]
     rows = record.logp if record.has_mean else record.logp[1:]
-    bad = np.argwhere(inside & ~(rows < np.inf))                                      # NaN and +inf alike
+    left_out = np.isnan(record.logp).all(-1) & (np.arange(len(record.logp)) > 1)[:, None]  # [S + 1, D]
+    gaps = (left_out[:-1] & ~left_out[1:]).any()
+    used = ~left_out[len(record.logp) - len(rows):, :, None]
+    bad = np.argwhere(inside & used & ~(rows < np.inf))                               # NaN and +inf alike
     impossible = np.argwhere(np.isneginf(np.where(inside, rows, -np.inf)).all(-1))
     if not record.items:
         raise error(f"{task}: no items; evaluate again")
@@ -214,6 +233,8 @@ def check(record: Record, error: type[InputError] | type[RunError]) -> None:
         raise error(f"{task}: unknown rule {record.combine!r}; this version knows {', '.join(RULES)}")
     if not len(rows):
         raise error(f"{task}: neither a draw nor the mean's row; evaluate again")
+    if gaps:
+        raise error(f"{task}: a question has a draw after one that was not taken; evaluate again")
     if len(bad):
         raise error(f"{task}: item {record.ids[bad[0][1]]} has the log-likelihood "
                     f"{rows[tuple(bad[0])]} for choice {bad[0][2]}; look for NaN in the adapter or the base")

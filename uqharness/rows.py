@@ -46,6 +46,18 @@ class Rows:
     def to(self, device: torch.device | str) -> Rows:
         return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
+    def take(self, kept: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """Only these questions (`[Q]` bool), and which continuations `[K]` and read places `[U]` that leaves."""
+        slots, inputs = kept[self.question], kept[self.example]
+        places, reads = inputs[self.row], slots[self.slot]
+        q, r, u, k = (keep.cumsum(0) - 1 for keep in (kept, inputs, places, slots))  # new numbers
+        rows = Rows(
+            self.input_ids[inputs], r[self.row[places]], self.pos[places], u[self.at[reads]], self.token[reads],
+            k[self.slot[reads]], q[self.question[slots]], self.choice[slots], q[self.example[inputs]],
+            self.depth[inputs], self.last[inputs],
+        )  # fmt: skip
+        return rows, slots, places
+
     @property
     def examples(self) -> dict[int, Tensor]:
         """Number of rows -> example of each, inside the model (R rows) and at its head (U rows)."""

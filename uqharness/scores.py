@@ -33,12 +33,14 @@ def pad(rows: Sequence[ArrayLike]) -> Floats:
 
 
 def as_probs(probs: ArrayLike) -> Floats:
-    """Checked float64 [D, C] (or [S, D, C]); one line of error where it is not a set of distributions."""
+    """Checked float64 [D, C] (or [S, D, C], NaN in draws that were not taken); one line of error otherwise."""
     p = np.asarray(probs, dtype=np.float64)
     if p.ndim not in (2, 3) or p.size == 0:
         raise InputError(f"probs must be [D, C] or [S, D, C], found shape {p.shape}; use pad() for rows")
     total = np.nansum(p, axis=-1)
-    if np.isnan(p).all(axis=-1).any() or not np.allclose(total, 1.0, atol=1e-3) or np.nanmin(p) < 0:
+    if p.ndim == 3:
+        total[1:][np.isnan(p[1:]).all(axis=-1)] = 1.0
+    if not np.allclose(total, 1.0, atol=1e-3) or np.nanmin(p) < 0:
         bad = total.ravel()[np.argmax(np.abs(total.ravel() - 1.0))]
         raise InputError(f"rows of probs must be distributions, found a sum of {bad:.6g}; apply a softmax")
     return p
@@ -174,15 +176,26 @@ def predictive_entropy(probs: ArrayLike, normalised: bool = False) -> Floats:
     return _entropy(as_probs(probs), normalised)
 
 
+def over_draws(values: Floats) -> Floats:
+    """The mean over the draws that were taken, [...] from [S, ...]; NaN stands for the others."""
+    return np.asarray(np.where(np.isnan(values), 0.0, values).sum(0) / np.maximum((~np.isnan(values)).sum(0), 1))
+
+
+def _mean_probs(p: Floats) -> Floats:
+    """mean_s p_s, [D, C] from [S, D, C]; NaN where a question has no such choice."""
+    return np.where(np.isnan(p[0]), np.nan, over_draws(p))
+
+
 def expected_entropy(draw_probs: ArrayLike, normalised: bool = False) -> Floats:
     """Mean over draws of each draw's entropy, [D] from [S, D, C] (aleatoric part; Depeweg et al. 2018)."""
-    return np.asarray(_entropy(_draws(draw_probs), normalised).mean(axis=0))
+    p = _draws(draw_probs)
+    return over_draws(np.where(np.isnan(p).all(-1), np.nan, _entropy(p, normalised)))
 
 
 def mutual_information(draw_probs: ArrayLike, normalised: bool = False) -> Floats:
     """H[mean_s p_s] - mean_s H[p_s], [D] from [S, D, C], rounding clipped at 0 (Houlsby et al. 2011)."""
     p = _draws(draw_probs)
-    gain = np.maximum(_entropy(p.mean(axis=0), False) - _entropy(p, False).mean(axis=0), 0.0)
+    gain = np.maximum(_entropy(_mean_probs(p), False) - expected_entropy(p), 0.0)
     gain = np.where((p == p[:1]).all(axis=(0,), where=~np.isnan(p)).all(axis=-1), 0.0, gain)
     return _per_log_choices(gain, p[0]) if normalised else np.asarray(gain)
 
@@ -205,11 +218,19 @@ def log_softmax(logp: ArrayLike) -> Floats:
 
 
 def softmax_draws(logp: ArrayLike) -> Floats:
-    """Softmax over the choices of each draw, [S, D, C]; all draws must have the same choices."""
+    """Softmax over the choices of each draw, [S, D, C]; all draws that were taken must have the same choices."""
+    return np.exp(_log_softmax_draws(logp))
+
+
+def _log_softmax_draws(logp: ArrayLike) -> Floats:
     x = np.asarray(logp, dtype=np.float64)
-    if x.ndim != 3 or (np.isnan(x) != np.isnan(x[:1])).any():
+    present: Bools = np.asarray(~np.isnan(x))
+    taken: Bools = np.asarray(present.any(axis=-1))
+    if x.ndim != 3 or not taken[:1].all() or (present != present[:1])[taken].any():
         raise InputError(f"logp must be [S, D, C], same choices per draw, found shape {x.shape}; use pad()")
-    return np.asarray(np.exp(log_softmax(x)))
+    out = np.full(x.shape, np.nan)
+    out[taken] = log_softmax(x[taken])
+    return out
 
 
 def combine_draws(logp: ArrayLike, rule: str = "probs") -> Floats:
@@ -219,13 +240,13 @@ def combine_draws(logp: ArrayLike, rule: str = "probs") -> Floats:
     logits: softmax_c(mean_s log_softmax_c(logp_s)); a constant per draw cancels, so raw logits give the same.
     given:  softmax_c(logp_0), the posterior has already combined its draws into this one row.
     """
-    draws = softmax_draws(logp)
+    draws = _log_softmax_draws(logp)
     if rule == "probs":
-        return np.asarray(draws.mean(axis=0))
+        return _mean_probs(np.exp(draws))
     if rule == "logits":
-        return np.asarray(np.exp(log_softmax(log_softmax(logp).mean(axis=0))))
+        return np.asarray(np.exp(log_softmax(_mean_probs(draws))))
     if rule == "given" and len(draws) == 1:
-        return np.asarray(draws[0])
+        return np.asarray(np.exp(draws[0]))
     found = f"rule {rule!r} with {len(draws)} draws"
     raise InputError(f"cannot combine, found {found}; use 'probs', 'logits', or 'given' with one row")
 

@@ -36,11 +36,11 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
     used = [rows[1:] or rows[:1] for rows, _ in parsed]
     logp = np.full((len(used[0]), len(used), max(map(len, scores))), np.nan)  # [S, D, C]
     for d, rows in enumerate(used):
-        block = np.array(rows)
+        block = np.array([row for row in rows if row is not None])
         if not (block < np.inf).all() or np.isneginf(block).all(-1).any():
             raise RunError(f"{names[d]} was answered with the log-likelihoods {rows}; "
                            "look for NaN in the adapter or the base")
-        logp[:, d, :block.shape[1]] = block
+        logp[:len(block), d, :block.shape[1]] = block
     rule = parsed[0][1]
     probs, draws = combine_draws(logp, rule), softmax_draws(logp)
     columns: dict[str, list[float]] = {}

@@ -128,6 +128,32 @@ def test_the_result_with_most_draws_then_the_latest_counts_and_the_table_says_so
     assert any("3 results" in note and kept.name in note for note in found.notes)
 
 
+def test_what_samples_auto_took_is_shown_instead_of_n(tmp_path: Path) -> None:
+    runs = []
+    for seed, taken in ((0, 2), (1, 3)):  # of 4 draws, for all but the first item
+        (run,) = read_results(result(tmp_path, seed=seed, numbers=seed))
+        logp = run.record.logp.copy()
+        logp[taken + 1 :, 1:] = np.nan
+        runs.append(dataclasses.replace(run, record=dataclasses.replace(run.record, logp=logp)))
+    (found,) = table.build(runs, ("nll", "mutual_information"))
+    items = runs[0].record.items
+    wanted = 2.5 + 1.5 / items
+    assert found.auto == {0: pytest.approx(wanted)}
+    assert f"| NLL ↓ | BLoB | auto ({wanted:.1f}) | 2 |" in table_formats.markdown([found])
+    assert any("samples=auto" in note and "4 at most" in note for note in found.notes)
+    losses = []
+    for run, taken in zip(runs, (2, 3), strict=True):
+        draws = [(4 if d == 0 else taken, d) for d in range(items)]
+        rows = [np.exp(run.record.logp[1 : n + 1, d].astype(float)) for n, d in draws]
+        probs = [(row / np.nansum(row, 1, keepdims=True)).mean(0) for row in rows]
+        losses.append(-np.mean([np.log(p[gold]) for p, gold in zip(probs, run.record.gold, strict=True)]))
+    assert found.cells["nll", 0, 0].mean == pytest.approx(np.mean(losses), abs=1e-6)
+    assert found.cells["mutual_information", 0, 0].mean > 0
+    full = read_results(tmp_path)  # whole results count before ones of samples=auto, whatever their date
+    (found,) = table.build([*full, *(dataclasses.replace(run, date=9e9) for run in runs)])
+    assert found.auto == {} and found.rows == [("BLoB", 4)]
+
+
 def test_columns_say_what_was_trained_on_and_differing_settings_split_rows(tmp_path: Path) -> None:
     result(tmp_path, task="openbookqa_uq", settings={"kl": 1})
     result(tmp_path, task="arc_easy_uq", trained_on="openbookqa_uq", settings={"kl": 1})
