@@ -26,7 +26,7 @@ from uqharness.lora import LoraStack
 from uqharness.posterior import Point, keyed_generator
 from uqharness.training import collate
 
-BATCH = 4
+BATCH = 8  # as in Laplace-LoRA
 
 
 def passes(shape: Shape, run: Run, rows: Rows, gold: Tensor) -> dict[str, Callable[[], Any]]:
@@ -104,8 +104,8 @@ def rows(quick: bool) -> Iterator[Row]:
         run, words = run_of(BATCH, targets), ",".join(t.split("_")[-1 if t == "lm_head" else 0] for t in targets)
         functions = passes(shape, run, batch, gold) | {"answers": predictive(shape, run, data, batch)}
         functions |= {f: factors(shape, run, data, (batch, gold), f) for f in ("exact", "mc")}
-        times = interleave(functions, 1 if quick else 25)
-        others = {} if quick else interleave(passes(shape, run, batch, gold) | peer(shape, run, batch, gold), 3)
+        times = interleave(functions, 1 if quick else 11)
+        others = {} if quick else interleave(passes(shape, run, batch, gold) | peer(shape, run, batch, gold), 2)
         seen = [
             f"laplace-torch {spread(ratio(others, f'peer {name}', to)) if f'peer {name}' in others else quoted[k]}"
             for k, (name, to) in enumerate((("fit", "both"), ("answers", "forward")))

@@ -71,7 +71,7 @@ def rows(quick: bool) -> Iterator[Row]:
     data = questions(shape, 64)
     methods = {"mle": MLE(), "blob": BLoB(), "melora": MeLoRA()}
     fits = {name: ours(method, adapter(shape, run), run, data) for name, method in methods.items()}
-    times = interleave({"plain": plain(adapter(shape, run), run, data), **fits}, 1 if quick else 15)
+    times = interleave({"plain": plain(adapter(shape, run), run, data), **fits}, 1 if quick else 11)
     peer = "bayesian-peft 1.21–1.27; paper 1.15"
     yield figure("BLoB training step / plain PEFT LoRA step", peer, 0.95, ratio(times, "blob", "plain"))
     yield figure("BLoB training step / our mle step", "", 1.05, ratio(times, "blob", "mle"))
