@@ -144,7 +144,8 @@ def side_by_side(
 def start(runs: pd.DataFrame) -> list[str]:
     """Two runs to begin with: MLE and a method with several draws on the same questions, else the first two."""
     for (_, _, _), same in runs.groupby(["task", "protocol_hash", "recipe_hash"], dropna=False, sort=False):
-        plain, several = same[same["method"] == "MLE"], same[same["draws"] > 1]
+        plain = same[same["method"] == "MLE"]
+        several = same[(same["draws"] > 1) & (same["method"] != "MLE")]
         if len(plain) and len(several):
             return [str(plain["run_id"].iloc[0]), str(several["run_id"].iloc[0])]
     first = runs[runs["task"] == runs["task"].iloc[0]]

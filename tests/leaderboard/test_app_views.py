@@ -1,0 +1,120 @@
+"""Compare, Items, Method, Run and Submit in the app without a browser: they run, and show what the pure views give."""
+
+from __future__ import annotations
+
+import json
+import re
+from html import unescape
+from pathlib import Path
+
+import pytest
+from made_results import result
+from streamlit.testing.v1 import AppTest
+
+from uqharness.leaderboard import comparison, items, run_view, shell
+from uqharness.leaderboard.aggregate import Board, build
+
+APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
+HOSTILE = "<img src=x onerror=alert(1)>"
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Board:
+    for seed in range(2):
+        for k, method in enumerate(("MLE", "BLoB")):
+            result(tmp_path, method, seed, numbers=10 * k + seed)
+            result(tmp_path, method, seed, task="boolq_uq", trained_on="arc_easy_uq", numbers=20 * k + seed)
+    result(tmp_path, HOSTILE, 0, numbers=99)
+    (tmp_path / "results_broken.json").write_text("{")
+    monkeypatch.setenv(shell.RESULTS, json.dumps([str(tmp_path)]))
+    return build([tmp_path])
+
+
+def opened(name: str, **params: str | list[str]) -> AppTest:
+    app = AppTest.from_file(str(APP), default_timeout=60)
+    for key, value in params.items():
+        app.query_params[key] = value
+    app.switch_page(f"app_pages/{name}.py").run()
+    assert not app.exception, [each.value for each in app.exception]
+    return app
+
+
+def html_of(app: AppTest) -> str:
+    return "".join(str(each.proto.body) for each in app.get("html"))
+
+
+def words(app: AppTest) -> str:
+    text = re.sub(r"<style>.*?</style>", "", html_of(app), flags=re.DOTALL)
+    return unescape(re.sub(r"<[^>]+>", " ", text))
+
+
+def run_id(board: Board, method: str, task: str = "arc_easy_uq", seed: int = 0) -> str:
+    runs = board.runs
+    kept = runs[(runs["method"] == method) & (runs["task"] == task) & (runs["seed"] == seed)]
+    return str(kept["run_id"].iloc[0])
+
+
+def test_items_shows_a_page_of_questions_and_filters_them(board: Board) -> None:
+    chosen = run_id(board, "BLoB", seed=1)
+    found = items.items(board.record(chosen), "BLoB", None, board.record(run_id(board, "MLE", seed=1)))
+    app = opened("items", run=chosen, show="broken", sort="confidence", size="5")
+    wanted = items.select(found, "broken", "confidence")["id"].tolist()
+    assert re.findall(r"Question (\d+)", words(app)) == [str(i) for i in wanted[:5]]
+    assert f"{len(wanted)} of 40 questions" in app.caption[1].value and "--log_samples" in app.caption[1].value
+    app.selectbox(key="items.show").set_value("all").run()
+    assert not app.exception and len(re.findall(r"Question \d+", words(app))) == 5
+    assert app.query_params["size"] in ("5", ["5"]) and "show" not in app.query_params
+
+
+def test_items_moves_to_the_same_method_and_seed_of_another_data_set(board: Board) -> None:
+    app = opened("items", run=run_id(board, "BLoB", seed=1))
+    app.selectbox(key="items.task").set_value("boolq_uq").run()
+    assert app.selectbox(key="items.run").value == run_id(board, "BLoB", "boolq_uq", 1)
+    app.selectbox(key="items.row").set_value("MLE").run()
+    assert app.selectbox(key="items.run").value == run_id(board, "MLE", "boolq_uq", 1)
+
+
+def test_compare_tests_the_runs_of_the_link(board: Board) -> None:
+    ids = [run_id(board, "MLE"), run_id(board, "BLoB")]
+    app = opened("compare", run=ids)
+    expected = comparison.shown_tests(comparison.tests(["MLE", "BLoB"], [board.record(i) for i in ids]))
+    for row in expected.to_dict("records"):
+        assert row["Difference"] in words(app) and row["95 % interval"] in words(app)
+    app.multiselect(key="compare.run").set_value(ids[:1]).run()
+    assert not app.exception and "at least two" in app.info[0].value
+    app.selectbox(key="compare.task").set_value("boolq_uq").run()
+    assert app.multiselect(key="compare.run").value == [run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")]
+
+
+def test_run_shows_numbers_commands_and_the_record(board: Board) -> None:
+    chosen = run_id(board, "BLoB")
+    app = opened("run", run=chosen)
+    _, rows = run_view.numbers(board, board.run(chosen), board.record(chosen))
+    assert all(row[2] in words(app) for row in rows)
+    assert any("uqharness train blob" in block.value for block in app.code)
+    assert json.loads(app.json[0].value)["method"]["name"] == "blob"
+
+
+def test_method_lists_its_runs_and_what_papers_report(board: Board) -> None:
+    app = opened("method", method="BLoB")
+    assert run_id(board, "BLoB", seed=1) in words(app) and "69.07 ± 0.34" in words(app)
+    assert app.subheader[0].value == "Bayesian LoRA by backpropagation"
+    app.selectbox(key="method.method").set_value(HOSTILE).run()
+    assert not app.exception and HOSTILE in words(app) and HOSTILE not in html_of(app)
+
+
+def test_problems_are_listed_with_their_reason(board: Board) -> None:
+    app = opened("problems")
+    assert "results_broken.json" in words(app) and "not JSON" in words(app)
+    assert any("submit --dry-run" in block.value for block in app.code)
+
+
+@pytest.mark.parametrize("page", ["items", "compare", "run", "method", "problems"])
+def test_a_stale_link_is_followed_with_a_note_and_no_results_are_no_error(
+    board: Board, page: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    app = opened(page, run="0123456789abcdef", method="gone", page="x", other=HOSTILE)
+    assert app.info and "link" in app.info[0].value
+    (tmp_path / "none").mkdir()
+    monkeypatch.setenv(shell.RESULTS, json.dumps([str(tmp_path / "none")]))
+    opened(page)
