@@ -42,7 +42,7 @@ CSS = """<style>
 .uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
 .uq.words td, .uq.words thead th { text-align: left; } .uq.words td { white-space: normal; overflow-wrap: anywhere; }
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
-.uq .floor { display: block; }
+.uq .floor { display: block; } .uq.spread .floor { padding-right: 1.2em; } .uq.spread.ranked .floor { padding-right: 4em; }
 .uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
 .uq .sd:empty, .uq .rank:empty { margin: 0; } .uq.spread .sd { min-width: 4em; } .uq.ranked .rank { min-width: 1.9em; }
 .uq.spread .sd:empty, .uq.ranked .rank:empty { margin-left: .4em; }
@@ -77,7 +77,7 @@ def papers_view(
         present = [i for i in range(len(table.rows)) if any((metric, i, j) in table.cells for j, _ in _columns(table))]
         if present:
             rows = [_row(table, metric, i, ranks.get(metric, {}), link, measured, ranked) for i in present]
-            body.append(f"<tbody>{_block(metric, width)}{''.join(rows)}</tbody>")
+            body.append(f"<tbody>{_block(metric, width, measured)}{''.join(rows)}</tbody>")
     return (
         f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="{kind}">'
         f"<caption>{escape(caption)}</caption><thead><tr>"
@@ -136,8 +136,10 @@ def _heading(column: Column) -> str:
     return f'<th scope="col" title="{escape(title)}">{escape(column.task)}{below}</th>'
 
 
-def _block(metric: str, width: int) -> str:
+def _block(metric: str, width: int, measured: bool) -> str:
     meaning = MEANING.get(metric, "")
+    if metric == "ece" and not measured:
+        meaning = "gap between confidence and accuracy, %; not marked, as papers print no floor"
     label = f"{escape(METRICS[metric].label + arrow(metric))}"
     rest = f'<th colspan="{width}" style="text-align:left"><small>{escape(meaning)}</small></th>'
     return f'<tr class="block"><th scope="rowgroup">{label}</th>{rest}</tr>'
@@ -178,8 +180,8 @@ def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, d
         value = f'<b class="best">{value}</b><span class="hidden"> best</span>'
     elif cell.rank == 2:
         value = f'<u>{value}</u><span class="hidden"> second</span>'
-    value += "†" * cell.leaked + "‡" * cell.suspect
-    spread = "" if cell.std is None else f"± {number(cell.std, metric)}"
+    mark = "†" * cell.leaked + "‡" * cell.suspect
+    spread = mark + ("" if cell.std is None else f" ± {number(cell.std, metric)}")
     place = f'<span title="rank {rank}: {rank - 1} significantly better">#{rank}</span>' if rank else ""
     floor = "" if cell.floor is None else f'<small class="floor">floor {number(cell.floor, metric)}</small>'
     return f'<td>{value}<span class="sd">{spread}</span><span class="rank">{place}</span>{floor}</td>'

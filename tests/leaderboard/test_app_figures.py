@@ -1,0 +1,63 @@
+"""Pages of figures: each draws, keeps its view in the URL, and says where there is nothing to draw."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+
+PAGES = {"calibration": 2, "uncertainty": 1, "draws": 3, "cost": 1}
+
+
+def figures(app: Any) -> list[dict[str, Any]]:
+    return [json.loads(element.proto.spec) for element in app.at.get("plotly_chart")]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_draws_and_its_default_view_has_a_clean_url(app: Any, page: str) -> None:
+    app.open(page)
+    assert len(figures(app)) == PAGES[page] and app.params == {}
+    assert "<script>" not in json.dumps(figures(app))
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_every_page_says_that_there_is_nothing(page: str, monkeypatch: pytest.MonkeyPatch, empty_app: Any) -> None:
+    from uqharness.leaderboard import publish
+
+    monkeypatch.setattr(publish, "shipped", list)
+    at = empty_app.open(page)
+    assert not figures(empty_app) and "nothing to draw" in at.info[0].value
+
+
+def test_methods_are_chosen_by_the_link_and_by_hand(app: Any) -> None:
+    app.open("calibration", row=["BLoB"], bins="10")
+    lines = [t["name"] for t in figures(app)[0]["data"] if t.get("mode") == "lines+markers"]
+    assert lines == ["BLoB"]
+    app.widget("multiselect", "Methods").set_value(["MLE", "BLoB"])
+    app.run()
+    assert app.params["row"] == ["MLE", "BLoB"] and app.params["bins"] == ["10"]
+    assert len([t for t in figures(app)[0]["data"] if t.get("mode") == "lines+markers"]) == 2
+
+
+@pytest.mark.parametrize(("figure", "traces"), [("parts", 2), ("detection", 2), ("shift", 2), ("risk", 2)])
+def test_the_figures_of_uncertainty(app: Any, figure: str, traces: int) -> None:
+    app.open("uncertainty", figure=figure, row=["MLE", "BLoB"])
+    (fig,) = figures(app)
+    assert len(fig["data"]) == traces
+    assert app.params["row"] == ["MLE", "BLoB"]
+
+
+def test_draws_start_at_the_mean_and_end_at_all(app: Any) -> None:
+    app.open("draws", metric="nll", row="BLoB")
+    band, line, mean = figures(app)[0]["data"]
+    assert line["x"] == [1, 2, 3, 4] and mean["x"] == [0] and len(band["x"]) == 8
+
+
+def test_a_page_is_left_and_found_as_it_was(app: Any) -> None:
+    app.open("draws", metric="acc")
+    app.at.query_params.clear()
+    app.open("cost")
+    app.at.query_params.clear()
+    app.open("draws")
+    assert app.params["metric"] == ["acc"] and len(figures(app)) == 1
