@@ -113,8 +113,9 @@ def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
     archives = [path for path in shown if path.endswith(publish.SUFFIX)]
     store = refresh([path for path in shown if path not in archives], cache)
     order: dict[str, str] = {}
-    problems = [{**row, "file": shown_path(row["file"])} for row in store.unread]
-    for path, (_, _, sha) in store.files.items():
+    problems = [{**row, "file": shown_path(shown[row["file"]])} for row in store.unread]
+    for path in filter(store.files.__contains__, shown):  # in the order of the files, not of their reading
+        sha = store.files[path][2]
         if order.setdefault(sha, path) != path:
             reason = f"the same content as {shown_path(shown[order[sha]])}"
             problems.append(problem(shown_path(shown[path]), "duplicate", reason))

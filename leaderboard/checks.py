@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from uqharness.errors import InputError
+from uqharness.leaderboard.table_sources import mapping
 from uqharness.results import Run, digest
 
 MAX_NAME = 300
@@ -31,7 +32,7 @@ def refuse(run: Run) -> None:
         raise InputError(f"a log-likelihood of {np.nanmax(record.logp):.6g}: no probability is above 1")
     if record.task not in ("", run.task):
         raise InputError(f"the record is of the task {plain_text(record.task, 60)}")
-    rule = (run.config.get("uqharness") or {}).get("combine", record.combine)
+    rule = mapping(run.config, "uqharness").get("combine", record.combine)
     if rule != record.combine:
         raise InputError(f"the model combines draws by {plain_text(repr(rule), 20)}, the record by {record.combine}")
     if said.get("items", record.items) != record.items:

@@ -93,7 +93,7 @@ def refresh(paths: Sequence[str], cache: Path | None) -> Store:
     for path, found in read_all(changed):
         state = states[path]
         if not found.sha256 or state is None:
-            new.unread += found.problems
+            new.unread += [{**row, "file": path} for row in found.problems]
             continue
         new.files[path] = (*state, found.sha256)
         if found.sha256 not in fresh:  # a copy of another file that is new as well

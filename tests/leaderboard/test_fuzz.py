@@ -1,0 +1,145 @@
+"""2,000 mutated result files: nothing crashes, every good file is kept as it is, every bad one is listed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_results import result
+
+from uqharness.leaderboard import table
+from uqharness.leaderboard.aggregate import Board, build
+from uqharness.metrics import METRICS, compute_all
+from uqharness.results import read_results
+
+MUTANTS = 2000
+HOSTILE: tuple[Any, ...] = (
+    None, True, 0, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", "../../../etc/passwd", "=HYPERLINK(1)",
+    "<script>alert(1)</script>", "\ud800", "\x00", "A" * 5000, [], [[]], {}, {"": None}, [1, 2, 3], "none", "2026-11-21",
+)  # fmt: skip
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
+    """The path of every value inside a JSON value."""
+    inner = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return [*([path] if path else []), *(p for key, each in inner for p in places(each, (*path, key)))]
+
+
+def parent(data: Any, path: tuple[Any, ...]) -> Any:
+    for key in path[:-1]:
+        data = data[key]
+    return data
+
+
+def replaced(data: dict[str, Any], rng: random.Random) -> str:
+    path = rng.choice(places(data))
+    parent(data, path)[path[-1]] = copy.deepcopy(rng.choice(HOSTILE))
+    return json.dumps(data)
+
+
+def removed(data: dict[str, Any], rng: random.Random) -> str:
+    path = rng.choice(places(data))
+    del parent(data, path)[path[-1]]
+    return json.dumps(data)
+
+
+def moved(data: dict[str, Any], rng: random.Random) -> str:
+    """One value in the place of another."""
+    one, other = rng.choice(places(data)), rng.choice(places(data))
+    value = copy.deepcopy(parent(data, one)[one[-1]])
+    parent(data, other)[other[-1]] = value
+    return json.dumps(data)
+
+
+def scratched(data: dict[str, Any], rng: random.Random) -> str:
+    """Letters of the file itself: mostly in its packed arrays."""
+    text = list(json.dumps(data))
+    for _ in range(rng.choice((1, 1, 5, 50))):
+        text[rng.randrange(len(text))] = chr(rng.randrange(32, 127))
+    return "".join(text)
+
+
+def cut(data: dict[str, Any], rng: random.Random) -> str:
+    text = json.dumps(data)
+    return text[: rng.randrange(len(text))]
+
+
+def several(data: dict[str, Any], rng: random.Random) -> str:
+    for _ in range(3):
+        text = rng.choice((replaced, removed))(data, rng)
+        data = json.loads(text)
+    return text
+
+
+MUTATIONS: tuple[Callable[[dict[str, Any], random.Random], str], ...] = (
+    replaced,
+    removed,
+    moved,
+    scratched,
+    cut,
+    several,
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good files at the top, mutants of them in a folder below."""
+    top = tmp_path_factory.mktemp("fuzz")
+    good = [
+        result(top, method, seed, numbers=10 * k + seed) for k, method in enumerate(("MLE", "BLoB")) for seed in (0, 1)
+    ]
+    below = top / "a"
+    below.mkdir()
+    rng = random.Random(6)
+    originals = [json.loads(path.read_text()) for path in good]
+    for k, data in enumerate(originals):  # with what else lm-eval writes
+        data["results"]["arc_easy_uq"] |= {"acc,none": build([good[k]]).values["acc"].iloc[-1], "alias": "arc"}
+        data["n-samples"] = {"arc_easy_uq": {"original": 40, "effective": 40}}
+        good[k].write_text(json.dumps(data))
+    for k in range(MUTANTS):
+        text = rng.choice(MUTATIONS)(copy.deepcopy(rng.choice(originals)), rng)
+        (below / f"results_{k}.json").write_text(text, encoding="utf-8", errors="replace")
+    return top
+
+
+@pytest.fixture(scope="module")
+def board(folder: Path) -> Board:
+    return build([folder])
+
+
+def test_good_files_are_kept_and_bad_ones_listed(folder: Path, board: Board) -> None:
+    files = {str(path) for path in folder.rglob("results_*.json")}
+    assert len(files) == MUTANTS + 4
+    shown, listed = set(board.runs["file"]), set(board.problems["file"])
+    assert shown | listed == files  # nothing disappears
+    assert (board.problems["reason"].str.len() > 10).all() and not board.problems["reason"].str.contains("\n").any()
+    kinds = board.problems["kind"].value_counts()
+    assert kinds["broken"] > 600 and kinds["mismatch"] > 10 and kinds["foreign"] > 10
+    assert {str(path) for path in folder.glob("results_*.json")} <= shown
+
+
+def test_what_is_shown_is_what_its_file_holds(board: Board) -> None:
+    """Every number of a mutant that is kept is that of its own answers, by the slow way."""
+    kept = board.runs.sample(60, random_state=1)
+    for run in kept.to_dict("records"):
+        (found,) = [r for r in read_results(run["file"]) if r.task == run["task"]]
+        slow = compute_all(found.record.rows(), found.record.gold, found.record.combine)
+        for name in METRICS:
+            value = board.number(run["run_id"], name, run["draws"])
+            assert value == pytest.approx(slow[name], abs=1e-9, nan_ok=True)
+    assert np.isfinite(board.values["nll"]).all()
+
+
+def test_tables_of_all_that_is_shown_are_built(board: Board) -> None:
+    tables = table.build(board.sources(), ["acc", "nll"], [0, 2, None])
+    rows = {name for found in tables for name, _ in found.rows}
+    assert {"MLE", "BLoB"} <= {name.split(" (")[0] for name in rows}
+    suspect = {s.run_id for s in board.sources() if s.suspect}
+    ranked = {run for found in tables for cell in found.cells.values() if cell.rank for run in cell.runs}
+    assert suspect and not suspect & ranked

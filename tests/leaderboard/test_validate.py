@@ -1,0 +1,173 @@
+"""Files that anyone can send: each kind of bad one is listed with its reason, and validate ends as it says."""
+
+from __future__ import annotations
+
+import base64
+import copy
+import json
+import os
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from made_results import answers, result
+
+from uqharness.cli import main
+from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.ingest import MAX_BYTES
+from uqharness.record import digest, pack
+from uqharness.results import RECORD
+
+TASK = "arc_easy_uq"
+KEY = f"{RECORD},none"
+Data = dict[str, Any]
+
+
+def zipped(values: Any, kind: str = "<f4") -> str:
+    return base64.b64encode(zlib.compress(np.asarray(values, dtype=kind).tobytes())).decode()
+
+
+def record(data: Data) -> Data:
+    return data["results"][TASK][KEY]
+
+
+def adapter(data: Data) -> Data:
+    return data["config"]["uqharness"]["record"]
+
+
+def protocol(data: Data, **changes: Any) -> None:
+    """Another protocol, with the hash that goes with it."""
+    packed = record(data)
+    packed["protocol"] = {**packed["protocol"], **changes}
+    packed["protocol_hash"] = digest(packed["protocol"])
+
+
+SURE = np.where(np.arange(3) == 0, 0.0, -9.0) * np.ones((5, 40, 1)) + 1.0
+BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
+    "not a record": (lambda d: d["results"][TASK].update({KEY: [1]}), "broken", "the record is a list"),
+    "schema": (lambda d: record(d).update(schema=7), "broken", "schema 7"),
+    "no answers": (lambda d: record(d).pop("logp"), "broken", "KeyError 'logp'"),
+    "NaN": (lambda d: record(d).update(logp=zipped(np.full((5, 40, 3), np.nan))), "broken", "log-likelihood nan"),
+    "infinite": (lambda d: record(d).update(logp=zipped(np.full((5, 40, 3), np.inf))), "broken", "log-likelihood inf"),
+    "above one": (lambda d: record(d).update(logp=zipped(SURE)), "broken", "no probability is above 1"),
+    "label": (lambda d: record(d).update(gold=zipped([5] * 40, "<u2")), "broken", "label 5 but 3 choices"),
+    "bomb": (lambda d: record(d).update(logp=zipped(np.zeros(3_000_000))), "broken", "5 x 40 x 3 values"),
+    "endless": (lambda d: record(d).update(draws=10**12), "broken", "is said to have"),
+    "rule": (lambda d: record(d).update(combine="given"), "broken", "4 draws under the rule 'given'"),
+    "other rule": (lambda d: d["config"]["uqharness"].update(combine="logits"), "broken", "combines draws by 'logits'"),
+    "other task": (lambda d: record(d).update(task="boolq_uq"), "broken", "of the task boolq_uq"),
+    "protocol": (lambda d: record(d)["protocol"].update(name="mine"), "broken", "protocol hash"),
+    "fewer questions": (lambda d: protocol(d, items=39), "broken", "its protocol has 39 questions, its record 40"),
+    "other questions": (lambda d: protocol(d, documents="0" * 16), "broken", "not those that its protocol"),
+    "beyond the split": (lambda d: protocol(d, rows=[0, 30]), "broken", "question number 39 of a split of 30"),
+    "own numbers": (lambda d: d["results"][TASK].update({"acc,none": 1.0}), "mismatch", "the file says acc = 1"),
+    "NaN number": (lambda d: d["results"][TASK].update({"nll,none": float("nan")}), "mismatch", "nll = nan"),
+    "own count": (lambda d: d.update({"n-samples": {TASK: {"effective": 50}}}), "mismatch", "the file says 50"),
+    "trimmed": (lambda d: d.update({"n-samples": {TASK: {"original": 50}}}), "trimmed", "40 of 50 questions"),
+    "rows left out": (lambda d: protocol(d, rows=[10, 80]), "trimmed", "40 of 70 questions"),
+    "seed": (lambda d: adapter(d)["posterior"].update(train_seed="0; DROP"), "broken", "seed is not a whole number"),
+    "method": (lambda d: adapter(d)["method"].update(label="x" * 10_000), "broken", "method is not a short text"),
+    "surrogate": (lambda d: adapter(d)["method"].update(label="\ud800"), "broken", "method is not a short text"),
+    "settings": (lambda d: adapter(d)["method"].update(settings=[1]), "broken", "settings is a list"),
+    "adapter": (lambda d: d["config"].update(uqharness="no"), "broken", "uqharness is a str"),
+    "date": (lambda d: d.update(date="yesterday"), "broken", "date is not a number"),
+    "costs": (lambda d: adapter(d).update(costs={"seconds": [1]}), "broken", "costs.seconds is not a number"),
+    "no record": (lambda d: d["results"][TASK].pop(KEY), "foreign", "no record of draws"),
+    "no results": (lambda d: d.pop("results"), "broken", 'it has no "results"'),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_file_is_listed_with_its_reason_and_the_good_one_is_kept(tmp_path: Path, name: str) -> None:
+    change, kind, reason = BAD[name]
+    good = result(tmp_path, "MLE", numbers=3)
+    data = json.loads(result(tmp_path, "BLoB", numbers=1).read_text())
+    change(data)
+    (tmp_path / "results_1.json").write_text(json.dumps(data))
+    board = build([tmp_path])
+    (problem,) = board.problems.to_dict("records")
+    assert problem["file"].endswith("results_1.json")
+    assert problem["kind"] == kind and reason in problem["reason"]
+    shown = 1 if kind in ("broken", "foreign") else 2
+    assert len(board.runs) == shown and str(good) in set(board.runs["file"])
+    errors = kind in ("broken", "mismatch")
+    assert main(["validate", str(tmp_path)]) == (1 if errors else 0)
+
+
+def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) -> None:
+    data = json.loads(result(tmp_path).read_text())
+    record(data)["logp"] = zipped(np.full((5, 40, 3), np.log(0.5)))
+    (tmp_path / "results_0.json").write_text(json.dumps(data))
+    board = build([tmp_path])
+    assert board.problems["kind"].tolist() == ["range"] and "1.5 together" in board.problems["reason"][0]
+    assert board.sources()[0].suspect == ("it holds probabilities above 1",)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "empty file"), (b"  \n", "empty file"), (b'{"results": {', "not JSON"), (b"[" * 200_000, "not JSON"),
+        (b"\xff\xfe{}", "not JSON"), (b"[]", 'no "results"'), (b'{"results": []}', 'no "results"'),
+        (b'{"results": {"a": 3}}', "no record of draws"), (b'{"a": 1' + b"0" * 9000 + b"}", "not JSON"),
+    ],
+)  # fmt: skip
+def test_files_that_are_no_results(tmp_path: Path, content: bytes, reason: str) -> None:
+    (tmp_path / "results_x.json").write_bytes(content)
+    board = build([tmp_path])
+    assert board.runs.empty and reason in board.problems["reason"][0]
+    assert main(["validate", str(tmp_path)]) == 1
+
+
+def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "results_pipe.json")  # opening it would wait for ever
+    (tmp_path / "results_loop.json").symlink_to(tmp_path / "results_loop.json")
+    (tmp_path / "results_zero.json").symlink_to("/dev/zero")
+    with (tmp_path / "results_large.json").open("wb") as file:
+        file.truncate(MAX_BYTES + 1)
+    (tmp_path / "elsewhere").symlink_to("/")  # links to folders are not followed
+    good = result(tmp_path)
+    board = build([tmp_path])
+    reasons = {Path(row["file"]).name: row["reason"] for row in board.problems.to_dict("records")}
+    assert board.runs["file"].tolist() == [str(good)]
+    assert set(reasons) == {f"results_{name}.json" for name in ("pipe", "loop", "zero", "large")}
+    assert "not a regular file" in reasons["results_pipe.json"] and "256" in reasons["results_large.json"]
+
+
+def test_one_bad_task_of_a_file_leaves_the_others(tmp_path: Path) -> None:
+    path = result(tmp_path)
+    data = json.loads(path.read_text())
+    data["results"]["boolq_uq"] = copy.deepcopy(data["results"][TASK])
+    data["results"]["../../etc_uq"] = {KEY: pack(answers(5, 1), task="../../etc_uq")}
+    path.write_text(json.dumps(data))
+    board = build([tmp_path])
+    assert set(board.runs["task"]) == {TASK, "../../etc_uq"}  # a name is text, and no path
+    (problem,) = board.problems.to_dict("records")
+    assert problem["task"] == "boolq_uq" and "of the task arc_easy_uq" in problem["reason"]
+
+
+def test_text_of_files_reaches_the_terminal_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    name = "results_\x1b[31m\n::error::x,y%.json"
+    (tmp_path / name).write_text(json.dumps({"results": {"\x1b[2J\n::stop-commands::a": {KEY: []}}}))
+    for kind in ("rich", "github", "json"):
+        assert main(["validate", str(tmp_path), "--format", kind]) == 1
+        text = capsys.readouterr().out
+        assert "\x1b" not in text and not any(line.startswith("::stop") for line in text.splitlines())
+        if kind == "github":
+            assert text.count("\n") == 2 and text.startswith("::error file=") and "x%2Cy%25.json,title=broken::" in text
+        if kind == "json":
+            assert json.loads(text)["errors"] == 1
+
+
+def test_exit_codes_and_submit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", str(tmp_path)]) == 2 and "no results_*.json below" in capsys.readouterr().err
+    assert main(["validate", str(tmp_path / "nowhere")]) == 2
+    result(tmp_path)
+    assert main(["validate", str(tmp_path)]) == 0 and "1 sound runs, 0 errors" in capsys.readouterr().out
+    assert main(["validate", str(tmp_path), "--format", "githb"]) == 2
+    assert main(["submit", "--dry-run", str(tmp_path)]) == 0 and "pull request" not in capsys.readouterr().out
+    assert main(["submit", str(tmp_path)]) == 0 and "pull request" in capsys.readouterr().out
+    (tmp_path / "results_bad.json").write_text("{")
+    assert main(["submit", str(tmp_path)]) == 1 and "pull request" not in capsys.readouterr().out
