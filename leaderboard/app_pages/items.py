@@ -5,6 +5,7 @@ from __future__ import annotations
 import streamlit as st
 
 from uqharness.leaderboard import item_html, items, pick_run, shell, texts
+from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
 
 SIZES = (5, 10, 25, 50)
@@ -30,8 +31,11 @@ fields = [
 view = shell.View("items", fields, board.snapshot)
 shell.head("Items", "What was asked, what was answered, and how much the draws disagree.", view)
 run = pick_run.pick(view, runs)
+record = shell.record(run["run_id"], shell.sources()[run["run_id"]])
 base = items.baseline(runs, run["run_id"])
 held = [n for n in most if n == "all" or (n == "0" and run["has_mean"]) or 0 < int(n) <= run["draws"]]
+if isinstance(record, Averaged):  # published without its single draws
+    held = [n for n in held if n in ("all", "0")]
 if st.session_state[view.key("samples")] not in held:
     st.session_state[view.key("samples")] = "all"
 one, two, three, four = st.columns([1, 2.4, 2, 1])
@@ -44,7 +48,6 @@ three.selectbox(
 )
 four.selectbox("Per page", SIZES, key=view.key("size"), on_change=restart)
 
-record = shell.record(run["run_id"], shell.sources()[run["run_id"]])
 plain = shell.record(base, shell.sources()[base]) if base else None
 chosen = st.session_state[view.key("samples")]
 found = items.items(record, run["row"], None if chosen == "all" else int(chosen), plain)
