@@ -35,6 +35,7 @@ class CorePosterior(Posterior):
     """A_i = C_i A with C_i = M + Ω ∘ E_i; the mean is the plain LoRA (B, M A)."""
 
     kind = "core"
+    symmetric = True
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int, parts: Mapping[str, Tensor]) -> None:
         super().__init__(mean, train_seed)

@@ -37,6 +37,7 @@ class Subspace(Posterior):
     """A_i = diag(s_i / μ) A with s_i = μ + σ ∘ z; the mean is the plain LoRA (B, A), which has diag(μ) in it."""
 
     kind = "subspace"
+    symmetric = True
 
     def __init__(self, mean: Mapping[str, Tensor], relative: Mapping[str, Tensor], train_seed: int) -> None:
         super().__init__(mean, train_seed)

@@ -40,6 +40,7 @@ class LowRank(Posterior):
     """N(mean, ½ diag(std²) + 1/(2(K−1)) D Dᵀ), D of K columns that run over all tensors."""
 
     kind = "lowrank"
+    symmetric = True
 
     def __init__(
         self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor], columns: Mapping[str, Tensor], train_seed: int

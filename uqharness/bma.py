@@ -21,7 +21,7 @@ from uqharness.auto import FIRST_LOOK, Auto
 from uqharness.errors import InputError
 from uqharness.input_noise import InputNoise, Shape, prefix_tables
 from uqharness.lora import LoraStack
-from uqharness.posterior import Posterior
+from uqharness.posterior import Posterior, antithetic
 from uqharness.rows import Pair, Rows, make_rows, model_input
 from uqharness.shortcuts import read, read_only
 
@@ -98,6 +98,7 @@ class Engine:
         tokens: int | None = None,
         autocast: torch.dtype | None = None,
         auto: float | None = None,
+        pairs: bool = False,
     ) -> None:
         self.model, self.posterior, self.autocast, self.seed = model, posterior, autocast, seed
         self.stack = LoraStack(model)
@@ -108,7 +109,8 @@ class Engine:
         self.tokens = tokens or (32768 if on_gpu else 2048)
         # A posterior that hands over its combined answer needs the mean's forward only.
         self.given = posterior.combine == "given" and self.samples > 0
-        drawn = posterior.draws(0, self.samples, seed) if self.samples and not self.given else {}
+        draw = partial(antithetic, posterior) if pairs else partial(posterior.draws, 0)
+        drawn = draw(self.samples, seed) if self.samples and not self.given else {}
         self.one_by_one = self.stack.why_one_by_one(drawn) if drawn else None
         if self.one_by_one:
             log.info("draws run one by one: %s cannot be folded into the batch", self.one_by_one)

@@ -40,6 +40,7 @@ class BayesLoRA(HFLM):
     """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean).
 
     samples="auto": for each question until the averaged probabilities move by no more than `tolerance` (`auto.py`).
+    draws="antithetic": in pairs that are mirrored at the mean.
     """
 
     def __init__(
@@ -51,10 +52,11 @@ class BayesLoRA(HFLM):
         mean: bool = True,
         allow_leak: bool = False,
         tolerance: float = 0.1,
+        draws: str = "independent",
         **kwargs: Any,
     ) -> None:
         check_arguments(type(self), kwargs)
-        self.samples, self.tolerance = draws_asked(samples, tolerance)
+        self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         posterior, self.record = adapter_io.load_posterior(self.folder)
@@ -63,7 +65,7 @@ class BayesLoRA(HFLM):
         if self.backend != "causal":
             raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
-        self.posterior, self.mean = posterior, mean
+        self.posterior, self.mean, self.draws = posterior, mean, draws
         self.engine = self._engine(posterior)
         self.truncated = 0
         self.leaks = leakage.LeakCheck(adapter_io.read_splits(self.folder), allow_leak)
@@ -83,8 +85,8 @@ class BayesLoRA(HFLM):
             raise
 
     def _engine(self, posterior: Posterior) -> Engine:
-        amp = self.mixed_precision_dtype
-        return Engine(self.model, posterior, self.samples, self.seed, self.mean, autocast=amp, auto=self.tolerance)
+        how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
+        return Engine(self.model, posterior, self.samples, self.seed, self.mean, **how)
 
     def _tell(self) -> None:
         name = (self.record or {}).get("method", {}).get("name", "plain PEFT LoRA")
@@ -175,11 +177,8 @@ class BayesLoRA(HFLM):
     def _average(self, draws: Tensor, mean: Tensor | None, k: int, taken: int | None = None) -> BMALogProb:
         """log 1/S Σ_s exp(draws_s) that still knows its draws; the mean's own value where S = 0."""
         at_mean, drawn = None if mean is None else float(mean[k]), draws[:taken]
-        if len(drawn):
-            value = float(drawn.logsumexp(0) - torch.tensor(len(drawn)).double().log())
-        else:
-            assert at_mean is not None
-            value = at_mean
+        value = float(drawn.logsumexp(0) - torch.tensor(len(drawn)).double().log()) if len(drawn) else at_mean
+        assert value is not None
         terms = [*drawn.tolist(), *[None] * (len(draws) - len(drawn))]
         return BMALogProb(value, terms, mean=at_mean, combine=self.engine.posterior.combine)
 
@@ -189,14 +188,12 @@ class BayesLoRA(HFLM):
         A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
         """
         branch = self.logits_cache and may_branch(self.model, self.max_length)
+        whole = questions if self.engine.given or self.engine.auto or branch else None
         groups: dict[tuple[object, ...], list[int]] = {}
         for k, (context, continuation) in enumerate(pairs):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
-            alone = () if self.logits_cache else (-1 - k,)
-            whole = self.engine.given or self.engine.auto or branch
-            key = questions[k] if questions and whole else (*ids, *alone)
-            groups.setdefault(key, []).append(k)
+            groups.setdefault(whole[k] if whole else ids if self.logits_cache else (-1 - k,), []).append(k)
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
@@ -221,8 +218,8 @@ class BayesLoRA(HFLM):
         if self.batch_size != "auto":
             return int(self.batch_size)
         if "auto" not in self.batch_sizes and rows:
-            longest = pairs[rows[0][0]]
-            self.batch_sizes["auto"] = self._detect_batch_size([(None, list(longest[0]), list(longest[1]))])
+            answers = [token for k in rows[0] for token in pairs[k][1]]  # they may all be in one row
+            self.batch_sizes["auto"] = self._detect_batch_size([(None, list(pairs[rows[0][0]][0]), answers)])
         return int(self.batch_sizes.get("auto", 1))
 
     # ------------------------------------------------------------------ generation
@@ -254,7 +251,7 @@ class BayesLoRA(HFLM):
     def fingerprint(self) -> str:
         """What a cached answer depends on."""
         parts = [adapter_io.content_hash(self.folder), self.base_name, self.engine.samples, self.seed]
-        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance])
+        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance, self.draws])
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
@@ -288,6 +285,7 @@ class BayesLoRA(HFLM):
             "base": self.base_name,
             "samples_asked": "auto" if self.tolerance else self.samples,
             "tolerance": self.tolerance,
+            "draws": self.draws,
             "samples": self.engine.samples,
             "functions": self.engine.count,
             "combine": self.posterior.combine,

@@ -18,6 +18,7 @@ _LOADING = (
     "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
     "variant token cache_dir local_files_only max_memory use_kernels"
 ).split()
+DRAWS = ("independent", "antithetic")
 AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
 _INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
@@ -41,8 +42,12 @@ def whole_number(name: str, value: object) -> int:
     return int(value)
 
 
-def draws_asked(samples: object, tolerance: float | str) -> tuple[int, float | None]:
+def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[int, float | None]:
     """(how many draws at most, how far an average may still move where draws stop by themselves)."""
+    if draws not in DRAWS:
+        raise InputError(f"draws={draws!r}: there are {' and '.join(DRAWS)}")
+    if draws == "antithetic" and samples == "auto":
+        raise InputError("samples=auto needs independent draws: leave draws=antithetic out or give a number")
     if samples != "auto":
         return whole_number("samples", samples), None
     if not 0 < float(tolerance) < 1:

@@ -47,6 +47,7 @@ class Posterior(ABC):
     kind: ClassVar[str]
     finite: int | None = None  # how many different draws there are; None: as many as one likes
     combine: str = "probs"  # how draws are averaged: probs | logits | given
+    symmetric: bool = False  # mean + δ and mean − δ are equally probable draws
     mean_is_member: bool = False  # the "mean" is a stand-in (an ensemble has none: its member 0)
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int) -> None:
@@ -89,6 +90,17 @@ class Posterior(ABC):
     def usable(self, samples: int) -> int:
         """How many draws `samples` asks for really give: finitely many are used at most once each."""
         return samples if self.finite is None else min(samples, self.finite)
+
+
+def antithetic(posterior: Posterior, count: int, seed: int) -> Tensors:
+    """Draws in pairs: θ_2k = mean + δ_k, θ_2k+1 = mean − δ_k, δ_k that of draw k (Hammersley and Morton 1956)."""
+    if not posterior.symmetric:
+        raise InputError(f"a {posterior.kind} posterior is not symmetric around its mean: leave draws=antithetic out")
+    found = {}
+    for name, drawn in posterior.draws(0, (count + 1) // 2, seed).items():
+        pairs = torch.stack([drawn, 2 * posterior.mean[name] - drawn], 1)  # [k, 2, ...]
+        found[name] = pairs.flatten(0, 1)[:count]
+    return found
 
 
 class Point(Posterior):
@@ -151,6 +163,7 @@ class Gaussian(Posterior):
     """Independent Gaussians: θ_i = mean + std ∘ E_i, E_i ~ N(0, I). Tensors without a std are the mean."""
 
     kind = "gaussian"
+    symmetric = True
 
     def __init__(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor], train_seed: int) -> None:
         super().__init__(mean, train_seed)

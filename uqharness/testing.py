@@ -129,6 +129,10 @@ def check_draws(posterior: Posterior) -> None:
     if posterior.finite is None and whole:
         other = posterior.draws(0, count, 4)
         assert any(not torch.equal(whole[name], other[name]) for name in whole), "the seed changes no draw"
+    if posterior.symmetric:
+        for name, tensor in posterior.draws(0, 64, 5).items():
+            off = (tensor.mean(0) - posterior.mean[name]).abs()
+            assert bool((off <= tensor.std(0) + 1e-5).all()), f"draws of {name} do not lie around the mean"
 
 
 def check_saved(
