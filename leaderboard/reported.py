@@ -1,4 +1,4 @@
-"""Numbers that papers report, as they print them: `reported/*.csv`, a paper and a table for every row.
+"""Numbers that papers report, as they print them: `papers/*.csv`, a paper and a table for every row.
 
 They are shown beside measured results, marked, and never averaged or ranked with them: budgets, prompts, bases and
 ways of averaging differ between papers (footnotes). `status`: ok, failed (starred in its paper), suspect (the paper
@@ -44,7 +44,7 @@ def load() -> pd.DataFrame:
 
 
 def _read(name: str) -> Iterator[dict[str, str]]:
-    text = (files("uqharness.leaderboard") / "reported" / name).read_text(encoding="utf-8")
+    text = (files("uqharness.leaderboard") / "papers" / name).read_text(encoding="utf-8")
     yield from csv.DictReader(text.splitlines())
 
 

@@ -192,11 +192,14 @@ def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
     values = {seed: source.number(metric, draws) for seed, source in sorted(found.items())}
     spread = deviation(values.values()) if len(values) > 1 else None
     floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
-    marks = [any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")]
+    leaked, reference, suspect = (
+        any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")
+    )
     twin = COMPARED_BY.get(metric)
     compared = mean([source.number(twin, draws) for source in found.values()]) if twin else None
     runs = tuple(source.run_id for _, source in sorted(found.items()))
-    return Cell(values, mean(values.values()), spread, mean(floors) if floors else None, None, *marks, compared, runs)
+    floor = mean(floors) if floors else None
+    return Cell(values, mean(values.values()), spread, floor, None, leaked, reference, suspect, compared, runs)
 
 
 def mean(values: Collection[float]) -> float:

@@ -11,7 +11,7 @@ import pytest
 from uqharness.leaderboard import reported
 from uqharness.leaderboard.aggregate import build
 
-FOLDER = Path(str(reported.__file__)).parent / "reported"
+FOLDER = Path(str(reported.__file__)).parent / "papers"
 
 
 def printed(name: str) -> list[dict[str, str]]:
