@@ -5,15 +5,19 @@ N = 10 runs eleven functions where the mean's own row is asked for, as it is by 
 
 from __future__ import annotations
 
+import math
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
+from lm_eval.tasks import TaskManager
 from peft import PeftModel
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -22,13 +26,15 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.setting import Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, peak_bytes, ratio, spread
-from uqharness import adapter_io
+from uqharness import adapter_io, cli
 from uqharness.bma import Engine, make_rows
 from uqharness.data import ChoiceData
 from uqharness.lora import LoraStack
 from uqharness.model import BayesLoRA
 from uqharness.posterior import Gaussian
+from uqharness.results import Run, read_results
 
+TOY = ["toyworld_uq", "toyworld_near_uq", "toyworld_far_uq"]
 PEER = "bayesian-peft 11.2–11.6, without a mean"
 
 
@@ -106,6 +112,32 @@ def memory(shape: Shape) -> float:
     return ten / one
 
 
+def answered(adapter: Path, samples: int | str, limit: int | None) -> list[Run]:
+    """The three test sets of the toy world."""
+    model = BayesLoRA(adapter=str(adapter), samples=samples, mean=False, batch_size=50, device="cpu")
+    manager = TaskManager(include_path=str(files("uqharness.tasks")), include_defaults=False)
+    found = simple_evaluate(model, tasks=TOY, task_manager=manager, limit=limit, bootstrap_iters=0)
+    return read_results({"results": found["results"]})
+
+
+def automatic(quick: bool) -> Row:
+    """Draws of samples=auto per question; not a number where its NLL is more than 1 % from that of N = 10."""
+    with tempfile.TemporaryDirectory() as folder:
+        steps = ["--steps", "10" if quick else "800", "--lr", "3e-3", "--batch-size", "8", "--set", "kl_lr=0.02"]
+        where = ["--base", "toyworld", "--task", "toyworld_uq", "--out", f"{folder}/blob", "--device", "cpu"]
+        if cli.main(["train", "blob", *where, *steps, "--target-modules", "q_proj", "v_proj"]):
+            raise RuntimeError("the adapter for samples=auto could not be trained")
+        ten, auto = (answered(Path(folder) / "blob", samples, 20 if quick else None) for samples in (10, "auto"))
+    losses = [sum(run.metrics()["nll"] * run.record.items for run in runs) for runs in (ten, auto)]
+    items = [run.record.items for run in ten]
+    taken = [float(run.record.taken.mean()) for run in auto]
+    mean = sum(t * n for t, n in zip(taken, items, strict=True)) / sum(items)
+    change = losses[1] / losses[0] - 1
+    value = mean if abs(change) <= 0.01 else math.nan
+    name = f"samples=auto: draws per question, BLoB on {sum(items):,} toy questions, NLL within 1 % of N = 10"
+    return Row(name, f"10; NLL of auto {100 * change:+.2f} %", 5.0, value, min(taken), max(taken), value <= 5.0)
+
+
 def rows(quick: bool) -> Iterator[Row]:
     shape, rounds = Shape.of(quick), 1 if quick else 15
     for batch, goal in ((8, 6.5), (1, 5.5)):
@@ -121,3 +153,4 @@ def rows(quick: bool) -> Iterator[Row]:
     name = "stock multi-token choices (4 of 8 tokens), N = 1 / `lm_eval --model hf`"
     yield figure(name, "1", 0.45, ratio(times, "ours", "hf"))
     yield figure("peak memory of an evaluation, N = 10 / N = 1", "", 1.15, [memory(shape)])
+    yield automatic(quick)
