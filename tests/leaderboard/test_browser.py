@@ -1,0 +1,313 @@
+"""The leaderboard in a real browser: what a reader sees, clicks, links to and takes away.
+
+Needs playwright and a chromium of the system (Debian's); no browser is downloaded. One server for all tests.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import pytest
+from made_results import PROTOCOL, answers, result
+
+from uqharness import cli, toyworld
+from uqharness.commands.leaderboard import command, environment
+from uqharness.leaderboard import site
+from uqharness.leaderboard.aggregate import Board, build
+from uqharness.leaderboard.table_formats import number
+from uqharness.record import digest, pack
+from uqharness.results import RECORD
+
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+playwright = pytest.importorskip(
+    "playwright.sync_api", reason="playwright is not installed: pip install uqharness[dev]"
+)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium"),
+]
+HOSTILE = "<img src=x onerror=alert(1)><b>BOLD</b>=1+1"
+PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
+PATIENCE = 60_000  # ms; a loaded machine is slow
+
+
+def toyworld_result(folder: Path, method: str, seed: int, numbers: int) -> None:
+    """A result whose questions are the embedded world's, so that their texts are known."""
+    path = result(folder, method, seed, "toyworld_uq", numbers=numbers)
+    rows = toyworld.questions("toyworld", "test")[:40]
+    made = answers(numbers, 4)
+    for item, row in zip(made, rows, strict=True):
+        width = len(row["choices"])
+        logp = [(draw * 2)[:width] for draw in item["logp"]]
+        item |= {"logp": [[x - 3.0 for x in draw] for draw in logp], "gold": row["gold"], "doc_hash": digest(row)}
+    data = json.loads(path.read_text())
+    data["results"]["toyworld_uq"][f"{RECORD},none"] = pack(made, task="toyworld_uq", protocol=PROTOCOL)
+    path.write_text(json.dumps(data))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    made = tmp_path_factory.mktemp("results")
+    for k, method in enumerate(("MLE", "BLoB", "LAP")):
+        for seed in range(2):
+            toyworld_result(made, method, seed, 10 * k + seed)
+            result(made, method, seed, "arc_easy_uq", trained_on="toyworld_uq", numbers=30 * k + seed)
+    result(made, HOSTILE, 0, "toyworld_near_uq", numbers=77, settings={HOSTILE: HOSTILE})
+    return made
+
+
+@pytest.fixture(scope="module")
+def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Apart from the others: the command for tables refuses what the leaderboard lists."""
+    made = tmp_path_factory.mktemp("broken")
+    (made / "results_<script>alert(1)<.json").write_text("{")
+    return made
+
+
+@pytest.fixture(scope="module")
+def board(folder: Path) -> Board:
+    return build([folder])
+
+
+@pytest.fixture(scope="module")
+def address(folder: Path, broken: Path) -> Iterator[str]:
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    env = {**environment([folder, broken]), "UQHARNESS_LEADERBOARD_CACHE": ""}
+    server = subprocess.Popen(command(port, "localhost"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        for _ in range(300):
+            try:
+                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1).close()
+                break
+            except OSError:
+                time.sleep(0.2)
+        yield f"http://localhost:{port}/"
+    finally:
+        server.terminate()
+        server.wait(20)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Any]:
+    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=BROWSER, args=arguments)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def tab(chromium: Any) -> Iterator[Any]:
+    """A page that fails the test where a script of a result runs or another host is asked."""
+    context = chromium.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    page, wrong = context.new_page(), list[str]()
+    page.set_default_timeout(PATIENCE)
+    page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
+    page.on("request", lambda request: foreign(request.url) and wrong.append(request.url))
+    yield page
+    context.close()
+    assert wrong == []
+
+
+def foreign(url: str) -> bool:
+    parts = urlparse(url)
+    return parts.scheme in ("http", "https", "ws", "wss") and parts.hostname != "localhost"
+
+
+def opened(tab: Any, url: str) -> Any:
+    tab.goto(url)
+    return settled(tab)
+
+
+def settled(tab: Any) -> Any:
+    """Until the script has run and nothing moves any more."""
+    tab.wait_for_selector("h1")
+    tab.wait_for_selector('[data-testid="stStatusWidget"]', state="detached")
+    last = ""
+    for _ in range(60):
+        text = main_text(tab)
+        if text == last and text:
+            return tab
+        last = text
+        tab.wait_for_timeout(400)
+    return tab
+
+
+def main_text(tab: Any) -> str:
+    return str(tab.locator('[data-testid="stMain"]').inner_text())
+
+
+def table_text(tab: Any) -> list[str]:
+    return list(tab.locator("table.uq").all_inner_texts())
+
+
+def cells(tab: Any) -> dict[tuple[str, str, str], str]:
+    """(metric, method, data set) -> first number of the cell, of the first table on the landing page."""
+    shown = tab.locator("table.uq").first
+    tasks = [text.split("\n")[0].strip() for text in shown.locator("thead th").all_inner_texts()]
+    rows = shown.evaluate(
+        "table => [...table.tBodies].map(b => [...b.rows].map(r => [...r.cells].map(c => c.innerText)))"
+    )
+    found = {}
+    for block in rows:
+        metric = re.sub(r"[^A-Za-z ]", "", block[0][0]).strip()
+        for row in block[1:]:
+            for task, text in list(zip(tasks, row, strict=True))[3:]:
+                if number_in := re.search(r"-?\d+\.\d+", text):
+                    found[metric, row[0].strip(), task] = number_in[0]
+    return {key: value for key, value in found.items() if key[2] != "Mean rank"}
+
+
+def tables_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:
+    assert cli.main(["table", str(folder), "--metric", "nll,brier,acc,ece", "--format", "json", *more]) == 0
+    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["tables"]
+    return found
+
+
+def test_the_landing_table_is_that_of_the_command(
+    tab: Any, address: str, folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    opened(tab, address)
+    seen, expected = cells(tab), {}
+    told = tables_of_the_command(folder, capsys)[0]
+    labels = {"nll": "NLL", "brier": "Brier", "acc": "ACC", "ece": "ECE"}
+    for cell in told["cells"]:
+        key = (labels[cell["metric"]], told["rows"][cell["row"]]["method"], told["columns"][cell["column"]]["task"])
+        expected[key] = number(cell["mean"], cell["metric"])
+    assert seen == expected and len(expected) > 20
+
+
+def test_a_filter_is_in_the_address_and_the_address_gives_the_view_again(tab: Any, address: str) -> None:
+    opened(tab, address)
+    before = table_text(tab)
+    tab.get_by_role("radio", name="flat").or_(tab.get_by_role("button", name="flat")).first.click()
+    tab.wait_for_function("location.search.includes('layout=flat')")
+    settled(tab)
+    filtered = table_text(tab)
+    assert filtered != before and parse_qs(urlparse(tab.url).query)["layout"] == ["flat"]
+    tab.reload()
+    assert table_text(settled(tab)) == filtered
+    opened(tab, f"{address}?layout=flat&metric=acc&metric=gone")
+    assert "gone" in main_text(tab) and "Brier" not in tab.locator("table.uq").first.inner_text()
+
+
+def test_the_export_is_the_view(tab: Any, address: str) -> None:
+    opened(tab, f"{address}?metric=nll&metric=acc")
+    seen = cells(tab)
+    tab.get_by_role("button", name="Export").click()
+    with tab.expect_download() as download:
+        tab.get_by_role("button", name="CSV").click()
+    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    first = [line for line in lines if line["table"] == "1"]
+    names = {"nll": "NLL", "acc": "ACC"}
+    told = {
+        (names[x["metric"]], x["method"].lstrip("'"), x["task"]): number(float(x["mean"]), x["metric"]) for x in first
+    }
+    assert told == seen and {x["metric"] for x in lines} == set(names)
+    assert f"{address}?metric=nll&metric=acc" in first[0]["link"]
+
+
+def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, board: Board) -> None:
+    opened(tab, address)
+    tab.locator("table.uq tbody tr", has_text="BLoB").first.locator("a").first.click()
+    tab.wait_for_url("**/items?run=*")
+    settled(tab)
+    run = board.run(parse_qs(urlparse(tab.url).query)["run"][0])
+    record, text = board.record(run["run_id"]), main_text(tab)
+    rows = toyworld.questions("toyworld", "test")
+    assert run["method"] == "BLoB" and rows[0]["prompt"].splitlines()[1] in text
+    card = tab.locator("article.uq-item").first
+    card.locator("summary").click()
+    p = [2.718281828459045 ** float(x) for x in record.logp[1, 0, : record.choices[0]]]
+    expected = [f"{100 * x / sum(p):.1f} %" for x in p]
+    shown = card.locator("details tbody tr").first.locator("td").all_inner_texts()
+    assert [text.strip() for text in shown] == expected
+
+
+def test_a_hostile_file_is_shown_as_text(tab: Any, address: str, board: Board) -> None:
+    run_id = str(board.runs[board.runs["method"] == HOSTILE]["run_id"].iloc[0])
+    views = (
+        "?task=x",
+        f"run?run={run_id}",
+        f"items?run={run_id}",
+        f"compare?run={run_id}",
+        "method",
+        "problems",
+        "cost",
+    )
+    for view in views:
+        opened(tab, f"{address}{view}")
+        assert tab.locator("img[src='x']").count() == 0, view
+    opened(tab, f"{address}run?run={run_id}")
+    assert HOSTILE in main_text(tab)
+    opened(tab, f"{address}problems")
+    assert "results_<script>alert(1)<.json" in main_text(tab)
+
+
+def test_by_keyboard_from_the_start_to_the_questions(tab: Any, address: str) -> None:
+    opened(tab, address)
+    told = "(e => e ? [e.tagName, e.className, e.getAttribute('href') || ''] : [])(document.activeElement)"
+    box = False
+    for _ in range(80):
+        tab.keyboard.press("Tab")
+        tag, classes, href = tab.evaluate(told) or ("", "", "")
+        box |= "uq-box" in classes
+        if tag == "A" and href.startswith("items?run="):
+            break
+    else:
+        pytest.fail("80 times Tab did not reach a number of the table")
+    assert box, "the table's box takes no focus, so it cannot be scrolled by keyboard"
+    tab.keyboard.press("Enter")
+    tab.wait_for_url("**/items?run=*")
+    assert settled(tab).locator("h1").inner_text() == "Items"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_no_page_scrolls_sideways_on_a_phone(tab: Any, address: str, page: str) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    opened(tab, f"{address}{page}")
+    widths = tab.evaluate(
+        "[document.documentElement, document.querySelector('[data-testid=stMain]')]"
+        ".map(e => [e.scrollWidth, e.clientWidth])"
+    )
+    assert all(scroll <= client for scroll, client in widths), widths
+    assert tab.locator("h1").is_visible()
+
+
+def test_the_static_site_sorts_searches_and_draws_from_a_file(tab: Any, board: Board, tmp_path: Path) -> None:
+    site.export(board, tmp_path)
+    tab.goto((tmp_path / "index.html").as_uri())
+    flat = tab.locator("#flat table.uq")
+    column = flat.locator("thead th").all_inner_texts().index("NLL")
+    values = "(rows, k) => rows.filter(r => !r.hidden).map(r => r.cells[k].innerText)"
+    for expected in ("ascending", "descending"):
+        flat.locator("thead th").nth(column).locator("button").press("Enter")
+        assert flat.locator("thead th").nth(column).get_attribute("aria-sort") == expected
+        found = [float(text.split()[0]) for text in flat.locator("tbody tr").evaluate_all(values, column)]
+        assert found == sorted(found, reverse=expected == "descending") and len(set(found)) > 3
+    tab.get_by_label("Search").fill("blob arc_easy")
+    assert flat.locator("tbody tr").evaluate_all(values, 0) == ["BLoB"]
+    tab.goto((tmp_path / "calibration.html").as_uri())
+    tab.wait_for_selector(".figure .main-svg")
+    tab.set_viewport_size({"width": 390, "height": 844})
+    for name in ("index", "calibration", "methods", "problems", *(f"run-{i}" for i in board.runs["run_id"][:2])):
+        tab.goto((tmp_path / f"{name}.html").as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth <= 390"), name
+        assert tab.locator("img").count() == 0 and os.path.exists(tmp_path / f"{name}.html")
