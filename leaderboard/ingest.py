@@ -79,7 +79,7 @@ def record_in(path: str, task: str) -> Record:
     raise InputError(f"{shown_path(path)} holds no {task} any more; build the board again")
 
 
-def content_of(path: str) -> bytes:
+def content_of(path: str | Path) -> bytes:
     try:
         status = os.stat(path)
         if not stat.S_ISREG(status.st_mode):
