@@ -6,6 +6,7 @@ own code has.  Many files are read by several processes; one that takes its proc
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -107,7 +108,8 @@ def refresh(paths: Sequence[str], cache: Path | None) -> Store:
     new.runs = pa.concat_tables([*batches, pa.Table.from_pylist(rows, SCHEMA)])
     new.problems |= {sha: old.problems.get(sha, []) for _, _, sha in new.files.values() if sha not in fresh}
     if cache and (changed or new.files.keys() != old.files.keys()):
-        save(new, cache)
+        with contextlib.suppress(OSError):  # nowhere to keep it: only the next time is not quick
+            save(new, cache)
     return new
 
 

@@ -88,6 +88,11 @@ def test_unchanged_files_come_from_the_cache_and_changed_ones_do_not(folder: Pat
     assert same(build([folder], cache), first)
 
 
+def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert same(build([folder], tmp_path / "file" / "board.parquet"), build([folder]))
+
+
 def test_new_and_removed_files(folder: Path, tmp_path: Path) -> None:
     cache = tmp_path / "board.parquet"
     before = build([folder], cache)
