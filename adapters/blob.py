@@ -130,7 +130,8 @@ class BLoB(Method):
 
     def std(self, r: Random) -> Tensor:
         """Ω = (scale·G)², or scale·log(1 + e^G)."""
-        return (r.scale * r.g).square() if self.parameterization == "square" else r.scale * F.softplus(r.g)
+        g = r.g if r.scale == 1.0 else r.scale * r.g
+        return g.square() if self.parameterization == "square" else r.scale * F.softplus(r.g)
 
     def perturbations(
         self, random: Sequence[Random], batch: Batch, k: int, seed: int

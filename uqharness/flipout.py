@@ -4,6 +4,7 @@ arXiv:2406.11675, Eq. 12; Flipout, arXiv:1803.04386). For an example that is the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -44,27 +45,27 @@ class Perturbation:
 
     def signs(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
         """s for inputs and t for outputs: `[*shape, in]`, `[*shape, out]`."""
-        generator = device_generator(self.noise.device, "flipout", *self.key)
-
-        def sign(width: int) -> Tensor:
-            bits = torch.randint(0, 2, (*shape, width), generator=generator, dtype=torch.int8, device=generator.device)
-            return (2 * bits - 1).to(self.noise.dtype)
-
-        return sign(self.noise.shape[1]), sign(self.noise.shape[0])
+        generator, device = device_generator(self.noise.device, "flipout", *self.key), self.noise.device
+        count, (outputs, inputs) = math.prod(shape), self.noise.shape
+        bits = torch.randint(0, 2, (count * (inputs + outputs),), generator=generator, dtype=torch.int8, device=device)
+        s, t = bits.to(self.noise.dtype).mul_(2).sub_(1).split([count * inputs, count * outputs])
+        return s.view(*shape, inputs), t.view(*shape, outputs)
 
     def __call__(self, x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         if self.examples is None:
             s, t = (sign.to(x.dtype) for sign in self.signs(x.shape[:-1]))
             return F.linear(x, weight, bias) + F.linear(x * s, self.noise.to(x.dtype)) * t
         # One product over the tokens: the weight of an example is small, its tokens are many.
-        weights = self.weights(weight)[self.examples[len(x)].to(x.device)]  # [R, out, in]
+        weights = self.weights(weight)
+        if len(x) != self.count:  # else each question has one row, in order
+            weights = weights[self.examples[len(x)].to(x.device)]  # [R, out, in]
         y = torch.bmm(x.flatten(1, -2), weights.mT.to(x.dtype)).view(*x.shape[:-1], -1)
         return y if bias is None else y + bias
 
     def weights(self, weight: Tensor) -> Tensor:
         """The weight of every example: `[Q, out, in]`."""
         s, t = self.signs((self.count,))
-        return weight + self.noise * (t[:, :, None] * s[:, None, :])
+        return torch.addcmul(weight, self.noise, t[:, :, None] * s[:, None, :])
 
 
 class Shared(Perturbation):
