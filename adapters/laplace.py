@@ -38,6 +38,7 @@ class LaplacePosterior(Posterior):
     """N(mean, P⁻¹) over the layers in `precision`; the others are the mean."""
 
     kind = "laplace"
+    symmetric = True
 
     def __init__(
         self,
@@ -285,7 +286,9 @@ def adopt(stack: LoraStack, source: Posterior) -> None:
 
 
 def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows, Tensor]]:
+    """By length: a sum has no order, and padding costs."""
     device = next(iter(stack.parameters.values())).device
-    for start in tqdm(range(0, len(data.train), run.batch_size), desc="Fisher", unit="batch", leave=False):
-        rows, gold = collate(data.train[start : start + run.batch_size], data)
+    train = sorted(data.train, key=lambda question: question.tokens)
+    for start in tqdm(range(0, len(train), run.batch_size), desc="Fisher", unit="batch", leave=False):
+        rows, gold = collate(train[start : start + run.batch_size], data)
         yield rows.to(device), gold

@@ -160,10 +160,14 @@ def test_roots_are_those_of_the_softmax_fisher_and_of_its_samples() -> None:
 
 
 def test_sampled_fisher_is_that_of_the_sampled_labels() -> None:
-    """Batch k's labels come from the generator keyed (fisher, seed, k); the sum is over their scores alone."""
+    """Batch k's labels come from the generator keyed (fisher, seed, k); the sum is over their scores alone.
+
+    Shorter questions come first.
+    """
     stack, run = adapter(layers=1), dataclasses.replace(RUN, batch_size=4, seed=5)
     posterior = fit(PADDED, stack, run, fisher="mc", structure="diag", prior_precision=1.0)
-    parts = [jacobian(stack, question, list(posterior.precision)) for question in PADDED.train]
+    train = sorted(PADDED.train, key=lambda question: len(question.pairs[0][0]))
+    parts = [jacobian(stack, question, list(posterior.precision)) for question in train]
     p = torch.stack([f.softmax(0) for f, _ in parts])
     labels = torch.multinomial(p, 1, generator=keyed_generator("fisher", 5, 0))[:, 0].tolist()
     wanted = sum((j[y] - f.softmax(0) @ j).square() for (f, j), y in zip(parts, labels, strict=True))

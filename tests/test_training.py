@@ -17,7 +17,7 @@ from uqharness.base_model import build_model, inject
 from uqharness.bma import Pair
 from uqharness.config import Run
 from uqharness.course import thin
-from uqharness.data import ChoiceData
+from uqharness.data import ChoiceData, Question
 from uqharness.errors import InputError, RunError
 from uqharness.hf_trainer import Stream
 from uqharness.lora import LoraStack
@@ -120,6 +120,22 @@ def test_order_sees_every_item_once_per_epoch_and_depends_on_the_seed():
     assert names[:16] != names[16:32]
     assert [again[k][1].fingerprint for k in reversed(range(48))] == names[::-1]  # a pure function of k
     assert [other[k][1].fingerprint for k in range(48)] != names
+
+
+def test_grouped_by_length_every_item_is_still_seen_once_per_epoch_and_there_is_less_padding():
+    lengths = torch.randint(3, 60, (151,), generator=keyed_generator("lengths")).tolist()
+    questions = [Question([([9] * n, [1])], 0, str(k)) for k, n in enumerate(lengths)]
+    padded = {}
+    for grouped in (0, 4):
+        stream, again = (Stream(questions, 0, 604, grouped) for _ in range(2))
+        seen = [stream[k][1] for k in range(604)]
+        assert [again[k][1] for k in reversed(range(604))] == seen[::-1]  # a pure function of k
+        for start in range(0, 604, 151):
+            assert sorted(q.fingerprint for q in seen[start : start + 151]) == sorted(map(str, range(151)))
+        batches = [seen[k : k + 4] for k in range(0, 604, 4)]  # some run across the ends of epochs
+        padded[grouped] = sum(4 * max(q.tokens for q in batch) for batch in batches) / sum(q.tokens for q in seen)
+        assert batches[0] != batches[1] and seen[:151] != seen[151:302]
+    assert padded[0] > 1.4 and padded[4] < 1.1
 
 
 def test_resume_with_dropout_accumulation_and_selection_is_exact(tmp_path):

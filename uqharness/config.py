@@ -60,6 +60,7 @@ class Run:
     load_in_4bit: bool = option(False, "quantise the base to 4 bit (bitsandbytes)")
     load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
     eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
     select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
     select_split: str = option("train[-20%]", "what --select looks at: train[-20%], train[-500] or tune")
@@ -242,6 +243,8 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
         "data": [run.task, digest(fitted), run.max_length],
         "lora": [sorted(run.target_modules), run.lora_r, float(run.lora_alpha), run.lora_dropout],
         "optimiser": [run.steps, run.effective_batch, run.lr, run.schedule, run.warmup],
+        # Not a key of its own where it is off: adapters from before it was there keep their hash.
+        **({"group_by_length": True} if run.group_by_length else {}),
         "select": [run.select, run.select_split if run.select != "last" else ""],
     }
     return digest(recipe)

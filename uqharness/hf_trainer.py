@@ -32,9 +32,10 @@ class Stream(Dataset[tuple[int, Question]]):
     Batches run across the ends of epochs, so all are full and every question is seen equally often.
     """
 
-    def __init__(self, questions: Sequence[Question], seed: int, length: int) -> None:
-        self.questions, self.seed, self.length = questions, seed, length
-        self.epoch, self.order = -1, torch.empty(0, dtype=torch.long)
+    def __init__(self, questions: Sequence[Question], seed: int, length: int, grouped: int = 0) -> None:
+        """grouped: the size of batches whose questions should be of about one length; 0: any."""
+        self.questions, self.seed, self.length, self.grouped = questions, seed, length, grouped
+        self.epoch, self.order = -1, list[int]()
 
     def __len__(self) -> int:
         return self.length
@@ -43,8 +44,22 @@ class Stream(Dataset[tuple[int, Question]]):
         epoch, index = divmod(position, len(self.questions))
         if epoch != self.epoch:
             generator = keyed_generator("order", self.seed, epoch)
-            self.epoch, self.order = epoch, torch.randperm(len(self.questions), generator=generator)
-        return position, self.questions[int(self.order[index])]
+            order = torch.randperm(len(self.questions), generator=generator).tolist()
+            self.epoch, self.order = epoch, self._by_length(order, epoch, generator) if self.grouped else order
+        return position, self.questions[self.order[index]]
+
+    def _by_length(self, order: list[int], epoch: int, generator: torch.Generator) -> list[int]:
+        """Sorts windows of 32 batches by length and shuffles each window's batches."""
+        size = self.grouped
+        begun = -epoch * len(order) % size  # what the last epoch's last batch lacks
+        found = order[:begun]
+        for start in range(begun, len(order), 32 * size):
+            window = sorted(order[start : start + 32 * size], key=lambda k: self.questions[k].tokens)
+            count = len(window) // size
+            for k in torch.randperm(count, generator=generator).tolist():
+                found += window[k * size : (k + 1) * size]
+            found += window[count * size :]
+        return found
 
 
 class ChoiceTrainer(Trainer):
@@ -69,7 +84,8 @@ class ChoiceTrainer(Trainer):
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         forwards = self.run.steps * self.run.grad_accumulation * self.args.world_size
-        stream = Stream(self.data.train, self.run.seed, forwards * self.run.batch_size)
+        grouped = self.run.batch_size if self.run.group_by_length else 0
+        stream = Stream(self.data.train, self.run.seed, forwards * self.run.batch_size, grouped)
         loader = DataLoader(
             stream,
             self.run.batch_size,

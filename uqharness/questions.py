@@ -103,6 +103,11 @@ class Question:
     gold: int
     fingerprint: str
 
+    @property
+    def tokens(self) -> int:
+        """Of its longest row."""
+        return max(len(context) + len(continuation) for context, continuation in self.pairs)
+
 
 def check_trainable(task: Any) -> None:
     name = task.config.task
