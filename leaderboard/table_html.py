@@ -64,8 +64,9 @@ def papers_view(
     ranks: Mapping[str, Mapping[int, Mapping[int, int]]],
     link: Link | None = None,
     measured: bool = True,
+    most: int | None = None,
 ) -> str:
-    """Metric blocks x methods, data sets as columns; ranks[metric][column][row] from `ranking.of_table`."""
+    """Metric blocks x methods (the first `most`), data sets as columns; ranks[metric][column][row]."""
     head = "".join(_heading(column) for column in table.columns)
     extra = '<th scope="col">Seeds</th>' if measured else ""
     ranked = any(ranks.values())
@@ -74,7 +75,8 @@ def papers_view(
     kind = "uq" + " spread" * any(cell.std is not None for cell in table.cells.values()) + " ranked" * ranked
     body = []
     for metric in table.metrics:
-        present = [i for i in range(len(table.rows)) if any((metric, i, j) in table.cells for j, _ in _columns(table))]
+        columns, rows = range(len(table.columns)), range(len(table.rows))[:most]
+        present = [i for i in rows if any((metric, i, j) in table.cells for j in columns)]
         if present:
             rows = [_row(table, metric, i, ranks.get(metric, {}), link, measured, ranked) for i in present]
             body.append(f"<tbody>{_block(metric, width, measured)}{''.join(rows)}</tbody>")
@@ -116,10 +118,6 @@ def notes(lines: Sequence[str], open_up_to: int = 5) -> str:
     if len(lines) <= open_up_to:
         return f'<div class="uq-notes"><ul>{items}</ul></div>'
     return f'<div class="uq-notes"><details><summary>{len(lines)} notes</summary><ul>{items}</ul></details></div>'
-
-
-def _columns(table: Table) -> list[tuple[int, Column]]:
-    return list(enumerate(table.columns))
 
 
 def _heading(column: Column) -> str:

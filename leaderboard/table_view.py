@@ -20,6 +20,7 @@ from uqharness.leaderboard.table_formats import number, shown_draws
 from uqharness.metrics import METRICS
 
 ALL_DRAWS = "all"
+ROWS = (50, 200, 1000)  # of a table that are shown
 SHIFTS = ("id", "small", "large", "unknown")
 # filter -> column of Board.runs
 FILTERS = {
@@ -57,7 +58,7 @@ def fields(runs: pd.DataFrame, reported: pd.DataFrame) -> list[Field]:
         Field("layout", "papers", ("papers", "flat"), "Layout"),
         Field("cost", False), Field("ranks", True), Field("recipes", False),
         Field("sort", "", ("", *METRICS), "Sort by"), Field("on", "", ("", *tasks), "Data set"),
-        Field("worst", False), Field("page", 1),
+        Field("worst", False), Field("page", 1), Field("rows", ROWS[0], ROWS, "Rows"),
         Field("paper", (papers := paper_tables(reported))[0], papers, "Table of a paper"),
     ]  # fmt: skip
 

@@ -38,6 +38,7 @@ def controls() -> None:
     st.selectbox("Sort by", options["sort"], key=view.key("sort"), format_func=lambda m: labels.get(m, "method"))
     st.selectbox("Sort on", options["on"], key=view.key("on"), format_func=lambda t: t or "the first data set")
     st.toggle("Worst first", key=view.key("worst"))
+    st.selectbox("Rows of a table", options["rows"], key=view.key("rows"))
     st.toggle("Ranks", key=view.key("ranks"), help="1 + how many methods are significantly better, per column")
     st.toggle("Costs", key=view.key("cost"), help="as columns of the flat layout")
     st.toggle("Recipes together", key=view.key("recipes"), help="one table for adapters trained by different recipes")
@@ -55,11 +56,16 @@ def papers_layout(k: int, found: table.Table) -> None:
     lines = list(found.notes)
     if values["ranks"] and not wanted:
         lines.insert(0, f"Ranks are tested for up to {MOST_RANKED} runs; this table has {len(runs)}: filter it.")
+    if len(found.rows) > values["rows"]:
+        lines.insert(
+            0, f"{values['rows']} of {len(found.rows)} rows are shown, in the order of the sidebar: export has all"
+        )
     place = st.empty()
     st.html(table_html.CSS + table_html.notes(lines))
     later.append((place, found, caption, wanted))
     known = {m: shell.ranks(found, m, known_only=True) for m in found.metrics} if wanted else {}
-    place.html(table_html.CSS + table_html.papers_view(found, caption, {m: r or {} for m, r in known.items()}, link))
+    ranks = {m: r or {} for m, r in known.items()}
+    place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
 
 
 def add_ranks() -> None:
@@ -67,12 +73,13 @@ def add_ranks() -> None:
     for place, found, caption, wanted in later:
         if wanted and any(shell.ranks(found, metric, known_only=True) is None for metric in found.metrics):
             ranks = {metric: shell.ranks(found, metric) or {} for metric in found.metrics}
-            place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link))
+            place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
 
 
 def flat_layout() -> None:
     header, rows = table_view.flat(tables, costs.of_runs(board.runs), values["cost"])
-    st.html(table_html.CSS + table_html.grid(header, rows, "One row per method, N and data set"))
+    caption = f"One row per method, N and data set: {min(len(rows), values['rows'])} of {len(rows)}"
+    st.html(table_html.CSS + table_html.grid(header, rows[: values["rows"]], caption))
 
 
 def reported() -> None:

@@ -1,0 +1,128 @@
+"""The Table page without widgets: filters, order, flat layout, the papers' tables, export of the view."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from uqharness.leaderboard import costs, export, picks, reported, reported_table, table, table_html, table_view
+from uqharness.leaderboard.aggregate import Board, build
+
+LINK = "http://localhost/?metric=acc,nll&snapshot=abc"
+
+
+@pytest.fixture(scope="module")
+def board(results: Path) -> Board:
+    return build([results])
+
+
+def tables(board: Board, *metrics: str) -> list[table.Table]:
+    return table.build(board.sources(), metrics or ("acc", "nll"))
+
+
+def test_filters_leave_what_has_one_of_the_values(board: Board) -> None:
+    everything = {field.name: field.default for field in table_view.fields(board.runs, board.reported)}
+    assert table_view.selected(board.runs, everything) == list(board.runs["run_id"])
+    kept = set(table_view.selected(board.runs, {**everything, "method": ("MLE",), "shift": ("small", "id")}))
+    wanted = board.runs[(board.runs["method"] == "MLE") & board.runs["shift"].isin(["small", "id"])]
+    assert kept == set(wanted["run_id"]) and 0 < len(kept) < len(board.runs)
+    assert table_view.preset_of(everything) == "Paper"
+    assert table_view.preset_of({**everything, "metric": ("acc",)}) is None
+
+
+@pytest.mark.parametrize("worst", [False, True])
+@pytest.mark.parametrize("metric", ["acc", "nll"])
+def test_order_is_best_first_and_what_is_missing_last(board: Board, metric: str, worst: bool) -> None:
+    (found,) = tables(board)
+    task = next(c.task for c in found.columns if c.shift != "id")
+    shown = table_view.ordered(found, metric, task, worst)
+    j = next(j for j, c in enumerate(shown.columns) if c.task == task)
+    cells = [shown.cells.get((metric, i, j)) for i in range(3)]
+    assert cells[2] is None and cells[0] and cells[1]
+    assert (cells[0].mean >= cells[1].mean) == ((metric == "acc") != worst)
+    before = {(*found.rows[i], m, k): cell for (m, i, k), cell in found.cells.items()}
+    assert {(*shown.rows[i], m, k): cell for (m, i, k), cell in shown.cells.items()} == before
+    assert table_view.ordered(found, "brier", "") == found  # a metric that is not shown
+
+
+def test_flat_has_every_cell_once(board: Board) -> None:
+    (found,) = tables(board)
+    header, rows = table_view.flat([found], costs.of_runs(board.runs), with_cost=True)
+    assert all(len(row) == len(header) for row in rows) and len(rows) == 5
+    acc = header.index("ACC")
+    told = {(row[0], row[2]): row[acc] for row in rows}
+    for (metric, i, j), cell in found.cells.items():
+        if metric == "acc":
+            assert told[found.rows[i][0], found.columns[j].task] == table_view.told(cell, "acc")
+
+
+def test_export_is_the_view_with_caption_and_link(board: Board) -> None:
+    (found,) = tables(board)
+    shown = table_view.ordered(found, "acc", "")
+    caption = "what it\nshows"
+    rows = list(csv.DictReader(io.StringIO(export.text("CSV", [shown], caption, LINK))))
+    assert len(rows) == len(shown.cells) and {row["link"] for row in rows} == {LINK}
+    for row, ((metric, i, j), cell) in zip(rows, shown.cells.items(), strict=True):
+        assert (row["metric"], row["method"], row["task"]) == (metric, shown.rows[i][0], shown.columns[j].task)
+        assert float(row["mean"]) == cell.mean
+    told = json.loads(export.text("JSON", [shown], caption, LINK))
+    assert told["caption"] == caption and told["link"] == LINK and len(told["tables"][0]["cells"]) == len(rows)
+    tex, md = (export.text(kind, [shown], caption, LINK) for kind in ("LaTeX", "Markdown"))
+    assert tex.startswith(f"% what it shows\n% {LINK}\n") and r"\toprule" in tex and r"\textbf{" in tex
+    assert LINK in md and "**" in md
+
+
+def test_a_figure_mixes_only_what_one_table_holds(board: Board) -> None:
+    (group,) = picks.groups(board.sources())
+    home, other = group.shifts
+    assert group.shifts[home] == "id" and len(group.rows(other)) == 2 and group.rows(home)[:2] == ["MLE", "BLoB"]
+    assert group.seeds(home) == ["0", "1"] and group.run(home, "MLE", "7") is None
+    (found,) = tables(board)
+    told = group.over_seeds(group.rows(home), "acc", None)
+    for (metric, i, j), cell in found.cells.items():
+        if metric == "acc":
+            mean, std = told[found.rows[i][0]][found.columns[j].task]
+            assert (mean, std) == (pytest.approx(cell.mean), pytest.approx(cell.std))
+
+
+def test_costs_are_means_and_the_front_weighs_three_numbers() -> None:
+    runs = [
+        {"train_seconds": 1.0, "device": "cpu", "dtype": "float32"},
+        {"train_seconds": None, "device": "cpu", "dtype": ""},
+    ]
+    assert costs.told(runs, "train_seconds") == "1.0" and costs.hardware(runs) == "cpu float32, cpu"
+    assert costs.told([], "train_seconds") == "–"
+    title = costs.title("train_seconds")
+    points = [
+        {"acc": 0.5, "ece_debiased": 0.1, title: 10.0}, {"acc": 0.4, "ece_debiased": 0.1, title: 10.0},
+        {"acc": 0.4, "ece_debiased": 0.2, title: 5.0}, {"acc": 0.9, "ece_debiased": 0.0, title: float("nan")},
+    ]  # fmt: skip
+    assert costs.pareto_front(points, "train_seconds") == [True, False, True, False]
+
+
+# ---------------------------------------------------------------- papers
+
+
+def test_a_papers_table_is_as_printed() -> None:
+    frame = reported.load()
+    names = reported_table.names(frame)
+    assert "BLoB, table 1, Llama2-7B" in names and len(names) == len(set(names))
+    found = reported_table.build(frame, "BLoB, table 1, Llama2-7B", ["acc", "brier"])
+    assert found.metrics == ["acc"]
+    i, j = found.rows.index(("BLoB", 10)), [c.task for c in found.columns].index("WG-S")
+    assert table_view.told(found.cells["acc", i, j], "acc") == "69.07 ± 0.34"
+
+
+@pytest.mark.parametrize("name", reported_table.names(reported.load()))
+def test_failed_and_suspect_cells_are_shown_and_never_crowned(name: str) -> None:
+    frame = reported.load()
+    found = reported_table.build(frame, name)
+    odd = [cell for cell in found.cells.values() if cell.suspect]
+    assert all(cell.rank is None for cell in odd)
+    assert all(cell.rank is None for (metric, _, _), cell in found.cells.items() if metric == "ece")
+    page = table_html.papers_view(found, name, {}, measured=False)
+    assert page.count("‡") == len(odd) and page.count("<td>") >= len(found.cells)
