@@ -182,7 +182,7 @@ def cost_page(site: Site) -> list[str]:
 
 
 def methods_page(site: Site) -> list[str]:
-    rows = []
+    rows: list[list[str | tuple[str, str]]] = []
     for name in _methods(site):
         runs = site.board.runs[site.board.runs["method"] == name]
         first = site.board.run(str(runs["run_id"].iloc[0]))

@@ -60,9 +60,9 @@ if len(rows) > PER_PAGE:
     st.session_state[view.key("page")] = number
     st.number_input("Page of runs", 1, -(-len(rows) // PER_PAGE), key=view.key("page"), width=160)
 
-header, rows, remarks = run_view.in_papers(board.reported, chosen)
-if rows:
+header, printed, remarks = run_view.in_papers(board.reported, chosen)
+if printed:
     st.subheader("Reported in papers")
-    grid = table_html.grid(header, rows, "As printed: other prompts, budgets and bases", "numbers")
+    grid = table_html.grid(header, printed, "As printed: other prompts, budgets and bases", "numbers")
     st.html(table_html.CSS + grid + table_html.notes(remarks))
 view.done()
