@@ -6,6 +6,7 @@ import argparse
 import hashlib
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -53,13 +54,14 @@ def run(args: argparse.Namespace) -> int:
     address = f"http://{'localhost' if args.address in ('0.0.0.0', '::') else args.address}:{port}"
     server = subprocess.Popen(command(port, args.address), env=environment(paths))
     threading.Thread(target=announce, args=(address, server, not args.no_browser), daemon=True).start()
+    signal.signal(signal.SIGTERM, lambda *_: server.terminate())  # the server ends with the command
     try:
         code = server.wait()
-    except KeyboardInterrupt:  # how it is ended
+    except KeyboardInterrupt:
         server.terminate()
         server.wait()
         return 0
-    if code:
+    if code > 0:
         raise RunError(f"the server ended with code {code}; what it said is above")
     return 0
 
