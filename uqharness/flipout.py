@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 def device_generator(device: torch.device, *key: object) -> torch.Generator:
     """Depends on `key` and the kind of device alone. What is drawn on a GPU needs no copy that the CPU waits for."""
-    return torch.Generator(device).manual_seed(keyed_generator(*key).initial_seed())
+    generator = keyed_generator(*key)
+    return generator if device.type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
 
 
 def standard(like: Tensor, *key: object) -> Tensor:
