@@ -106,29 +106,9 @@ def sampled_root(f: Tensor, generator: torch.Generator) -> Tensor:
 
 def split(rows: Rows, size: int) -> Iterator[Rows]:
     """The rows of `size` questions at a time."""
-    count = int(rows.question.max()) + 1
-    if size >= count:
-        yield rows
-        return
-    owner = rows.example[rows.row]  # [U]
-    for start in range(0, count, size):
-        slots, reads, places, inputs = (
-            (q >= start) & (q < start + size) for q in (rows.question, rows.question[rows.slot], owner, rows.example)
-        )
-        renumber = {name: keep.cumsum(0) - 1 for name, keep in (("s", slots), ("u", places), ("r", inputs))}
-        yield Rows(
-            input_ids=rows.input_ids[inputs],
-            row=renumber["r"][rows.row[places]],
-            pos=rows.pos[places],
-            at=renumber["u"][rows.at[reads]],
-            token=rows.token[reads],
-            slot=renumber["s"][rows.slot[reads]],
-            question=rows.question[slots] - start,
-            choice=rows.choice[slots],
-            example=rows.example[inputs] - start,
-            depth=rows.depth[inputs],
-            last=rows.last[inputs],
-        )
+    number = torch.arange(int(rows.question.max()) + 1, device=rows.question.device)
+    for start in range(0, len(number), size):
+        yield rows.take((number >= start) & (number < start + size))[0]
 
 
 def weigh(f: Tensor, weights: Tensor) -> Tensor:
