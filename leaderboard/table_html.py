@@ -40,7 +40,7 @@ CSS = """<style>
   background: light-dark(#ffffff, #0e1117); max-width: 15rem; overflow: hidden; text-overflow: ellipsis; }
 .uq tr.block th { background: light-dark(#f4f6f9, #1a1f29); font-weight: 600; border-top: 1px solid rgba(128,132,149,.35); }
 .uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
-.uq.words td, .uq.words thead th { text-align: left; } .uq.words td { white-space: normal; overflow-wrap: anywhere; }
+.uq.words td, .uq.words thead th { text-align: left; } .uq.words td, .uq.words tbody th { white-space: normal; overflow-wrap: anywhere; }
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; } .uq.spread .floor { padding-right: 1.2em; } .uq.spread.ranked .floor { padding-right: 4em; }
 .uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
