@@ -86,9 +86,9 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
 
 
 def draw_curve(record: Record, row: str, metric: str, orders: int = 30, seed: int = 0) -> DrawCurve | None:
-    """None where there is nothing to vary: one draw, answers that were combined before, draws that were not kept."""
+    """None where there is nothing to vary: one draw, combined answers, draws that were not kept or not taken."""
     logp, known = record.rows(None), METRICS[metric]  # [S, D, C]
-    if record.combine == "given" or len(logp) < max(record.draws, 2):
+    if record.combine == "given" or len(logp) < max(record.draws, 2) or record.taken.min() < record.draws:
         return None
     counts = list(range(1, record.draws + 1))
 
