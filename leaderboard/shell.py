@@ -46,7 +46,7 @@ COPY_JS = """export default function ({ data, parentElement }) {
 }"""
 COPY_CSS = """button { font: inherit; color: var(--st-text-color); background: var(--st-background-color);
   cursor: pointer; border: 1px solid var(--st-border-color); border-radius: var(--st-button-radius);
-  padding: .25rem .75rem; min-height: 2.5rem; white-space: nowrap; }
+  padding: .25rem .75rem; min-height: 2.5rem; white-space: nowrap; font-size: .875rem; }
 button:hover { border-color: var(--st-primary-color); color: var(--st-primary-color); }
 button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offset: 2px; }"""
 
