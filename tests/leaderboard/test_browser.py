@@ -137,16 +137,16 @@ def opened(tab: Any, url: str) -> Any:
 
 
 def settled(tab: Any) -> Any:
-    """Until the script has run and nothing moves any more."""
+    """Until the script has run, ranks included, and nothing moves any more."""
     tab.wait_for_selector("h1")
-    tab.wait_for_selector('[data-testid="stStatusWidget"]', state="detached")
     last = ""
     for _ in range(60):
+        tab.wait_for_selector('[data-testid="stApp"][data-test-script-state="notRunning"]')
         text = main_text(tab)
         if text == last and text:
             return tab
         last = text
-        tab.wait_for_timeout(400)
+        tab.wait_for_timeout(500)
     return tab
 
 
@@ -221,7 +221,7 @@ def test_the_export_is_the_view(tab: Any, address: str) -> None:
         (names[x["metric"]], x["method"].lstrip("'"), x["task"]): number(float(x["mean"]), x["metric"]) for x in first
     }
     assert told == seen and {x["metric"] for x in lines} == set(names)
-    assert f"{address}?metric=nll&metric=acc" in first[0]["link"]
+    assert f"{address.rstrip('/')}?metric=nll&metric=acc&snapshot=" in first[0]["link"]
 
 
 def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, board: Board) -> None:
