@@ -75,8 +75,8 @@ def papers_view(
     kind = "uq" + " spread" * any(cell.std is not None for cell in table.cells.values()) + " ranked" * ranked
     body = []
     for metric in table.metrics:
-        columns, rows = range(len(table.columns)), range(len(table.rows))[:most]
-        present = [i for i in rows if any((metric, i, j) in table.cells for j in columns)]
+        columns, first = range(len(table.columns)), range(len(table.rows))[:most]
+        present = [i for i in first if any((metric, i, j) in table.cells for j in columns)]
         if present:
             rows = [_row(table, metric, i, ranks.get(metric, {}), link, measured, ranked) for i in present]
             body.append(f"<tbody>{_block(metric, width, measured)}{''.join(rows)}</tbody>")

@@ -79,7 +79,8 @@ def add_ranks() -> None:
 def flat_layout() -> None:
     header, rows = table_view.flat(tables, costs.of_runs(board.runs), values["cost"])
     caption = f"One row per method, N and data set: {min(len(rows), values['rows'])} of {len(rows)}"
-    st.html(table_html.CSS + table_html.grid(header, rows[: values["rows"]], caption))
+    lines = [f"Table {k}: {line}" for k, each in enumerate(tables, start=1) for line in each.notes]
+    st.html(table_html.CSS + table_html.grid(header, rows[: values["rows"]], caption) + table_html.notes(lines))
 
 
 def reported() -> None:
