@@ -43,6 +43,8 @@ pytestmark = [
 ]
 HOSTILE = "<img src=x onerror=alert(1)><b>BOLD</b>=1+1"
 PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
+READ = """table => [[...table.tHead.rows[0].cells].map(c => c.innerText),
+    [...table.tBodies].map(body => [...body.rows].map(row => [...row.cells].map(c => c.innerText)))]"""
 PATIENCE = 60_000  # ms; a loaded machine is slow
 
 
@@ -160,13 +162,10 @@ def table_text(tab: Any) -> list[str]:
 
 def cells(tab: Any) -> dict[tuple[str, str, str], str]:
     """(metric, method, data set) -> first number of the cell, of the first table on the landing page."""
-    shown = tab.locator("table.uq").first
-    tasks = [text.split("\n")[0].strip() for text in shown.locator("thead th").all_inner_texts()]
-    rows = shown.evaluate(
-        "table => [...table.tBodies].map(b => [...b.rows].map(r => [...r.cells].map(c => c.innerText)))"
-    )
+    head, blocks = tab.locator("table.uq").first.evaluate(READ)  # at once: ranks may still come in
+    tasks = [text.split("\n")[0].strip() for text in head]
     found = {}
-    for block in rows:
+    for block in blocks:
         metric = re.sub(r"[^A-Za-z ]", "", block[0][0]).strip()
         for row in block[1:]:
             for task, text in list(zip(tasks, row, strict=True))[3:]:
