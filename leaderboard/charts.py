@@ -134,7 +134,7 @@ def decomposed(shown: Sequence[Answers]) -> go.Figure:
     """Epistemic (mutual information) against aleatoric (expected entropy), both per log C; one panel per method."""
     told = [(found, parts) for found in shown if (parts := decomposition(found)) is not None]
     if not told:
-        return empty("None of these has several draws, so nothing can be told apart.")
+        return empty("None of these has several draws that were kept, so nothing can be told apart.")
     columns = min(len(told), 2)
     fig = make_subplots(
         rows=-(-len(told) // columns), cols=columns, shared_xaxes="all", shared_yaxes="all",

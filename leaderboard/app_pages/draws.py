@@ -30,5 +30,6 @@ for metric in values["metric"]:
     shell.figure(charts.against_draws(found), f"draws-{metric}", f"{labels[metric]} against N on {picked.data}")
 st.caption(
     "Line: the first N draws. Band: 5 to 95 % of 30 random choices of N of the draws that the run holds; with all "
-    "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean."
+    "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean. "
+    "Results that were published without their single draws have no band."
 )
