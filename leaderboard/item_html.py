@@ -27,7 +27,7 @@ CSS = """<style>
 .uq-item table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .uq-item th, .uq-item td { text-align: left; font-weight: 400; padding: .16rem .5rem .16rem 0; vertical-align: middle; }
 .uq-item thead th { font-size: .8rem; opacity: .8; } .uq-item thead th:nth-child(n+3) { text-align: right; } .uq-item td.num { text-align: right; white-space: nowrap; }
-.uq-item th[scope=row] { max-width: 11rem; overflow-wrap: anywhere; line-height: 1.25; }
+.uq-item th[scope=row] { min-width: 5.2rem; max-width: 11rem; overflow-wrap: anywhere; line-height: 1.25; }
 .uq-item .gold { font-weight: 700; }
 .uq-bar { position: relative; height: 1.05rem; min-width: 7rem; background: rgba(128,132,149,.16); border-radius: 3px; overflow: hidden; }
 .uq-bar span { position: absolute; inset: 0 auto 0 0; background: #1f7ae0; opacity: .55; }

@@ -25,8 +25,8 @@ with left:
         table_html.CSS + table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
     )
     st.html(
-        f'<p><a href="items?run={run["run_id"]}" target="_self">All questions of this run</a> · '
-        f'<a href="compare?run={run["run_id"]}" target="_self">Compare it</a></p>'
+        f'<p class="uq-links"><a style="color:inherit" href="items?run={run["run_id"]}" target="_self">All questions of this run</a> · '
+        f'<a style="color:inherit" href="compare?run={run["run_id"]}" target="_self">Compare it</a></p>'
     )
 with right:
     told = [list(pair) for pair in run_view.facts(run)]
