@@ -24,10 +24,11 @@ with left:
     st.html(
         table_html.CSS + table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
     )
-    st.html(
-        f'<p class="uq-links"><a style="color:inherit" href="items?run={run["run_id"]}" target="_self">All questions of this run</a> · '
-        f'<a style="color:inherit" href="compare?run={run["run_id"]}" target="_self">Compare it</a></p>'
+    pairs = [("All questions of this run", "items"), ("Compare it", "compare")]
+    links = (
+        f'<a style="color:inherit" href="{to}?run={run["run_id"]}" target="_self">{text}</a>' for text, to in pairs
     )
+    st.html(f"<p>{' · '.join(links)}</p>")
 with right:
     told = [list(pair) for pair in run_view.facts(run)]
     st.html(table_html.CSS + table_html.grid(["What", "Value"], told, "What it is", "words"))
