@@ -52,7 +52,8 @@ def members(wheel: Path) -> dict[str, int]:
 
 
 def test_wheel_holds_the_package_and_the_two_start_files(wheel: Path) -> None:
-    assert set(members(wheel)) == sources() | {"uqharness.pth", "uqharness.start"}
+    # docs/methods.md goes along: the leaderboard shows a method's equation and paper from it.
+    assert set(members(wheel)) == sources() | {"uqharness.pth", "uqharness.start", "uqharness/leaderboard/methods.md"}
     assert "uqharness/py.typed" in members(wheel)
     assert not {"uqharness/adapters/__init__.py", "uqharness/leaderboard/__init__.py"} & set(members(wheel))
 

@@ -35,7 +35,7 @@ BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
 playwright = pytest.importorskip(
-    "playwright.sync_api", reason="playwright is not installed: pip install uqharness[dev]"
+    "playwright.sync_api", reason="playwright is not installed: pip install uqharness[test]"
 )
 pytestmark = [
     pytest.mark.slow,
