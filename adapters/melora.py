@@ -194,7 +194,8 @@ class MeLoRA(Method):
             groups.setdefault((core.a.weight.shape, core.a.weight.device), []).append(core)
         for group in groups.values():
             m, h, a = [c.m for c in group], [c.h for c in group], [c.a.weight for c in group]
-            of_m, of_h, of_a = self.kl_gradients(torch.stack(list(m)), torch.stack(list(h)), torch.stack(list(a)), sigma)
+            stacked = torch.stack(list(m)), torch.stack(list(h)), torch.stack(list(a))  # [L, …]
+            of_m, of_h, of_a = self.kl_gradients(*stacked, sigma)
             if self.std_optimizer == "sgd":
                 torch._foreach_add_(list(h), [torch.zeros_like(p) if p.grad is None else p.grad for p in h], alpha=-lr)
             for own, gradient in ((m, of_m), (h, of_h), (a, of_a)):
