@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import re
-import sys
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,11 @@ from uqharness.results import RECORD, pack
 ROOT = Path(registry.__file__).resolve().parent.parent
 if not (ROOT / "benchmarks").is_dir():
     pytest.skip("documentation is in a checkout only", allow_module_level=True)
-sys.path.insert(0, str(ROOT / "benchmarks"))
-import methods_numbers as numbers  # noqa: E402
+# By its path: with the folder on sys.path, its laplace.py would hide laplace-torch from other tests.
+spec = importlib.util.spec_from_file_location("methods_numbers", ROOT / "benchmarks" / "methods_numbers.py")
+assert spec is not None and spec.loader is not None
+numbers = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(numbers)
 
 BUILT_IN = {name for name, point in registry.methods().items() if point.value.startswith("uqharness.")}
 
