@@ -11,7 +11,7 @@ import json
 import os
 import stat
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -123,7 +123,7 @@ def run_row(run: Run, data: Mapping[str, Any], sha256: str) -> Row:
     """The run as one row of `Board.runs`; a value of a wrong type is an `InputError`."""
     source, info = describe(run), mapping(run.config, "uqharness")
     record = mapping(info, "record")
-    costs, trained = mapping(record, "costs"), mapping(record, "run")
+    trained = mapping(record, "run")
     recipe = mapping(record, "recipe") or trained
     given = run.model_args
     return {
@@ -134,15 +134,25 @@ def run_row(run: Run, data: Mapping[str, Any], sha256: str) -> Row:
         "shift": shift(source.trained_on, run.task) if source.trained_on else None,
         "protocol_name": optional_name(run.protocol.get("name"), "protocol name"),
         "adapter": name_of(last(info.get("adapter") or given.get("adapter") or given.get("peft") or ""), "adapter"),
-        "train_seconds": number_of(costs.get("seconds"), "costs.seconds"),
-        "peak_memory": number_of(costs.get("peak_memory_bytes"), "costs.peak_memory_bytes"),
-        "trainable": number_of(costs.get("trainable_parameters"), "costs.trainable_parameters"),
+        "train_seconds": cost(record, "seconds", sum),
+        "peak_memory": cost(record, "peak_memory_bytes", max),
+        "trainable": cost(record, "trainable_parameters", max),
         "passes": number_of(info.get("functions"), "functions"),
-        "device": name_of(run.config.get("device") or costs.get("device") or "", "device"),
+        "device": name_of(run.config.get("device") or mapping(record, "costs").get("device") or "", "device"),
         "dtype": name_of(last(run.config.get("model_dtype") or recipe.get("dtype") or "", "."), "dtype"),
         "eval_seconds": number_of(data.get("total_evaluation_time_seconds"), "total_evaluation_time_seconds"),
         "record": json.dumps(record),
     }  # fmt: skip
+
+
+def cost(record: Mapping[str, Any], name: str, together: Callable[[list[float]], float]) -> float | None:
+    """What an adapter cost together with the one that it was built on: without that it would not be there."""
+    parts: list[float] = []
+    while record:
+        part = number_of(mapping(record, "costs").get(name), f"costs.{name}")
+        parts += [part] if part is not None else []
+        record = mapping(record, "source")
+    return together(parts) if parts else None
 
 
 def source_row(source: Source) -> Row:

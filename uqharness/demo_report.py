@@ -72,6 +72,7 @@ results:   {out / "results"}   table: {out / "table.md"}   diagram: {out / "reli
 
 next
   evaluate one by hand   lm_eval --model bayeslora --model_args adapter={adapter},samples=10 --tasks toyworld_far_uq
+  in the browser         uqharness leaderboard {out / "results"}
   the table again        uqharness table {out / "results"} --metric acc,ece,nll,brier,auroc --samples 0,5,10
   a real model           uqharness train blob --base meta-llama/Llama-3.2-1B --task openbookqa_uq --out adapters/obqa
   a method of your own   docs/plugin.md: one file"""

@@ -16,7 +16,7 @@ import pytest
 from made_results import result
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import store, table
+from uqharness.leaderboard import ingest, store, table
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.metrics import METRICS, compute_all
 from uqharness.results import read_results
@@ -188,3 +188,11 @@ def test_origin_and_file_are_as_given(tmp_path: Path, monkeypatch: pytest.Monkey
     assert board.runs["origin"].tolist() == ["submitted"]
     assert board.runs["file"].tolist() == [os.path.join("submitted", "someone", "results_0.json")]
     assert np.isfinite(board.record(board.runs["run_id"][0]).logp).all()
+
+
+def test_what_builds_on_an_adapter_costs_that_adapter_too() -> None:
+    base = {"costs": {"seconds": 22.0, "peak_memory_bytes": 500, "trainable_parameters": 6144}}
+    fitted = {"costs": {"seconds": 5.0, "peak_memory_bytes": 0, "trainable_parameters": 0}, "source": base}
+    scaled = {"costs": {"seconds": 1.0}, "source": fitted}
+    assert [ingest.cost(record, "seconds", sum) for record in (base, fitted, scaled, {})] == [22.0, 27.0, 28.0, None]
+    assert ingest.cost(scaled, "trainable_parameters", max) == 6144 and ingest.cost({"costs": {}}, "x", max) is None
