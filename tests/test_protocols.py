@@ -208,8 +208,9 @@ def test_an_imported_adapter_under_another_protocol_is_noted_once_everywhere(
     tasks = ["--tasks", "tiny_uq,tiny_uq_ll", "--include_path", str(tmp_path / "tasks")]
     assert main(["eval", str(tmp_path / "theirs"), *tasks, "--output_path", str(tmp_path / "results")]) == 0
     capsys.readouterr()
-    said = list(dict.fromkeys(r for r in caplog.records if "not comparable" in r.getMessage()))
-    assert len(said) == 1 and "trained under the protocol laplace-lora and evaluated under uq-v1" in said[0].getMessage()
+    records = dict.fromkeys(r for r in caplog.records if "not comparable" in r.getMessage())
+    said = [record.getMessage() for record in records]
+    assert len(said) == 1 and "trained under the protocol laplace-lora and evaluated under uq-v1" in said[0]
     run = read_results(tmp_path / "results")[0]
     assert list(run.config["uqharness"]["other_protocol"]) == ["tiny_uq"]
     assert main(["table", str(tmp_path / "results"), "--format", "json"]) == 0
