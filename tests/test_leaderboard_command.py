@@ -63,3 +63,10 @@ def test_the_server_answers_and_ends_with_the_command(tmp_path: Path) -> None:
             break
         time.sleep(0.1)
     assert leaderboard.free("localhost", port)
+
+
+def test_without_results_those_of_the_demo_in_this_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert leaderboard.own() == []
+    (tmp_path / "demo" / "results").mkdir(parents=True)
+    assert leaderboard.own() == [str(Path("demo") / "results")]

@@ -20,6 +20,7 @@ from pathlib import Path
 from uqharness.errors import InputError, RunError
 
 FIRST_PORT, PORTS = 8501, 20
+DEMO = Path("demo") / "results"  # where `uqharness demo` puts them
 # Also in leaderboard/.streamlit/config.toml; a flag wins over a user's own configuration.
 FLAGS = {
     "browser.gatherUsageStats": "false",
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "results",
         nargs="*",
         metavar="RESULTS",
-        help="results_*.json of lm-eval, or folders of them [the project's published results]",
+        help="results_*.json of lm-eval, or folders of them [demo/results if it is here, else the published ones]",
     )
     parser.add_argument("--port", type=int, help=f"of the server [the first free one from {FIRST_PORT} on]")
     parser.add_argument("--address", default="localhost", help="0.0.0.0: whoever reaches this machine [localhost]")
@@ -44,8 +45,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    paths = [Path(given).absolute() for given in args.results]
-    for given, path in zip(args.results, paths, strict=True):
+    given_paths = args.results or own()
+    paths = [Path(given).absolute() for given in given_paths]
+    for given, path in zip(given_paths, paths, strict=True):
         if not path.exists():
             raise InputError(f"{given} does not exist; give a results_*.json of lm-eval or a folder of them")
     port = args.port if args.port is not None else first_free(args.address)
@@ -64,6 +66,14 @@ def run(args: argparse.Namespace) -> int:
     if code > 0:
         raise RunError(f"the server ended with code {code}; what it said is above")
     return 0
+
+
+def own() -> list[str]:
+    """Without results: those that `uqharness demo` left in this folder; none: the published ones."""
+    if not DEMO.is_dir():
+        return []
+    print(f"showing {DEMO}, which is in this folder; in another one it would be the published results", file=sys.stderr)
+    return [str(DEMO)]
 
 
 def command(port: int, address: str) -> list[str]:
