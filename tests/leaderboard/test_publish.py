@@ -20,11 +20,11 @@ from uqharness.metrics import combine_draws
 
 @pytest.fixture
 def results(tmp_path: Path) -> Path:
-    folder = tmp_path / "work" / "results"
+    folder = tmp_path / "place" / "results"
     folder.mkdir(parents=True)
     for k, method in enumerate(("MLE", "BLoB")):
         for seed in range(2):
-            result(folder, method, seed, numbers=10 * k + seed, run={"out": f"{tmp_path}/work/adapters/{method}"})
+            result(folder, method, seed, numbers=10 * k + seed, run={"out": f"{tmp_path}/place/adapters/{method}"})
     path = result(folder, "LAP", draws=1)
     data = json.loads(path.read_text())
     data["results"]["arc_easy_uq"]["uq_record_stderr,none"]["combine"] = "given"
