@@ -13,6 +13,8 @@ import argparse
 import json
 import os
 import resource
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,7 +78,7 @@ def write(folder: Path, numbers: range, items: int = ITEMS, draws: int = DRAWS) 
 
 
 def measure(folder: Path, files: int, cache: Path) -> dict[str, float]:
-    """Seconds of a first build, of one with nothing new and of one with ten new files; the peak in GiB."""
+    """CPU seconds of a first build (a core), of one with nothing new and of one with ten new files; the peak in GiB."""
     cores = os.cpu_count() or 1
     found = {"first": _build(folder, cache, files) / cores, "again": _build(folder, cache, files)}
     write(folder, range(files, files + 10))
@@ -99,11 +101,11 @@ def _used() -> float:
 
 
 def rows(quick: bool) -> Iterator[Row]:
-    """For `python -m benchmarks.run`."""
+    """For `python -m benchmarks.run`; in a process of its own, whose memory is that of the leaderboard alone."""
     files = 100 if quick else 10_000
     with tempfile.TemporaryDirectory() as place:
-        write(Path(place, "results"), range(files))
-        found = measure(Path(place, "results"), files, Path(place, "board.parquet"))
+        command = [sys.executable, "-m", "benchmarks.leaderboard", place, "--files", str(files)]
+        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     what = f"{files} result files of {ITEMS} questions, N = {DRAWS}"
     yield figure(f"leaderboard: {what}, every metric for every N, CPU s a core", "–", 60.0, [found["first"]])
     yield figure("leaderboard: the same with nothing new, CPU s", "–", 1.0, [found["again"]])
@@ -120,8 +122,7 @@ def main() -> None:
         write(args.folder / "results", range(args.files))
     cache = args.folder / "board.parquet"
     cache.unlink(missing_ok=True)
-    for name, value in measure(args.folder / "results", args.files, cache).items():
-        print(f"{name}: {value:.2f} {'GiB' if name == 'memory' else 's'}")
+    print(json.dumps(measure(args.folder / "results", args.files, cache)))
 
 
 if __name__ == "__main__":
