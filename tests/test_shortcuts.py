@@ -30,10 +30,10 @@ QUESTIONS = [
 PAIRS = [pair for question in QUESTIONS for pair in question]
 
 
-def model_of(kind: str, attention: str = "sdpa") -> PeftModel:
+def model_of(kind: str, attention: str = "sdpa", **config: Any) -> PeftModel:
     shape: dict[str, Any] = dict(
         vocab_size=51, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
-        num_key_value_heads=2, max_position_embeddings=64, head_dim=8, initializer_range=0.2,
+        num_key_value_heads=2, max_position_embeddings=64, head_dim=8, initializer_range=0.2, **config,
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
@@ -67,6 +67,18 @@ def test_branching_rows_equal_the_slow_twin(kind: str, attention: str) -> None:
         found = exact(Engine(model, posterior, samples=3, seed=7, tokens=tokens), rows)
         # eager attention takes its softmax in float32, whatever the model is
         torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10 if attention == "sdpa" else 1e-5)
+
+
+def test_padding_has_no_place_that_no_input_has() -> None:
+    """Dynamic RoPE stretches for the last place it is told of, in all rows of the batch."""
+    model = model_of("llama", rope_parameters={"rope_type": "dynamic", "factor": 2.0, "rope_theta": 10_000.0})
+    long = [([7] * 50, [choice, *range(10, 19)]) for choice in (4, 5)]
+    questions = [long, QUESTIONS[2]]
+    rows = make_rows(questions, 64, branch=True)
+    assert rows.input_ids.shape[1] == 68  # the model has 64 places
+    wanted = torch.tensor([[logprob(model, *pair) for pair in [*long, *QUESTIONS[2]]]], dtype=torch.float64)
+    found = exact(Engine(model, gaussian(model), samples=0), rows)
+    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
 
 
 def test_the_last_layer_runs_where_it_is_read_alone() -> None:

@@ -125,12 +125,13 @@ def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0
 
 
 def _padded(tries: Sequence[Trie], pad: int) -> list[Tensor]:
-    """Tokens, depth and last `[R, T]`; padding goes on where the last input ends, and nobody reads it."""
+    """Tokens, depth and last `[R, T]`; nobody reads the padding.
+
+    Its depth is 0: a place that no input has could change what a model makes of the others (dynamic RoPE).
+    """
     width = max(len(trie.tokens) for trie in tries)
     ids = [trie.tokens + [pad] * (width - len(trie.tokens)) for trie in tries]
-    depth = [
-        trie.depth + list(range(trie.depth[-1] + 1, trie.depth[-1] + 1 + width - len(trie.depth))) for trie in tries
-    ]
+    depth = [trie.depth + [0] * (width - len(trie.depth)) for trie in tries]
     last = [[trie.last.get(place, width - 1) for place in range(width)] for trie in tries]
     return [torch.tensor(rows, dtype=torch.long) for rows in (ids, depth, last)]
 
