@@ -193,3 +193,11 @@ def test_gaussian_with_auto_still_generates_from_all_draws(base: Path, blob: Pat
     auto, ten = (BayesLoRA(adapter=str(blob), samples=n, device="cpu") for n in ("auto", 10))
     assert isinstance(auto.posterior, Gaussian)
     assert auto.generate_until(asked, disable_tqdm=True) == ten.generate_until(asked, disable_tqdm=True)
+
+
+def test_documents_with_the_same_window_take_all_draws(blob: Path) -> None:
+    """Equal ones, as where lm-eval repeats its last request to fill a rank, and those that differ in the last token."""
+    asked = instances("loglikelihood_rolling", [("w1 w2 w3",), ("w1 w2 w3",), ("w5 w6",), ("w5 w7",)])
+    auto, ten = (BayesLoRA(adapter=str(blob), samples=n, device="cpu") for n in ("auto", 10))
+    wanted = ten.loglikelihood_rolling(asked, disable_tqdm=True)
+    assert auto.loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(wanted, abs=2e-5)

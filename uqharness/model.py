@@ -164,7 +164,8 @@ class BayesLoRA(HFLM):
             for window in map(utils.make_disjoint_window, rolling):
                 windows.append((list(window[0]), list(window[1])))
                 owner.append(i)
-        scores = self._score(windows, disable_tqdm)
+        # No window is a choice of a question, even where two have the same input.
+        scores = self._score(windows, disable_tqdm, [(None, n) for n in range(len(windows))])
         total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)  # [S, documents]
         index = torch.tensor(owner, dtype=torch.long)
         draws = total.index_add(1, index, scores.draws)
@@ -182,18 +183,18 @@ class BayesLoRA(HFLM):
         terms = [*drawn.tolist(), *[None] * (len(draws) - len(drawn))]
         return BMALogProb(value, terms, mean=at_mean, combine=self.engine.posterior.combine)
 
-    def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question] | None = None) -> Scores:
+    def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question]) -> Scores:
         """Scores of all pairs, in their order; a question's pairs share a row or what they can (`logits_cache`).
 
         A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
         """
         branch = self.logits_cache and may_branch(self.model, self.max_length)
-        whole = questions if self.engine.given or self.engine.auto or branch else None
+        whole = self.engine.given or self.engine.auto or branch
         groups: dict[tuple[object, ...], list[int]] = {}
         for k, (context, continuation) in enumerate(pairs):
             ids = model_input(context, continuation, self.max_length)
             self.truncated += len(ids) < len(context) + len(continuation) - 1
-            groups.setdefault(whole[k] if whole else ids if self.logits_cache else (-1 - k,), []).append(k)
+            groups.setdefault(questions[k] if whole else ids if self.logits_cache else (-1 - k,), []).append(k)
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
