@@ -21,7 +21,7 @@ from uqharness.metrics import (
     correct,
     ece,
     ece_debiased,
-    ece_floor,
+    ece_floor_mean,
     expected_entropy,
     mce,
     mutual_information,
@@ -169,9 +169,12 @@ def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> t
     rows = []
     for found in shown:
         asked = (found.probs, found.gold, bins, equal_mass)
-        floor = "–" if equal_mass else f"{100 * ece_floor(found.probs, bins=bins)['mean']:.2f}"
+        floor, debiased = "–", "–"  # known for bins of equal width
+        if not equal_mass:
+            floor = f"{100 * ece_floor_mean(found.probs, bins):.2f}"
+            debiased = f"{100 * ece_debiased(found.probs, found.gold, bins):.2f}"
         rows.append([
-            found.row, f"{100 * ece(*asked):.2f}", floor, f"{100 * ece_debiased(*asked):.2f}",
+            found.row, f"{100 * ece(*asked):.2f}", floor, debiased,
             f"{100 * mce(*asked):.2f}", f"{100 * correct(found.probs, found.gold).mean():.2f}",
             f"{100 * confidence(found.probs).mean():.2f}",
         ])  # fmt: skip

@@ -8,7 +8,16 @@ import numpy as np
 import pytest
 
 from uqharness.leaderboard import curves
-from uqharness.metrics import METRICS, mutual_information, ood_auroc, reliability_bins, softmax_draws
+from uqharness.metrics import (
+    METRICS,
+    ece,
+    ece_debiased,
+    ece_floor,
+    mutual_information,
+    ood_auroc,
+    reliability_bins,
+    softmax_draws,
+)
 from uqharness.record import Record
 
 
@@ -105,3 +114,19 @@ def test_the_front_is_what_nothing_dominates() -> None:
     assert curves.front(points) == expected and 0 < sum(expected) < 40
     assert curves.front([[1.0, float("nan")], [2.0, 2.0]]) == [False, True]
     assert curves.front([]) == []
+
+
+def test_the_table_of_calibration_has_the_values_of_the_metrics() -> None:
+    rng = np.random.default_rng(34)  # whose sum of debiased gaps is negative
+    probs = rng.dirichlet(np.full(4, 0.7), 200)
+    calibrated = np.array([rng.choice(4, p=p) for p in probs])
+    for gold, bins in product((calibrated, rng.integers(0, 4, 200)), (10, 15)):
+        header, [row] = curves.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, False)
+        told = dict(zip(header, row, strict=True))
+        assert told["Debiased, %"] == f"{100 * ece_debiased(probs, gold, bins):.2f}"
+        assert told["Floor, %"] == f"{100 * ece_floor(probs, bins=bins)['mean']:.2f}"
+        assert told["ECE, %"] == f"{100 * ece(probs, gold, bins):.2f}"
+        header, [row] = curves.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, True)
+        told = dict(zip(header, row, strict=True))
+        assert told["ECE, %"] == f"{100 * ece(probs, gold, bins, True):.2f}"
+        assert told["Debiased, %"] == told["Floor, %"] == "–"  # they are of bins of equal width
