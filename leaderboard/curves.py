@@ -99,7 +99,7 @@ def draw_curve(record: Record, row: str, metric: str, orders: int = 30, seed: in
         return [known.fn(_joined(summed[n - 1] / n, record.combine), record.gold) for n in counts]
 
     apart = softmax_draws(logp)
-    terms = np.log(apart) if record.combine == "logits" else apart
+    terms = logp if record.combine == "logits" else apart  # what is constant per draw cancels in the average
     rng = np.random.Generator(np.random.Philox(seed))
     spread = np.array([curve(rng.permutation(record.draws)) for _ in range(orders)])  # [R, S]
     low, high = np.quantile(spread, (0.05, 0.95), axis=0)

@@ -78,6 +78,16 @@ def test_a_draw_curve_is_the_metric_of_the_first_draws(rule: str, metric: str) -
         assert curve.high[0] > curve.low[0]
 
 
+def test_averaged_logits_keep_probabilities_that_are_too_small_for_a_number() -> None:
+    kept = record("logits")
+    kept.logp[1, 1] = [-900.0, 0.0, 0.0]  # alone it is exp(-900) = 0 in float64; averaged with others it is not
+    kept.gold[1] = 0
+    curve = curves.draw_curve(kept, "BLoB", "nll", orders=2)
+    assert curve is not None
+    expected = [METRICS["nll"].fn(curves.answers(kept, "", n).probs, kept.gold) for n in curve.counts]
+    np.testing.assert_allclose(curve.value, expected)
+
+
 def test_nothing_to_vary_gives_no_curve() -> None:
     assert curves.draw_curve(record(draws=1), "MLE", "acc") is None
     assert curves.draw_curve(record("given"), "LAP", "acc") is None
