@@ -88,7 +88,7 @@ def _reliability_of(
 def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
     titles = [_plain(found.row) for found in shown]
-    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=0.28 / 4)
+    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=_between(len(shown), 0.07))
     edges = np.linspace(0, 1, bins + 1)
     for row, found in enumerate(shown, start=1):
         look, right = style(found.row), correct(found.probs, found.gold)
@@ -138,7 +138,8 @@ def decomposed(shown: Sequence[Answers]) -> go.Figure:
     columns = min(len(told), 2)
     fig = make_subplots(
         rows=-(-len(told) // columns), cols=columns, shared_xaxes="all", shared_yaxes="all",
-        subplot_titles=[_plain(found.row) for found, _ in told], horizontal_spacing=0.06, vertical_spacing=0.14,
+        subplot_titles=[_plain(found.row) for found, _ in told], horizontal_spacing=0.06,
+        vertical_spacing=_between(-(-len(told) // columns), 0.14),
     )  # fmt: skip
     for k, (found, parts) in enumerate(told):
         colour = style(found.row).colour
@@ -233,6 +234,11 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
     fig.update_xaxes(title=_plain(x))
     fig.update_yaxes(title=_plain(y))
     return laid_out(fig, 470, legend=False)
+
+
+def _between(rows: int, most: float) -> float:
+    """Space between rows of panels, as a share of the height: less where there are many."""
+    return min(most, 0.3 / rows)
 
 
 def _titled(metric: str) -> str:

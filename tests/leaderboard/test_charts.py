@@ -64,6 +64,12 @@ def test_epistemic_against_aleatoric_per_question() -> None:
     assert "several draws" in charts.decomposed([answers(draws=1)]).layout.annotations[0].text
 
 
+@pytest.mark.parametrize("methods", [1, 2, 16, 40])
+def test_any_number_of_methods_has_a_panel_each(methods: int) -> None:
+    shown = [answers(f"m{k}", items=20, seed=k) for k in range(methods)]
+    assert len(charts.right_and_wrong(shown).data) == len(charts.decomposed(shown).data) == 2 * methods
+
+
 def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     (line,) = charts.shifted({"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}}, "acc").data
     assert list(line.y) == [50, 25] and list(line.error_y.array) == [1, 0]
