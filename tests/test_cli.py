@@ -494,11 +494,15 @@ def test_the_tasks_listed_are_those_lm_eval_finds(capsys: pytest.CaptureFixture[
 def test_doctor_reports_checks_and_fails_when_one_fails(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from uqharness.commands import doctor
+    from uqharness.commands import doctor, evaluate
 
     code = main(["doctor", "--json"])
     found = {line["check"]: line["status"] for line in json.loads(capsys.readouterr().out)}
     assert set(found) == set(doctor.CHECKS) and code == int("failed" in found.values())
+    assert found["entry points"] == found["methods"] == "ok"  # as the tests need them
+    with monkeypatch.context() as patch:
+        patch.setitem(evaluate.MODELS, "another", "uqharness.model:Another")
+        assert doctor.entries() == ("failed", "no lm_eval.models another: pip install uqharness again")
     monkeypatch.setattr(doctor, "CHECKS", {"bad": lambda: 1 // 0, "good": lambda: ("ok", "fine")})  # type: ignore[dict-item]
     assert main(["doctor"]) == 1
     out = capsys.readouterr().out

@@ -67,13 +67,14 @@ def hook() -> Result:
 
 
 def entries() -> Result:
-    found = [
-        f"{group} {point.name}"
-        for group in ("lm_eval.models", "lm_eval.tasks")
-        for point in metadata.entry_points(group=group)
-        if point.value.partition(":")[0].startswith("uqharness")
-    ]
-    return (OK, ", ".join(found)) if len(found) == 2 else (FAILED, f"{found or 'none'}: pip install uqharness again")
+    """What pyproject.toml declares to lm-eval: our models and the tasks."""
+    from uqharness.commands.evaluate import MODELS
+
+    wanted = [("lm_eval.models", name) for name in MODELS] + [("lm_eval.tasks", "uqharness")]
+    missing = [f"{group} {name}" for group, name in wanted if not metadata.entry_points(group=group, name=name)]
+    if missing:
+        return FAILED, f"no {', '.join(missing)}: pip install uqharness again"
+    return OK, ", ".join(f"{group} {name}" for group, name in wanted)
 
 
 def methods() -> Result:
