@@ -177,6 +177,20 @@ def test_a_complete_adapter_is_not_written_over_by_accident(
     assert train(world, "mle", tmp_path, "--overwrite") == 2
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").write_text("")
+    for name in ("file", "file/a", "file/a/b"):
+        assert train(world, "mle", tmp_path / name) == 2
+        assert f"--out {tmp_path / name}" in last_line(capsys)
+    blob, results, out = str(world / "adapters/blob"), str(world / "results"), str(tmp_path / "file/a.parquet")
+    for argv in (["export", blob, out, "--samples", "1"], ["publish", results, out], ["export-site", results, out]):
+        assert main(argv) == 2
+        assert f"{tmp_path / 'file'} is a file" in last_line(capsys)
+    assert os.listdir(tmp_path) == ["file"]
+
+
 def test_seeds_are_skipped_when_complete_and_refused_when_other_settings(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from uqharness.commands.folders import writable
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", type=Path, metavar="RESULTS", help="results_*.json, or folders of them")
@@ -14,7 +16,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     from uqharness.leaderboard import aggregate, site
 
-    written = site.export(aggregate.build(args.results), args.out)
+    out = writable(args.out, str(args.out))
+    written = site.export(aggregate.build(args.results), out)
     size = sum(path.stat().st_size for path in written) / 2**20
-    print(f"{len(written)} files, {size:.1f} MiB: open {args.out / 'index.html'}")
+    print(f"{len(written)} files, {size:.1f} MiB: open {out / 'index.html'}")
     return 0

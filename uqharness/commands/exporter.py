@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from uqharness.commands.importer import vacant
+from uqharness.commands.folders import vacant
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:

@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uqharness.commands.folders import vacant
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,14 +53,6 @@ def run(args: argparse.Namespace) -> int:
     print(f"next, with the prompts it was trained on (the protocol {found.protocol}):")
     print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(found)} --output_path results")
     return 0
-
-
-def vacant(name: str) -> Path:
-    """A folder that can be written without losing anything."""
-    out = Path(name).expanduser()
-    if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
-        raise InputError(f"{out} exists already: give a folder that does not exist yet")
-    return out
 
 
 def example_task(found: Imported) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from uqharness.commands.folders import writable
 from uqharness.errors import InputError
 
 
@@ -19,7 +20,7 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != publish.SUFFIX:
         raise InputError(f"OUT is {args.out!r}; the file's name must end in {publish.SUFFIX}")
-    count = publish.create([Path(path) for path in args.results], out)
+    count = publish.create([Path(path) for path in args.results], writable(out, str(out)))
     size = out.stat().st_size / 1e6
     print(f"{out}: {count} runs, {size:.2f} MB; metrics exact, probabilities within {publish.STEP / 4:.1g}")
     return 0

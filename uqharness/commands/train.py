@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqharness import adapter_io, config
+from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
 from uqharness.config import Run
 from uqharness.errors import InputError
@@ -74,8 +75,10 @@ _WANTED = {
 
 def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     """ "to do", or "complete" for a seed of the same settings; anything else in the way is refused."""
-    out = Path(cell.out) if cell.out else None
-    if out is None or not (out.exists() or out.is_symlink()):
+    if not cell.out:
+        return "to do"
+    out = writable(Path(cell.out), f"--out {cell.out}")
+    if not (out.exists() or out.is_symlink()):
         return "to do"
     if not out.is_dir():
         raise InputError(f"--out {out} is a file: give a folder that does not exist yet")
