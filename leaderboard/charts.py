@@ -88,7 +88,8 @@ def _reliability_of(
 def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
     titles = [_plain(found.row) for found in shown]
-    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles, vertical_spacing=_between(len(shown), 0.07))
+    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles,
+                        vertical_spacing=_between(len(shown), 0.07))  # fmt: skip
     edges = np.linspace(0, 1, bins + 1)
     for row, found in enumerate(shown, start=1):
         look, right = style(found.row), correct(found.probs, found.gold)
@@ -167,7 +168,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figur
         )  # fmt: skip
     fig.add_vline(x=50, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
     fig.update_xaxes(title=f"AUROC of {score}, %; 50 is chance")
-    fig.update_yaxes(autorange="reversed")
+    fig.update_yaxes(autorange="reversed", type="category")  # else names that look like numbers or dates are
     most = max((len(values) for values in found.values()), default=0)
     return laid_out(fig, 190 + 70 * most)
 
@@ -182,7 +183,9 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
             x=list(map(_plain, points)), y=[mean * known.scale for mean, _ in points.values()], name=_plain(row),
             mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
             marker={"symbol": look.symbol, "size": 9}, error_y={"array": spread, "visible": any(spread), "width": 3},
+            connectgaps=True,
         )  # fmt: skip
+    fig.update_xaxes(type="category")
     fig.update_yaxes(title=_titled(metric))
     return laid_out(fig, 440)
 

@@ -128,14 +128,19 @@ def detection(inside: Answers, outside: Answers, kind: str) -> float:
 
 
 def detections(shown: Mapping[str, Sequence[Answers]], home: str, kind: str) -> dict[str, dict[str, float]]:
-    """{row: {shifted data set: AUROC}} from the answers on every data set; `home` is the one that was trained on."""
-    inside = {found.row: found for found in shown[home]}
-    out: dict[str, dict[str, float]] = {}
-    for data, many in shown.items():
-        for found in many if data != home else ():
-            if found.row in inside:
-                out.setdefault(found.row, {})[data] = detection(inside[found.row], found, kind)
-    return out
+    """{row: {shifted data set: AUROC}} from the answers on every data set; `home` is the one that was trained on.
+
+    Every row names all data sets, in their order: NaN where it has no answers.
+    """
+    away = {data: {found.row: found for found in many} for data, many in shown.items() if data != home and many}
+    return {
+        own.row: {
+            data: detection(own, found[own.row], kind) if own.row in found else float("nan")
+            for data, found in away.items()
+        }
+        for own in shown[home]
+        if any(own.row in found for found in away.values())
+    }
 
 
 def decomposition(found: Answers, most: int = 600) -> dict[str, np.ndarray] | None:

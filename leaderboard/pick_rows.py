@@ -62,26 +62,34 @@ def fields(groups: Sequence[Group]) -> list[Field]:
 
 
 def pick(
-    view: shell.View, groups: Sequence[Group], one_data: bool = True, draws: bool = True, start: str = ""
+    view: shell.View,
+    groups: Sequence[Group],
+    draws: bool = True,
+    seeds: bool = True,
+    homes: bool = False,
+    start: str = "",
 ) -> Picked:
-    """The widgets; a choice that another choice made impossible falls back."""
+    """The widgets; a choice that another choice made impossible falls back.
+
+    Without `draws`, all of them; without `seeds`, no box for what shows them all; `homes`: data that was trained on.
+    """
     box, state = st.sidebar, st.session_state
     if len(groups) > 1:
         box.selectbox("Table", [g.name for g in groups], key=view.key("table"))
     group = next(g for g in groups if g.name == state[view.key("table")])
-    if state[view.key("data")] not in group.runs:
-        state[view.key("data")] = next(iter(group.runs))
-    if one_data:
-        box.selectbox("Data set", list(group.runs), key=view.key("data"))
+    offered = (group.homes() if homes else []) or list(group.runs)
+    if state[view.key("data")] not in offered:
+        state[view.key("data")] = offered[0]
+    box.selectbox("Trained on" if homes else "Data set", offered, key=view.key("data"))
     data = state[view.key("data")]
-    rows, seeds = group.rows(data), group.seeds(data)
+    rows, known = group.rows(data), group.seeds(data)
     state[view.key("row")] = [row for row in state[view.key("row")] if row in rows]
-    if state[view.key("seed")] not in seeds:
-        state[view.key("seed")] = seeds[0]
+    if state[view.key("seed")] not in known:
+        state[view.key("seed")] = known[0]
     first = start or ", ".join(group.start(data))
     box.multiselect("Methods", rows, key=view.key("row"), placeholder=first)
-    if len(seeds) > 1:
-        box.selectbox("Training seed", seeds, key=view.key("seed"))
+    if seeds and len(known) > 1:
+        box.selectbox("Training seed", known, key=view.key("seed"))
     if draws:
         box.selectbox("N, draws averaged", view.options("samples"), key=view.key("samples"))
     asked = state[view.key("samples")]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from math import nan
 from statistics import mean, stdev
 
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
@@ -23,6 +24,7 @@ class Group:
 
     name: str
     shifts: dict[str, str | None] = field(default_factory=dict)  # data sets, nearest first
+    trained: dict[str, str | None] = field(default_factory=dict)  # what the adapters of each data set were trained on
     runs: dict[str, dict[str, dict[str, Source]]] = field(default_factory=dict)
 
     def rows(self, data: str) -> list[str]:
@@ -44,18 +46,34 @@ class Group:
         runs = self.runs.get(data, {}).get(row, {})
         return runs.get(seed) or (next(iter(runs.values())) if list(runs) == ["None"] else None)
 
+    def homes(self) -> list[str]:
+        """The data sets that adapters were trained on and asked about."""
+        return [data for data, kind in self.shifts.items() if kind == "id"]
+
+    def near(self, home: str) -> list[str]:
+        """`home` and what the adapters that were trained there answered elsewhere, nearest first."""
+        there = [data for data, kind in self.shifts.items() if kind and self.trained[data] == self.trained[home]]
+        return [home, *(data for data in there if data != home)]
+
     def over_seeds(
-        self, rows: Sequence[str], metric: str, draws: int | None
+        self, rows: Sequence[str], metric: str, draws: int | None, data: Sequence[str]
     ) -> dict[str, dict[str, tuple[float, float | None]]]:
-        """{row: {data set: (mean, standard deviation over seeds)}}, nearest data set first."""
-        out: dict[str, dict[str, tuple[float, float | None]]] = {}
-        for data in self.shifts:
+        """{row: {data set: (mean, standard deviation over seeds)}}, in the order of `data`; NaN where there is none."""
+        values: dict[tuple[str, str], list[float]] = {}
+        for name in data:
             for row in rows:
-                runs = self.runs[data].get(row, {}).values()
-                values = [run.number(metric, n) for run in runs if (n := run.used(draws)) is not None]
-                if values:
-                    out.setdefault(row, {})[data] = mean(values), stdev(values) if len(values) > 1 else None
-        return out
+                runs = self.runs[name].get(row, {}).values()
+                if own := [run.number(metric, n) for run in runs if (n := run.used(draws)) is not None]:
+                    values[row, name] = own
+        there = [name for name in data if any(other == name for _, other in values)]
+        return {
+            row: {name: _spread(values.get((row, name), ())) for name in there}
+            for row in dict.fromkeys(row for row in rows if any(other == row for other, _ in values))
+        }
+
+
+def _spread(values: Sequence[float]) -> tuple[float, float | None]:
+    return mean(values) if values else nan, stdev(values) if len(values) > 1 else None
 
 
 def groups(sources: Sequence[Source]) -> list[Group]:
@@ -70,7 +88,7 @@ def groups(sources: Sequence[Source]) -> list[Group]:
         ordered = sorted(part, key=lambda s: SHIFTS[_shift(s)])
         for s in ordered:
             data = s.task if len(trained) < 2 or s.trained_on in (None, s.task) else f"{s.task} ({s.trained_on})"
-            group.shifts[data] = _shift(s)
+            group.shifts[data], group.trained[data] = _shift(s), s.trained_on
             group.runs.setdefault(data, {}).setdefault(names[s.row], {})[str(s.seed)] = s
         out.append(group)
     return out

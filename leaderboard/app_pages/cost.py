@@ -16,7 +16,7 @@ MORE = [
 view, groups = pick_rows.open_page(
     "cost", "Cost", "Training time, memory, parameters and forward passes, as each run recorded them.", MORE
 )
-picked = pick_rows.pick(view, groups, start="all")
+picked = pick_rows.pick(view, groups, seeds=False, start="all")
 with st.sidebar:
     st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title)
     st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=costs.titled)

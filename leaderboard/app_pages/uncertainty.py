@@ -39,19 +39,20 @@ def parts() -> None:
 def detection() -> None:
     st.sidebar.selectbox("Score", list(curves.SCORES), key=view.key("score"), format_func=curves.SCORES.__getitem__)
     score = st.session_state[view.key("score")]
-    found = curves.detections({data: picked.answers(data) for data in near}, home, score)
+    found = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
     name = curves.SCORES[score].lower()
     shell.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
     header, rows = curves.detection_rows(found)
-    st.html(table_html.CSS + table_html.grid(header, rows, f"AUROC of {name}, %: {home} against the other data set"))
+    caption = f"AUROC of {name}, %: {picked.data} against the other data set"
+    st.html(table_html.CSS + table_html.grid(header, rows, caption))
 
 
 def shift() -> None:
     labels = {name: known.label for name, known in METRICS.items()}
     st.sidebar.selectbox("Metric", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__)
     metric = st.session_state[view.key("metric")]
-    found = picked.group.over_seeds(picked.rows, metric, picked.draws)
-    shell.figure(charts.shifted(found, metric), "shift", f"{labels[metric]} from {home} to shifted data sets")
+    found = picked.group.over_seeds(picked.rows, metric, picked.draws, near)
+    shell.figure(charts.shifted(found, metric), "shift", f"{labels[metric]} from {picked.data} to shifted data sets")
     st.caption("Mean and standard deviation over training seeds.")
 
 
@@ -64,11 +65,12 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     )
     shell.share(view, "uncertainty")
 figure = st.session_state[view.key("figure")]
-picked = pick_rows.pick(view, groups, one_data=figure in ("risk", "parts"))
-pick_rows.say_missing(picked)
-near = [data for data, kind in picked.group.shifts.items() if kind in ("id", "small", "large")]
-home = next((data for data in near if picked.group.shifts[data] == "id"), "")
-if figure in ("detection", "shift") and (not home or len(near) < 2):
+away = figure in ("detection", "shift")
+picked = pick_rows.pick(view, groups, homes=away, seeds=figure != "shift")
+if figure != "shift":
+    pick_rows.say_missing(picked)
+near = picked.group.near(picked.data)
+if away and (picked.group.shifts[picked.data] != "id" or len(near) < 2):
     st.info("These results hold no data set with a shift from the one that was trained on.")
 else:
     {"risk": risk, "parts": parts, "detection": detection, "shift": shift}[figure]()

@@ -61,3 +61,12 @@ def test_a_page_is_left_and_found_as_it_was(app: Any) -> None:
     app.at.query_params.clear()
     app.open("draws")
     assert app.params["metric"] == ["acc"] and len(figures(app)) == 1
+
+
+def test_what_is_over_all_seeds_asks_for_none_and_shifts_start_where_it_was_trained(app: Any) -> None:
+    labels = [box.label for box in app.open("calibration").selectbox]
+    assert "Training seed" in labels
+    assert "Training seed" not in [box.label for box in app.open("cost").selectbox]
+    app.open("uncertainty", figure="shift", data="arc_challenge_uq")
+    box = app.widget("selectbox", "Trained on")
+    assert box.options == ["openbookqa_uq"] and "Training seed" not in [box.label for box in app.at.selectbox]

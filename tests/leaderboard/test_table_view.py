@@ -82,7 +82,7 @@ def test_a_figure_mixes_only_what_one_table_holds(board: Board) -> None:
     assert group.shifts[home] == "id" and len(group.rows(other)) == 2 and group.rows(home)[:2] == ["MLE", "BLoB"]
     assert group.seeds(home) == ["0", "1"] and group.run(home, "MLE", "7") is None
     (found,) = tables(board)
-    told = group.over_seeds(group.rows(home), "acc", None)
+    told = group.over_seeds(group.rows(home), "acc", None, group.near(home))
     for (metric, i, j), cell in found.cells.items():
         if metric == "acc":
             mean, std = told[found.rows[i][0]][found.columns[j].task]

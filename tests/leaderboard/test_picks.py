@@ -1,0 +1,49 @@
+"""What a figure may put together: adapters of one training data set, in one order of the others."""
+
+from __future__ import annotations
+
+from math import isnan
+from pathlib import Path
+
+import pytest
+from made_results import result
+
+from uqharness.leaderboard import charts, curves, picks
+from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.picks import Group
+
+HOME, NEAR, FAR = "openbookqa_uq", "arc_challenge_uq", "mmlu_college_chemistry_uq"
+
+
+@pytest.fixture
+def group(tmp_path: Path) -> Group:
+    """Adapters of one recipe trained on two data sets; MLE was not asked about the small shift."""
+    for task in (HOME, NEAR, FAR):
+        result(tmp_path, "BLoB", 0, task, trained_on=HOME)
+        result(tmp_path, "BLoB", 0, task, trained_on="boolq_uq")
+        if task != NEAR:
+            result(tmp_path, "MLE", 0, task, trained_on=HOME, draws=1, finite=1)
+    result(tmp_path, "BLoB", 0, "boolq_uq", trained_on="boolq_uq")
+    (found,) = picks.groups(build([tmp_path]).sources())
+    return found
+
+
+def test_a_shift_is_away_from_what_the_same_adapters_were_trained_on(group: Group) -> None:
+    assert set(group.homes()) == {HOME, "boolq_uq"}
+    assert group.near(HOME) == [HOME, f"{NEAR} ({HOME})", f"{FAR} ({HOME})"]
+    assert all(group.trained[data] == "boolq_uq" for data in group.near("boolq_uq"))
+
+
+def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> None:
+    near = group.near(HOME)
+    told = group.over_seeds(["MLE", "BLoB", "gone"], "nll", None, near)
+    assert list(told) == ["MLE", "BLoB"] and {tuple(points) for points in told.values()} == {tuple(near)}
+    assert isnan(told["MLE"][near[1]][0]) and not isnan(told["BLoB"][near[1]][0])
+    lines = charts.shifted(told, "nll").data
+    assert {line.x for line in lines} == {tuple(near)} and all(line.connectgaps for line in lines)
+    runs = {data: [run for row in ("MLE", "BLoB") if (run := group.run(data, row, "0"))] for data in near}
+    shown = {data: [curves.answers(run.record(), run.method) for run in found] for data, found in runs.items()}
+    found = curves.detections(shown, HOME, "entropy")
+    assert {row: list(values) for row, values in found.items()} == {"MLE": near[1:], "BLoB": near[1:]}
+    assert isnan(found["MLE"][near[1]]) and 0 < found["BLoB"][near[1]] < 1
+    assert curves.detection_rows(found)[1][0][1] == "–"
