@@ -1,6 +1,7 @@
 """Figures from answers and curves, for the app and the static site: pure, `figure(data, options) -> go.Figure`.
 
-Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page.
+Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page. A name is
+in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it anyway.
 """
 
 from __future__ import annotations
@@ -73,7 +74,7 @@ def _reliability_of(
     fig.add_scatter(
         x=x, y=y, name=name, legendgroup=name, mode="lines+markers", customdata=count, row=1, col=1,
         line={"color": look.colour, "dash": look.dash, "width": 2}, marker={"symbol": look.symbol, "size": 9},
-        hovertemplate="confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions<extra>" + name + "</extra>",
+        hovertemplate="confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions",
     )  # fmt: skip
     lo, hi = (np.array([told[key][b] for b in some]) for key in ("lo", "hi"))
     width = (hi - lo) / place[1] * 0.9
@@ -124,7 +125,7 @@ def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
         fig.add_scatter(
             x=coverage[kept], y=risk[kept], name=name, mode="lines",
             line={"color": look.colour, "dash": look.dash, "width": 2},
-            hovertemplate="%{y:.1f} % wrong among the surest %{x:.0f} %<extra>" + _plain(found.row) + "</extra>",
+            hovertemplate="%{y:.1f} % wrong among the surest %{x:.0f} %",
         )  # fmt: skip
     fig.update_xaxes(title="coverage, % of the questions answered", range=[0, 100])
     fig.update_yaxes(title="risk, % wrong", rangemode="tozero")
@@ -164,7 +165,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figur
         fig.add_scatter(
             x=[100 * value for value in values.values()], y=list(map(_plain, values)), mode="markers", name=_plain(row),
             marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-            hovertemplate="AUROC %{x:.1f}<extra>" + _plain(row) + "</extra>",
+            hovertemplate="AUROC %{x:.1f}",
         )  # fmt: skip
     fig.add_vline(x=50, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
     fig.update_xaxes(title=f"AUROC of {score}, %; 50 is chance")
@@ -230,7 +231,7 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
         fig.add_scatter(
             x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[f"<b>{name}</b>" if best else name],
             textposition="top center", cliponaxis=False,
-            hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra>{name}</extra>",
+            hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}",
             marker={"color": look.colour, "symbol": look.symbol, "size": 15 if best else 10,
                     "line": {"color": NEUTRAL, "width": 2.5 if best else 0}},
         )  # fmt: skip

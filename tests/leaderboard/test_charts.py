@@ -94,6 +94,7 @@ def test_no_name_becomes_markup() -> None:
     ]  # fmt: skip
     for fig in figures:
         assert EVIL not in str(fig.to_dict()) and "&lt;script" in str(fig.to_dict())
+        assert not [t for t in fig.data if "script" in str(t.hovertemplate)]  # Plotly reads %{x} in it
 
 
 # ---------------------------------------------------------------- the palette
