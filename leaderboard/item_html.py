@@ -43,17 +43,22 @@ def card(found: Items, row: Mapping[str, Any], text: Text | None) -> str:
     """One row of `items.select`."""
     d, count = int(row["at"]), int(row["choices"])
     labels = text.choices if text and len(text.choices) == count else [f"choice {c + 1}" for c in range(count)]
-    asked = (
-        escape(text.prompt[:LONGEST]) if text else f"document {escape(found.record.doc_hashes[d])}: text not at hand"
-    )
+    asked = escape(_last(text.prompt)) if text else f"document {escape(found.record.doc_hashes[d])}: text not at hand"
     columns = [("average", found.shown.probs[d])]
     columns += [("mean, N = 0", found.mean.probs[d])] if found.mean else []
     columns += [("MLE", found.base.probs[d])] if found.base else []
-    draws = found.shown.draws[:, d] if found.shown.draws is not None else None
+    draws = None if found.shown.draws is None else found.shown.draws[:, d]  # [S, C]
+    if draws is not None:
+        draws = draws[~np.isnan(draws[:, 0])]  # with samples=auto a question has no more than it needs
     return (
         f'<article class="uq-item"><p>{_heading(found, row)}</p><pre>{asked}</pre>'
         f"{_choices(labels, int(row['gold']), columns, draws)}{_draws(labels, draws)}</article>"
     )
+
+
+def _last(prompt: str) -> str:
+    """The question is at the end, after its examples."""
+    return prompt if len(prompt) <= LONGEST else f"… {prompt[-LONGEST:]}"
 
 
 def _heading(found: Items, row: Mapping[str, Any]) -> str:

@@ -48,10 +48,10 @@ class Items:
 
 
 def items(record: Record, row: str, draws: int | None = None, base: Record | None = None) -> Items:
-    """The questions of a run at `draws` draws; `base` must hold the same questions in the same order."""
+    """The questions of a run at `draws` draws; a `base` that holds other questions or choices is left out."""
     shown = answers(record, row, draws)
     mean = answers(record, row, 0) if record.has_mean and record.draws else None
-    plain = answers(base, "MLE") if base is not None and base.doc_hashes == record.doc_hashes else None
+    plain = answers(base, "MLE") if base is not None and _alike(base, record) else None
     right = correct(shown.probs, shown.gold)
     before = None if plain is None else correct(plain.probs, shown.gold)
     nothing = np.zeros(len(right), dtype=bool)
@@ -64,6 +64,10 @@ def items(record: Record, row: str, draws: int | None = None, base: Record | Non
         "base_right": nothing if before is None else before, "base_wrong": nothing if before is None else ~before,
     })  # fmt: skip
     return Items(record, shown, mean, plain, frame)
+
+
+def _alike(one: Record, other: Record) -> bool:
+    return one.doc_hashes == other.doc_hashes and np.array_equal(one.choices, other.choices)
 
 
 def select(found: Items, kept: str = "all", sort: str = "id") -> pd.DataFrame:

@@ -47,7 +47,10 @@ def samples_file(results: str, task: str) -> Path | None:
     if os.sep in name or "\0" in name:
         return None
     beside = path.with_name(name)
-    return beside if beside.is_file() and beside.stat().st_size <= MAX_BYTES else None
+    try:
+        return beside if beside.is_file() and beside.stat().st_size <= MAX_BYTES else None
+    except OSError:  # a name that no file can have
+        return None
 
 
 @lru_cache(maxsize=8)
@@ -85,8 +88,13 @@ def _text(doc: Mapping[str, Any], prompt: str, answers: Sequence[str]) -> Text:
     words = doc.get("texts")
     if not isinstance(words, list) or len(words) != len(answers):
         words = answers
-    shown = ((str(a).strip(), str(w).strip()) for a, w in zip(answers, words, strict=True))
-    return Text(prompt, tuple(a if a == w else f"{a}. {w}" for a, w in shown))
+    shown = ((_writable(str(a).strip()), _writable(str(w).strip())) for a, w in zip(answers, words, strict=True))
+    return Text(_writable(prompt), tuple(a if a == w else f"{a}. {w}" for a, w in shown))
+
+
+def _writable(text: str) -> str:
+    """JSON can hold half a character, which no page can."""
+    return text.encode("utf-8", "replace").decode()
 
 
 @lru_cache(maxsize=4)

@@ -67,6 +67,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 rows = kept.iloc[start:stop].to_dict("records")
 files = [run["file"], *runs[(runs["task"] == run["task"]) & (runs["protocol_hash"] == run["protocol_hash"])]["file"]]
 words, whence = texts.texts(record, list(dict.fromkeys(files)), [int(row["at"]) for row in rows])
+whence = whence if whence == texts.ADD else shell.letters(whence)  # it names a file
 compared = "compared with MLE of the same recipe" if found.base else "no MLE of the same recipe to compare with"
 st.caption(f"{len(kept):,} of {record.items:,} questions, {compared}. {whence}")
 if not rows:

@@ -8,11 +8,13 @@ from html import unescape
 from pathlib import Path
 
 import pytest
-from made_results import result
+from made_results import PROTOCOL, answers, result
 from streamlit.testing.v1 import AppTest
 
 from uqharness.leaderboard import comparison, items, run_view, shell
 from uqharness.leaderboard.aggregate import Board, build
+from uqharness.record import digest, pack
+from uqharness.results import RECORD
 
 APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -64,6 +66,23 @@ def test_items_shows_a_page_of_questions_and_filters_them(board: Board) -> None:
     app.selectbox(key="items.show").set_value("all").run()
     assert not app.exception and len(re.findall(r"Question \d+", words(app))) == 5
     assert app.query_params["size"] in ("5", ["5"]) and "show" not in app.query_params
+
+
+def test_the_name_of_a_file_is_letters_in_a_caption(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, docs = "x ![y](https:z.invalid)", [{"n": k} for k in range(2)]
+    made = [{**item, "doc_hash": digest(doc)} for item, doc in zip(answers(0, 4, 2), docs, strict=True)]
+    path = result(tmp_path, task=task)
+    data = json.loads(path.read_text())
+    data["results"][task][f"{RECORD},none"] = pack(made, task=task, protocol=PROTOCOL)
+    path.write_text(json.dumps(data))
+    asked = {f"gen_args_{k}": {"arg_0": "Which?", "arg_1": str(k)} for k in range(3)}
+    lines = [json.dumps({"doc": doc, "arguments": asked}) for doc in docs]
+    path.with_name(path.name.replace("results_", f"samples_{task}_").replace(".json", ".jsonl")).write_text(
+        "\n".join(lines)
+    )
+    monkeypatch.setenv(shell.RESULTS, json.dumps([str(tmp_path)]))
+    app = opened("items")
+    assert "Which?" in words(app) and r"\!\[y\]\(https\:z" in app.caption[1].value
 
 
 def test_items_moves_to_the_same_method_and_seed_of_another_data_set(board: Board) -> None:

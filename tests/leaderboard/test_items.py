@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from made_results import answers, result
 from scipy import stats
 
 from uqharness import toyworld
-from uqharness.leaderboard import comparison, items, texts
+from uqharness.leaderboard import comparison, item_html, items, texts
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.record import digest, pack, unpack
 from uqharness.results import Record
@@ -80,6 +81,33 @@ def test_pages_of_a_list(count: int, page: int, expected: tuple[int, int, int]) 
     assert items.paged(count, page, 10) == expected
 
 
+def test_mle_with_other_choices_is_not_compared_with(board: Board) -> None:
+    record, base = (board.record(run_of(board, m, 0)) for m in ("BLoB", "MLE"))
+    fewer = replace(base, logp=base.logp[:, :, :1], choices=np.ones_like(base.choices), gold=np.zeros_like(base.gold))
+    assert items.items(record, "BLoB", None, fewer).base is None and items.items(record, "BLoB", None, base).base
+
+
+# ---------------------------------------------------------------- cards
+
+
+def card_of(logp: list[list[list[float] | None]], text: texts.Text | None = None) -> str:
+    made = [{**item, "logp": rows} for item, rows in zip(answers(0, 2, len(logp)), logp, strict=True)]
+    found = items.items(unpack(pack(made, task="arc_easy_uq", protocol={})), "BLoB")
+    return item_html.card(found, found.frame.to_dict("records")[-1], text)
+
+
+def test_a_draw_that_was_not_taken_is_not_shown() -> None:
+    row = [-1.0, -1.5, -2.0]
+    shown = card_of([[row, row, row, row], [row, row, row, None]])
+    assert "nan" not in shown and shown.count("<i style") == 6 and "draw 2" in shown and "draw 3" not in shown
+
+
+def test_of_a_long_prompt_the_question_at_its_end_is_shown() -> None:
+    row = [-1.0, -1.5, -2.0]
+    shown = card_of([[row, row, row]], texts.Text("example " * 2000 + "<b>the question</b>", ("a", "b", "c")))
+    assert "… " in shown and "&lt;b&gt;the question&lt;/b&gt;" in shown and len(shown) < 10_000
+
+
 # ---------------------------------------------------------------- texts
 
 
@@ -122,6 +150,15 @@ def test_a_task_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
     (tmp_path / "samples_x_2026.jsonl").write_text("")
     assert texts.samples_file(str(inner / "results_2026.json"), "/../../samples_x") is None
     assert texts.samples_file(str(tmp_path / "results_2026.json"), "x") is not None
+
+
+def test_a_task_of_any_name_and_half_characters_are_no_error(tmp_path: Path) -> None:
+    assert texts.samples_file(str(tmp_path / "results_2026.json"), "x" * 290) is None
+    asked = {"gen_args_0": {"arg_0": "Which \ud800?", "arg_1": "\udc00"}}
+    path = tmp_path / "samples_x_2026.jsonl"
+    path.write_text(json.dumps({"doc": {"id": 1, "texts": ["\ud800"]}, "arguments": asked}))
+    (found,) = texts.read_samples(str(path), 0).values()
+    assert found == texts.Text("Which ??", ("?",))
 
 
 # ---------------------------------------------------------------- comparison
