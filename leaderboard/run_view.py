@@ -27,7 +27,6 @@ Linked = tuple[str, str]
 
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, value) of what identifies a run; what is not known is left out."""
-    when = datetime.fromtimestamp(run["date"], timezone.utc).strftime("%Y-%m-%d") if run["date"] else None
     told = {
         "method": run["row"], "evaluated on": run["task"], "questions": f"{run['items']:,}",
         "shift": {"id": "in distribution", "small": "small", "large": "large"}.get(run["shift"] or ""),
@@ -39,13 +38,20 @@ def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         "peak memory": _with(run["peak_memory"], " MiB", ",.0f", 2.0**-20),
         "trainable parameters": _with(run["trainable"], "", ",.0f"),
         "forward passes": _with(run["passes"], "", ",.0f"), "device": run["device"], "precision": run["dtype"],
-        "evaluated": when, "source": run["origin"], "file": run["file"],
+        "evaluated": _day(run["date"]), "source": run["origin"], "file": run["file"],
     }  # fmt: skip
     return [(key, str(value)) for key, value in told.items() if value not in (None, "")]
 
 
 def _with(value: float | None, unit: str, form: str, scale: float = 1.0) -> str | None:
     return None if value is None else f"{value * scale:{form}}{unit}"
+
+
+def _day(seconds: float | None) -> str | None:
+    try:
+        return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%d") if seconds else None
+    except (ValueError, OverflowError, OSError):  # a file can say any number
+        return None
 
 
 def warnings(run: Mapping[str, Any], problems: pd.DataFrame) -> list[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from html import escape
+
 import streamlit as st
 
 from uqharness.leaderboard import about, pick_run, run_view, shell, table_html
@@ -25,9 +27,8 @@ with left:
         table_html.CSS + table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
     )
     pairs = [("All questions of this run", "items"), ("Compare it", "compare")]
-    links = (
-        f'<a style="color:inherit" href="{to}?run={run["run_id"]}" target="_self">{text}</a>' for text, to in pairs
-    )
+    me = escape(run["run_id"])  # of a published file it can be any text
+    links = (f'<a style="color:inherit" href="{to}?run={me}" target="_self">{text}</a>' for text, to in pairs)
     st.html(f"<p>{' · '.join(links)}</p>")
 with right:
     told = [list(pair) for pair in run_view.facts(run)]

@@ -167,6 +167,8 @@ def test_a_run_lists_its_metrics_with_intervals_and_its_warnings(exported: tuple
     nll = next(row for row in rows if row[0].startswith("NLL"))
     low, high = (float(part) for part in nll[2].split(" … "))
     assert low < float(nll[1]) < high
+    assert "evaluated" not in dict(run_view.facts({**run, "date": 1e300}))  # a file can say any number
+    assert dict(run_view.facts(run))["evaluated"] == "1970-01-01"
     assert run_view.warnings({**run, "flags": '["leaked"]'}, board.problems)[0].endswith("not ranked")
 
 
