@@ -88,6 +88,22 @@ def tiny_real_model() -> Path:
 
 
 @pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny random Llama. Imports are inside: most of the tests need no torch."""
+    from tests.tiny import make_base
+
+    return make_base(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="session")
+def blob(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Gaussian adapter of `base`."""
+    from tests.tiny_adapter import save
+
+    return save(tmp_path_factory.mktemp("adapters") / "blob", base)
+
+
+@pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build("wheel", tmp_path_factory.mktemp("wheel"))
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from tests.slow_twin import install, logprob
-from tests.test_model import TEXTS, instances, save
-from tests.tiny import make_base, make_lora
+from tests.tiny import make_lora
+from tests.tiny_adapter import TEXTS, instances
 from uqharness import adapter_io
 from uqharness.adapters.mcd import Dropped
 from uqharness.bma import Engine, make_rows
@@ -20,16 +20,6 @@ from uqharness.model import BayesLoRA
 from uqharness.posterior import antithetic
 
 PAIRS = [([1, 12, 13], [4]), ([1, 12, 13], [5]), ([1, 7, 8, 9], [4, 9, 2])]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def blob(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("adapters") / "blob", base, std=0.2)
 
 
 @pytest.mark.parametrize("tokens", [1, 40, None])

@@ -12,8 +12,8 @@ import pytest
 import torch
 from scipy import stats
 
-from tests.test_model import instances, save
-from tests.tiny import make_base, make_lora
+from tests.tiny import make_lora
+from tests.tiny_adapter import instances
 from uqharness import adapter_io, metrics
 from uqharness.auto import FIRST_LOOK, Auto
 from uqharness.bma import Engine, choice_logprobs, make_rows
@@ -24,16 +24,6 @@ from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.record import Record, item_rows, pack, unpack
 from uqharness.results import BMALogProb
 from uqharness.scoring import score
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("base"))
-
-
-@pytest.fixture(scope="module")
-def blob(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save(tmp_path_factory.mktemp("adapters") / "blob", base, std=0.1)
 
 
 def questions(count: int, seed: int = 0) -> list[list[tuple[list[int], list[int]]]]:

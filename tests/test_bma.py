@@ -10,6 +10,7 @@ import torch
 
 from tests.slow_twin import install, logprob, per_draw
 from tests.tiny import make_base, make_lora
+from tests.tiny_adapter import gaussian
 from uqharness.bma import Engine, choice_logprobs, continuation_logprobs, make_rows, read_logits
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
@@ -43,11 +44,6 @@ TOKENS = torch.tensor([len(continuation) for _, continuation in PAIRS])
 
 def assert_equal_per_token(found: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-5) -> None:
     torch.testing.assert_close(found / TOKENS, wanted / TOKENS, rtol=0, atol=atol)
-
-
-def gaussian(model, std: float = 0.2) -> Gaussian:
-    mean = LoraStack(model).mean()
-    return Gaussian(mean, {n: torch.full_like(t, std) for n, t in mean.items() if "lora_A" in n}, train_seed=3)
 
 
 @pytest.mark.parametrize("tokens", [1, 40, None])

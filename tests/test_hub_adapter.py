@@ -14,12 +14,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
-import torch
 
-from tests.tiny import make_base, make_lora
 from uqharness import adapter_io
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian
 
 COMMIT = "a" * 40
 
@@ -61,14 +57,8 @@ class Hub(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def hub(tmp_path: Path) -> Iterator[dict[str, str]]:
-    base = make_base(tmp_path / "base")
-    model = make_lora(base)
-    mean = LoraStack(model).mean()
-    posterior = Gaussian(mean, {n: torch.full_like(t, 0.2) for n, t in mean.items() if "lora_A" in n}, 1)
-    record = {"method": {"name": "blob", "settings": {}}, "base": {"name": str(base)}}
-    adapter_io.save_adapter(tmp_path / "adapter", model, posterior, record)
-    Hub.folder = tmp_path / "adapter"
+def hub(blob: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
+    Hub.folder = blob
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     dropped = re.compile(r"(HF_HUB|HF_DATASETS|TRANSFORMERS)_(OFFLINE|CACHE)|HF_TOKEN")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from tests.tiny import make_base, make_lora
+from tests.tiny import make_lora
 from tests.tiny_task import make_task
 from uqharness import adapter_io
 from uqharness.cli import main
@@ -24,11 +24,6 @@ from uqharness.posterior import Gaussian, Point
 
 IDS = torch.tensor([[1, 12, 13, 14, 4]])
 WEIGHTS = "adapter_model.safetensors"
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_base(tmp_path_factory.mktemp("world") / "base")
 
 
 def logits(model: Any) -> Tensor:

@@ -9,12 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import torch
 
-from tests.tiny import make_base, make_lora
-from uqharness import adapter_io
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian
 from uqharness.results import read_results
 
 # lm-eval shards over what it takes for GPUs: say that there are two, and let accelerate use the CPU with gloo.
@@ -64,16 +59,10 @@ def evaluate(tmp_path: Path, adapter: Path, tasks: Path, processes: int) -> Path
     return out
 
 
-def test_two_processes_give_the_numbers_of_one(tmp_path: Path) -> None:
-    base = make_base(tmp_path / "base")
-    model = make_lora(base)
-    mean = LoraStack(model).mean()
-    posterior = Gaussian(mean, {n: torch.full_like(t, 0.2) for n, t in mean.items() if "lora_A" in n}, 1)
-    record = {"method": {"name": "blob", "settings": {}}, "base": {"name": str(base)}}
-    adapter_io.save_adapter(tmp_path / "adapter", model, posterior, record)
+def test_two_processes_give_the_numbers_of_one(blob: Path, tmp_path: Path) -> None:
     tasks = make_task(tmp_path / "tasks", items=11)
-    (one,) = read_results(evaluate(tmp_path, tmp_path / "adapter", tasks, 1))
-    (two,) = read_results(evaluate(tmp_path, tmp_path / "adapter", tasks, 2))
+    (one,) = read_results(evaluate(tmp_path, blob, tasks, 1))
+    (two,) = read_results(evaluate(tmp_path, blob, tasks, 2))
     assert one.record.ids.tolist() == two.record.ids.tolist() == list(range(11))
     assert one.protocol_hash == two.protocol_hash
     np.testing.assert_allclose(two.record.logp, one.record.logp, rtol=0, atol=2e-5)

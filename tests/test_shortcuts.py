@@ -13,11 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 
 from tests.slow_twin import logprob, per_draw
 from tests.tiny import make_base, make_lora
+from tests.tiny_adapter import gaussian
 from uqharness.adapters.mcd import Dropped
 from uqharness.bma import Engine, Rows, make_rows
 from uqharness.lora import LoraStack
 from uqharness.model import BayesLoRA
-from uqharness.posterior import Gaussian, keyed_generator
+from uqharness.posterior import keyed_generator
 from uqharness.shortcuts import KNOWN, LAST, may_branch, read_only
 
 CONTEXT = list(range(10, 22))
@@ -40,11 +41,6 @@ def model_of(kind: str, attention: str = "sdpa", **config: Any) -> PeftModel:
         base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), attn_implementation=attention)
         lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"], init_lora_weights=False)
         return get_peft_model(base, lora).eval().double()
-
-
-def gaussian(model: PeftModel) -> Gaussian:
-    mean = LoraStack(model).mean()
-    return Gaussian(mean, {n: torch.full_like(t, 0.2) for n, t in mean.items() if "lora_A" in n}, 3)
 
 
 def exact(engine: Engine, rows: Rows) -> torch.Tensor:

@@ -1,0 +1,118 @@
+"""What `bayeslora` refuses, what it marks, and what it says about itself."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lm_eval.api.model import CachingLM
+from lm_eval.models.huggingface import HFLM
+
+from tests.tiny import make_base, make_lora
+from tests.tiny_adapter import REQUESTS, instances, record
+from uqharness import adapter_io
+from uqharness.errors import InputError
+from uqharness.leakage import fingerprint
+from uqharness.lora import LoraStack
+from uqharness.model import BayesLoRA
+from uqharness.posterior import Point
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"sample": 3}, "did you mean samples"),
+        ({"pretrained": "x"}, "did you mean base"),
+        ({"samples": -1}, "samples=-1"),
+        ({"samples": "many"}, "samples='many'"),
+        ({"base": "./nowhere"}, "cannot be loaded"),
+    ],
+)
+def test_bad_arguments_are_refused(blob: Path, arguments: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        BayesLoRA(adapter=str(blob), **{"device": "cpu", **arguments})
+
+
+def test_a_missing_adapter_is_refused() -> None:
+    with pytest.raises(InputError, match="no such folder"):
+        BayesLoRA(adapter="./nowhere")
+
+
+def damaged(blob: Path, tmp_path: Path, **change: Any) -> Path:
+    """A copy of the adapter with some fields of its record changed."""
+    copied = tmp_path / "copy"
+    shutil.copytree(blob, copied)
+    path = copied / adapter_io.RECORD
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps({**content, **change}))
+    return copied
+
+
+def test_another_base_is_refused(blob: Path, tmp_path: Path) -> None:
+    small = make_base(tmp_path / "small", hidden_size=16)
+    with pytest.raises(InputError, match="does not fit"):
+        BayesLoRA(adapter=str(blob), base=str(small), device="cpu")
+    twin = make_base(tmp_path / "twin", initializer_range=0.1)
+    with pytest.raises(InputError, match="is not the one recorded"):
+        BayesLoRA(adapter=str(blob), base=str(twin), device="cpu")
+
+
+def test_damaged_folders_are_refused(blob: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="schema version 99"):
+        BayesLoRA(adapter=str(damaged(blob, tmp_path / "a", schema=99)))
+    with pytest.raises(InputError, match="unknown method 'sgld'.*pip install uq-sgld"):
+        BayesLoRA(adapter=str(damaged(blob, tmp_path / "b", method={"name": "sgld", "package": "uq-sgld"})))
+    broken = damaged(blob, tmp_path / "c")
+    (broken / adapter_io.POSTERIOR).write_bytes(b"not tensors")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        BayesLoRA(adapter=str(broken))
+    (broken / adapter_io.POSTERIOR).write_bytes((blob / adapter_io.POSTERIOR).read_bytes())
+    (broken / adapter_io.MEAN).unlink()
+    with pytest.raises(InputError, match="adapter_model.safetensors is missing"):
+        BayesLoRA(adapter=str(broken))
+
+
+def test_use_cache_refuses_another_adapters_answers(blob: Path, base: Path, tmp_path: Path) -> None:
+    arguments = {"adapter": str(blob), "device": "cpu"}
+    first = CachingLM(BayesLoRA(samples=2, **arguments), str(tmp_path / "cache.db"))
+    wanted = first.loglikelihood(instances("loglikelihood", REQUESTS))
+    again = CachingLM(BayesLoRA(samples=2, **arguments), str(tmp_path / "cache.db"))
+    found = again.loglikelihood(instances("loglikelihood", REQUESTS))
+    assert [value.draws for value, _ in found] == [value.draws for value, _ in wanted]
+    for change in ({"samples": 3}, {"samples": 2, "seed": 1}):
+        with pytest.raises(InputError, match="another cache file"):
+            CachingLM(BayesLoRA(**arguments, **change), str(tmp_path / "cache.db"))
+    other = CachingLM(HFLM(pretrained=str(base), device="cpu"), str(tmp_path / "other.db"))
+    other.loglikelihood(instances("loglikelihood", REQUESTS[:1]))
+    with pytest.raises(InputError, match="another model"):
+        CachingLM(BayesLoRA(samples=2, **arguments), str(tmp_path / "other.db"))
+
+
+def test_info_names_the_adapter_and_what_was_used(blob: Path) -> None:
+    info = BayesLoRA(adapter=str(blob), samples=2, device="cpu").get_model_info()["uqharness"]
+    assert (info["samples"], info["functions"], info["combine"]) == (2, 3, "probs")
+    assert info["record"]["method"]["name"] == "blob"
+    json.dumps(info)
+
+
+def test_seen_items_are_refused_or_marked(base: Path, tmp_path: Path) -> None:
+    model = make_lora(base)
+    seen = {
+        "split": "train",
+        "purpose": "fit",
+        "fingerprints": [fingerprint([REQUESTS[0]]), fingerprint([REQUESTS[1]])],
+    }
+    posterior = Point(LoraStack(model).mean(), 0)
+    adapter_io.save_adapter(tmp_path / "mle", model, posterior, record(base, model, "mle"), [seen])
+    adapter = str(tmp_path / "mle")
+    with pytest.raises(InputError, match="2 of 3 items of some_task were used to fit"):
+        BayesLoRA(adapter=adapter, device="cpu").loglikelihood(instances("loglikelihood", REQUESTS[:3]))
+    marked = BayesLoRA(adapter=adapter, allow_leak=True, device="cpu")
+    marked.loglikelihood(instances("loglikelihood", REQUESTS[:3]))
+    assert marked.get_model_info()["uqharness"]["leaks"]["some_task"][0]["shared"] == 2
+    few = BayesLoRA(adapter=adapter, device="cpu")
+    few.loglikelihood(instances("loglikelihood", REQUESTS))
+    assert few.leaks.found["some_task"][0]["shared"] == 2
