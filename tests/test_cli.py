@@ -270,6 +270,14 @@ def test_settings_flags_before_set_before_file(world: Path, tmp_path: Path) -> N
     assert (settings["prior_std"], settings["eps"], settings["kl_lr"]) == (0.3, 0.04, 0.02)
 
 
+def test_a_file_whose_settings_are_none_is_refused(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.yaml").write_text("settings: 5\n")
+    assert train(world, "blob", tmp_path / "out", "--config", str(tmp_path / "a.yaml")) == 2
+    assert "settings is 5" in last_line(capsys)
+
+
 # ---------------------------------------------------------------- leaks
 
 
@@ -305,6 +313,7 @@ BAD_TRAIN: dict[str, tuple[list[str], str]] = {
     "set": (["blob", "--set", "prior=1"], "did you mean prior_std?"),
     "set without =": (["blob", "--set", "prior_std"], "is no key=value"),
     "config": (["mle", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
+    "include path": (["mle", "--include-path", "/nowhere"], "--include-path /nowhere is no folder"),
     "seeds": (["mle", "--seeds", "0"], "whole number of at least 1"),
     "base": (["mle", "--base", "/nowhere/base"], "base model /nowhere/base cannot be loaded"),
     "target": (["mle", "--target-modules", "q_prj"], "did you mean q_proj?"),
@@ -362,6 +371,9 @@ BAD_EVAL: dict[str, tuple[list[str], str]] = {
     "log_samples": (["--log_samples"], "--output_path"),
     "include path": (["--include_path", "/nowhere"], "/nowhere is no folder"),
     "file": (["--tasks", "/nowhere.yaml"], "no such file"),
+    "limit": (["--limit", "-3"], "--limit -3: give a number"),
+    "batch size": (["--batch_size", "many"], "--batch_size many: give a whole number"),
+    "batch of none": (["--batch_size", "0"], "--batch_size 0: give a whole number"),
 }  # fmt: skip
 
 

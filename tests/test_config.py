@@ -88,6 +88,8 @@ def test_settings_survive_json_yaml_and_set(settings: Settings):
         ({"save_every": 5}, ["--out"]),
         ({"load_in_4bit": True, "load_in_8bit": True}, ["choose one"]),
         ({"target_modules": ""}, ["target_modules is empty"]),
+        ({"target_modules": None}, ["target_modules is None", "a list"]),
+        ({"report_to": 5}, ["report_to is 5", "a list"]),
     ],
 )
 def test_bad_values_say_what_was_found_in_one_line(values: dict, words: list[str]):

@@ -129,7 +129,9 @@ def convert(kind: Any, value: Any, name: str) -> Any:
             )
         return value
     if origin is tuple:
-        parts = value.split(",") if isinstance(value, str) else list(value)
+        if not isinstance(value, (str, list, tuple)):
+            raise InputError(f"{name} is {value!r}: it must be a list")
+        parts = value.split(",") if isinstance(value, str) else value
         return tuple(
             convert(inner[0], part.strip() if isinstance(part, str) else part, name) for part in parts if part
         )

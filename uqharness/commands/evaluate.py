@@ -10,6 +10,7 @@ import argparse
 import gc
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -110,6 +111,11 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     include = args.include_path or settings.get("include_path")
     if include and not Path(include).is_dir():
         raise InputError(f"--include_path {include} is no folder: give one that holds task YAMLs")
+    limit, size = (getattr(args, key, settings.get(key)) for key in ("limit", "batch_size"))
+    if isinstance(limit, (int, float)) and limit < 0:
+        raise InputError(f"--limit {limit:g}: give a number of questions, or a fraction of them below 1")
+    if size is not None and not re.fullmatch(r"0*[1-9]\d*|auto(:\d+(\.\d+)?)?", str(size)):
+        raise InputError(f"--batch_size {size}: give a whole number of at least 1, auto or auto:N")
     given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
     if args.model == MODEL and not given.get("adapter"):
         raise InputError("no adapter: give its folder or hub id, `uqharness eval ADAPTER --tasks …`")

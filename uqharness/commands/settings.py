@@ -86,7 +86,10 @@ def resolve(args: argparse.Namespace) -> Plan:
 
 def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """A settings file; the method's own fields may also stand under `settings:`."""
-    own: dict[str, Any] = dict(values.get("settings") or {})
+    nested = values.get("settings") or {}
+    if not isinstance(nested, Mapping):
+        raise InputError(f"settings is {nested!r} in {source}: it must hold the method's own as `name: value`")
+    own: dict[str, Any] = dict(nested)
     shared: dict[str, Any] = {}
     for name, value in values.items():
         key = str(name).replace("-", "_")

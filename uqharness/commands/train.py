@@ -111,6 +111,8 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
 def _load_task(run: Run, args: argparse.Namespace) -> Any:
     from uqharness.questions import check_trainable, load_task
 
+    if args.include_path and not Path(args.include_path).is_dir():
+        raise InputError(f"--include-path {args.include_path} is no folder: give one that holds task YAMLs")
     task = load_task(run.task, args.include_path)
     check_trainable(task)
     fitted, evaluated = splits(task)
