@@ -11,6 +11,7 @@ import torch
 import yaml
 
 from uqharness import adapter_io, registry
+from uqharness.cli import main
 from uqharness.config import Run, field_types
 from uqharness.demo import Cell, add_arguments, divide, plan, train_cell
 
@@ -44,6 +45,22 @@ def test_no_cell_starts_before_its_source_is_done() -> None:
         done.add(running.pop().name)  # any order
     assert {"laplace/seed1", "mle/seed0"} <= done
     assert all(cell.source is None for cell in cells("--methods", "laplace"))
+
+
+def test_a_method_named_twice_is_one_cell() -> None:
+    """Two would write the same folder at the same time."""
+    found = [cell.name for cell in cells("--methods", "lap", "mle", "laplace", "mle")]
+    assert sorted(found) == ["laplace/seed0", "mle/seed0", "oracle", "zero-shot"]
+
+
+@pytest.mark.parametrize("flag, value", [("--seeds", "0"), ("--workers", "0"), ("--limit", "-1"), ("--out", "file")])
+def test_bad_numbers_and_places_are_refused_before_anything_runs(
+    flag: str, value: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("file").write_text("")
+    assert main(["demo", flag, value]) == 2
+    assert capsys.readouterr().err.startswith(f"uqharness: {flag} {value}: ") and not Path("demo").exists()
 
 
 @pytest.mark.parametrize("there", [True, False])

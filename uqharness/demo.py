@@ -25,6 +25,7 @@ import yaml
 
 from uqharness import __version__, registry
 from uqharness.atomic import write_atomic
+from uqharness.commands.folders import writable
 from uqharness.errors import InputError, RunError
 
 TASKS = ("toyworld_uq", "toyworld_near_uq", "toyworld_far_uq")
@@ -66,6 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    if args.workers is not None and args.workers < 1:
+        raise InputError(f"--workers {args.workers}: at least one process is needed")
+    writable(args.out / "results", f"--out {args.out}")
     suite = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
     cells = plan(args, suite)
     todo = [cell for cell in cells if not is_done(args.out, cell)]
@@ -82,6 +86,8 @@ def plan(args: argparse.Namespace, suite: Mapping[str, Any]) -> list[Cell]:
     """The cells, longest first so that both cores end together; before them those that others build on."""
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: at least one training seed is needed")
+    if args.limit is not None and args.limit < 0:
+        raise InputError(f"--limit {args.limit}: give a number of questions, or 0 for all of them")
     installed = registry.methods()
     wanted = args.methods or (["mle", "blob"] if args.quick else list(suite["methods"]))
     for name in args.methods or ():
@@ -91,7 +97,7 @@ def plan(args: argparse.Namespace, suite: Mapping[str, Any]) -> list[Cell]:
     limit = args.limit if args.limit is not None else (400 if args.quick else 1500)
     shared = {**suite["run"], **(suite["quick"] if args.quick else {})}
     cells = [Cell(name, None, 0, {}, limit or None) for name in REFERENCES]
-    for name in (registry.ALIASES.get(n, n) for n in wanted):
+    for name in dict.fromkeys(registry.ALIASES.get(n, n) for n in wanted):
         if name in installed:
             own = suite["methods"].get(name) or suite["others"].get(name) or {}
             settings = {**shared, **own}
