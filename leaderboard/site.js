@@ -1,23 +1,28 @@
 // Sorting and searching of tables, and figures drawn when they come into view. Uses nothing from other hosts.
 "use strict";
 
+// The number that a cell begins with; an id or a date that begins with digits is text. A floor may follow at once.
 function numberOf(cell) {
-  const found = (cell ? cell.textContent : "").replace(/,/g, "").match(/[-+]?\d+(\.\d+)?(e[-+]?\d+)?/i);
+  const text = (cell ? cell.textContent : "").trim().replace(/,/g, "");
+  const found = text.match(/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?=$|[\s±†‡#%(–]|floor)/i);
   return found ? parseFloat(found[0]) : NaN;
 }
 
 function sortBy(table, index, down) {
+  const sign = down ? -1 : 1;
   for (const body of table.tBodies) {
-    const rows = [...body.rows].filter((row) => !row.classList.contains("block"));
-    const numeric = rows.some((row) => !Number.isNaN(numberOf(row.cells[index]))) && index > 0;
-    const text = (row) => (row.cells[index] ? row.cells[index].textContent.trim() : "");
-    rows.sort((a, b) => {
-      if (!numeric) return text(a).localeCompare(text(b)) * (down ? -1 : 1);
-      const [x, y] = [numberOf(a.cells[index]), numberOf(b.cells[index])];
-      if (Number.isNaN(x) || Number.isNaN(y)) return Number.isNaN(x) - Number.isNaN(y); // no number: last
-      return (x - y) * (down ? -1 : 1);
+    const rows = [...body.rows].filter((row) => !row.classList.contains("block")).map((row) => {
+      const cell = row.cells[index];
+      return { row, text: cell ? cell.textContent.trim() : "", number: numberOf(cell) };
     });
-    body.append(...rows);
+    const filled = rows.filter(({ text }) => text && text !== "–");
+    const numeric = 2 * filled.filter(({ number }) => !Number.isNaN(number)).length > filled.length;
+    rows.sort((a, b) => {
+      if (!numeric) return a.text.localeCompare(b.text, undefined, { numeric: true }) * sign;
+      const [x, y] = [Number.isNaN(a.number), Number.isNaN(b.number)];
+      return x || y ? x - y : (a.number - b.number) * sign; // no number: last
+    });
+    body.append(...rows.map(({ row }) => row));
   }
 }
 

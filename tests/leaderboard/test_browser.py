@@ -25,7 +25,7 @@ from made_results import PROTOCOL, answers, result
 
 from uqharness import cli, toyworld
 from uqharness.commands.leaderboard import command, environment
-from uqharness.leaderboard import site
+from uqharness.leaderboard import site, site_html, table_html
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.leaderboard.table_formats import number
 from uqharness.record import digest, pack
@@ -310,3 +310,19 @@ def test_the_static_site_sorts_searches_and_draws_from_a_file(tab: Any, board: B
         tab.goto((tmp_path / f"{name}.html").as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth <= 390"), name
         assert tab.locator("img").count() == 0 and os.path.exists(tmp_path / f"{name}.html")
+
+
+def test_a_column_is_sorted_by_numbers_or_by_text_as_it_holds(tab: Any, tmp_path: Path) -> None:
+    columns = {
+        "number": (["9.50floor 3.2", "10.25 ± 1.0", "–", "-1.00", "1,200"], [3, 0, 1, 4, 2]),
+        "id": (["9c1e", "12ab", "1e5f", "7", "b2"], [2, 3, 0, 1, 4]),
+        "date": (["2026-03-01", "2025-12-31", "2026-01-02", "2026-01-01", "2024-05-05"], [4, 1, 3, 2, 0]),
+    }
+    rows = [[str(k), *(texts[k] for texts, _ in columns.values())] for k in range(5)]
+    (tmp_path / "site.js").write_text((Path(site.__file__).parent / "site.js").read_text())
+    table = table_html.grid(["row", *columns], rows, "made", "words")
+    (tmp_path / "index.html").write_text(site_html.page("index", "x", "", [table], ""))
+    tab.goto((tmp_path / "index.html").as_uri())
+    for name, (_, order) in columns.items():
+        tab.get_by_role("button", name=name).click()
+        assert tab.locator("tbody tr th").all_inner_texts() == [str(k) for k in order], name
