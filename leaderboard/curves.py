@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import (
     METRICS,
     Floats,
@@ -107,6 +108,15 @@ def draw_curve(record: Record, row: str, metric: str, orders: int = 30, seed: in
     if record.has_mean and not known.needs_draws:
         mean = known.fn(combine_draws(record.rows(0), record.combine), record.gold)
     return DrawCurve(row, metric, counts, np.array(curve(np.arange(record.draws))), low, high, mean)
+
+
+def known_curve(source: Source, row: str, metric: str) -> DrawCurve | None:
+    """The values without a spread, of results that were published without their single draws."""
+    if source.draws < 2 or source.combine == "given":
+        return None
+    counts = list(range(1, source.draws + 1))
+    values = np.array([source.number(metric, n) for n in counts])
+    return DrawCurve(row, metric, counts, values, values, values, source.number(metric, 0) if source.has_mean else None)
 
 
 def _joined(average: Floats, rule: str) -> Floats:

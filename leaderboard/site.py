@@ -6,7 +6,8 @@ plotly.js is shared, and nothing is loaded from another host.
 
 from __future__ import annotations
 
-import contextlib
+import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -36,13 +37,14 @@ from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
-from uqharness.leaderboard.site_runs import METRICS, MOST_TABLES, method_page, public, run_page
+from uqharness.leaderboard.site_runs import METRICS, MOST_TABLES, method_page, public, public_notes, run_page
 from uqharness.leaderboard.table import Cell, Table
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 from uqharness.metrics import BINS, Floats
 
 MOST_PAGES = 2000  # runs that get a page of their own
 CURVES = ("nll", "acc", "ece_debiased")
+OWN_PAGES = re.compile(r"(run|method)-[a-z0-9-]+\.html")
 
 
 @dataclass(frozen=True)
@@ -69,14 +71,23 @@ class Site:
 
 
 def export(board: Board, out: Path) -> list[Path]:
-    """Write the site into `out`; returns the files."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "site.js").is_file())):
+    """Write the site into `out`; returns the files. Pages of an older site that this one has no more are removed."""
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not holds(out / "site.js", "uqharness"))):
         raise InputError(f"{out} is not empty and holds no site of ours: give a new folder")
-    written = []
-    for name, content in pages(board):
+    made = dict(pages(board))
+    if odd := [name for name in made if os.path.basename(name) != name]:
+        raise InputError(f"{odd[0]!r} is no name for a page: a published file with an id that is none?")
+    for name, content in made.items():
         write_atomic(out / name, content)
-        written.append(out / name)
-    return written
+    for old in out.iterdir():
+        if OWN_PAGES.fullmatch(old.name) and old.name not in made and holds(old, html.MARK):
+            old.unlink()
+    return [out / name for name in made]
+
+
+def holds(file: Path, mark: str) -> bool:
+    """Whether a file is ours: others have a site.js as well."""
+    return file.is_file() and mark in file.read_text(encoding="utf-8", errors="replace")
 
 
 def pages(board: Board) -> list[tuple[str, str]]:
@@ -87,7 +98,7 @@ def pages(board: Board) -> list[tuple[str, str]]:
     def answers(run_id: str, draws: int) -> Answers:
         return curves.answers(board.record(run_id), "", draws)
 
-    site = Site(board, table.build(sources, METRICS), picks.groups(sources) if sources else [], answers)
+    site = Site(board, public_notes(table.build(sources, METRICS)), picks.groups(sources) if sources else [], answers)
     shared = files("uqharness.leaderboard")
     found = [("plotly.min.js", get_plotlyjs())]
     found += [(name, shared.joinpath(name).read_text(encoding="utf-8")) for name in ("site.js", "site.css")]
@@ -157,10 +168,10 @@ def draws_page(site: Site) -> list[str]:
         runs = [(row, run) for row in group.start(data) if (run := group.run(data, row, group.seeds(data)[0]))]
         parts.append(html.heading(_named(site, group, data)))
         for metric in CURVES:
-            found = []
-            for row, run in runs:
-                with contextlib.suppress(InputError):  # published without its single draws
-                    found.append(curves.draw_curve(run.record(), row, metric))
+            found = [
+                curves.draw_curve(run.record(), row, metric) or curves.known_curve(run, row, metric)
+                for row, run in runs
+            ]
             fig = charts.against_draws([curve for curve in found if curve])
             parts.append(html.figure(fig, f"draws-{metric}-{g}", f"{metric} against N on {data}"))
     return parts

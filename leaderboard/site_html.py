@@ -11,11 +11,13 @@ from html import escape
 import plotly.graph_objects as go
 
 from uqharness.leaderboard import item_html, table_html
+from uqharness.leaderboard.theme import OTHERS, PAPERS
 
 PAGES = {
     "index": "Table", "reported": "Reported in papers", "calibration": "Calibration", "uncertainty": "Uncertainty",
     "draws": "Draws", "cost": "Cost", "methods": "Methods", "problems": "Problems",
 }  # fmt: skip
+MARK = " · uqharness leaderboard</title>"  # by it a page is known as ours
 
 
 def page(name: str, title: str, about: str, parts: Sequence[str], footer: str) -> str:
@@ -28,7 +30,7 @@ def page(name: str, title: str, about: str, parts: Sequence[str], footer: str) -
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f'<title>{escape(title)} · uqharness leaderboard</title><link rel="icon" href="data:,">'
+        f'<title>{escape(title)}{MARK}<link rel="icon" href="data:,">'
         f'<link rel="stylesheet" href="site.css">{table_html.CSS}{item_html.CSS}</head><body>'
         f'<a class="skip" href="#main">To the content</a><nav aria-label="Pages">{links}</nav><main id="main">'
         f'<h1>{escape(title)}</h1><p class="about">{escape(about)}</p>{"".join(parts)}</main>'
@@ -72,8 +74,8 @@ def figure(fig: go.Figure, name: str, alt: str) -> str:
 
 
 def file_of(kind: str, name: str) -> str:
-    """A file name for a method: readable where that is safe, else a hash."""
-    plain = (
-        name.lower() if re.fullmatch(r"[A-Za-z0-9-]{1,40}", name) else hashlib.sha256(name.encode()).hexdigest()[:12]
-    )
-    return f"{kind}-{plain}.html"
+    """A file name for a method: readable where that is safe; two methods never share one, whatever the file system."""
+    if name in {**PAPERS, **OTHERS}:
+        return f"{kind}-{name.lower()}.html"
+    readable = f"{name.lower()}-" if re.fullmatch(r"[A-Za-z0-9-]{1,40}", name) else ""
+    return f"{kind}-{readable}{hashlib.sha256(name.encode()).hexdigest()[:12]}.html"

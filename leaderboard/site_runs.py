@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from uqharness.leaderboard import about, item_html, items, run_view, table, table_html, texts
 from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.publish import ABSOLUTE
+from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_html import Link
 from uqharness.results import Record
 
@@ -24,7 +26,7 @@ def method_page(board: Board, name: str, link: Link | None, footer: str) -> tupl
     page, paper = about.pages().get(about.method_name(first)), about.paper(first)
     parts = [html.code(page.equation)] if page else []
     parts += [html.paragraph(f"Paper: {paper}")] if paper else []
-    for found in table.build(board.sources(method=name), METRICS, [0, None])[:MOST_TABLES]:
+    for found in public_notes(table.build(board.sources(method=name), METRICS, [0, None])[:MOST_TABLES]):
         parts += [table_html.papers_view(found, name, {}, link), table_html.notes(found.notes)]
     if link:
         header, rows = run_view.listing(board, runs, "run-{}.html")
@@ -43,7 +45,7 @@ def run_page(board: Board, run_id: str, footer: str) -> tuple[str, str]:
     facts = [[key, public(value)] for key, value in run_view.facts(run)]
     left = table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
     right = table_html.grid(["What", "Value"], facts, "What it is", "words")
-    parts = [table_html.notes(run_view.warnings(run, board.problems))]
+    parts = [table_html.notes([public(text) for text in run_view.warnings(run, board.problems)])]
     parts += [
         f'<div class="two"><div>{left}</div><div>{right}</div></div>',
         html.heading("Make it again"),
@@ -71,6 +73,10 @@ def _questions(board: Board, run: Mapping[str, Any], record: Record) -> list[str
 def public(text: str) -> str:
     """Without the folders of the machine that made it: the site is for others."""
     return ABSOLUTE.sub("", text)
+
+
+def public_notes(tables: Sequence[Table]) -> list[Table]:
+    return [replace(found, notes=[public(line) for line in found.notes]) for found in tables]
 
 
 def _about(run: Mapping[str, Any]) -> str:

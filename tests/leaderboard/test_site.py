@@ -14,7 +14,7 @@ from made_results import result
 
 from uqharness import cli
 from uqharness.errors import InputError
-from uqharness.leaderboard import about, run_view, site, table, table_formats
+from uqharness.leaderboard import about, publish, run_view, site, table, table_formats
 from uqharness.leaderboard.aggregate import Board, build
 
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>" onmouseover="alert(3)'
@@ -108,6 +108,55 @@ def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
 def test_no_folder_of_this_machine_is_in_the_site(exported: tuple[Board, Path]) -> None:
     _, out = exported
     assert not [f.name for f in out.glob("*.html") if str(out.parent) in f.read_text()]
+
+
+def test_what_is_said_of_files_names_no_folder_and_methods_share_no_page(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB")
+    result(tmp_path, "BLoB", numbers=5, date=2.0)  # counts instead of the first
+    result(tmp_path, "BLoB", numbers=6, date=2.0)  # claims to be the second
+    for k, method in enumerate(("BLOB", "blob", "New", "new", "New!")):
+        result(tmp_path, method, numbers=10 + k)
+    board = build([tmp_path])
+    said = [*table.build(board.sources())[0].notes, *board.problems["reason"]]
+    assert sum(str(tmp_path) in text for text in said) == 2
+    made = site.pages(board)
+    assert not [name for name, content in made if str(tmp_path) in content]
+    names = [name.lower() for name, _ in made]
+    assert len(set(names)) == len(names) and "method-blob.html" in names
+    assert sum(name.startswith("method-") for name in names) == 6
+
+
+def test_published_results_have_their_values_against_n(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB")
+    publish.create([tmp_path], tmp_path / "published.parquet")
+    made = dict(site.pages(build([tmp_path / "published.parquet"])))
+    parts = re.findall(r'<script type="application/json">(.*?)</script>', made["draws.html"])
+    shown = [json.loads(part) for part in parts]
+    assert len(shown) == len(site.CURVES) and all(len(figure["data"]) == 3 for figure in shown)
+
+
+def test_an_id_of_a_published_file_cannot_lead_out_of_the_folder(
+    exported: tuple[Board, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(site, "pages", lambda board: [("index.html", ""), ("run-/../../x.html", "")])
+    with pytest.raises(InputError, match="no name for a page"):
+        site.export(exported[0], tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_only_our_own_old_pages_go(exported: tuple[Board, Path], tmp_path: Path) -> None:
+    board, _ = exported
+    out = tmp_path / "site"
+    site.export(board, out)
+    ours, theirs = out / "run-0123456789abcdef.html", out / "method-of-mine.html"
+    ours.write_text((out / "index.html").read_text())
+    theirs.write_text("<title>mine</title>")
+    site.export(board, out)
+    assert theirs.is_file() and not ours.exists()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "site.js").write_text("console.log(1)")
+    with pytest.raises(InputError, match="not empty"):
+        site.export(board, tmp_path / "other")
 
 
 def test_a_site_is_replaced_and_nothing_else_is(exported: tuple[Board, Path], tmp_path: Path) -> None:
