@@ -97,7 +97,9 @@ def test_the_average_stays_within_the_tolerance_for_19_of_20() -> None:
     assert moved / 2000 < 0.05 and used.double().mean() < 8
 
 
-@pytest.mark.parametrize("arguments", [{"tolerance": 0}, {"tolerance": 2}, {"samples": "automatic"}])
+@pytest.mark.parametrize(
+    "arguments", [{"tolerance": 0}, {"tolerance": 2}, {"tolerance": "low"}, {"samples": "automatic"}]
+)
 def test_bad_arguments_are_refused(blob: Path, arguments: dict[str, Any]) -> None:
     with pytest.raises(InputError, match="tolerance=|samples="):
         BayesLoRA(**{"adapter": str(blob), "samples": "auto", "device": "cpu", **arguments})

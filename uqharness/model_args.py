@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import math
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,13 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
         raise InputError("samples=auto needs independent draws: leave draws=antithetic out or give a number")
     if samples != "auto":
         return whole_number("samples", samples), None
-    if not 0 < float(tolerance) < 1:
+    try:
+        moves = float(tolerance)
+    except ValueError:
+        moves = math.nan
+    if not 0 < moves < 1:
         raise InputError(f"tolerance={tolerance}: a probability between 0 and 1 is needed")
-    return AUTO_DRAWS, float(tolerance)
+    return AUTO_DRAWS, moves
 
 
 def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
