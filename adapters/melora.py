@@ -71,8 +71,9 @@ class Core:
 
     def __call__(self, x: Tensor) -> Tensor:
         # Scoring the mean in between must not see the last batch's noise.
-        drawn = self.noise is not None and self.b.training
-        return self.noise(x, self.m) if self.noise and drawn else F.linear(x, self.m.to(x.dtype))
+        if self.noise is not None and self.b.training:
+            return self.noise(x, self.m)
+        return F.linear(x, self.m.to(x.dtype))
 
 
 @dataclass(frozen=True)
