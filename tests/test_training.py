@@ -173,6 +173,19 @@ def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_costs_of_a_resumed_run_hold_those_before_it(tmp_path):
+    run = run_of(out=str(tmp_path / "a"), save_every=4)
+    fit(run)
+    marker = tmp_path / "a.checkpoints" / "checkpoint-8" / "complete.json"
+    state = json.loads(marker.read_text())
+    assert state["peak_memory"] > 1e7 and state["seconds"] > 0
+    marker.write_text(json.dumps({**state, "peak_memory": 10**15, "seconds": 10**6}))
+    (tmp_path / "a.checkpoints" / "checkpoint-12" / "complete.json").unlink()
+    _, data, _ = fit(dataclasses.replace(run, resume=True))
+    (record,) = data.record["training"]
+    assert record["peak_memory_bytes"] == 10**15 and record["seconds"] > 10**6
+
+
 def test_resume_with_other_settings_or_data_is_refused(tmp_path):
     run = run_of(out=str(tmp_path / "a"), save_every=6)
     fit(run)

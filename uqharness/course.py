@@ -130,19 +130,21 @@ class Course:
         """Weights of the selected step in place; costs final."""
         self._bar.close()
         self.seconds += time.perf_counter() - self._clock
-        scale = 1 if sys.platform == "darwin" else 1024
-        on_gpu = any(t.is_cuda for t in self.trained.values())
-        now = (
-            torch.cuda.max_memory_allocated()
-            if on_gpu
-            else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
-        )
-        self.peak_memory = max(self.peak_memory, now)
+        self._note_memory()
         if self.best is not None:
             self._copy_in(self.best)
         bad = [name for name, tensor in self.trained.items() if not bool(torch.isfinite(tensor).all())]
         if bad:
             raise RunError(f"{bad[0]} is not finite after step {self.step}: try a lower --lr")
+
+    def _note_memory(self) -> None:
+        """The peak so far, that of the processes before this one included."""
+        if any(t.is_cuda for t in self.trained.values()):
+            now = torch.cuda.max_memory_allocated()
+        else:
+            scale = 1 if sys.platform == "darwin" else 1024
+            now = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * scale
+        self.peak_memory = max(self.peak_memory, now)
 
     def record(self) -> dict[str, Any]:
         """For the adapter's record: costs and curves."""
@@ -167,6 +169,7 @@ class Course:
     def mark(self, folder: Path) -> None:
         """The checkpoint in `folder` is whole: from here on it counts."""
         self.look()
+        self._note_memory()
         state = {
             "step": self.step,
             "losses": self.losses,
