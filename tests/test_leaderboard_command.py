@@ -34,6 +34,21 @@ def test_a_taken_port_is_refused_and_another_is_found(tmp_path: Path, capsys: py
     assert not leaderboard.free("localhost", 70000)
 
 
+@pytest.mark.parametrize(
+    "flags, said",
+    [
+        (["--port", "99999"], "--port 99999: give a number from 1 to 65535"),
+        (["--port", "-1"], "--port -1: give"),
+        (["--address", "no.such.host.invalid"], "--address no.such.host.invalid: no such address"),
+    ],
+)
+def test_what_is_no_port_or_address_is_refused(
+    tmp_path: Path, flags: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["leaderboard", str(tmp_path), *flags]) == 2
+    assert said in capsys.readouterr().err
+
+
 def test_the_app_is_told_the_results_and_no_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     told = leaderboard.environment([tmp_path])

@@ -50,6 +50,9 @@ def run(args: argparse.Namespace) -> int:
     for given, path in zip(given_paths, paths, strict=True):
         if not path.exists():
             raise InputError(f"{given} does not exist; give a results_*.json of lm-eval or a folder of them")
+    family(args.address)  # one that is no address of a machine is refused here
+    if args.port is not None and not 0 < args.port < 65536:
+        raise InputError(f"--port {args.port}: give a number from 1 to 65535, or none")
     port = args.port if args.port is not None else first_free(args.address)
     if not free(args.address, port):
         raise InputError(f"port {port} of {args.address} is not free; give another --port, or none")
@@ -63,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
         server.terminate()
         server.wait()
         return 0
-    if code > 0:
+    if code not in (0, -signal.SIGTERM, -signal.SIGINT):
         raise RunError(f"the server ended with code {code}; what it said is above")
     return 0
 
@@ -97,9 +100,17 @@ def first_free(address: str) -> int:
     return port
 
 
+def family(address: str) -> socket.AddressFamily:
+    """IPv4 or IPv6."""
+    try:
+        return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]
+    except OSError as error:
+        raise InputError(f"--address {address}: no such address ({error}); give localhost or 0.0.0.0") from None
+
+
 def free(address: str, port: int) -> bool:
     try:
-        with socket.socket() as probe:
+        with socket.socket(family(address)) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             probe.bind((address, port))
     except (OSError, OverflowError):
