@@ -75,6 +75,18 @@ def test_check_command(capsys: pytest.CaptureFixture[str], tmp_path) -> None:
     assert "make the world first" in capsys.readouterr().err
 
 
+def test_bad_input_is_one_line_and_code_2(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    for argv, said in (
+        (["--chek"], "unknown argument --chek (did you mean --check?)"),
+        (["--seed", "many"], "--seed"),
+        (["--out", str(tmp_path / "file"), "--seed", "0"], "is a file; give another place"),
+    ):
+        assert main(argv) == 2
+        told = capsys.readouterr().err
+        assert said in told and told.startswith("toyworld: ") and told.count("\n") == 1
+
+
 def test_questions_are_made_elsewhere_without_a_base(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--out", str(tmp_path)]) == 0
     assert (tmp_path / "base" / "tokenizer.json").is_file()

@@ -7,6 +7,8 @@ import sys
 import time
 from pathlib import Path
 
+from uqharness.commands.folders import writable
+from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, RunError, UQError
 from uqharness.toyworld import data_path, files
 from uqharness.toyworld.world import make_world
@@ -22,10 +24,8 @@ MINUTES = 4
 
 
 def parser() -> argparse.ArgumentParser:
-    made = argparse.ArgumentParser(
-        prog="python -m uqharness.toyworld", description=__doc__, epilog=EXAMPLES.format(minutes=MINUTES),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )  # fmt: skip
+    epilog = EXAMPLES.format(minutes=MINUTES)
+    made = Parser(prog="python -m uqharness.toyworld", description=__doc__, epilog=epilog)
     add = made.add_argument
     add("--out", type=Path, default=data_path(), help="folder to write (default: the shipped one)")
     add("--seed", type=int, help="seed of the world (default: that of --out, else the shipped one)")
@@ -80,6 +80,7 @@ def make(out: Path, seed: int, full: bool) -> None:
     """Write questions and tokenizer, with `full` the base too, and the manifest that says so."""
     from uqharness.toyworld import pretrain
 
+    writable(out / "base", f"--out {out}")
     world, before = make_world(seed), files.read_manifest(out)
     if not full and before and before.get("seed") != seed:
         found = before.get("seed")
@@ -102,8 +103,8 @@ def make(out: Path, seed: int, full: bool) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
     try:
+        args = parser().parse_args(argv)
         seed = seed_of(args.out, args.seed)
         if args.check:
             check(args.out, seed)
