@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.resources import files
@@ -22,6 +22,7 @@ from uqharness.results import parse_model_args
 
 # Where a run writes, how it goes on and what it reports do not change what comes out.
 FREE = ("out", "resume", "save_every", "report_to", "device", "seed")
+FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
 
 
@@ -110,10 +111,14 @@ def _train(record: Mapping[str, Any], out: str) -> list[str]:
 
 
 def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
-    config = evaluation(run)
+    told = evaluation(run)
+    config = told.get("config") or {}
     given = parse_model_args(config.get("model_args"))
     if adapter:
         kept = {k: v for k, v in given.items() if k not in ("adapter", "peft", "pretrained")}
+        held = run["finite"] if run["finite"] is not None else 1 if run["combine"] == "given" else None
+        if run["draws"] != held:  # else all that there are
+            kept.setdefault("samples", run["draws"])
         words = ["uqharness", "eval", adapter]
     else:
         kept = {k: (last(v) if k == "pretrained" and str(v).startswith("/") else v) for k, v in given.items()}
@@ -121,26 +126,38 @@ def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
     words += ["--tasks", str(run["task"])]
     if kept:
         words += ["--model_args", ",".join(f"{k}={v}" for k, v in kept.items())]
+    words += _asked(json.loads(run["protocol"] or "{}"), told)
     for flag in ("batch_size", "limit"):
         if config.get(flag) is not None:
             words += [f"--{flag}", f"{config[flag]:g}" if isinstance(config[flag], float) else str(config[flag])]
     return shlex.join([*words, "--output_path", "results"])
 
 
+def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
+    """Flags for what stood around the question: examples, a chat template, an instruction."""
+    words, fewshot = [], protocol.get("fewshot")
+    if isinstance(fewshot, Mapping):
+        words += ["--num_fewshot", str(fewshot.get("number"))]
+        if fewshot.get("seed") not in (None, FEWSHOT_SEED):
+            words += ["--seed", f"0,1234,1234,{fewshot['seed']}"]
+    if protocol.get("chat_template"):
+        words += ["--apply_chat_template"]
+        words += ["--fewshot_as_multiturn", str(bool(fewshot.get("multiturn")))] if isinstance(fewshot, Mapping) else []
+    if protocol.get("system_instruction"):  # a hash: the words are in the file alone
+        words += ["--system_instruction", str(told.get("system_instruction") or "INSTRUCTION")]
+    return words
+
+
 def evaluation(run: Mapping[str, Any]) -> Mapping[str, Any]:
-    """lm-eval's own config of the run, from its file; empty where the file cannot be read any more."""
+    """What lm-eval says of the run in its file; empty where the file cannot be read any more."""
     try:
-        config = parse(content_of(Path(run["file"]))).get("config")
+        found = parse(content_of(Path(run["file"])))
+        return found if isinstance(found.get("config"), Mapping) else {}
     except Exception:  # whatever has become of the file: the page shows the rest
         return {}
-    return config if isinstance(config, Mapping) else {}
 
 
 def short_record(run: Mapping[str, Any]) -> dict[str, Any]:
     """The record to look at: without the losses of every step."""
     record = record_of(run)
     return {key: value for key, value in record.items() if key != "training"}
-
-
-def files_of(runs: Sequence[Mapping[str, Any]]) -> list[str]:
-    return list(dict.fromkeys(str(run["file"]) for run in runs))

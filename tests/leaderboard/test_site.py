@@ -208,6 +208,25 @@ def test_commands_are_quoted_so_that_pasting_them_runs_nothing_else(
     assert evil in shlex.split(script.splitlines()[-2], comments=False)
 
 
+def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path: Path) -> None:
+    fewshot = {"number": 5, "seed": 7, "multiturn": True}
+    asked = {"fewshot": fewshot, "chat_template": "0f", "system_instruction": "1e"}
+    path = result(tmp_path, "BLoB", protocol=asked)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "system_instruction": "Be brief."}))
+    result(tmp_path, "MLE", draws=1, finite=1)
+    board = build([tmp_path])
+    blob, mle = (board.run(str(board.runs[board.runs["method"] == m]["run_id"].iloc[0])) for m in ("BLoB", "MLE"))
+    command = shlex.split(about.reproduce(blob)[-2])
+    flags = dict(zip(command[3::2], command[4::2], strict=False))
+    assert flags["--model_args"] == "samples=4" and flags["--num_fewshot"] == "5" and flags["--seed"] == "0,1234,1234,7"
+    assert command[command.index("--apply_chat_template") + 1 :][:4] == [
+        "--fewshot_as_multiturn", "True", "--system_instruction", "Be brief."
+    ]  # fmt: skip
+    gone = shlex.split(about.reproduce({**blob, "file": "gone.parquet"})[-2])  # as published
+    assert "samples=4" in gone and "INSTRUCTION" in gone
+    assert "samples" not in about.reproduce(mle)[-2] and "--num_fewshot" not in about.reproduce(mle)[-2]
+
+
 def test_a_run_lists_its_metrics_with_intervals_and_its_warnings(exported: tuple[Board, Path]) -> None:
     board, _ = exported
     run = board.run(str(board.runs[board.runs["method"] == "BLoB"]["run_id"].iloc[0]))
