@@ -9,6 +9,7 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from html import escape
 
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_formats import FORMATS
@@ -29,4 +30,5 @@ def text(kind: str, tables: Sequence[Table], caption: str, link: str) -> str:
     caption = " ".join(caption.split())
     if kind == "LaTeX":
         return f"% {caption}\n% {link}\n\n{FORMATS['latex'](tables)}"
-    return f"{caption}\n\n<{link}>\n\n{FORMATS['md'](tables)}"
+    letters = escape(caption, quote=False).replace("[", r"\[")  # it names methods: no tag, link or image
+    return f"{letters}\n\n<{link}>\n\n{FORMATS['md'](tables)}"

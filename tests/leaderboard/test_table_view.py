@@ -74,6 +74,8 @@ def test_export_is_the_view_with_caption_and_link(board: Board) -> None:
     tex, md = (export.text(kind, [shown], caption, LINK) for kind in ("LaTeX", "Markdown"))
     assert tex.startswith(f"% what it shows\n% {LINK}\n") and r"\toprule" in tex and r"\textbf{" in tex
     assert LINK in md and "**" in md
+    md = export.text("Markdown", [shown], "<img src=x>![a](http://b)", LINK)
+    assert md.startswith(r"&lt;img src=x&gt;!\[a](http://b)")
 
 
 def test_a_figure_mixes_only_what_one_table_holds(board: Board) -> None:
