@@ -61,14 +61,23 @@ def points(
         found = [(run, run.used(draws)) for run in group.runs.get(data, {}).get(row, {}).values()]
         used = [(run, n) for run, n in found if n is not None]
         if used:
-            mine = [costs[run.run_id] for run, _ in used if run.run_id in costs]
-            point: dict[str, Any] = {"row": row, "draws": used[0][1], "runs": mine}
+            mine = [_needed(costs[run.run_id], run.draws - n) for run, n in used if run.run_id in costs]
+            counts = sorted({n for _, n in used})
+            held = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+            point: dict[str, Any] = {"row": row, "draws": held, "runs": mine}
             point |= {title(cost): average(mine, cost) for cost in COSTS}
             for metric in QUALITY:
                 values = [run.number(metric, n) for run, n in used]
                 point[metric], point[titled(metric)] = mean(values), mean(values) * METRICS[metric].scale
             out.append(point)
     return out
+
+
+def _needed(recorded: Mapping[str, Any], left_out: int) -> Mapping[str, Any]:
+    """A run's costs without the forward passes of the draws that are left out; one there is always."""
+    passes = recorded["passes"]
+    known = passes is not None and passes == passes
+    return {**recorded, "passes": max(passes - left_out, 1.0)} if known else recorded
 
 
 def pareto_front(points: Sequence[Mapping[str, Any]], cost: str) -> list[bool]:
@@ -80,7 +89,7 @@ def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
     """As a table: header and texts."""
     header = ["Method", "N", *(METRICS[metric].label for metric in QUALITY), *map(title, COSTS), "Hardware"]
     return header, [
-        [p["row"], str(p["draws"]), *(number(p[metric], metric) for metric in QUALITY)]
+        [p["row"], p["draws"], *(number(p[metric], metric) for metric in QUALITY)]
         + [*(told(p["runs"], cost) for cost in COSTS), hardware(p["runs"])]
         for p in points
     ]

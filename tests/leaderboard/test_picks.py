@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import charts, curves, picks
+from uqharness.leaderboard import charts, costs, curves, picks
 from uqharness.leaderboard.aggregate import build
 from uqharness.leaderboard.picks import Group
 
@@ -47,3 +47,18 @@ def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> N
     assert {row: list(values) for row, values in found.items()} == {"MLE": near[1:], "BLoB": near[1:]}
     assert isnan(found["MLE"][near[1]]) and 0 < found["BLoB"][near[1]] < 1
     assert curves.detection_rows(found)[1][0][1] == "–"
+
+
+@pytest.mark.parametrize(("draws", "passes"), [(None, 5.0), (1, 2.0), (0, 1.0)])
+def test_forward_passes_are_those_of_the_draws_that_are_averaged(
+    group: Group, draws: int | None, passes: float
+) -> None:
+    """Four draws and the mean were run; N = 0 needs the mean alone."""
+    title = costs.title("passes")
+    recorded = {"train_seconds": 1.0, "peak_memory": 1.0, "trainable": 1.0, "passes": 5.0, "device": "", "dtype": ""}
+    run = group.run(HOME, "BLoB", "0")
+    assert run is not None
+    [point] = costs.points(group, HOME, ["BLoB"], {run.run_id: recorded}, draws)
+    assert point[title] == passes and point["draws"] == str(4 if draws is None else draws)
+    [point] = costs.points(group, HOME, ["BLoB"], {run.run_id: {**recorded, "passes": None}}, draws)
+    assert isnan(point[title])
