@@ -23,11 +23,14 @@ if len(runs) < 2:
 fields = [Field("run", tuple(comparison.start(runs)), list(runs["run_id"]), "Runs")]
 view = shell.View("compare", fields, board.snapshot)
 shell.head("Compare", "Two to four runs on the same questions, tested in pairs.", view)
-ids = [str(i) for i in st.session_state[view.key("run")]][: comparison.MOST]
+asked = [str(i) for i in st.session_state[view.key("run")]]
+ids = asked[: comparison.MOST]
 task = runs[runs["run_id"] == ids[0]]["task"].iloc[0] if ids else sorted(set(runs["task"]))[0]
 here = runs[runs["task"] == task]
 names = {str(run["run_id"]): f"{run['row']}, {pick_run.told(run)}" for run in here.to_dict("records")}
 ids = [i for i in ids if i in names]
+if len(ids) < len(asked):
+    st.info(f"Left out of these runs: {len(asked) - len(ids)}. At most {comparison.MOST} are compared, all on one data set.")
 st.session_state[view.key("run")] = ids
 st.session_state[view.key("task")] = task
 st.session_state["compare.rows"] = [board.run(i)["row"] for i in ids]

@@ -105,6 +105,13 @@ def test_compare_tests_the_runs_of_the_link(board: Board) -> None:
     assert app.multiselect(key="compare.run").value == [run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")]
 
 
+def test_compare_says_which_runs_of_a_link_it_cannot_take(board: Board) -> None:
+    kept = [run_id(board, "MLE"), run_id(board, "BLoB")]
+    app = opened("compare", run=[kept[0], run_id(board, "BLoB", "boolq_uq"), kept[1]])
+    assert app.multiselect(key="compare.run").value == kept and "Left out of these runs: 1" in app.info[0].value
+    assert not opened("compare", run=kept).info
+
+
 def test_run_shows_numbers_commands_and_the_record(board: Board) -> None:
     chosen = run_id(board, "BLoB")
     app = opened("run", run=chosen)
