@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from importlib.resources import files
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from uqharness import adapter_io, registry
+from uqharness import adapter_io, demo_report, registry
 from uqharness.cli import main
 from uqharness.config import Run, field_types
 from uqharness.demo import Cell, add_arguments, divide, plan, train_cell
@@ -61,6 +62,12 @@ def test_bad_numbers_and_places_are_refused_before_anything_runs(
     Path("file").write_text("")
     assert main(["demo", flag, value]) == 2
     assert capsys.readouterr().err.startswith(f"uqharness: {flag} {value}: ") and not Path("demo").exists()
+
+
+def test_the_commands_that_the_demo_ends_with_can_be_pasted() -> None:
+    lines = demo_report._next(Path("my demo"), []).splitlines()
+    told = [shlex.split(line) for line in lines if " uqharness " in line]
+    assert [words[words.index("uqharness") + 2] for words in told[:2]] == ["my demo/results"] * 2
 
 
 @pytest.mark.parametrize("there", [True, False])

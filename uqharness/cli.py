@@ -26,18 +26,18 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "uqharness.commands.train",
         "make an adapter: METHOD on BASE with the training split of TASK",
         (
-            "uqharness train blob --base toyworld --task toyworld_uq --out adapters/blob",
-            "uqharness train ens --base BASE --task arc_easy_uq --out adapters/ens --seeds 3",
+            "uqharness train blob --base toyworld --task toyworld_uq --out runs/blob",
+            "uqharness train ens --base BASE --task arc_easy_uq --out runs/ens --seeds 3",
             "uqharness train blob --base BASE --task boolq_uq --out OUT --set reweight=false --dry-run",
-            "uqharness train laplace --adapter adapters/mle --out adapters/laplace",
+            "uqharness train laplace --adapter runs/mle --out runs/laplace",
         ),
     ),
     "eval": (
         "uqharness.commands.evaluate",
         "lm_eval with our models and tasks: same flags, same result files, quicker start",
         (
-            "uqharness eval adapters/blob --tasks toyworld_uq --output_path results",
-            "uqharness eval adapters/blob --model_args samples=5 --tasks uq_ood --output_path results",
+            "uqharness eval runs/blob --tasks toyworld_uq --output_path results",
+            "uqharness eval runs/blob --model_args samples=5 --tasks uq_ood --output_path results",
             "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq -o results",
         ),
     ),
@@ -82,15 +82,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "uqharness.commands.importer",
         "make an adapter from a checkpoint of bayesian-peft or laplace-lora",
         (
-            "uqharness import checkpoints/blob/BASE/obqa/run1 adapters/blob --eps 0.05",
-            "uqharness import checkpoints/deepensemble/BASE/obqa/run1 adapters/ens --members 3",
-            "uqharness import outputs/openbookqa/run1 adapters/map --step 999",
+            "uqharness import checkpoints/blob/BASE/obqa/run1 runs/blob --eps 0.05",
+            "uqharness import checkpoints/deepensemble/BASE/obqa/run1 runs/ens --members 3",
+            "uqharness import outputs/openbookqa/run1 runs/map --step 999",
         ),
     ),
     "export": (
         "uqharness.commands.exporter",
         "write draws of an adapter as plain PEFT adapters",
-        ("uqharness export adapters/blob draws --samples 10",),
+        ("uqharness export runs/blob draws --samples 10",),
     ),
     "methods": ("uqharness.commands.listing", "the installed methods", ("uqharness methods --json",)),
     "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),
@@ -103,8 +103,8 @@ commands:
 {commands}
 
 examples:
-  uqharness train blob --base toyworld --task toyworld_uq --out adapters/blob
-  uqharness eval adapters/blob --tasks toyworld_uq --output_path results
+  uqharness train blob --base toyworld --task toyworld_uq --out runs/blob
+  uqharness eval runs/blob --tasks toyworld_uq --output_path results
   uqharness table results
 
 `uqharness COMMAND --help` explains one command. `--debug` on any of them shows tracebacks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -66,15 +67,16 @@ def diagram(runs: Sequence[Run], task: str = HEADLINE) -> str:
 def _next(out: Path, runs: Sequence[Run]) -> str:
     trained = [run.config["uqharness"]["adapter"] for run in runs if "uqharness" in run.config]
     adapter = next((a for a in trained if "blob" in a), trained[-1] if trained else "ADAPTER")
+    model_args, results = shlex.quote(f"adapter={adapter},samples=10"), shlex.quote(str(out / "results"))
     return f"""
 adapters:  {out / "adapters"}
 results:   {out / "results"}   table: {out / "table.md"}   diagram: {out / "reliability.svg"}
 
 next
-  evaluate one by hand   lm_eval --model bayeslora --model_args adapter={adapter},samples=10 --tasks toyworld_far_uq
-  in the browser         uqharness leaderboard {out / "results"}
-  the table again        uqharness table {out / "results"} --metric acc,ece,nll,brier,auroc --samples 0,5,10
-  a real model           uqharness train blob --base meta-llama/Llama-3.2-1B --task openbookqa_uq --out adapters/obqa
+  evaluate one by hand   lm_eval --model bayeslora --model_args {model_args} --tasks toyworld_far_uq
+  in the browser         uqharness leaderboard {results}
+  the table again        uqharness table {results} --metric acc,ece,nll,brier,auroc --samples 0,5,10
+  a real model           uqharness train blob --base meta-llama/Llama-3.2-1B --task openbookqa_uq --out runs/obqa
   a method of your own   docs/plugin.md: one file"""
 
 
