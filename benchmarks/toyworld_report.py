@@ -1,7 +1,7 @@
 """The toy world's table: worlds that were not designed on, several training seeds, settings frozen before.
 
     python -m uqharness.toyworld --full --seed 1 --out worlds/w1       (and 2, 3)
-    python benchmarks/toyworld_report.py worlds/w1 worlds/w2 worlds/w3 --out report [--seeds 3] [--methods …]
+    python -m benchmarks.toyworld_report worlds/w1 worlds/w2 worlds/w3 --out report [--seeds 3] [--methods …]
 
 Every world is a `uqharness demo` of its own (resumable); this adds the MLE whose learning rate and steps were chosen on
 validation, and averages over worlds and seeds. Writes OUT/report.json (docs/data/toyworld.json is one), OUT/report.md
@@ -16,13 +16,15 @@ import os
 from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean
 from typing import Any
 
 import numpy as np
 import yaml
 
+from benchmarks.methods_numbers import draws, spread
 from uqharness import demo
+from uqharness.atomic import write_atomic
 from uqharness.leaderboard.figures import Panel, reliability_svg
 from uqharness.metrics import METRICS, combine_draws, reliability_bins
 from uqharness.results import Run, read_results
@@ -32,6 +34,7 @@ METRIC_NAMES = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auro
 FIRST = ("oracle", "zero-shot", "mle", "mle-tuned", "tempscale")
 DRAWN = (("zero-shot", 1), ("mle", 1), ("mle-tuned", 1), ("ens", 3), ("laplace", 1), ("blob", 10), ("melora", 10),
          ("oracle", 1))  # fmt: skip
+NEEDED = (("zero-shot", 1), ("mle", 1), ("ens", 3), ("blob", 10), ("oracle", 1))  # by what was expected
 Row = tuple[str, int]  # name, draws
 Key = tuple[str, int, str]  # name, draws, task
 Values = dict[str, list[Any]]  # {"world": [...], "seed": [...], metric: [...]}, one entry per run
@@ -62,9 +65,7 @@ def collect(out: Path) -> dict[Key, Values]:
     """{(row, draws, task): values over worlds and seeds}."""
     found: dict[Key, Values] = {}
     for world, name, seed, run in cells_of(out):
-        have = run.record.draws
-        finite = ((run.config.get("uqharness") or {}).get("record") or {}).get("posterior", {}).get("finite", 1)
-        for n in [have] if finite is not None or run.record.combine == "given" else [0, 5, have]:
+        for n in draws(run):
             numbers = run.metrics(n)
             told = {"world": world, "seed": seed, **{m: round(numbers[m], 5) for m in METRIC_NAMES}}
             values = found.setdefault((name, n, run.task), {key: [] for key in told})
@@ -79,7 +80,7 @@ def load(path: Path) -> dict[Key, Values]:
 
 def save(found: Mapping[Key, Values], path: Path) -> None:
     rows = [json.dumps({"row": n, "draws": d, "task": t, **v}) for (n, d, t), v in sorted(found.items())]
-    path.write_text("[\n" + ",\n".join(rows) + "\n]\n")
+    write_atomic(path, "[\n" + ",\n".join(rows) + "\n]\n")
 
 
 def rows_of(found: Mapping[Key, Values]) -> list[Row]:
@@ -118,19 +119,13 @@ def of_world(values: Values, world: str) -> Values:
 
 
 def cell(values: Values) -> str:
-    return " / ".join(spread(values.get(m, []), m) for m in ("acc", "ece", "nll"))
-
-
-def spread(values: list[float], metric: str) -> str:
-    if not values:
-        return "–"
-    scale, digits = METRICS[metric].scale, 1 if METRICS[metric].scale > 1 else 3
-    deviation = f" ± {scale * stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{scale * mean(values):.{digits}f}{deviation}"
+    return " / ".join(spread(values[m], m) if values.get(m) else "–" for m in ("acc", "ece", "nll"))
 
 
 def expectations(found: Mapping[Key, Values]) -> str:
     """What the project expected before anything was measured, what came out, and in how many worlds it holds."""
+    if missing := sorted(f"{name}, N = {n}" for name, n in set(NEEDED) - set(rows_of(found))):
+        return f"What was expected cannot be judged without {'; '.join(missing)}."
     tasks, worlds = tasks_of(found), sorted({w for values in found.values() for w in values["world"]})
     alone = [judged({key: of_world(values, w) for key, values in found.items()}) for w in worlds]
     lines = [f"| expected | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks)]
@@ -223,8 +218,8 @@ def main() -> None:
     found = collect(args.out)
     save(found, args.out / "report.json")
     for task in tasks_of(found):
-        (args.out / f"{task}.svg").write_text(diagram(args.out, found, task))
-    (args.out / "report.md").write_text(markdown(found))
+        write_atomic(args.out / f"{task}.svg", diagram(args.out, found, task))
+    write_atomic(args.out / "report.md", markdown(found))
     print(markdown(found))
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +65,21 @@ def test_every_method_has_all_worlds_and_seeds(rows) -> None:
         assert told == [(f"w{world}", seed) for world in (1, 2, 3) for seed in seeds]
         assert all(len(row[metric]) == len(told) for metric in (*SCALES, "ece_floor", "brier", "auroc"))
     assert DATA.stat().st_size < 100_000
+
+
+@pytest.mark.parametrize("kept", [None, ("mle", "oracle", "zero-shot")])
+def test_the_report_is_printed_again_also_of_some_methods(rows, tmp_path: Path, kept: tuple[str, ...] | None) -> None:
+    chosen = [row for (name, _, _), row in rows.items() if kept is None or name in kept]
+    (tmp_path / "report.json").write_text(json.dumps(chosen))
+    command = [sys.executable, "-m", "benchmarks.toyworld_report", "--show", str(tmp_path / "report.json")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    page = (ROOT / "docs" / "toyworld.md").read_text(encoding="utf-8").splitlines()
+    first = [line for line in done.stdout.split("\n\n")[0].splitlines() if line.startswith("| ")]
+    verdicts = [line for line in done.stdout.splitlines() if "met: " in line or "met**: " in line]
+    assert len(first) > 3 and set(first + verdicts) <= set(page)
+    assert len(verdicts) == (0 if kept else 9)
+    assert ("cannot be judged without blob, N = 10; ens, N = 3." in done.stdout) is bool(kept)
 
 
 def test_no_method_beats_the_oracle(rows) -> None:
