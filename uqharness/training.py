@@ -18,7 +18,6 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from uqharness.base_model import build_model, init_adapter
 from uqharness.bma import Engine, Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
 from uqharness.config import Run
 from uqharness.course import Course, own_randomness
@@ -32,11 +31,9 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Course",
-    "build_model",
     "choice_loss",
     "collate",
     "fit_loop",
-    "init_adapter",
     "learning_rate",
 ]
 log = logging.getLogger(__name__)
