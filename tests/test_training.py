@@ -359,7 +359,8 @@ def tiny_bf16_data() -> ChoiceData:
     [
         ({"target_modules": ("q_prj",)}, ["'q_prj' does not exist", "did you mean q_proj?", "lm_head"]),
         ({"target_modules": ("embed_tokens",)}, ["no linear layer"]),
-        ({"base": "./nowhere"}, ["base model ./nowhere cannot be loaded"]),
+        ({"base": "./nowhere"}, ["base model ./nowhere cannot be loaded: "]),
+        ({"base": "./toyworl"}, ["base model ./toyworl cannot be loaded (did you mean toyworld?): "]),
         ({"base": ""}, ["--base"]),
         ({"load_in_4bit": True}, ["bitsandbytes"]),
     ],

@@ -38,7 +38,8 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
         base = transformers.AutoModelForCausalLM.from_pretrained(where, **_loading(run, device))
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"base model {run.base} cannot be loaded: {reason}") from error
+        hint = did_you_mean(run.base, ["toyworld"])
+        raise InputError(f"base model {run.base} cannot be loaded{hint}: {reason}") from error
     if run.load_in_4bit or run.load_in_8bit:
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     else:
