@@ -114,6 +114,8 @@ def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
 
 def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
     """Errors among the most confident share of the questions; AURC is the mean of the line."""
+    if not shown:
+        return empty("None of the chosen methods has such a run.")
     fig = go.Figure()
     for found in shown:
         look, right = style(found.row), correct(found.probs, found.gold)
@@ -213,7 +215,8 @@ def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
                 x=[0], y=[curve.mean * scale], legendgroup=name, showlegend=False, mode="markers", name=f"{name}, mean",
                 marker={"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
             )  # fmt: skip
-    fig.update_xaxes(title="N, draws averaged (0: the posterior's mean, hollow)", dtick=1)
+    most = max(curve.counts[-1] for curve in curves)
+    fig.update_xaxes(title="N, draws averaged (0: the posterior's mean, hollow)", dtick=1 if most <= 30 else None)
     fig.update_yaxes(title=_titled(metric))
     return laid_out(fig, 460)
 
@@ -224,9 +227,10 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
     A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
     """
     fig = go.Figure()
-    for point, best in zip(points, front, strict=True):
-        if point[x] != point[x] or point[y] != point[y]:  # its cost is not known
-            continue
+    known = [(p, best) for p, best in zip(points, front, strict=True) if p[x] == p[x] and p[y] == p[y]]
+    if not known:
+        return empty("No run has recorded this cost.")
+    for point, best in known:
         look, name = style(str(point["row"])), _plain(str(point["row"]))
         fig.add_scatter(
             x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[f"<b>{name}</b>" if best else name],

@@ -12,6 +12,7 @@ from uqharness.errors import InputError
 from uqharness.leaderboard import shell
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
+from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table_sources import Source
 
@@ -41,8 +42,14 @@ class Picked:
         return out
 
     def missing(self) -> list[str]:
-        """Rows without such a run, for a note."""
-        return [row for row in self.rows if not (run := self.run(row)) or run.used(self.draws) is None]
+        """Rows without such answers, for a note."""
+        return [row for row in self.rows if not (run := self.run(row)) or not self._held(run)]
+
+    def _held(self, run: Source) -> bool:
+        used = run.used(self.draws)
+        if used in (None, 0, run.draws):
+            return used is not None
+        return not isinstance(shell.record(run.run_id, run), Averaged)  # published without its single draws
 
 
 def fields(groups: Sequence[Group]) -> list[Field]:
@@ -111,4 +118,4 @@ def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> 
 def say_missing(picked: Picked) -> None:
     if rows := picked.missing():
         n = "" if picked.draws is None else f" for N = {picked.draws}"
-        st.caption(shell.letters(f"Without a run on {picked.data}, seed {picked.seed}{n}: {', '.join(rows)}"))
+        st.caption(shell.letters(f"Without answers on {picked.data}, seed {picked.seed}{n}: {', '.join(rows)}"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
+from made_results import result
+
+from uqharness.leaderboard import publish
 
 PAGES = {"calibration": 2, "uncertainty": 1, "draws": 3, "cost": 1}
 
@@ -23,8 +27,6 @@ def test_every_page_draws_and_its_default_view_has_a_clean_url(app: Any, page: s
 
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_says_that_there_is_nothing(page: str, monkeypatch: pytest.MonkeyPatch, empty_app: Any) -> None:
-    from uqharness.leaderboard import publish
-
     monkeypatch.setattr(publish, "shipped", list)
     at = empty_app.open(page)
     assert not figures(empty_app) and "nothing to draw" in at.info[0].value
@@ -70,3 +72,14 @@ def test_what_is_over_all_seeds_asks_for_none_and_shifts_start_where_it_was_trai
     app.open("uncertainty", figure="shift", data="arc_challenge_uq")
     box = app.widget("selectbox", "Trained on")
     assert box.options == ["openbookqa_uq"] and "Training seed" not in [box.label for box in app.at.selectbox]
+
+
+def test_results_published_without_their_draws_are_named_where_draws_are_asked(
+    empty_app: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result(tmp_path, "MLE", draws=1, finite=1)
+    result(tmp_path, "BLoB")
+    publish.create([tmp_path], tmp_path / "published.parquet")
+    monkeypatch.setenv("UQHARNESS_LEADERBOARD", json.dumps([str(tmp_path / "published.parquet")]))
+    captions = [caption.value for caption in empty_app.open("calibration", samples="2").caption]
+    assert any(text.startswith("Without answers") and "BLoB" in text for text in captions)

@@ -83,6 +83,14 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     assert (one.text, other.text) == (("MLE",), ("<b>BLoB</b>",)) and other.y == (60.0,)
 
 
+def test_a_figure_without_anything_says_why() -> None:
+    unknown = [{"row": "MLE", "time": float("nan"), "ACC": 50.0}]
+    for fig in (charts.pareto(unknown, "time", "ACC", [False]), charts.risk_coverage([]), charts.against_draws([])):
+        assert not fig.data and fig.layout.annotations[0].text
+    many = DrawCurve("BLoB", "acc", list(range(1, 101)), *(np.zeros(100) for _ in range(3)), None)
+    assert charts.against_draws([many]).layout.xaxis.dtick is None  # a hundred numbers would lie on each other
+
+
 def test_no_name_becomes_markup() -> None:
     found = answers(EVIL)
     curve = DrawCurve(EVIL, "acc", [1], *(np.zeros(1) for _ in range(3)), None)
