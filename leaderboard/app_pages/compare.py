@@ -30,7 +30,8 @@ here = runs[runs["task"] == task]
 names = {str(run["run_id"]): f"{run['row']}, {pick_run.told(run)}" for run in here.to_dict("records")}
 ids = [i for i in ids if i in names]
 if len(ids) < len(asked):
-    st.info(f"Left out of these runs: {len(asked) - len(ids)}. At most {comparison.MOST} are compared, all on one data set.")
+    left_out = len(asked) - len(ids)
+    st.info(f"Left out of these runs: {left_out}. At most {comparison.MOST} are compared, all on one data set.")
 st.session_state[view.key("run")] = ids
 st.session_state[view.key("task")] = task
 st.session_state["compare.rows"] = [board.run(i)["row"] for i in ids]
