@@ -127,9 +127,10 @@ def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
     if kept:
         words += ["--model_args", ",".join(f"{k}={v}" for k, v in kept.items())]
     words += _asked(json.loads(run["protocol"] or "{}"), told)
-    for flag in ("batch_size", "limit"):
-        if config.get(flag) is not None:
-            words += [f"--{flag}", f"{config[flag]:g}" if isinstance(config[flag], float) else str(config[flag])]
+    limit = run["items"] if "trimmed" in json.loads(run["flags"] or "[]") else None  # where the file does not say it
+    for flag, value in (("batch_size", config.get("batch_size")), ("limit", config.get("limit") or limit)):
+        if value is not None:
+            words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join([*words, "--output_path", "results"])
 
 

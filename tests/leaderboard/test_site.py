@@ -222,7 +222,9 @@ def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path
     assert command[command.index("--apply_chat_template") + 1 :][:4] == [
         "--fewshot_as_multiturn", "True", "--system_instruction", "Be brief."
     ]  # fmt: skip
-    gone = shlex.split(about.reproduce({**blob, "file": "gone.parquet"})[-2])  # as published
+    published = {**blob, "file": "gone.parquet", "flags": '["trimmed"]'}
+    gone = shlex.split(about.reproduce(published)[-2])
+    assert gone[gone.index("--limit") + 1] == "40" and "--limit" not in command
     assert "samples=4" in gone and "INSTRUCTION" in gone
     assert "samples" not in about.reproduce(mle)[-2] and "--num_fewshot" not in about.reproduce(mle)[-2]
 
