@@ -130,6 +130,14 @@ def test_eval_puts_lm_eval_back_as_it_was(world: Path, capsys: pytest.CaptureFix
     assert (tasks.TaskManager, EvaluatorConfig.process_tasks) == before
 
 
+@pytest.mark.parametrize("program", ["uqharness", "__main__.py"])
+def test_eval_says_once_that_nothing_was_kept(world: Path, program: str) -> None:
+    code = f"import sys; sys.argv[0] = '/bin/{program}'; from uqharness.cli import main; sys.exit(main())"
+    argv = ["eval", str(world / "adapters/mle"), "--tasks", "tiny_uq", "--include_path", str(world / "tasks")]
+    done = subprocess.run([sys.executable, "-c", code, *argv, "--limit", "2"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr.count("add --output_path DIR") == 1, done.stderr
+
+
 @pytest.mark.slow
 def test_eval_writes_what_lm_eval_writes_in_half_the_time_to_the_first_request(world: Path, tmp_path: Path) -> None:
     args = f"adapter={world}/adapters/blob,samples=3"

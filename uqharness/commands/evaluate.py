@@ -134,9 +134,10 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     with lean_tasks():
         args.func(args)
-    if not (args.output_path or settings.get("output_path")):
-        from uqharness.results import HINT
+    from uqharness.results import HINT, is_kept
 
+    # Where the program's own arguments show it, the record itself says it, at exit.
+    if not (args.output_path or settings.get("output_path")) and is_kept(sys.argv):
         print(HINT, file=sys.stderr)
     return 0
 
