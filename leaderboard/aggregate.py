@@ -30,13 +30,14 @@ RUN_COLUMNS = (
     "run_id", "file", "task", "model", "base", "method", "row", "settings", "trained_on", "shift", "protocol",
     "protocol_hash", "protocol_name", "recipe_hash", "setup", "seed", "finite", "draws", "has_mean", "combine",
     "mean_is_member", "items", "origin", "flags", "date", "adapter", "adapter_hash", "train_seconds", "peak_memory",
-    "trainable", "passes", "device", "dtype", "eval_seconds", "elsewhere", "record",
+    "trainable", "passes", "device", "dtype", "eval_seconds", "elsewhere", "mean_taken",
+    "record",
 )  # fmt: skip
 # Fields of `Source` that are columns of `runs`.
 SOURCE_COLUMNS = (
     "file", "task", "protocol", "protocol_hash", "items", "draws", "has_mean", "combine", "date", "method", "settings",
-    "seed", "trained_on", "recipe_hash", "setup", "finite", "adapter_hash", "mean_is_member", "elsewhere", "run_id",
-    "flags",
+    "seed", "trained_on", "recipe_hash", "setup", "finite", "adapter_hash", "mean_is_member", "elsewhere", "mean_taken",
+    "run_id", "flags",
 )  # fmt: skip
 PROBLEM_COLUMNS = ("file", "task", "kind", "reason")
 # Flags of runs that are shown and never ranked, with what a reader is told.

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from uqharness.leaderboard import shell
+
 PAGES = {
     "table": "Table", "calibration": "Calibration", "uncertainty": "Uncertainty", "draws": "Draws", "cost": "Cost",
     "compare": "Compare", "items": "Items", "method": "Method", "run": "Run", "problems": "Submit",
@@ -18,6 +20,7 @@ PAGES = {
 here = Path(__file__).parent
 # A file of ours: an icon by name or an emoji would be fetched from another host.
 st.set_page_config("uqharness leaderboard", page_icon=str(here / "icon.svg"), layout="wide")
+shell.look()
 folder = here / "app_pages"
 pages = [
     st.Page(folder / f"{name}.py", title=title, url_path="" if name == "table" else name, default=name == "table")

@@ -166,7 +166,7 @@ def source_row(source: Source) -> Row:
         "has_mean": source.has_mean, "combine": source.combine, "mean_is_member": source.mean_is_member,
         "items": source.items, "date": number_of(source.date, "date"),
         "adapter_hash": name_of(source.adapter_hash, "adapter hash"), "elsewhere": source.elsewhere,
-        "flags": json.dumps(flags),
+        "mean_taken": source.mean_taken, "flags": json.dumps(flags),
     }  # fmt: skip
 
 

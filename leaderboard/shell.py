@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, cast
 from urllib.parse import urlencode
 
 import numpy as np
@@ -26,6 +26,7 @@ from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import Floats
 from uqharness.record import Record
 
+T = TypeVar("T")
 # How the command tells the app: a JSON list of result files and folders, and a parquet to keep what was computed.
 RESULTS, CACHE = "UQHARNESS_LEADERBOARD", "UQHARNESS_LEADERBOARD_CACHE"
 COPY_JS = """export default function ({ data, parentElement }) {
@@ -54,18 +55,28 @@ button:focus-visible { outline: 2px solid var(--st-primary-color); outline-offse
 # ---------------------------------------------------------------- the board
 
 
+def look() -> None:
+    """Once at the start of a run: whether files have changed. What follows sees one state of them, to the end."""
+    st.session_state["uq.results"] = (_paths(), _stamp(_paths()))
+
+
 def board() -> Board:
     """The board of the results that the command was given; built again when a file changes."""
-    return _board(_paths(), _stamp(_paths()))
+    return _board(*st.session_state["uq.results"])
+
+
+def kept(make: Callable[[], T], *key: Hashable) -> T:
+    """What `make` returned for this key and these results before; not to be changed by who gets it."""
+    return cast(T, _kept((st.session_state["uq.results"], *key), make))
 
 
 def sources() -> dict[str, Source]:
     """Every run of the board by its id, as `table.build` takes it."""
-    return _sources(board().snapshot, board())
+    return kept(lambda: {source.run_id: source for source in board().sources()}, "sources")
 
 
 def groups() -> list[picks.Group]:
-    return _groups(board().snapshot, list(sources().values()))
+    return kept(lambda: picks.groups(list(sources().values())), "groups")
 
 
 def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
@@ -137,14 +148,9 @@ def _board(paths: tuple[str, ...], stamp: int) -> Board:
     return aggregate.build([Path(path) for path in paths], Path(kept) if kept else None)
 
 
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _sources(snapshot: str, _board: Board) -> dict[str, Source]:
-    return {source.run_id: source for source in _board.sources()}
-
-
-@st.cache_resource(max_entries=2, show_spinner=False)
-def _groups(snapshot: str, _sources: list[Source]) -> list[picks.Group]:
-    return picks.groups(_sources)
+@st.cache_resource(max_entries=16, show_spinner=False)
+def _kept(key: tuple[Hashable, ...], _make: Callable[[], Any]) -> Any:
+    return _make()
 
 
 # ---------------------------------------------------------------- the view

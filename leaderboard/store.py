@@ -34,7 +34,7 @@ TEXTS = (
 )  # fmt: skip
 WHOLE = ("seed", "finite", "draws", "items")
 FLAGS = ("has_mean", "mean_is_member")
-REAL = ("date", "train_seconds", "peak_memory", "trainable", "passes", "eval_seconds")
+REAL = ("date", "train_seconds", "peak_memory", "trainable", "passes", "eval_seconds", "mean_taken")
 SCHEMA = pa.schema([
     *((name, pa.string()) for name in TEXTS), *((name, pa.int64()) for name in WHOLE),
     *((name, pa.bool_()) for name in FLAGS), *((name, pa.float64()) for name in REAL),

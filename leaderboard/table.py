@@ -43,7 +43,7 @@ class Column:
         return f"{self.task} (trained on {self.trained_on}{kind})" if other else self.task
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Cell:
     """A metric over seeds: mean ± standard deviation (n − 1; None for one seed)."""
 
@@ -146,12 +146,12 @@ def one_table(
                 row.setdefault(keys.index(source.column), {})[str(source.seed)] = source
     order = list(dict.fromkeys(names[s.row] for s in sources))
     rows = sorted(filled, key=lambda row: (order.index(row[0]), row[1]))
-    cells = {
-        (name, i, j): cell(found, name, row[1])
-        for name in metrics
-        for i, row in enumerate(rows)
-        for j, found in filled[row].items()
-    }
+    cells = {}
+    parts = [(i, j, dict(sorted(found.items()))) for i, row in enumerate(rows) for j, found in filled[row].items()]
+    about = [standing(found) for _, _, found in parts]
+    for name in metrics:
+        for (i, j, found), known in zip(parts, about, strict=True):
+            cells[name, i, j] = cell(found, name, rows[i][1], known)
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)), stopped(filled, rows))
     table.notes += remarks(sources, names, rows)
     if len({s.setup_text for s in sources if not s.reference}) > 1:
@@ -188,46 +188,51 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
     return list(dict.fromkeys(found))
 
 
-def cell(found: Mapping[str, Source], metric: str, draws: int) -> Cell:
-    values = {seed: source.number(metric, draws) for seed, source in sorted(found.items())}
-    spread = deviation(values.values()) if len(values) > 1 else None
-    floors = [source.number("ece_floor", draws) for source in found.values()] if metric == "ece" else []
-    leaked, reference, suspect = (
-        any(getattr(s, kind) for s in found.values()) for kind in ("leaked", "reference", "suspect")
-    )
+def standing(found: Mapping[str, Source]) -> dict[str, Any]:
+    """What holds for a cell whatever its metric: whether it may be ranked, and its runs."""
+    sources = found.values()
+    marks = {kind: any(getattr(s, kind) for s in sources) for kind in ("leaked", "reference", "suspect")}
+    return {**marks, "runs": tuple(s.run_id for s in sources)}
+
+
+def cell(found: Mapping[str, Source], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
+    def over_seeds(name: str) -> float:
+        return mean([source.number(name, draws) for source in found.values()])
+
+    values = {seed: source.number(metric, draws) for seed, source in found.items()}
+    centre = mean(values.values())
+    spread = deviation(values.values(), centre) if len(values) > 1 else None
+    floor = over_seeds("ece_floor") if metric == "ece" else None
     twin = COMPARED_BY.get(metric)
-    compared = mean([source.number(twin, draws) for source in found.values()]) if twin else None
-    runs = tuple(source.run_id for _, source in sorted(found.items()))
-    floor = mean(floors) if floors else None
-    return Cell(values, mean(values.values()), spread, floor, None, leaked, reference, suspect, compared, runs)
+    return Cell(values, centre, spread, floor, compared=over_seeds(twin) if twin else None, **known)
 
 
 def mean(values: Collection[float]) -> float:
     return fsum(values) / len(values)
 
 
-def deviation(values: Collection[float]) -> float:
+def deviation(values: Collection[float], centre: float) -> float:
     """With n - 1."""
-    centre = mean(values)
     return sqrt(fsum((v - centre) ** 2 for v in values) / (len(values) - 1))
 
 
 def rank(table: Table) -> None:
     """Best and second of each column, by the digits that are shown: equal ones share their rank."""
-    for name in table.metrics:
+    columns: dict[tuple[str, int], dict[int, Cell]] = {}
+    for (name, i, j), cell in table.cells.items():
+        columns.setdefault((name, j), {})[i] = cell
+    for (name, j), column in columns.items():
         better = METRICS[name].higher_is_better
-        for j in range(len(table.columns)):
-            column = {i: c for (m, i, k), c in table.cells.items() if (m, k) == (name, j)}
-            here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
-            values = {i: c.mean if name not in COMPARED_BY else c.compared for i, c in here.items()}
-            known = {i: value for i, value in values.items() if value is not None}
-            shown = {i: round(v * METRICS[name].scale, METRICS[name].decimals) for i, v in known.items()}
-            best = sorted(set(shown.values()), reverse=bool(better))
-            if better is None or name in NOT_COMPARED or len(best) < 2:  # nothing to choose from
-                continue
-            for i, number in shown.items():
-                if number in best[:2]:
-                    table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
+        here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
+        values = {i: c.mean if name not in COMPARED_BY else c.compared for i, c in here.items()}
+        known = {i: value for i, value in values.items() if value is not None}
+        shown = {i: round(v * METRICS[name].scale, METRICS[name].decimals) for i, v in known.items()}
+        best = sorted(set(shown.values()), reverse=bool(better))
+        if better is None or name in NOT_COMPARED or len(best) < 2:  # nothing to choose from
+            continue
+        for i, number in shown.items():
+            if number in best[:2]:
+                table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
 
 
 def differences(one: Sequence[Source], other: Sequence[Source]) -> list[str]:

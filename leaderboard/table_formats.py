@@ -50,7 +50,8 @@ def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], p
 
 
 def seeds(table: Table, metric: str, row: int) -> str:
-    counts = sorted({len(c.values) for (m, i, _), c in table.cells.items() if (m, i) == (metric, row)})
+    cells = (table.cells.get((metric, row, j)) for j in range(len(table.columns)))
+    counts = sorted({len(c.values) for c in cells if c})
     return "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if any(counts) else "–"
 
 
@@ -159,7 +160,10 @@ def _plain(table: Table) -> dict[str, Any]:
 
     return {
         "columns": [{**asdict(column), "name": column.name} for column in table.columns],
-        "rows": [{"method": method, "samples": draws} for method, draws in table.rows],
+        "rows": [
+            {"method": method, "samples": draws, "mean_taken": table.auto.get(i, draws)}
+            for i, (method, draws) in enumerate(table.rows)
+        ],
         "cells": [
             {"metric": m, "row": i, "column": j, **finite(asdict(cell))} for (m, i, j), cell in table.cells.items()
         ],

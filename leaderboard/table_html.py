@@ -151,7 +151,8 @@ def _row(
     cells = [table.cells.get((metric, i, j)) for j in range(len(table.columns))]
     seeds = sorted({len(c.values) for c in cells if c})
     told = "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
-    out = [f'<th scope="row" title="{escape(name)}">{_named(name)}</th><td>{shown_draws(draws)}</td>']
+    out = [f'<th scope="row" title="{escape(name)}">{_named(name)}</th>']
+    out.append(f"<td>{shown_draws(draws, table.auto.get(i))}</td>")
     out += [f"<td>{told}</td>"] * measured
     out += [_cell(c, metric, ranks.get(j, {}).get(i), link, draws) for j, c in enumerate(cells)]
     if ranked:

@@ -20,7 +20,7 @@ from uqharness.leaderboard.table_formats import number, shown_draws
 from uqharness.metrics import METRICS
 
 ALL_DRAWS = "all"
-ROWS = (50, 200, 1000)  # of a table that are shown
+ROWS = (25, 100, 500)  # of a table that are shown
 SHIFTS = ("id", "small", "large", "unknown")
 # filter -> column of Board.runs
 FILTERS = {
@@ -113,7 +113,8 @@ def ordered(table: Table, metric: str, task: str, worst: bool = False) -> Table:
     place = {old: new for new, old in enumerate(order)}
     cells = {(m, place[i], j): cell for (m, i, j), cell in table.cells.items()}
     cells = dict(sorted(cells.items(), key=lambda item: (table.metrics.index(item[0][0]), *item[0][1:])))
-    return replace(table, rows=[table.rows[i] for i in order], cells=cells)
+    auto = {place[i]: taken for i, taken in table.auto.items()}
+    return replace(table, rows=[table.rows[i] for i in order], cells=cells, auto=auto)
 
 
 def flat(
@@ -130,21 +131,22 @@ def flat(
             for j, column in enumerate(table.columns):
                 cells = {m: table.cells[m, i, j] for m in metrics if (m, i, j) in table.cells}
                 if cells:
-                    rows.append(_flat_row(method, draws, column, cells, metrics, recorded if with_cost else None))
+                    told_draws = shown_draws(draws, table.auto.get(i))
+                    rows.append(_flat_row(method, told_draws, column, cells, metrics, recorded if with_cost else None))
                     rows[-1] += [str(k)] * (len(tables) > 1)
     return header, rows
 
 
 def _flat_row(
     method: str,
-    draws: int,
+    draws: str,
     column: Column,
     cells: Mapping[str, Cell],
     metrics: Sequence[str],
     recorded: Mapping[str, Mapping[str, Any]] | None,
 ) -> list[str]:
     first = next(iter(cells.values()))
-    row = [method, shown_draws(draws), column.task, column.shift or "–", column.trained_on or "–"]
+    row = [method, draws, column.task, column.shift or "–", column.trained_on or "–"]
     row += [str(len(first.values) or "–"), *(told(cells.get(m), m) for m in metrics)]
     if recorded is not None:
         runs = [recorded[run] for run in first.runs if run in recorded]

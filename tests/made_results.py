@@ -35,7 +35,10 @@ def result(
 ) -> Path:
     """A results file as lm-eval writes it, with the parts that a table reads."""
     numbers = changes.get("numbers", zlib.crc32(f"{method} {seed} {task}".encode()))
-    packed = pack(answers(numbers, draws), task=task, protocol={**PROTOCOL, **changes.get("protocol", {})})
+    items = answers(numbers, draws)
+    for item in items[1:] if "enough" in changes else ():  # samples=auto: no more draws were needed
+        item["logp"][changes["enough"] + 1 :] = [None] * (draws - changes["enough"])
+    packed = pack(items, task=task, protocol={**PROTOCOL, **changes.get("protocol", {})})
     run = {**RUN, "seed": seed, **changes.get("run", {})}
     trained = changes.get("trained_on", task)
     record = {

@@ -77,7 +77,8 @@ def add_ranks() -> None:
 
 
 def flat_layout() -> None:
-    header, rows = table_view.flat(tables, costs.of_runs(board.runs), values["cost"])
+    recorded = shell.kept(lambda: costs.of_runs(board.runs), "costs")
+    header, rows = table_view.flat(tables, recorded, values["cost"])
     caption = f"One row per method, N and data set: {min(len(rows), values['rows'])} of {len(rows)}"
     lines = [f"Table {k}: {line}" for k, each in enumerate(tables, start=1) for line in each.notes]
     st.html(table_html.CSS + table_html.grid(header, rows[: values["rows"]], caption) + table_html.notes(lines))
@@ -86,9 +87,8 @@ def flat_layout() -> None:
 def reported() -> None:
     """What papers print, one table at a time, in a block of its own."""
     st.subheader("Reported in papers", help=PAPER_CAPTION)
-    names = reported_table.names(board.reported)
-    chosen = st.selectbox("Table of a paper", names, key=view.key("paper"))
-    found = reported_table.build(board.reported, chosen, values["metric"])
+    chosen = st.selectbox("Table of a paper", view.options("paper"), key=view.key("paper"))
+    found = shell.kept(lambda: reported_table.build(board.reported, chosen, metrics), "reported", chosen, metrics)
     caption = f"{chosen}: {PAPER_CAPTION}"
     st.html(
         table_html.CSS + table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0)
@@ -96,7 +96,7 @@ def reported() -> None:
 
 
 board, sources = shell.board(), shell.sources()
-fields = table_view.fields(board.runs, board.reported)
+fields = shell.kept(lambda: table_view.fields(board.runs, board.reported), "fields")
 view = shell.View("table", fields, board.snapshot)
 shell.head("Leaderboard", table_view.summary(board.runs, board.problems, board.snapshot), view)
 with st.container(horizontal=True, vertical_alignment="bottom"):
@@ -108,9 +108,12 @@ with st.sidebar:
     controls()
 values = view.done()
 later: list[tuple[DeltaGenerator, table.Table, str, bool]] = []
-kept = [sources[run_id] for run_id in table_view.selected(board.runs, values)]
-tables = table.build(
-    kept, values["metric"] or table_view.PRESETS["Paper"]["metric"], table_view.asked(values), values["recipes"]
+metrics = values["metric"] or table_view.PRESETS["Paper"]["metric"]
+filters = tuple(values[name] for name in table_view.FILTERS)
+kept = shell.kept(lambda: [sources[run_id] for run_id in table_view.selected(board.runs, values)], "selected", filters)
+asked = tuple(table_view.asked(values))
+tables = shell.kept(
+    lambda: table.build(kept, metrics, asked, values["recipes"]), "tables", filters, metrics, asked, values["recipes"]
 )
 tables = [table_view.ordered(each, values["sort"], values["on"], values["worst"]) for each in tables]
 with sharing:

@@ -50,10 +50,12 @@ def test_every_number_is_that_of_the_record(folder: Path) -> None:
 
 
 def test_a_table_of_the_board_is_the_table_of_the_files(folder: Path) -> None:
+    result(folder, "SWAG", enough=2)
     of_files = table.build(read_results(folder), list(METRICS), [0, 2, None])
     of_board = table.build(build([folder]).sources(), list(METRICS), [0, 2, None])
     assert [t.rows for t in of_board] == [t.rows for t in of_files]
     assert [t.notes for t in of_board] == [t.notes for t in of_files]
+    assert [t.auto for t in of_board] == [t.auto for t in of_files] and any(t.auto for t in of_files)
     for one, other in zip(of_board, of_files, strict=True):
         assert one.columns == other.columns and one.cells.keys() == other.cells.keys()
         for place, cell in one.cells.items():

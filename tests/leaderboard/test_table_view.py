@@ -8,6 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
+from made_results import result
 
 from uqharness.leaderboard import costs, export, picks, reported, reported_table, table, table_html, table_view
 from uqharness.leaderboard.aggregate import Board, build
@@ -47,6 +48,23 @@ def test_order_is_best_first_and_what_is_missing_last(board: Board, metric: str,
     before = {(*found.rows[i], m, k): cell for (m, i, k), cell in found.cells.items()}
     assert {(*shown.rows[i], m, k): cell for (m, i, k), cell in shown.cells.items()} == before
     assert table_view.ordered(found, "brier", "") == found  # a metric that is not shown
+
+
+def test_what_samples_auto_took_stays_with_its_row_and_is_shown_everywhere(tmp_path: Path) -> None:
+    for k, method in enumerate(("MLE", "BLoB", "SWAG")):
+        result(tmp_path, method, numbers=k, **({"enough": 2} if method == "SWAG" else {}))
+    (found,) = table.build(build([tmp_path]).sources(), ("nll", "acc"))
+    told = f"auto ({2.05:.1f})"  # 2 draws for all of 40 questions but one, which has 4
+    orders = [table_view.ordered(found, "nll", "", worst) for worst in (False, True)]
+    assert [each.rows for each in orders] == [orders[1].rows[::-1], orders[1].rows]
+    for shown in orders:
+        assert [shown.rows[i][0] for i in shown.auto] == ["SWAG"]
+        lines = table_html.papers_view(shown, "", {}).split("<tr>")
+        assert [("SWAG" in line, told in line) for line in lines] == [("SWAG" in line,) * 2 for line in lines]
+        _, rows = table_view.flat([shown], {}, with_cost=False)
+        assert {row[0]: row[1] for row in rows} == {"MLE": "4", "BLoB": "4", "SWAG": told}
+        taken = json.loads(export.text("JSON", [shown], "", ""))["tables"][0]["rows"]
+        assert {row["method"]: row["mean_taken"] for row in taken} == {"MLE": 4, "BLoB": 4, "SWAG": 2.05}
 
 
 def test_flat_has_every_cell_once(board: Board) -> None:

@@ -1,0 +1,129 @@
+"""The leaderboard in a browser: how long every page takes to open and to follow a filter, and what the server holds.
+
+    python -m benchmarks.leaderboard_pages RESULTS… [--rounds 3]     without results: the published ones
+
+Headless chromium, 1440 px, one visit before the ones that count (plotly.js is then in the browser's cache; `first
+visit` is the very first). Opened: from the address to the page's last element on the screen. A filter: from the click
+to the frame with the last change that it caused. Wall time: leave the machine alone meanwhile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import statistics
+import subprocess
+import time
+import urllib.request
+from pathlib import Path
+
+from playwright.sync_api import Browser, Page, sync_playwright
+
+from uqharness.commands.leaderboard import command, environment, first_free
+
+PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
+# page -> filters: (kind, label, how many options further down)
+FILTERS = {
+    "": [("pill", "flat", 0), ("pill", "papers", 0), ("pill", "OOD", 0), ("pill", "Paper", 0), ("many", "Method", 0)],
+    "calibration": [("one", "Data set", 1), ("one", "Bins", 0)], "uncertainty": [("one", "Training seed", 1)],
+    "draws": [("one", "Data set", 1)], "cost": [("one", "Data set", 1)], "compare": [("many", "Runs", 0)],
+    "items": [("one", "Questions", 1), ("one", "Order", 1)],
+    "method": [("one", "Method", 1)], "run": [("one", "Data set", 1)], "problems": [],
+}  # fmt: skip
+PATIENCE = 60_000
+# When something last changed on the page, and the frame that showed it (a quick run leaves no other trace).
+WATCH = """() => {
+  window.uqClick = window.uqChange = 0;
+  document.addEventListener('click', () => { window.uqClick = performance.now(); window.uqChange = 0; }, true);
+  const seen = () => requestAnimationFrame(() => setTimeout(() => { window.uqChange = performance.now(); }));
+  for (const part of document.querySelectorAll('[data-testid=stMain], [data-testid=stSidebar]'))
+    new MutationObserver(seen).observe(part, {subtree: true, childList: true, characterData: true});
+}"""
+RESTED = """() => {
+  const resting = document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning';
+  return resting && uqChange > uqClick && performance.now() - uqChange > 2000 ? uqChange - uqClick : 0;
+}"""
+SHOWN = """() => {
+  const app = document.querySelector('[data-testid=stApp]');
+  const still = app && app.dataset.testScriptState === 'notRunning' && !document.querySelector('[data-stale=true]');
+  const drawn = [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(c => c.querySelector('.main-svg'));
+  const filled = document.querySelector('[data-testid=stHtml] table, .main-svg, h2, h3');
+  return still && drawn && filled ? performance.now() : 0;
+}"""
+
+
+def opened(page: Page, url: str) -> float:
+    """Seconds from the address to the last element."""
+    page.goto(url)
+    return float(page.wait_for_function(SHOWN, timeout=PATIENCE).json_value()) / 1000
+
+
+def changed(page: Page, kind: str, label: str, further: int) -> float:
+    """Seconds from the click on a filter to the last change of the page, before two seconds without one."""
+    page.evaluate(WATCH)
+    if kind == "pill":
+        either = [page.get_by_role(role, name=label, exact=True) for role in ("radio", "button")]
+        either[0].or_(either[1]).click()
+    else:
+        box = page.locator(f'[data-testid={"stSelectbox" if kind == "one" else "stMultiSelect"}]')
+        box.filter(has=page.get_by_text(label, exact=True)).locator("input").click()
+        page.get_by_role("option").nth(further).click()
+    return float(page.wait_for_function(RESTED, timeout=PATIENCE).json_value()) / 1000
+
+
+def visit(browser: Browser, address: str, rounds: int) -> list[str]:
+    """One line per page: first visit, opened, filters."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    page, lines = context.new_page(), []
+    for name in PAGES:
+        first = opened(page, f"{address}/{name}")
+        again = [opened(page, f"{address}/{name}") for _ in range(rounds)]
+        told = []
+        for kind, label, further in FILTERS[name]:
+            told.append(f"{label} {changed(page, kind, label, further):.2f}")
+        lines.append(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {', '.join(told) or '–'} |")
+        print(lines[-1], flush=True)
+    context.close()
+    return lines
+
+
+def held(process: int) -> tuple[float, float]:
+    """MiB that a process holds now, and the most it ever held."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return found["VmRSS"], found["VmHWM"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="*", type=Path)
+    parser.add_argument("--rounds", type=int, default=3)
+    args = parser.parse_args()
+    port = first_free("localhost")
+    server = subprocess.Popen(command(port, "localhost"), env=environment([path.absolute() for path in args.results]))
+    address = f"http://localhost:{port}"
+    try:
+        _wait(f"{address}/_stcore/health")
+        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+        print("| page | first visit, s | opened, s | filter, s |\n|---|---|---|---|")
+        with sync_playwright() as started:
+            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+            visit(browser, address, args.rounds)
+        now, most = held(server.pid)
+        print(f"server: {now:.0f} MiB, at most {most:.0f}")
+    finally:
+        server.terminate()
+
+
+def _wait(url: str) -> None:
+    for _ in range(300):
+        try:
+            urllib.request.urlopen(url, timeout=1).close()
+            return
+        except OSError:
+            time.sleep(0.2)
+    raise SystemExit(f"no answer from {url}")
+
+
+if __name__ == "__main__":
+    main()
