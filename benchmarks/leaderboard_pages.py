@@ -24,7 +24,7 @@ from uqharness.commands.leaderboard import command, environment, first_free
 PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
 # page -> filters: (kind, label, how many options further down)
 FILTERS = {
-    "": [("pill", "flat", 0), ("pill", "papers", 0), ("pill", "OOD", 0), ("pill", "Paper", 0), ("many", "Method", 0)],
+    "": [("pill", "flat", 0), ("pill", "papers", 0), ("pill", "OOD", 0), ("pill", "Paper", 0), ("many", "Method", 2)],
     "calibration": [("one", "Data set", 1), ("one", "Bins", 0)], "uncertainty": [("one", "Training seed", 1)],
     "draws": [("one", "Data set", 1)], "cost": [("one", "Data set", 1)], "compare": [("many", "Runs", 0)],
     "items": [("one", "Questions", 1), ("one", "Order", 1)],
@@ -68,23 +68,20 @@ def changed(page: Page, kind: str, label: str, further: int) -> float:
         box = page.locator(f'[data-testid={"stSelectbox" if kind == "one" else "stMultiSelect"}]')
         box.filter(has=page.get_by_text(label, exact=True)).locator("input").click()
         page.get_by_role("option").nth(further).click()
-    return float(page.wait_for_function(RESTED, timeout=PATIENCE).json_value()) / 1000
+    return float(page.wait_for_function(RESTED, timeout=PATIENCE, polling=100).json_value()) / 1000
 
 
-def visit(browser: Browser, address: str, rounds: int) -> list[str]:
-    """One line per page: first visit, opened, filters."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
-    page, lines = context.new_page(), []
+def visit(browser: Browser, address: str, rounds: int) -> None:
+    """One line per page: first visit; opened and filters, medians over the rounds."""
+    page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
     for name in PAGES:
-        first = opened(page, f"{address}/{name}")
-        again = [opened(page, f"{address}/{name}") for _ in range(rounds)]
-        told = []
-        for kind, label, further in FILTERS[name]:
-            told.append(f"{label} {changed(page, kind, label, further):.2f}")
-        lines.append(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {', '.join(told) or '–'} |")
-        print(lines[-1], flush=True)
-    context.close()
-    return lines
+        first, again, filters = opened(page, f"{address}/{name}"), list[float](), dict[str, list[float]]()
+        for _ in range(rounds):
+            again.append(opened(page, f"{address}/{name}"))
+            for kind, label, further in FILTERS[name]:
+                filters.setdefault(label, []).append(changed(page, kind, label, further))
+        told = ", ".join(f"{label} {statistics.median(times):.2f}" for label, times in filters.items())
+        print(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {told or '–'} |", flush=True)
 
 
 def held(process: int) -> tuple[float, float]:

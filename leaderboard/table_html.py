@@ -44,8 +44,8 @@ CSS = """<style>
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; } .uq.spread .floor { padding-right: 1.2em; } .uq.spread.ranked .floor { padding-right: 4em; }
 .uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
-.uq .sd:empty, .uq .rank:empty { margin: 0; } .uq.spread .sd { min-width: 4em; } .uq.ranked .rank { min-width: 1.9em; }
-.uq.spread .sd:empty, .uq.ranked .rank:empty { margin-left: .4em; }
+.uq .sd:empty { margin: 0; } .uq.spread .sd { min-width: 4em; } .uq.ranked .rank { min-width: 1.9em; }
+.uq.spread .sd:empty { margin-left: .4em; }
 .uq a { color: inherit; text-decoration: inherit; }
 .uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); text-decoration: underline dotted; }
 .uq b.best { font-weight: 700; } .uq u { text-decoration-thickness: 1px; text-underline-offset: 3px; }
@@ -154,7 +154,7 @@ def _row(
     out = [f'<th scope="row" title="{escape(name)}">{_named(name)}</th>']
     out.append(f"<td>{shown_draws(draws, table.auto.get(i))}</td>")
     out += [f"<td>{told}</td>"] * measured
-    out += [_cell(c, metric, ranks.get(j, {}).get(i), link, draws) for j, c in enumerate(cells)]
+    out += [_cell(c, metric, ranks.get(j, {}).get(i), link, draws, ranked) for j, c in enumerate(cells)]
     if ranked:
         out.append(f"<td>{_overall(cells, [ranks.get(j, {}).get(i) for j in range(len(cells))])}</td>")
     return f"<tr>{''.join(out)}</tr>"
@@ -169,7 +169,7 @@ def _overall(cells: Sequence[Cell | None], ranks: Sequence[int | None]) -> str:
     return f"{sum(known) / len(known):.1f}" if len(known) == len(cells) else "<small>not ranked</small>"
 
 
-def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, draws: int) -> str:
+def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, draws: int, ranked: bool) -> str:
     if cell is None:
         return '<td><span aria-label="no result">–</span></td>'
     value = number(cell.mean, metric)
@@ -181,9 +181,12 @@ def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, d
         value = f'<u>{value}</u><span class="hidden"> second</span>'
     mark = "†" * cell.leaked + "‡" * cell.suspect
     spread = mark + ("" if cell.std is None else f" ± {number(cell.std, metric)}")
-    place = f'<span title="rank {rank}: {rank - 1} significantly better">#{rank}</span>' if rank else ""
+    place = ""
+    if ranked:
+        told = f' title="rank {rank}: {rank - 1} significantly better">#{rank}' if rank else ">"
+        place = f'<span class="rank"{told}</span>'
     floor = "" if cell.floor is None else f'<small class="floor">floor {number(cell.floor, metric)}</small>'
-    return f'<td>{value}<span class="sd">{spread}</span><span class="rank">{place}</span>{floor}</td>'
+    return f'<td>{value}<span class="sd">{spread}</span>{place}{floor}</td>'
 
 
 def _named(row: str) -> str:

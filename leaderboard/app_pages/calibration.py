@@ -32,7 +32,7 @@ shell.figure(
     f"Reliability diagram of {', '.join(found.row for found in shown)} on {picked.data}",
 )
 header, rows = curves.calibration_rows(shown, values["bins"], values["mass"])
-st.html(table_html.CSS + table_html.grid(header, rows, f"{picked.data}, seed {picked.seed}"))
+st.html(table_html.grid(header, rows, f"{picked.data}, seed {picked.seed}"))
 st.caption(
     "Gap: confidence less accuracy; above zero is over-confident. Floor: the ECE that a calibrated model with these "
     "confidences would show on as many questions, on average. Compare methods by the debiased value."

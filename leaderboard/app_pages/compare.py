@@ -51,13 +51,13 @@ left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Numbers")
     header, rows = comparison.side_by_side(board, chosen, labels)
-    st.html(table_html.CSS + table_html.grid(header, rows, "At all draws of each run", "numbers"))
+    st.html(table_html.grid(header, rows, "At all draws of each run", "numbers"))
 with right:
     st.subheader("Settings that differ")
     differ = comparison.differing(chosen)
     if differ:
         grid = [[key, *values] for key, values in differ]
-        st.html(table_html.CSS + table_html.grid(["Setting", *labels], grid, "Equal ones are left out", "words"))
+        st.html(table_html.grid(["Setting", *labels], grid, "Equal ones are left out", "words"))
     else:
         st.caption("None is recorded.")
 st.subheader("Tests")
@@ -66,13 +66,11 @@ if why := comparison.not_comparable(chosen, records):
 else:
     tests = comparison.shown_tests(comparison.tests(labels, records))
     caption = "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
-    st.html(table_html.CSS + table_html.grid(list(tests), tests.values.tolist(), caption, "words"))
+    st.html(table_html.grid(list(tests), tests.values.tolist(), caption, "words"))
     pair = comparison.both_right(labels, records)
-    st.html(
-        table_html.CSS + table_html.grid(pair[0], pair[1], "Questions that both, one or neither got right", "numbers")
-    )
+    st.html(table_html.grid(pair[0], pair[1], "Questions that both, one or neither got right", "numbers"))
 st.subheader("Reliability")
 told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
 shell.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
 links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
-st.html(table_html.CSS + table_html.grid(["Look closer"], [[each] for each in links], "Every answer", "words"))
+st.html(table_html.grid(["Look closer"], [[each] for each in links], "Every answer", "words"))

@@ -36,5 +36,5 @@ st.caption(
     "Means over training seeds."
 )
 header, told = costs.rows(points)
-st.html(table_html.CSS + table_html.grid(header, told, f"Costs and quality on {picked.data}"))
+st.html(table_html.grid(header, told, f"Costs and quality on {picked.data}"))
 st.caption("Times and memory compare only on the same hardware.")

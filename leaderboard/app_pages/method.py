@@ -52,10 +52,10 @@ else:
 st.subheader("Measured")
 for k, found in enumerate(tables, start=1):
     caption = f"{chosen}, table {k} of {len(tables)}" if len(tables) > 1 else f"{chosen}: N = 0 is the posterior's mean"
-    st.html(table_html.CSS + table_html.papers_view(found, caption, {}, link) + table_html.notes(found.notes))
+    st.html(table_html.papers_view(found, caption, {}, link) + table_html.notes(found.notes))
 header, rows = run_view.listing(board, runs)
 number, start, stop = paged(len(rows), st.session_state[view.key("page")], PER_PAGE)
-st.html(table_html.CSS + table_html.grid(header, rows[start:stop], f"Runs {start + 1} to {stop} of {len(rows)}"))
+st.html(table_html.grid(header, rows[start:stop], f"Runs {start + 1} to {stop} of {len(rows)}"))
 if len(rows) > PER_PAGE:
     st.session_state[view.key("page")] = number
     st.number_input("Page of runs", 1, -(-len(rows) // PER_PAGE), key=view.key("page"), width=160)
@@ -64,5 +64,5 @@ header, printed, remarks = run_view.in_papers(board.reported, chosen)
 if printed:
     st.subheader("Reported in papers")
     grid = table_html.grid(header, printed, "As printed: other prompts, budgets and bases", "numbers")
-    st.html(table_html.CSS + grid + table_html.notes(remarks))
+    st.html(grid + table_html.notes(remarks))
 view.done()

@@ -43,7 +43,7 @@ else:
     rows = [[str(row[key]) or "–" for key in ("file", "task", "kind", "reason")]
             for row in found.iloc[start:stop].to_dict("records")]  # fmt: skip
     caption = f"{start + 1} to {stop} of {len(found)}"
-    st.html(table_html.CSS + table_html.grid(["File", "Task", "Kind", "Reason"], rows, caption, "words"))
+    st.html(table_html.grid(["File", "Task", "Kind", "Reason"], rows, caption, "words"))
     if len(found) > PER_PAGE:
         st.session_state[view.key("page")] = page
         st.number_input("Page", 1, -(-len(found) // PER_PAGE), key=view.key("page"), width=160)

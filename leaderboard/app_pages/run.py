@@ -23,16 +23,14 @@ for text in run_view.warnings(run, board.problems):
 left, right = st.columns([3, 2], gap="large")
 with left:
     header, rows = run_view.numbers(board, run, shell.record(run["run_id"], shell.sources()[run["run_id"]]))
-    st.html(
-        table_html.CSS + table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers")
-    )
+    st.html(table_html.grid(header, rows, "Computed from the answers; intervals over questions", "numbers"))
     pairs = [("All questions of this run", "items"), ("Compare it", "compare")]
     me = escape(run["run_id"])  # of a published file it can be any text
     links = (f'<a style="color:inherit" href="{to}?run={me}" target="_self">{text}</a>' for text, to in pairs)
     st.html(f"<p>{' · '.join(links)}</p>")
 with right:
     told = [list(pair) for pair in run_view.facts(run)]
-    st.html(table_html.CSS + table_html.grid(["What", "Value"], told, "What it is", "words"))
+    st.html(table_html.grid(["What", "Value"], told, "What it is", "words"))
 
 st.subheader("Make it again")
 for step in about.reproduce(run):

@@ -61,11 +61,12 @@ def papers_layout(k: int, found: table.Table) -> None:
             0, f"{values['rows']} of {len(found.rows)} rows are shown, in the order of the sidebar: export has all"
         )
     place = st.empty()
-    st.html(table_html.CSS + table_html.notes(lines))
+    if lines:
+        st.html(table_html.notes(lines))
     later.append((place, found, caption, wanted))
     known = {m: shell.ranks(found, m, known_only=True) for m in found.metrics} if wanted else {}
     ranks = {m: r or {} for m, r in known.items()}
-    place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
+    place.html(table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
 
 
 def add_ranks() -> None:
@@ -73,7 +74,7 @@ def add_ranks() -> None:
     for place, found, caption, wanted in later:
         if wanted and any(shell.ranks(found, metric, known_only=True) is None for metric in found.metrics):
             ranks = {metric: shell.ranks(found, metric) or {} for metric in found.metrics}
-            place.html(table_html.CSS + table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
+            place.html(table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
 
 
 def flat_layout() -> None:
@@ -81,7 +82,7 @@ def flat_layout() -> None:
     header, rows = table_view.flat(tables, recorded, values["cost"])
     caption = f"One row per method, N and data set: {min(len(rows), values['rows'])} of {len(rows)}"
     lines = [f"Table {k}: {line}" for k, each in enumerate(tables, start=1) for line in each.notes]
-    st.html(table_html.CSS + table_html.grid(header, rows[: values["rows"]], caption) + table_html.notes(lines))
+    st.html(table_html.grid(header, rows[: values["rows"]], caption) + table_html.notes(lines))
 
 
 def reported() -> None:
@@ -90,9 +91,7 @@ def reported() -> None:
     chosen = st.selectbox("Table of a paper", view.options("paper"), key=view.key("paper"))
     found = shell.kept(lambda: reported_table.build(board.reported, chosen, metrics), "reported", chosen, metrics)
     caption = f"{chosen}: {PAPER_CAPTION}"
-    st.html(
-        table_html.CSS + table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0)
-    )
+    st.html(table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0))
 
 
 board, sources = shell.board(), shell.sources()

@@ -25,7 +25,7 @@ def risk() -> None:
     shown = picked.answers()
     shell.figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}")
     header, rows = curves.coverage_rows(shown)
-    st.html(table_html.CSS + table_html.grid(header, rows, f"Accuracy at coverage, %, on {picked.data}"))
+    st.html(table_html.grid(header, rows, f"Accuracy at coverage, %, on {picked.data}"))
 
 
 def parts() -> None:
@@ -44,7 +44,7 @@ def detection() -> None:
     shell.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
     header, rows = curves.detection_rows(found)
     caption = f"AUROC of {name}, %: {picked.data} against the other data set"
-    st.html(table_html.CSS + table_html.grid(header, rows, caption))
+    st.html(table_html.grid(header, rows, caption))
 
 
 def shift() -> None:

@@ -18,7 +18,7 @@ def numbers(page: Any) -> list[str]:
     """Means and deviations of the measured table, in the order of the page."""
     measured = page.html.split("<caption>")[1].split("</table>")[0]
     cells = (
-        re.sub(r'<span class="rank">.*</span>|<small.*?</small>', "", c) for c in re.findall("<td>(.*?)</td>", measured)
+        re.sub(r'<span class="rank".*?</span>|<small.*?</small>', "", c) for c in re.findall("<td>(.*?)</td>", measured)
     )
     plain = (html.unescape(re.sub("<[^>]*>", "", c)).replace(" best", "").replace(" second", "") for c in cells)
     return [text.strip() for text in plain if "." in text and "cells" not in text]
