@@ -17,7 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError
-from uqharness.leaderboard.checks import name_of, number_of, optional_name, plain_text, refuse, suspicions, whole_of
+from uqharness.leaderboard.checks import (
+    loads,
+    name_of,
+    number_of,
+    optional_name,
+    plain_text,
+    refuse,
+    suspicions,
+    whole_of,
+)
 from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Source, describe, last, mapping
 from uqharness.metrics import METRICS
@@ -95,7 +104,7 @@ def parse(content: bytes) -> Mapping[str, Any]:
     if not content.strip():
         raise InputError("empty file: was the evaluation interrupted?")
     try:
-        data = json.loads(content)
+        data = loads(content.decode(json.detect_encoding(content)))  # `json.loads` lets half characters pass
     except (ValueError, RecursionError, MemoryError) as error:
         raise InputError(f"not JSON: {error_line(error)}") from error
     if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):

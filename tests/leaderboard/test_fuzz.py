@@ -1,4 +1,4 @@
-"""2,000 mutated result files: nothing crashes, every good file is kept as it is, every bad one is listed."""
+"""2,200 mutated result files: nothing crashes, every good file is kept as it is, every bad one is listed."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from uqharness.leaderboard.aggregate import Board, build
 from uqharness.metrics import METRICS, compute_all
 from uqharness.results import read_results
 
-MUTANTS = 2000
+MUTANTS, HALVED = 2000, 200
 HOSTILE: tuple[Any, ...] = (
     None, True, 0, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", "../../../etc/passwd", "=HYPERLINK(1)",
     "<script>alert(1)</script>", "\ud800", "\x00", "A" * 5000, [], [[]], {}, {"": None}, [1, 2, 3], "none",
 )  # fmt: skip
+SETTINGS = ("config", "uqharness", "record", "method", "settings")
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
@@ -65,6 +66,18 @@ def scratched(data: dict[str, Any], rng: random.Random) -> str:
     return "".join(text)
 
 
+def halved(data: dict[str, Any], rng: random.Random) -> str:
+    """Half a character at the end of a value or a key, of settings as well: those are any text."""
+    parent(data, SETTINGS)["settings"] = {"kl": 1, "form": "kron"}
+    path = rng.choice([p for p in places(data) if isinstance(p[-1], str)])
+    place, key, half = parent(data, path), path[-1], rng.choice(("\ud800", "\udc00", "\ude00\ud83d"))
+    if rng.random() < 0.5:
+        place[key] = f"{place[key]}{half}"
+    else:
+        place[f"{key}{half}"] = place.pop(key)
+    return json.dumps(data)
+
+
 def cut(data: dict[str, Any], rng: random.Random) -> str:
     text = json.dumps(data)
     return text[: rng.randrange(len(text))]
@@ -105,6 +118,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k in range(MUTANTS):
         text = rng.choice(MUTATIONS)(copy.deepcopy(rng.choice(originals)), rng)
         (below / f"results_{k}.json").write_text(text, encoding="utf-8", errors="replace")
+    for k in range(HALVED):
+        (below / f"results_half_{k}.json").write_text(halved(copy.deepcopy(rng.choice(originals)), rng))
     return top
 
 
@@ -115,13 +130,14 @@ def board(folder: Path) -> Board:
 
 def test_good_files_are_kept_and_bad_ones_listed(folder: Path, board: Board) -> None:
     files = {str(path) for path in folder.rglob("results_*.json")}
-    assert len(files) == MUTANTS + 4
+    assert len(files) == MUTANTS + HALVED + 4
     shown, listed = set(board.runs["file"]), set(board.problems["file"])
     assert shown | listed == files  # nothing disappears
     assert (board.problems["reason"].str.len() > 10).all() and not board.problems["reason"].str.contains("\n").any()
     kinds = board.problems["kind"].value_counts()
     assert kinds["broken"] > 600 and kinds["mismatch"] > 10 and kinds["foreign"] > 10
     assert {str(path) for path in folder.glob("results_*.json")} <= shown
+    assert not any("results_half_" in file for file in shown)
 
 
 def test_what_is_shown_is_what_its_file_holds(board: Board) -> None:

@@ -46,6 +46,7 @@ def protocol(data: Data, **changes: Any) -> None:
 
 
 SURE = np.where(np.arange(3) == 0, 0.0, -9.0) * np.ones((5, 40, 1)) + 1.0
+HALF = "not Unicode: it holds half a character, \\ud"
 BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
     "not a record": (lambda d: d["results"][TASK].update({KEY: [1]}), "broken", "the record is a list"),
     "schema": (lambda d: record(d).update(schema=7), "broken", "schema 7"),
@@ -70,7 +71,11 @@ BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
     "rows left out": (lambda d: protocol(d, rows=[10, 80]), "trimmed", "40 of 70 questions"),
     "seed": (lambda d: adapter(d)["posterior"].update(train_seed="0; DROP"), "broken", "seed is not a whole number"),
     "method": (lambda d: adapter(d)["method"].update(label="x" * 10_000), "broken", "method is not a short text"),
-    "surrogate": (lambda d: adapter(d)["method"].update(label="\ud800"), "broken", "method is not a short text"),
+    "surrogate": (lambda d: adapter(d)["method"].update(label="\ud800"), "broken", HALF),
+    "surrogate in a setting": (lambda d: adapter(d)["method"].update(settings={"k": "\ud800"}), "broken", HALF),
+    "surrogate in a key": (lambda d: adapter(d)["method"].update(settings={"\udfff": 1}), "broken", HALF),
+    "surrogate in a task": (lambda d: d["results"].update({"\ud800_uq": {}}), "broken", HALF),
+    "surrogates the wrong way round": (lambda d: d.update(more=["\ude00\ud83d"]), "broken", HALF),
     "settings": (lambda d: adapter(d)["method"].update(settings=[1]), "broken", "settings is a list"),
     "adapter": (lambda d: d["config"].update(uqharness="no"), "broken", "uqharness is a str"),
     "date": (lambda d: d.update(date="yesterday"), "broken", "date is not a number"),
@@ -111,6 +116,7 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
     [
         (b"", "empty file"), (b"  \n", "empty file"), (b'{"results": {', "not JSON"), (b"[" * 200_000, "not JSON"),
         (b"\xff\xfe{}", "not JSON"), (b"[]", 'no "results"'), (b'{"results": []}', 'no "results"'),
+        (b'{"results": {"a": "\xed\xa0\x80"}}', "not JSON: UnicodeDecodeError"),
         (b'{"results": {"a": 3}}', "no record of draws"), (b'{"a": 1' + b"0" * 9000 + b"}", "not JSON"),
     ],
 )  # fmt: skip
@@ -119,6 +125,14 @@ def test_files_that_are_no_results(tmp_path: Path, content: bytes, reason: str) 
     board = build([tmp_path])
     assert board.runs.empty and reason in board.problems["reason"][0]
     assert main(["validate", str(tmp_path)]) == 1
+
+
+def test_a_whole_character_as_two_escapes_is_text(tmp_path: Path) -> None:
+    for seed in range(2):
+        path = result(tmp_path, seed=seed, settings={"k": "\U0001f600" * seed})
+    assert r"\ud83d\ude00" in path.read_text()
+    board = build([tmp_path])
+    assert board.problems.empty and "BLoB (k=\U0001f600)" in set(board.runs["row"])
 
 
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
