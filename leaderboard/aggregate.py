@@ -128,15 +128,15 @@ def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
 
 
 def measured(runs: pa.Table, order: Mapping[str, str], shown: Mapping[str, str]) -> pa.Table:
-    """Rows of the store in the order of their files, with where they are from."""
+    """Rows of the store in the order of their files, with where they are from; a path is bytes, and may be no text."""
     position = {sha: k for k, sha in enumerate(order)}
     hashes = runs["sha256"].to_pylist()
     order_of_rows = np.argsort([position[sha] for sha in hashes], kind="stable").astype(np.int64)
     paths = [order[hashes[k]] for k in order_of_rows]
     origins = ["submitted" if "submitted" in path.split(os.sep) else "measured" for path in paths]
-    added = {"path": paths, "file": [shown_path(shown[path]) for path in paths], "origin": origins}
-    runs = runs.take(pa.array(order_of_rows))
-    for name, column in added.items():
+    files = [shown_path(shown[path]) for path in paths]
+    runs = runs.take(pa.array(order_of_rows)).append_column("path", pa.array(map(os.fsencode, paths), pa.binary()))
+    for name, column in {"file": files, "origin": origins}.items():
         runs = runs.append_column(name, pa.array(column, pa.string()))
     return runs
 
@@ -156,7 +156,7 @@ def assemble(table: pa.Table, problems: list[dict[str, Any]], snapshot: str) -> 
     first = values["draws"].to_numpy()[starts]
     rows = dict(zip(ids, zip(starts.tolist(), first.tolist(), strict=True), strict=True))
     found = pd.DataFrame(problems, columns=list(PROBLEM_COLUMNS))
-    paths = dict(zip(ids, runs["path"].tolist(), strict=True))
+    paths = dict(zip(ids, map(os.fsdecode, runs["path"]), strict=True))
     board = Board(runs, values, reported.load(), found, snapshot, rows, numbers, paths)
     kinds = runs.drop_duplicates(["method", "settings"])["run_id"].tolist()
     names = labels(board.sources(run_id=kinds))

@@ -18,11 +18,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard.ingest import problem, record_in
+from uqharness.leaderboard.ingest import content_of, problem, record_in, shown_path
 from uqharness.leaderboard.store import SCHEMA, refresh, result_files
 from uqharness.metrics import combine_draws
 from uqharness.record import Record
@@ -32,6 +33,8 @@ SUFFIX = ".parquet"
 STEP = 1 / 1024
 LIMIT = 30.0  # a probability below 1e-13 is one
 KEPT = ("gold", "choices", "ids", "doc_hashes", "answers")
+OF_RECORD = ("run_id", "task", "has_mean", "draws", "protocol", "protocol_hash")
+WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in KEPT)])
 ABSOLUTE = re.compile(r"(?<![\w./-])/(?:[\w.+-]+/)+")  # the folders of an absolute path
 
 
@@ -138,22 +141,35 @@ def brief(value: Any, roots: Sequence[str]) -> Any:
     return value
 
 
+def opened(path: str, schema: pa.Schema) -> pa.Table:
+    """These columns; from the content, because Arrow opens no file whose name is not Unicode."""
+    content = content_of(path)
+    try:
+        return pq.ParquetFile(pa.BufferReader(content)).read(columns=schema.names).select(schema.names).cast(schema)
+    except Exception as error:  # whatever a damaged file brings up
+        raise InputError(f"not a published file of this version: {type(error).__name__}") from error
+
+
 def read(path: str, shown: str, problems: list[dict[str, Any]]) -> pa.Table:
     """The runs of a published file, as rows with where they are from; none and a problem where it is damaged."""
     try:
-        table = pq.read_table(path, columns=SCHEMA.names).cast(SCHEMA)
-    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-        problems.append(problem(shown, "broken", f"not a published file of this version: {type(error).__name__}"))
+        table = opened(path, SCHEMA)
+    except InputError as error:
+        problems.append(problem(shown_path(shown), "broken", error))
         table = SCHEMA.empty_table()
-    for name, text in {"path": path, "file": Path(shown).name, "origin": "published"}.items():
+    table = table.append_column("path", pa.array([os.fsencode(path)] * len(table), pa.binary()))
+    for name, text in {"file": shown_path(Path(shown).name), "origin": "published"}.items():
         table = table.append_column(name, pa.array([text] * len(table), pa.string()))
     return table
 
 
 def record(path: str, run_id: str) -> Averaged:
     """The two rows per question of one run."""
-    columns = ["task", "combine", "has_mean", "draws", "protocol", "protocol_hash", *KEPT]
-    row = pq.read_table(path, columns=columns, filters=[("run_id", "=", run_id)]).to_pylist()[0]
+    table = opened(path, pa.schema([field for field in WHOLE_ROW if field.name in (*OF_RECORD, *KEPT)]))
+    found = table.filter(pc.equal(table["run_id"], run_id)).to_pylist()
+    if not found:
+        raise InputError(f"{shown_path(path)} holds no run {run_id} any more; build the board again")
+    row = found[0]
     choices = np.frombuffer(row["choices"], "<u2").astype(np.int64)
     held = int(row["has_mean"]) + int(row["draws"] > 0)
     answers = unpack_answers(row["answers"], choices, held)

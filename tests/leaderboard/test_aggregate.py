@@ -16,7 +16,7 @@ import pytest
 from made_results import result
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import ingest, store, table
+from uqharness.leaderboard import ingest, publish, store, table
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.metrics import METRICS, compute_all
 from uqharness.results import read_results
@@ -190,6 +190,29 @@ def test_origin_and_file_are_as_given(tmp_path: Path, monkeypatch: pytest.Monkey
     assert board.runs["origin"].tolist() == ["submitted"]
     assert board.runs["file"].tolist() == [os.path.join("submitted", "someone", "results_0.json")]
     assert np.isfinite(board.record(board.runs["run_id"][0]).logp).all()
+
+
+def test_names_on_the_disk_that_are_no_text(tmp_path: Path) -> None:
+    folder = tmp_path / os.fsdecode(b"d\xff")
+    try:
+        folder.mkdir()
+    except OSError:
+        pytest.skip("names are Unicode on this file system")
+    sound = result(folder).rename(folder / os.fsdecode(b"results_\xfe.json"))
+    (folder / os.fsdecode(b"results_\xfd.json")).write_text("{")
+    out = tmp_path / os.fsdecode(b"a\xff.parquet")
+    assert publish.create([sound], out) == 1
+    damaged = out.with_name(os.fsdecode(b"b\xff.parquet"))
+    damaged.write_bytes(b"PAR1 no")
+    cache = tmp_path / "board.parquet"
+    first = build([folder], cache)
+    for board in (first, build([folder], cache)):
+        assert [Path(file).name for file in board.runs["file"]] == [r"results_\xdcfe.json"]
+        assert [Path(file).name for file in board.problems["file"]] == [r"results_\xdcfd.json"]
+        assert board.record(board.runs["run_id"].iloc[0]).items == 40
+    board = build([out, damaged])
+    assert board.record(board.runs["run_id"].iloc[0]).items == 40 and len(board.problems) == 1
+    json.dumps([board.runs["file"].tolist(), board.problems["file"].tolist()], ensure_ascii=False).encode()
 
 
 def test_what_builds_on_an_adapter_costs_that_adapter_too() -> None:
