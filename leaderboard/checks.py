@@ -25,6 +25,8 @@ STABLE = (
 )  # fmt: skip
 TOLERANCE = 1e-6
 ABOVE_ONE = 0.01  # on a log-likelihood, and on a sum of probabilities: half precision rounds
+PARTS = ("method", "run", "recipe", "posterior", "data", "costs")
+UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -65,6 +67,15 @@ def suspicions(run: Run, data: Mapping[str, Any], computed: Mapping[str, float])
         yield "trimmed", f"{run.record.items} of {max(known)} questions"
 
 
+def refuse_record(record: Mapping[str, Any]) -> None:
+    """Pages read these parts of an adapter's record, and of those that it was built on, as objects."""
+    while record:
+        for name in PARTS:
+            mapping(record, name)
+        mapping(record, "method", "settings")
+        record = mapping(record, "source")
+
+
 def rows_of(run: Run) -> int | None:
     """The rows of the evaluated split, before a rule leaves some out."""
     rows = run.record.protocol.get("rows")
@@ -96,8 +107,8 @@ def plain_text(text: str, limit: int = MAX_NAME) -> str:
 
 
 def name_of(value: object, what: str) -> str:
-    """A name is shown as it is: it must be text, short, and Unicode that can be written."""
-    if not isinstance(value, str) or len(value) > MAX_NAME or any("\ud800" <= c <= "\udfff" for c in value):
+    """A name is shown as it is: it must be text, short, on one line, and Unicode that can be written."""
+    if not isinstance(value, str) or len(value) > MAX_NAME or UNWRITABLE.search(value):
         raise InputError(f"{what} is not a short text: {plain_text(repr(value), 60)}")
     return value
 
@@ -119,9 +130,11 @@ def number_of(value: object, what: str) -> float | None:
     return number
 
 
-def whole_of(value: object, what: str) -> int | None:
+def whole_of(value: object, what: str, least: int | None = None) -> int | None:
     if value is None:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63:
         raise InputError(f"{what} is not a whole number: {plain_text(repr(value), 60)}")
+    if least is not None and value < least:
+        raise InputError(f"{what} is {value}, less than {least}")
     return value

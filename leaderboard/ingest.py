@@ -24,6 +24,7 @@ from uqharness.leaderboard.checks import (
     optional_name,
     plain_text,
     refuse,
+    refuse_record,
     suspicions,
     whole_of,
 )
@@ -132,6 +133,7 @@ def run_row(run: Run, data: Mapping[str, Any], sha256: str) -> Row:
     """The run as one row of `Board.runs`; a value of a wrong type is an `InputError`."""
     source, info = describe(run), mapping(run.config, "uqharness")
     record = mapping(info, "record")
+    refuse_record(record)
     trained = mapping(record, "run")
     recipe = mapping(record, "recipe") or trained
     given = run.model_args
@@ -171,7 +173,7 @@ def source_row(source: Source) -> Row:
         "settings": source.row[1], "setup": source.setup_text,
         "trained_on": optional_name(source.trained_on, "trained on"), "protocol": json.dumps(dict(source.protocol)),
         "protocol_hash": source.protocol_hash, "recipe_hash": optional_name(source.recipe_hash, "recipe hash"),
-        "seed": whole_of(source.seed, "seed"), "finite": whole_of(source.finite, "finite"), "draws": source.draws,
+        "seed": whole_of(source.seed, "seed"), "finite": whole_of(source.finite, "finite", 1), "draws": source.draws,
         "has_mean": source.has_mean, "combine": source.combine, "mean_is_member": source.mean_is_member,
         "items": source.items, "date": number_of(source.date, "date"),
         "adapter_hash": name_of(source.adapter_hash, "adapter hash"), "elsewhere": source.elsewhere,
