@@ -65,6 +65,11 @@ function draw(box) {
   const style = getComputedStyle(document.body);
   figure.layout.font = { color: style.color, family: style.fontFamily };
   figure.layout.autosize = true;
+  if (box.clientWidth < 600) { // no room for a long legend or title
+    figure.data = figure.data.filter((trace) => trace.visible !== "legendonly");
+    const title = figure.layout.xaxis?.title;
+    if (title?.text) title.text = title.text.replace("; ", ";<br>");
+  }
   const saved = { format: "svg", filename: `uqharness-${box.id}`, scale: 2 };
   Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displaylogo: false, toImageButtonOptions: saved });
 }

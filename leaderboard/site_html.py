@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 from collections.abc import Sequence
-from html import escape
+from html import escape, unescape
 
 import plotly.graph_objects as go
 
@@ -63,7 +63,9 @@ def searchable(name: str, inner: str) -> str:
 
 
 def figure(fig: go.Figure, name: str, alt: str) -> str:
-    """Drawn by the page's script; the colours of texts are the page's."""
+    """Drawn by the page's script; the colours of texts are the page's. One without data is its sentence."""
+    if not fig.data and fig.layout.annotations:
+        return paragraph(unescape(fig.layout.annotations[0].text))
     told = json.loads(fig.update_layout(template="none").to_json())
     text = json.dumps(told).replace("<", "\\u003c")  # a name cannot end the script
     height = int(fig.layout.height or 450)

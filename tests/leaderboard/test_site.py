@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import shlex
 import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 from made_results import result
 
 from uqharness import cli
 from uqharness.errors import InputError
-from uqharness.leaderboard import about, publish, run_view, site, table, table_formats
+from uqharness.leaderboard import about, curves, picks, publish, run_view, site, site_figures, table, table_formats
 from uqharness.leaderboard.aggregate import Board, build
+from uqharness.metrics import METRICS
 
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>" onmouseover="alert(3)'
 
@@ -49,6 +52,12 @@ class Page(HTMLParser):
     @property
     def addresses(self) -> list[str]:
         return [attrs[key] for _, attrs in self.tags for key in ("href", "src") if key in attrs]
+
+
+def figures(text: str) -> dict[str, dict[str, Any]]:
+    """What a page draws, by the name of its place."""
+    found = re.findall(r'<div class="figure" id="(.*?)".*?<script type="application/json">(.*?)</script>', text)
+    return {name: json.loads(part) for name, part in found}
 
 
 @pytest.fixture(scope="module")
@@ -100,9 +109,66 @@ def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -
 def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
     _, out = exported
     text = (out / "calibration.html").read_text()
-    figures = [json.loads(part) for part in re.findall(r'<script type="application/json">(.*?)</script>', text)]
-    assert len(figures) == 2 and all(figure["data"] and "layout" in figure for figure in figures)
+    found = figures(text)
+    assert len(found) == 4 and all(figure["data"] and "layout" in figure for figure in found.values())
     assert "plotly.min.js" in text and "plotly.min.js" not in (out / "index.html").read_text()
+
+
+def test_the_uncertainty_page_tells_shifted_data_apart_as_the_app_does(tmp_path: Path) -> None:
+    home, *away = near = ["openbookqa_uq", "arc_easy_uq", "mmlu_college_physics_uq"]
+    for k, (method, seed, task) in enumerate(itertools.product(("MLE", "BLoB", "MAP"), (0, 1), near)):
+        result(tmp_path, method, seed, task=task, trained_on=home, numbers=k)
+    board = build([tmp_path])
+    text = dict(site.pages(board))["uncertainty.html"]
+    [group], drawn, rows = picks.groups(board.sources()), figures(text), Page(text).rows
+    methods = ["MLE", "BLoB", "MAP"]  # the order of the page: those that are drawn first
+    runs = {data: [(row, group.run(data, row, "0")) for row in methods] for data in near}
+    answers = {data: [curves.answers(run.record(), row) for row, run in told if run] for data, told in runs.items()}
+    found = {score: curves.detections(answers, home, score) for score in curves.SCORES}
+    for each in found.values():
+        assert len(each) == 3 and all(row in rows for row in curves.detection_rows(each)[1])
+    shown = drawn["detection-0-0"]["data"]
+    assert {trace["name"]: (trace["y"], trace["x"]) for trace in shown} == {
+        row: (away, [100 * value for value in values.values()]) for row, values in found["entropy"].items()
+    }
+    assert [trace["visible"] for trace in shown] == [True, True, "legendonly"]
+    for metric in site_figures.CURVES:
+        over, scale = group.over_seeds(methods, metric, None, near), METRICS[metric].scale
+        lines = {trace["name"]: trace["y"] for trace in drawn[f"shift-{metric}-0-0"]["data"]}
+        assert lines == {row: [scale * mean for mean, _ in values.values()] for row, values in over.items()}
+    assert site_figures.NO_SHIFT not in text and sum("detection" in name for name in drawn) == 1
+
+
+def test_without_shifted_data_a_line_says_so(tmp_path: Path) -> None:
+    result(tmp_path, "MLE")
+    result(tmp_path, "BLoB", 1, task="boolq_uq")
+    text = dict(site.pages(build([tmp_path])))["uncertainty.html"]
+    assert text.count(site_figures.NO_SHIFT) == 1
+    assert {name.partition("-")[0] for name in figures(text)} == {"risk", "parts"}
+
+
+def test_a_page_says_whose_answers_it_shows_and_how_many_are_left_out(tmp_path: Path) -> None:
+    methods = ["MLE", "BLoB", "MAP", *(f"New{k}" for k in range(site_figures.MOST_ROWS))]
+    for k, method in enumerate(methods):
+        result(tmp_path, method, 7, numbers=k)
+    result(tmp_path, "Other", 8)
+    made = dict(site.pages(build([tmp_path])))
+    text = made["uncertainty.html"]
+    assert "Training seed 7, all draws of each run. Drawn: MLE, BLoB." in text and "legend: MAP, New0, " in text
+    assert "Not here: 4 more" in text  # three beyond the limit, and one of another seed
+    risk = figures(text)["risk-0-0"]["data"]
+    assert len(risk) == site_figures.MOST_ROWS
+    on = [trace["name"].split(" ")[0] for trace in risk if trace["visible"] is True]
+    assert on == ["MLE", "BLoB"] and {trace["visible"] for trace in risk[2:]} == {"legendonly"}
+    rows = [row[0] for row in Page(made["calibration.html"]).rows[1:]]
+    assert rows[:3] == ["MLE", "BLoB", "MAP"] and len(rows) == site_figures.MOST_ROWS and "Other" not in rows
+
+
+def test_a_figure_without_data_is_its_sentence(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", draws=1, finite=1)
+    made = dict(site.pages(build([tmp_path])))
+    assert "None of these has several draws." in made["draws.html"] and not figures(made["draws.html"])
+    assert "nothing can be told apart.</p>" in made["uncertainty.html"] and not figures(made["cost.html"])
 
 
 def test_no_folder_of_this_machine_is_in_the_site(exported: tuple[Board, Path]) -> None:
@@ -130,9 +196,8 @@ def test_published_results_have_their_values_against_n(tmp_path: Path) -> None:
     result(tmp_path, "BLoB")
     publish.create([tmp_path], tmp_path / "published.parquet")
     made = dict(site.pages(build([tmp_path / "published.parquet"])))
-    parts = re.findall(r'<script type="application/json">(.*?)</script>', made["draws.html"])
-    shown = [json.loads(part) for part in parts]
-    assert len(shown) == len(site.CURVES) and all(len(figure["data"]) == 3 for figure in shown)
+    shown = figures(made["draws.html"])
+    assert len(shown) == len(site_figures.CURVES) and all(len(figure["data"]) == 3 for figure in shown.values())
 
 
 def test_an_id_of_a_published_file_cannot_lead_out_of_the_folder(
