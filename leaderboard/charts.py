@@ -1,7 +1,7 @@
 """Figures from answers and curves, for the app and the static site: pure, `figure(data, options) -> go.Figure`.
 
 Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page. A name is
-in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it anyway.
+in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,12 @@ import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from uqharness.leaderboard.curves import Answers, DrawCurve, band, decomposition
+from uqharness.leaderboard.curves import Answers, band, decomposition
+from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
 from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
 
+MOST_LABELS = 30  # points of a figure that all have their name beside them
 CLEAR = "rgba(0, 0, 0, 0)"
 
 
@@ -230,15 +232,19 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
     known = [(p, best) for p, best in zip(points, front, strict=True) if p[x] == p[x] and p[y] == p[y]]
     if not known:
         return empty("No run has recorded this cost.")
-    for point, best in known:
-        look, name = style(str(point["row"])), _plain(str(point["row"]))
-        fig.add_scatter(
-            x=[point[x]], y=[point[y]], name=name, mode="markers+text", text=[f"<b>{name}</b>" if best else name],
-            textposition="top center", cliponaxis=False,
-            hovertemplate=f"{x} %{{x:.4g}}, {y} %{{y:.2f}}",
-            marker={"color": look.colour, "symbol": look.symbol, "size": 15 if best else 10,
-                    "line": {"color": NEUTRAL, "width": 2.5 if best else 0}},
-        )  # fmt: skip
+    looks = [style(str(point["row"])) for point, _ in known]
+    names = [_plain(str(point["row"])) for point, _ in known]
+    rings = [best for _, best in known]
+    labels = [f"<b>{name}</b>" if best else name * (len(known) <= MOST_LABELS)
+              for name, best in zip(names, rings, strict=True)]  # fmt: skip
+    fig.add_scatter(  # one trace: hundreds of them take seconds
+        x=[point[x] for point, _ in known], y=[point[y] for point, _ in known], mode="markers+text", text=labels,
+        customdata=names, textposition="top center", cliponaxis=False,
+        hovertemplate=f"%{{customdata}}<br>{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra></extra>",
+        marker={"color": [look.colour for look in looks], "symbol": [look.symbol for look in looks],
+                "size": [15 if best else 10 for best in rings],
+                "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]}},
+    )  # fmt: skip
     fig.update_xaxes(title=_plain(x))
     fig.update_yaxes(title=_plain(y))
     return laid_out(fig, 470, legend=False)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import (
     METRICS,
@@ -43,19 +44,6 @@ class Answers:
     probs: Floats  # [D, C], NaN beyond a question's own choices
     gold: np.ndarray  # [D]
     draws: Floats | None = None  # [S, D, C]
-
-
-@dataclass(frozen=True)
-class DrawCurve:
-    """A metric of the first N draws, and its 5 % and 95 % quantiles over random choices of N of them."""
-
-    row: str
-    metric: str
-    counts: list[int]  # N = 1 … S
-    value: Floats  # [S]
-    low: Floats  # [S]
-    high: Floats  # [S]
-    mean: float | None  # N = 0, the posterior's mean
 
 
 def answers(record: Record, row: str, draws: int | None = None) -> Answers:

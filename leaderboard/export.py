@@ -1,6 +1,6 @@
 """The view that is shown, as text to take away: CSV, Markdown, LaTeX (booktabs) or JSON, with caption and link.
 
-The tables are those on the screen, in their order; `table_formats` writes them, as for `uqharness table`.
+What is on the screen, in its order. `table_formats` writes the tables, as for `uqharness table`; `grids` the others.
 """
 
 from __future__ import annotations
@@ -9,26 +9,47 @@ import csv
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from html import escape
 
+from uqharness.leaderboard import grids, table_formats
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Table
-from uqharness.leaderboard.table_formats import FORMATS
 
 KINDS = {"CSV": ("csv", "text/csv"), "Markdown": ("md", "text/markdown"), "LaTeX": ("tex", "text/x-tex"),
          "JSON": ("json", "application/json")}  # fmt: skip
 
 
-def text(kind: str, tables: Sequence[Table], caption: str, link: str) -> str:
-    """CSV has no place for a caption: the link is its last column."""
+@dataclass(frozen=True)
+class Shown:
+    """What a page shows: methods x data sets, and tables of any other kind."""
+
+    caption: str
+    tables: Sequence[Table] = ()
+    grids: Sequence[Grid] = ()
+
+
+def text(kind: str, shown: Shown, link: str) -> str:
+    """CSV has no place for a caption: the link is its last column, and of two kinds of tables each has its header."""
     if kind == "CSV":
-        head, *rows = csv.reader(io.StringIO(FORMATS["csv"](tables)))
-        csv.writer(out := io.StringIO(), lineterminator="\n").writerows([[*head, "link"], *([*r, link] for r in rows)])
-        return out.getvalue()
+        return "\n".join(_linked(part, link) for part in _parts("csv", shown))
     if kind == "JSON":
-        told = {"caption": caption, "link": link, **json.loads(FORMATS["json"](tables))}
-        return json.dumps(told, indent=2, ensure_ascii=False) + "\n"
-    caption = " ".join(caption.split())
+        tables = json.loads(table_formats.FORMATS["json"](shown.tables))
+        told = {"caption": shown.caption, "link": link, **tables, "grids": grids.plain(shown.grids)}
+        return json.dumps({key: value for key, value in told.items() if value}, indent=2, ensure_ascii=False) + "\n"
+    caption = " ".join(shown.caption.split())
     if kind == "LaTeX":
-        return f"% {caption}\n% {link}\n\n{FORMATS['latex'](tables)}"
+        return "\n".join([f"% {caption}\n% {link}\n", *_parts("latex", shown)])
     letters = escape(caption, quote=False).replace("[", r"\[")  # it names methods: no tag, link or image
-    return f"{letters}\n\n<{link}>\n\n{FORMATS['md'](tables)}"
+    return "\n".join([f"{letters}\n\n<{link}>\n", *_parts("md", shown)])
+
+
+def _parts(kind: str, shown: Shown) -> list[str]:
+    tables = [table_formats.FORMATS[kind](shown.tables)] * bool(shown.tables)
+    return tables + [grids.FORMATS[kind](shown.grids)] * bool(shown.grids)
+
+
+def _linked(part: str, link: str) -> str:
+    head, *rows = csv.reader(io.StringIO(part))
+    csv.writer(out := io.StringIO(), lineterminator="\n").writerows([[*head, "link"], *([*r, link] for r in rows)])
+    return out.getvalue()

@@ -27,6 +27,11 @@ class Picked:
     seed: str
     draws: int | None  # None: as many as each holds
 
+    @property
+    def place(self) -> str:
+        """What all of it shares, for captions."""
+        return f"{self.data}, seed {self.seed}" + ("" if self.draws is None else f", N = {self.draws}")
+
     def run(self, row: str, data: str = "") -> Source | None:
         return self.group.run(data or self.data, row, self.seed)
 
@@ -117,5 +122,4 @@ def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> 
 
 def say_missing(picked: Picked) -> None:
     if rows := picked.missing():
-        n = "" if picked.draws is None else f" for N = {picked.draws}"
-        st.caption(shell.letters(f"Without answers on {picked.data}, seed {picked.seed}{n}: {', '.join(rows)}"))
+        st.caption(shell.letters(f"Without answers on {picked.place}: {', '.join(rows)}"))

@@ -18,9 +18,23 @@ import plotly.graph_objects as go
 import streamlit as st
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import aggregate, curves, export, picks, publish, ranking, state, store
+from uqharness.leaderboard import (
+    aggregate,
+    curves,
+    draw_curves,
+    export,
+    picks,
+    publish,
+    ranking,
+    state,
+    store,
+    table_html,
+)
 from uqharness.leaderboard.aggregate import Board
-from uqharness.leaderboard.curves import Answers, DrawCurve
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.draw_curves import DrawCurve
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import Floats
@@ -29,6 +43,7 @@ from uqharness.record import Record
 T = TypeVar("T")
 # How the command tells the app: a JSON list of result files and folders, and a parquet to keep what was computed.
 RESULTS, CACHE = "UQHARNESS_LEADERBOARD", "UQHARNESS_LEADERBOARD_CACHE"
+MOST_ROWS = 200  # of a table, where no page says otherwise
 COPY_JS = """export default function ({ data, parentElement }) {
   const button = parentElement.querySelector("button");
   button.onclick = async () => {
@@ -84,22 +99,15 @@ def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
     return curves.answers(record(run_id, sources()[run_id]), row, draws)
 
 
-def draw_curve(run_id: str, row: str, metric: str) -> DrawCurve | None:
+def curves_of(run_id: str, row: str) -> dict[str, DrawCurve]:
     """Of results that were published without their single draws: the values, without a spread."""
     source = sources()[run_id]
-    found = _draw_curve(run_id, row, metric, source)
-    if found is None and source.draws > 1 and source.combine != "given":
-        counts = list(range(1, source.draws + 1))
-        values = np.array([source.number(metric, n) for n in counts])
-        return DrawCurve(
-            row, metric, counts, values, values, values, source.number(metric, 0) if source.has_mean else None
-        )
-    return found
+    return _curves_of(run_id, row, source) or draw_curves.known_curves(source, row)
 
 
-@st.cache_data(max_entries=512, show_spinner=False)
-def _draw_curve(run_id: str, row: str, metric: str, _source: Source) -> DrawCurve | None:
-    return curves.draw_curve(record(run_id, _source), row, metric)
+@st.cache_data(max_entries=512, show_spinner="Choosing among draws")
+def _curves_of(run_id: str, row: str, _source: Source) -> dict[str, DrawCurve]:
+    return draw_curves.draw_curves(record(run_id, _source), row)
 
 
 def ranks(table: Table, metric: str, known_only: bool = False) -> dict[int, dict[int, int]] | None:
@@ -148,7 +156,7 @@ def _board(paths: tuple[str, ...], stamp: int) -> Board:
     return aggregate.build([Path(path) for path in paths], Path(kept) if kept else None)
 
 
-@st.cache_resource(max_entries=16, show_spinner=False)
+@st.cache_resource(max_entries=32, show_spinner=False)
 def _kept(key: tuple[Hashable, ...], _make: Callable[[], Any]) -> Any:
     return _make()
 
@@ -235,18 +243,27 @@ def head(title: str, about: str, view: View) -> None:
         st.info(letters(note), icon=":material/link_off:")
 
 
-def share(view: View, name: str, tables: Sequence[Table] = (), caption: str = "") -> None:
-    """Copy the link, and take the tables that are shown away."""
+def share(view: View, name: str, shown: Shown | Callable[[], Shown] | None = None) -> None:
+    """Copy the link, and take away what is shown (None: nothing is)."""
     with st.container(horizontal=True, vertical_alignment="bottom"):
         copy_link(view.snapshot)
-        if tables:
-            with st.popover("Export", icon=":material/download:"):
-                link = view.link()
-                for kind, (ending, mime) in export.KINDS.items():
-                    st.download_button(
-                        kind, partial(export.text, kind, tables, caption, link), f"{name}.{ending}", mime,
-                        key=f"{view.page}.export.{kind}", on_click="ignore", width="stretch",
-                    )  # fmt: skip
+        if shown is not None:
+            export_button(view, name, shown)
+
+
+def export_button(view: View, name: str, shown: Shown | Callable[[], Shown], label: str = "Export") -> None:
+    """One button per format; the text is made when one is pressed, outside of the session."""
+    link = view.link()
+
+    def made(kind: str) -> str:
+        return export.text(kind, shown if isinstance(shown, Shown) else shown(), link)
+
+    with st.popover(label, icon=":material/download:"):
+        for kind, (ending, mime) in export.KINDS.items():
+            st.download_button(
+                kind, partial(made, kind), f"{name}.{ending}", mime, key=f"{view.page}.{name}.{kind}",
+                on_click="ignore", width="stretch",
+            )  # fmt: skip
 
 
 def copy_link(snapshot: str) -> None:
@@ -267,6 +284,16 @@ def image_format() -> None:
     st.sidebar.segmented_control(
         "Figures are saved as", ["SVG", "PNG"], default="SVG", key="uq.image", help="by the camera above a figure"
     )
+
+
+def grid(shown: Grid) -> None:
+    st.html(table_html.grid(*shown, most=MOST_ROWS))
+
+
+def behind(shown: Grid) -> None:
+    """What a figure draws, folded away."""
+    with st.expander("The figure as a table"):
+        grid(shown)
 
 
 def nothing(why: str) -> None:

@@ -80,14 +80,15 @@ def about(table: Table) -> list[str]:
 def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for k, table in enumerate(tables, start=1):
-        rows = [[*map(_md, row[:4]), *row[4:]] for row in lines(table, MARKS, "±")]
-        grid = [list(map(_md, header(table))), ["---"] * (4 + len(table.columns)), *rows]
+        rows = [[*map(md_letters, row[:4]), *row[4:]] for row in lines(table, MARKS, "±")]
+        grid = [list(map(md_letters, header(table))), ["---"] * (4 + len(table.columns)), *rows]
         text = "\n".join("| " + " | ".join(row) + " |" for row in grid)
-        parts.append(f"### Table {k}\n\n{text}\n\n" + "\n".join(f"- {_md(line)}" for line in about(table)) + "\n")
+        below = "\n".join(f"- {md_letters(line)}" for line in about(table))
+        parts.append(f"### Table {k}\n\n{text}\n\n{below}\n")
     return "\n".join(parts)
 
 
-def _md(text: str) -> str:
+def md_letters(text: str) -> str:
     """Letters on one line: a name in a results file must not become a tag, a link or an image."""
     for plain, escaped in (("|", r"\|"), ("<", "&lt;"), ("[", r"\[")):
         text = text.replace(plain, escaped)
@@ -97,8 +98,8 @@ def _md(text: str) -> str:
 def latex(tables: Sequence[Table]) -> str:
     parts = []
     for k, table in enumerate(tables, start=1):
-        rows = [[_tex(cell) for cell in header(table)]]
-        rows += [[*map(_tex, row[:4]), *map(_tex_cell, row[4:])] for row in lines(table, TEX_MARKS, "±")]
+        rows = [[tex_letters(cell) for cell in header(table)]]
+        rows += [[*map(tex_letters, row[:4]), *map(_tex_cell, row[4:])] for row in lines(table, TEX_MARKS, "±")]
         body = [" & ".join(row) + r" \\" for row in rows]
         body.insert(1, r"\midrule")
         comments = "\n".join(f"% {' '.join(line.split())}" for line in [f"Table {k}; needs booktabs", *about(table)])
@@ -111,10 +112,12 @@ def latex(tables: Sequence[Table]) -> str:
 TEX = {
     "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "−": "$-$", "…": r"\ldots{}", "×": r"$\times$", "·": r"$\cdot$", "<": r"\textless{}",
+    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "‡": r"$^\ddagger$", "†": r"$^\dagger$",
 }  # fmt: skip
 
 
-def _tex(text: str) -> str:
+def tex_letters(text: str) -> str:
     """Letters, not commands: a name in a results file must not become one."""
     return "".join(TEX.get(letter, letter) for letter in " ".join(text.split()))
 

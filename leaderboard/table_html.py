@@ -89,14 +89,23 @@ def papers_view(
 
 
 def grid(
-    header: Sequence[str], rows: Sequence[Sequence[str | tuple[str, str]]], caption: str, kind: str = "methods"
+    header: Sequence[str],
+    rows: Sequence[Sequence[str | tuple[str, str]]],
+    caption: str,
+    kind: str = "methods",
+    most: int | None = None,
 ) -> str:
-    """Any table of texts, or of (text, address). Kinds: methods (the first column names them), numbers, words."""
+    """Any table of texts, or of (text, address). Kinds: methods (the first column names them), numbers, words.
+
+    `most`: only so many rows, and the caption says so.
+    """
+    if most is not None and len(rows) > most:
+        caption = f"{caption}: {most} of {len(rows)} rows; the export has all"
     head = "".join(f'<th scope="col">{escape(text)}</th>' for text in header)
     body = "".join(
         f'<tr><th scope="row">{_named(str(row[0])) if kind == "methods" else _linked(row[0])}</th>'
         f"{''.join(f'<td>{_linked(cell)}</td>' for cell in row[1:])}</tr>"
-        for row in rows
+        for row in rows[:most]
     )
     return (
         f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq {kind}">'

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.record import pack
+from uqharness.record import Record, pack
 from uqharness.results import RECORD
 
 PROTOCOL = {"name": "test", "fewshot": None}
@@ -54,3 +54,15 @@ def result(
     data = {"results": {task: {f"{RECORD},none": packed}}, "config": config, "date": changes.get("date", 1.0)}
     file.write_text(json.dumps(data))
     return file
+
+
+def record(rule: str = "probs", draws: int = 4, items: int = 60, seed: int = 0, has_mean: bool = True) -> Record:
+    """A record of random answers, without a file."""
+    rng = np.random.default_rng(seed)
+    logp = rng.normal(0, 2, (draws + 1, items, 3)).astype(np.float32)
+    if not has_mean:
+        logp[0] = np.nan
+    logp[:, ::5, 2] = np.nan  # every fifth question has two choices
+    choices = np.where(np.arange(items) % 5 == 0, 2, 3)
+    return Record(logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)],
+                  rule, has_mean)  # fmt: skip

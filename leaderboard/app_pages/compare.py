@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, comparison, pick_run, shell, table_html
+from uqharness.leaderboard import charts, comparison, pick_run, shell
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
 
 
@@ -40,37 +42,47 @@ one.selectbox("Data set", sorted(set(runs["task"])), key=view.key("task"), on_ch
 two.multiselect(
     "Runs", list(names), key=view.key("run"), format_func=lambda i: names.get(i, i), max_selections=comparison.MOST
 )
-shell.share(view, "compare")
+sharing = st.container()
 view.done()
 if len(ids) < 2:
+    with sharing:
+        shell.share(view, "compare")
     shell.nothing("Choose at least two runs.")
 
 chosen, records = [board.run(i) for i in ids], [shell.record(i, sources[i]) for i in ids]
 labels = comparison.names(chosen)
+settings = [[key, *values] for key, values in comparison.differing(chosen)]
+numbers = Grid(*comparison.side_by_side(board, chosen, labels), "At all draws of each run", "numbers")
+differ = Grid(["Setting", *labels], settings, "Equal ones are left out", "words")
+tested = []
+if not (why := comparison.not_comparable(chosen, records)):
+    tests = comparison.shown_tests(comparison.tests(labels, records))
+    caption = "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
+    both = comparison.both_right(labels, records)
+    tested = [
+        Grid(list(tests), tests.values.tolist(), caption, "words"),
+        Grid(*both, "Questions that both, one or neither got right", "numbers"),
+    ]
+with sharing:
+    shown = [numbers, *[differ] * bool(settings), *tested]
+    shell.share(view, "compare", Shown(f"{' against '.join(labels)} on {task}", grids=shown))
 left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Numbers")
-    header, rows = comparison.side_by_side(board, chosen, labels)
-    st.html(table_html.grid(header, rows, "At all draws of each run", "numbers"))
+    shell.grid(numbers)
 with right:
     st.subheader("Settings that differ")
-    differ = comparison.differing(chosen)
-    if differ:
-        grid = [[key, *values] for key, values in differ]
-        st.html(table_html.grid(["Setting", *labels], grid, "Equal ones are left out", "words"))
+    if settings:
+        shell.grid(differ)
     else:
         st.caption("None is recorded.")
 st.subheader("Tests")
-if why := comparison.not_comparable(chosen, records):
+if why:
     st.warning(shell.letters(why))
-else:
-    tests = comparison.shown_tests(comparison.tests(labels, records))
-    caption = "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
-    st.html(table_html.grid(list(tests), tests.values.tolist(), caption, "words"))
-    pair = comparison.both_right(labels, records)
-    st.html(table_html.grid(pair[0], pair[1], "Questions that both, one or neither got right", "numbers"))
+for each in tested:
+    shell.grid(each)
 st.subheader("Reliability")
 told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
 shell.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
 links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
-st.html(table_html.grid(["Look closer"], [[each] for each in links], "Every answer", "words"))
+shell.grid(Grid(["Look closer"], [[each] for each in links], "Every answer", "words"))

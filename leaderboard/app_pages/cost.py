@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, costs, pick_rows, shell, table_html
+from uqharness.leaderboard import charts, costs, pick_rows, shell
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
 from uqharness.metrics import METRICS
 
@@ -20,11 +22,12 @@ picked = pick_rows.pick(view, groups, seeds=False, start="all")
 with st.sidebar:
     st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title)
     st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=costs.titled)
-shell.share(view, "cost")
+sharing = st.container()
 shell.image_format()
 values = view.done()
 rows = list(picked.rows) if values["row"] else picked.group.rows(picked.data)
-points = costs.points(picked.group, picked.data, rows, costs.of_runs(shell.board().runs), picked.draws)
+recorded = shell.kept(lambda: costs.of_runs(shell.board().runs), "costs")
+points = costs.points(picked.group, picked.data, rows, recorded, picked.draws)
 front = costs.pareto_front(points, values["cost"])
 shell.figure(
     charts.pareto(points, costs.title(values["cost"]), costs.titled(values["metric"]), front),
@@ -35,6 +38,8 @@ st.caption(
     "Ringed and bold: nothing else is at least as good in accuracy, debiased ECE and this cost, and better in one. "
     "Means over training seeds."
 )
-header, told = costs.rows(points)
-st.html(table_html.grid(header, told, f"Costs and quality on {picked.data}"))
+table = Grid(*costs.rows(points), f"Costs and quality on {picked.data}, means over training seeds")
+with sharing:
+    shell.share(view, "cost", Shown(table.caption, grids=[table]) if table.rows else None)
+shell.grid(table)
 st.caption("Times and memory compare only on the same hardware.")

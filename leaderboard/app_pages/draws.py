@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, pick_rows, shell
+from uqharness.leaderboard import charts, curve_rows, pick_rows, shell
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
 from uqharness.metrics import METRICS
 
@@ -17,7 +19,7 @@ view, groups = pick_rows.open_page(
 picked = pick_rows.pick(view, groups, draws=False)
 labels = {name: METRICS[name].label for name in DRAWN}
 st.sidebar.multiselect("Metrics", DRAWN, key=view.key("metric"), format_func=labels.__getitem__)
-shell.share(view, "draws")
+sharing = st.container()
 shell.image_format()
 values = view.done()
 pick_rows.say_missing(picked)
@@ -25,11 +27,20 @@ runs = {row: run for row in picked.rows if (run := picked.run(row))}
 single = [row for row, run in runs.items() if run.draws < 2 or run.combine == "given"]
 if single:
     st.caption(shell.letters(f"One draw, or an answer that is combined already: {', '.join(single)}"))
+curves = [found for row, run in runs.items() if (found := shell.curves_of(run.run_id, row))]
+points = Grid(
+    *curve_rows.draw_rows([found[metric] for metric in values["metric"] for found in curves]),
+    f"Metrics against N on {picked.place}", "words",
+)  # fmt: skip
+with sharing:
+    shell.share(view, "draws", Shown(points.caption, grids=[points]) if points.rows else None)
 for metric in values["metric"]:
-    found = [curve for row, run in runs.items() if (curve := shell.draw_curve(run.run_id, row, metric))]
-    shell.figure(charts.against_draws(found), f"draws-{metric}", f"{labels[metric]} against N on {picked.data}")
+    fig = charts.against_draws([found[metric] for found in curves])
+    shell.figure(fig, f"draws-{metric}", f"{labels[metric]} against N on {picked.data}")
 st.caption(
     "Line: the first N draws. Band: 5 to 95 % of 30 random choices of N of the draws that the run holds; with all "
     "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean. "
     "Results that were published without their single draws have no band."
 )
+if points.rows:
+    shell.behind(points)

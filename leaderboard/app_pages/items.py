@@ -5,6 +5,9 @@ from __future__ import annotations
 import streamlit as st
 
 from uqharness.leaderboard import item_html, items, pick_run, shell, texts
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
+from uqharness.leaderboard.item_rows import item_rows
 from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
 
@@ -55,6 +58,20 @@ kept = items.select(found, st.session_state[view.key("show")], st.session_state[
 size = st.session_state[view.key("size")]
 page, start, stop = items.paged(len(kept), st.session_state[view.key("page")], size)
 st.session_state[view.key("page")] = page
+alike = runs[(runs["task"] == run["task"]) & (runs["protocol_hash"] == run["protocol_hash"])]
+files = list(dict.fromkeys([run["file"], *alike["file"]]))
+
+n = "" if chosen == "all" else f", N = {chosen}"
+which = items.FILTERS[st.session_state[view.key("show")]][0]
+caption = f"{run['row']} on {run['task']}, run {run['run_id']}{n}: {which}"
+
+
+def taken() -> Shown:
+    """Every question of the filter, not only those of this page; called when the session is not at hand."""
+    told, _ = texts.texts(record, files, [int(d) for d in kept["at"]])
+    return Shown(caption, grids=[Grid(*item_rows(found, kept, told), caption, "words")])
+
+
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.number_input(
         f"Page of {max(1, -(-len(kept) // size))}",
@@ -63,10 +80,9 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
         key=view.key("page"),
         width=150,
     )
-    shell.share(view, "items")
+    shell.share(view, "items", taken if len(kept) else None)
 rows = kept.iloc[start:stop].to_dict("records")
-files = [run["file"], *runs[(runs["task"] == run["task"]) & (runs["protocol_hash"] == run["protocol_hash"])]["file"]]
-words, whence = texts.texts(record, list(dict.fromkeys(files)), [int(row["at"]) for row in rows])
+words, whence = texts.texts(record, files, [int(row["at"]) for row in rows])
 whence = whence if whence == texts.ADD else shell.letters(whence)  # it names a file
 compared = "compared with MLE of the same recipe" if found.base else "no MLE of the same recipe to compare with"
 st.caption(f"{len(kept):,} of {record.items:,} questions, {compared}. {whence}")

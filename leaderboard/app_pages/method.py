@@ -5,12 +5,15 @@ from __future__ import annotations
 import streamlit as st
 
 from uqharness.leaderboard import about, run_view, shell, table, table_html
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.items import paged
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 
 PER_PAGE = 50
+MOST = 25  # rows of a table
 
 
 def link(cell: Cell, draws: int) -> str:
@@ -30,8 +33,14 @@ shell.head("Method", "What a method does, and all results of it.", view)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     chosen = st.selectbox("Method", methods, key=view.key("method"), width=340)
     runs = board.runs[board.runs["method"] == chosen]
-    tables = table.build(board.sources(method=chosen), ["nll", "brier", "acc", "ece"], [0, None])
-    shell.share(view, "method", tables, f"{chosen}, results {board.snapshot}")
+    metrics = ["nll", "brier", "acc", "ece"]
+    tables = shell.kept(lambda: table.build(board.sources(method=chosen), metrics, [0, None]), "method", chosen)
+    header, rows = shell.kept(lambda: run_view.listing(board, runs), "listing", chosen)
+    listed = Grid(header, rows, f"Runs of {chosen}")
+    columns, printed, remarks = run_view.in_papers(board.reported, chosen)
+    papers = Grid(columns, printed, "As printed: other prompts, budgets and bases", "numbers")
+    shown = [listed, *[papers] * bool(printed)]
+    shell.share(view, "method", Shown(f"{chosen}, results {board.snapshot}", tables, shown))
 
 first = board.run(str(runs["run_id"].iloc[0]))
 page = about.pages().get(about.method_name(first))
@@ -52,17 +61,16 @@ else:
 st.subheader("Measured")
 for k, found in enumerate(tables, start=1):
     caption = f"{chosen}, table {k} of {len(tables)}" if len(tables) > 1 else f"{chosen}: N = 0 is the posterior's mean"
-    st.html(table_html.papers_view(found, caption, {}, link) + table_html.notes(found.notes))
-header, rows = run_view.listing(board, runs)
+    lines = [f"{MOST} of {len(found.rows)} rows are shown: export has all"] * (len(found.rows) > MOST) + found.notes
+    st.html(table_html.papers_view(found, caption, {}, link, most=MOST) + table_html.notes(lines))
 number, start, stop = paged(len(rows), st.session_state[view.key("page")], PER_PAGE)
-st.html(table_html.grid(header, rows[start:stop], f"Runs {start + 1} to {stop} of {len(rows)}"))
+shell.grid(listed._replace(rows=rows[start:stop], caption=f"Runs {start + 1} to {stop} of {len(rows)}"))
 if len(rows) > PER_PAGE:
     st.session_state[view.key("page")] = number
     st.number_input("Page of runs", 1, -(-len(rows) // PER_PAGE), key=view.key("page"), width=160)
 
-header, printed, remarks = run_view.in_papers(board.reported, chosen)
 if printed:
     st.subheader("Reported in papers")
-    grid = table_html.grid(header, printed, "As printed: other prompts, budgets and bases", "numbers")
-    st.html(grid + table_html.notes(remarks))
+    shell.grid(papers)
+    st.html(table_html.notes(remarks))
 view.done()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import shell, table_html
+from uqharness.leaderboard import shell
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.items import paged
 from uqharness.leaderboard.state import Field
 
@@ -37,13 +39,14 @@ if found.empty:
 else:
     with st.container(horizontal=True, vertical_alignment="bottom"):
         kind = st.selectbox("Kind", kinds, key=view.key("kind"), width=220)
-        shell.share(view, "problems")
+        sharing = st.container(width="content")
     found = found if kind == "all" else found[found["kind"] == kind]
     page, start, stop = paged(len(found), st.session_state[view.key("page")], PER_PAGE)
-    rows = [[str(row[key]) or "–" for key in ("file", "task", "kind", "reason")]
-            for row in found.iloc[start:stop].to_dict("records")]  # fmt: skip
-    caption = f"{start + 1} to {stop} of {len(found)}"
-    st.html(table_html.grid(["File", "Task", "Kind", "Reason"], rows, caption, "words"))
+    rows = [[str(row[key]) or "–" for key in ("file", "task", "kind", "reason")] for row in found.to_dict("records")]
+    listed = Grid(["File", "Task", "Kind", "Reason"], rows, f"Files with problems: {kind}", "words")
+    shell.grid(listed._replace(rows=rows[start:stop], caption=f"{start + 1} to {stop} of {len(found)}"))
+    with sharing:
+        shell.share(view, "problems", Shown(f"{listed.caption}, results {board.snapshot}", grids=[listed]))
     if len(found) > PER_PAGE:
         st.session_state[view.key("page")] = page
         st.number_input("Page", 1, -(-len(found) // PER_PAGE), key=view.key("page"), width=160)

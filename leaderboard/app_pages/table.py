@@ -6,6 +6,8 @@ import streamlit as st
 from streamlit.delta_generator import DeltaGenerator
 
 from uqharness.leaderboard import costs, reported_table, shell, table, table_html, table_view
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Cell
 from uqharness.metrics import METRICS
 
@@ -77,12 +79,12 @@ def add_ranks() -> None:
             place.html(table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
 
 
-def flat_layout() -> None:
+def flat_layout() -> Shown:
     recorded = shell.kept(lambda: costs.of_runs(board.runs), "costs")
-    header, rows = table_view.flat(tables, recorded, values["cost"])
-    caption = f"One row per method, N and data set: {min(len(rows), values['rows'])} of {len(rows)}"
+    flat = Grid(*table_view.flat(tables, recorded, values["cost"]), "One row per method, N and data set")
     lines = [f"Table {k}: {line}" for k, each in enumerate(tables, start=1) for line in each.notes]
-    st.html(table_html.grid(header, rows[: values["rows"]], caption) + table_html.notes(lines))
+    st.html(table_html.grid(*flat, most=values["rows"]) + table_html.notes(lines))
+    return Shown(caption, grids=[flat])
 
 
 def reported() -> None:
@@ -91,6 +93,7 @@ def reported() -> None:
     chosen = st.selectbox("Table of a paper", view.options("paper"), key=view.key("paper"))
     found = shell.kept(lambda: reported_table.build(board.reported, chosen, metrics), "reported", chosen, metrics)
     caption = f"{chosen}: {PAPER_CAPTION}"
+    shell.export_button(view, "reported", Shown(caption, [found]), "Export this table")
     st.html(table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0))
 
 
@@ -115,12 +118,12 @@ tables = shell.kept(
     lambda: table.build(kept, metrics, asked, values["recipes"]), "tables", filters, metrics, asked, values["recipes"]
 )
 tables = [table_view.ordered(each, values["sort"], values["on"], values["worst"]) for each in tables]
-with sharing:
-    shell.share(view, "leaderboard", tables, f"uqharness leaderboard, {len(kept)} runs, results {board.snapshot}")
+caption = f"uqharness leaderboard, {len(kept)} runs, results {board.snapshot}"
+shown = Shown(caption, tables)
 if not kept:
     st.info("No measured run passes these filters." if len(board.runs) else "No measured results were given.")
 elif values["layout"] == "flat":
-    flat_layout()
+    shown = flat_layout()
 else:
     pages = -(-len(tables) // PER_PAGE)
     page = min(max(values["page"], 1), pages)
@@ -130,5 +133,7 @@ else:
     if pages > 1:
         st.session_state[view.key("page")] = page
         st.number_input(f"Tables, page of {pages}", 1, pages, key=view.key("page"), width=200)
+with sharing:
+    shell.share(view, "leaderboard", shown if tables else None)
 reported()
 add_ranks()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, curves, pick_rows, shell, table_html
+from uqharness.leaderboard import charts, curve_rows, curves, pick_rows, shell
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
 from uqharness.metrics import METRICS
 
@@ -21,39 +23,38 @@ MORE = [
 ]
 
 
-def risk() -> None:
+def risk() -> Grid:
     shown = picked.answers()
     shell.figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}")
-    header, rows = curves.coverage_rows(shown)
-    st.html(table_html.grid(header, rows, f"Accuracy at coverage, %, on {picked.data}"))
+    return Grid(*curves.coverage_rows(shown), f"Accuracy at coverage, %, on {picked.place}")
 
 
-def parts() -> None:
-    shell.figure(charts.decomposed(picked.answers()), "epistemic", f"Epistemic against aleatoric on {picked.data}")
+def parts() -> Grid:
+    shown = picked.answers()
+    shell.figure(charts.decomposed(shown), "epistemic", f"Epistemic against aleatoric on {picked.data}")
     st.caption(
         "Expected entropy: what stays uncertain within a draw. Mutual information: what the draws disagree about. "
         "Both are divided by the logarithm of the number of choices. At most 600 questions are drawn per method."
     )
+    return Grid(*curve_rows.part_rows(shown), f"Means over questions, {picked.place}")
 
 
-def detection() -> None:
-    st.sidebar.selectbox("Score", list(curves.SCORES), key=view.key("score"), format_func=curves.SCORES.__getitem__)
+def detection() -> Grid:
     score = st.session_state[view.key("score")]
     found = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
     name = curves.SCORES[score].lower()
     shell.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
-    header, rows = curves.detection_rows(found)
-    caption = f"AUROC of {name}, %: {picked.data} against the other data set"
-    st.html(table_html.grid(header, rows, caption))
+    return Grid(*curves.detection_rows(found), f"AUROC of {name}, %: {picked.place} against the other data set")
 
 
-def shift() -> None:
-    labels = {name: known.label for name, known in METRICS.items()}
-    st.sidebar.selectbox("Metric", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__)
+def shift() -> Grid:
     metric = st.session_state[view.key("metric")]
     found = picked.group.over_seeds(picked.rows, metric, picked.draws, near)
-    shell.figure(charts.shifted(found, metric), "shift", f"{labels[metric]} from {picked.data} to shifted data sets")
-    st.caption("Mean and standard deviation over training seeds.")
+    label = METRICS[metric].label
+    shell.figure(charts.shifted(found, metric), "shift", f"{label} from {picked.data} to shifted data sets")
+    n = "" if picked.draws is None else f", N = {picked.draws}"
+    caption = f"{label} where it was trained, {picked.data}, and away{n}: mean and standard deviation over seeds"
+    return Grid(*curve_rows.shift_rows(found, metric), caption)
 
 
 view, groups = pick_rows.open_page(
@@ -63,16 +64,25 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     st.segmented_control(
         "Figure", list(FIGURES), key=view.key("figure"), format_func=FIGURES.__getitem__, required=True
     )
-    shell.share(view, "uncertainty")
+    sharing = st.container(width="content")
 figure = st.session_state[view.key("figure")]
 away = figure in ("detection", "shift")
 picked = pick_rows.pick(view, groups, homes=away, seeds=figure != "shift")
-if figure != "shift":
+if figure == "detection":
+    st.sidebar.selectbox("Score", list(curves.SCORES), key=view.key("score"), format_func=curves.SCORES.__getitem__)
+if figure == "shift":
+    labels = {name: known.label for name, known in METRICS.items()}
+    st.sidebar.selectbox("Metric", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__)
+else:
     pick_rows.say_missing(picked)
-near = picked.group.near(picked.data)
+near, shown = picked.group.near(picked.data), None
 if away and (picked.group.shifts[picked.data] != "id" or len(near) < 2):
     st.info("These results hold no data set with a shift from the one that was trained on.")
 else:
-    {"risk": risk, "parts": parts, "detection": detection, "shift": shift}[figure]()
+    shown = {"risk": risk, "parts": parts, "detection": detection, "shift": shift}[figure]()
+if shown and shown.rows:
+    shell.grid(shown)
+with sharing:
+    shell.share(view, "uncertainty", Shown(FIGURES[figure], grids=[shown]) if shown and shown.rows else None)
 shell.image_format()
 view.done()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,9 @@ def test_the_figures_of_uncertainty(app: Any, figure: str, traces: int) -> None:
     app.open("uncertainty", figure=figure, row=["MLE", "BLoB"])
     (fig,) = figures(app)
     assert len(fig["data"]) == traces
+    shown = re.search(r"<tbody>.*</tbody>", app.html)
+    assert shown and shown[0].count("<tr>") == (1 if figure == "parts" else 2) and "BLoB" in shown[0]
+    assert len(app.at.get("download_button")) == 4
     assert app.params["row"] == ["MLE", "BLoB"]
 
 

@@ -207,13 +207,17 @@ def test_a_filter_is_in_the_address_and_the_address_gives_the_view_again(tab: An
     assert "gone" in main_text(tab) and "Brier" not in tab.locator("table.uq").first.inner_text()
 
 
-def test_the_export_is_the_view(tab: Any, address: str) -> None:
-    opened(tab, f"{address}?metric=nll&metric=acc")
-    seen = cells(tab)
-    tab.get_by_role("button", name="Export").click()
+def exported(tab: Any) -> list[dict[str, str]]:
+    """The page's export as CSV."""
+    tab.get_by_role("button", name="Export").first.click()
     with tab.expect_download() as download:
         tab.get_by_role("button", name="CSV").click()
-    lines = list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
+
+
+def test_the_export_is_the_view(tab: Any, address: str) -> None:
+    opened(tab, f"{address}?metric=nll&metric=acc")
+    seen, lines = cells(tab), exported(tab)
     first = [line for line in lines if line["table"] == "1"]
     names = {"nll": "NLL", "acc": "ACC"}
     told = {
@@ -221,6 +225,38 @@ def test_the_export_is_the_view(tab: Any, address: str) -> None:
     }
     assert told == seen and {x["metric"] for x in lines} == set(names)
     assert f"{address.rstrip('/')}?metric=nll&metric=acc&snapshot=" in first[0]["link"]
+
+
+@pytest.mark.parametrize(
+    "view", ["?layout=flat&cost=true", "calibration?bins=10", "uncertainty?figure=risk", "uncertainty?figure=parts",
+             "cost", "compare", "run", "problems"],
+)  # fmt: skip
+def test_every_page_gives_its_tables_away(tab: Any, address: str, view: str) -> None:
+    opened(tab, address + view)
+    _, blocks = tab.locator("table.uq").first.evaluate(READ)
+    seen = [[text.strip() for text in row] for row in blocks[0]]
+    lines = exported(tab)
+    told = [[text.removeprefix("'") for text in line.values()] for line in lines]
+    missing = [row for row in seen if not any(set(row) - {""} <= set(line) for line in told)]
+    assert seen and not missing, (missing, told)
+    assert all(urlparse(line["link"]).path.strip("/") == view.partition("?")[0] for line in lines)
+
+
+def test_items_are_taken_away_with_their_texts_whatever_the_page(tab: Any, address: str, board: Board) -> None:
+    run = board.runs[(board.runs["method"] == "BLoB") & (board.runs["task"] == "toyworld_uq")].iloc[0]
+    opened(tab, f"{address}items?run={run['run_id']}&size=5&show=wrong")
+    count = int(re.search(r"(\d+) of 40 questions", main_text(tab))[1])
+    lines = exported(tab)
+    assert len(lines) == count > 5 and {line["Right"] for line in lines} == {"no"}
+    prompts = [question["prompt"] for question in toyworld.questions("toyworld", "test")]
+    assert all(line["Prompt"] == prompts[int(line["Question"])] for line in lines)
+
+
+def test_draws_are_taken_away_as_points(tab: Any, address: str) -> None:
+    opened(tab, f"{address}draws?metric=nll&row=BLoB")
+    lines = exported(tab)
+    assert [line["N"] for line in lines] == ["0", "1", "2", "3", "4"]
+    assert lines[4]["5 % of choices"] == lines[4]["First N draws"] == lines[4]["95 % of choices"]
 
 
 def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, board: Board) -> None:

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from uqharness.leaderboard import charts, theme
-from uqharness.leaderboard.curves import Answers, DrawCurve
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.metrics import aurc, confidence, correct, ece, expected_entropy, mutual_information, reliability_bins
 
 EVIL = "<script>alert(1)</script>"
@@ -79,8 +80,10 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     spread, line, mean = charts.against_draws([curve]).data
     assert list(line.y) == [40, 50] and list(mean.y) == [45] and sorted(spread.y) == [30, 50, 50, 50]
     points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
-    one, other = charts.pareto(points, "time", "ACC", [False, True]).data
-    assert (one.text, other.text) == (("MLE",), ("<b>BLoB</b>",)) and other.y == (60.0,)
+    (dots,) = charts.pareto(points, "time", "ACC", [False, True]).data
+    assert dots.text == ("MLE", "<b>BLoB</b>") and dots.y == (50.0, 60.0) and dots.customdata == ("MLE", "BLoB")
+    many = charts.pareto(points * 20, "time", "ACC", [False] * 39 + [True])
+    assert set(many.data[0].text[:39]) == {""} and many.data[0].text[39] == "<b>BLoB</b>"
 
 
 def test_a_figure_without_anything_says_why() -> None:

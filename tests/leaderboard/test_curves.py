@@ -5,31 +5,17 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
-import pytest
+from made_results import record
 
 from uqharness.leaderboard import curves
 from uqharness.metrics import (
-    METRICS,
     ece,
     ece_debiased,
     ece_floor,
     mutual_information,
     ood_auroc,
     reliability_bins,
-    softmax_draws,
 )
-from uqharness.record import Record
-
-
-def record(rule: str = "probs", draws: int = 4, items: int = 60, seed: int = 0, has_mean: bool = True) -> Record:
-    rng = np.random.default_rng(seed)
-    logp = rng.normal(0, 2, (draws + 1, items, 3)).astype(np.float32)
-    if not has_mean:
-        logp[0] = np.nan
-    logp[:, ::5, 2] = np.nan  # every fifth question has two choices
-    choices = np.where(np.arange(items) % 5 == 0, 2, 3)
-    return Record(logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)],
-                  rule, has_mean)  # fmt: skip
 
 
 def test_answers_are_averaged_by_the_records_own_rule() -> None:
@@ -59,40 +45,6 @@ def test_the_band_is_that_of_a_bootstrap_over_questions() -> None:
     expected = np.nanquantile(np.array(shares, dtype=float)[:, some], (0.025, 0.975), axis=0)
     np.testing.assert_allclose(np.stack([low, high])[:, some], expected, atol=0.02)
     assert np.isnan(low[np.array(bins["count"]) == 0]).all()
-
-
-@pytest.mark.parametrize("rule", ["probs", "logits"])
-@pytest.mark.parametrize("metric", ["acc", "nll", "ece", "mutual_information"])
-def test_a_draw_curve_is_the_metric_of_the_first_draws(rule: str, metric: str) -> None:
-    kept, known = record(rule), METRICS[metric]
-    curve = curves.draw_curve(kept, "BLoB", metric, orders=20)
-    assert curve is not None and curve.counts == [1, 2, 3, 4]
-    for n in curve.counts:
-        found = curves.answers(kept, "", n)
-        expected = known.fn(softmax_draws(kept.rows(n)) if known.needs_draws else found.probs, kept.gold)
-        assert curve.value[n - 1] == pytest.approx(expected, abs=1e-9)
-        assert curve.low[n - 1] <= curve.high[n - 1]
-    assert curve.low[3] == pytest.approx(curve.value[3]) == pytest.approx(curve.high[3])  # one choice of 4 out of 4
-    if metric == "nll":
-        assert curve.mean == pytest.approx(known.fn(curves.answers(kept, "", 0).probs, kept.gold))
-        assert curve.high[0] > curve.low[0]
-
-
-def test_averaged_logits_keep_probabilities_that_are_too_small_for_a_number() -> None:
-    kept = record("logits")
-    kept.logp[1, 1] = [-900.0, 0.0, 0.0]  # alone it is exp(-900) = 0 in float64; averaged with others it is not
-    kept.gold[1] = 0
-    curve = curves.draw_curve(kept, "BLoB", "nll", orders=2)
-    assert curve is not None
-    expected = [METRICS["nll"].fn(curves.answers(kept, "", n).probs, kept.gold) for n in curve.counts]
-    np.testing.assert_allclose(curve.value, expected)
-
-
-def test_nothing_to_vary_gives_no_curve() -> None:
-    assert curves.draw_curve(record(draws=1), "MLE", "acc") is None
-    assert curves.draw_curve(record("given"), "LAP", "acc") is None
-    without = curves.draw_curve(record(has_mean=False), "ENS", "acc")
-    assert without is not None and without.mean is None
 
 
 def test_detection_is_the_auroc_of_the_score() -> None:

@@ -63,7 +63,7 @@ def test_what_samples_auto_took_stays_with_its_row_and_is_shown_everywhere(tmp_p
         assert [("SWAG" in line, told in line) for line in lines] == [("SWAG" in line,) * 2 for line in lines]
         _, rows = table_view.flat([shown], {}, with_cost=False)
         assert {row[0]: row[1] for row in rows} == {"MLE": "4", "BLoB": "4", "SWAG": told}
-        taken = json.loads(export.text("JSON", [shown], "", ""))["tables"][0]["rows"]
+        taken = json.loads(export.text("JSON", export.Shown("", [shown]), ""))["tables"][0]["rows"]
         assert {row["method"]: row["mean_taken"] for row in taken} == {"MLE": 4, "BLoB": 4, "SWAG": 2.05}
 
 
@@ -82,17 +82,17 @@ def test_export_is_the_view_with_caption_and_link(board: Board) -> None:
     (found,) = tables(board)
     shown = table_view.ordered(found, "acc", "")
     caption = "what it\nshows"
-    rows = list(csv.DictReader(io.StringIO(export.text("CSV", [shown], caption, LINK))))
+    rows = list(csv.DictReader(io.StringIO(export.text("CSV", export.Shown(caption, [shown]), LINK))))
     assert len(rows) == len(shown.cells) and {row["link"] for row in rows} == {LINK}
     for row, ((metric, i, j), cell) in zip(rows, shown.cells.items(), strict=True):
         assert (row["metric"], row["method"], row["task"]) == (metric, shown.rows[i][0], shown.columns[j].task)
         assert float(row["mean"]) == cell.mean
-    told = json.loads(export.text("JSON", [shown], caption, LINK))
+    told = json.loads(export.text("JSON", export.Shown(caption, [shown]), LINK))
     assert told["caption"] == caption and told["link"] == LINK and len(told["tables"][0]["cells"]) == len(rows)
-    tex, md = (export.text(kind, [shown], caption, LINK) for kind in ("LaTeX", "Markdown"))
+    tex, md = (export.text(kind, export.Shown(caption, [shown]), LINK) for kind in ("LaTeX", "Markdown"))
     assert tex.startswith(f"% what it shows\n% {LINK}\n") and r"\toprule" in tex and r"\textbf{" in tex
     assert LINK in md and "**" in md
-    md = export.text("Markdown", [shown], "<img src=x>![a](http://b)", LINK)
+    md = export.text("Markdown", export.Shown("<img src=x>![a](http://b)", [shown]), LINK)
     assert md.startswith(r"&lt;img src=x&gt;!\[a](http://b)")
 
 

@@ -1,0 +1,67 @@
+"""What the figures draw, as tables: (header, rows of texts), for a page and its export. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.draw_curves import DrawCurve
+from uqharness.leaderboard.table_formats import arrow, number
+from uqharness.metrics import METRICS, correct, expected_entropy, mutual_information, reliability_bins
+
+Rows = tuple[list[str], list[list[str]]]
+
+
+def bin_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
+    """The bins of a reliability diagram that hold any question."""
+    header = ["Method", "From", "To", "Questions", "Confidence", "Accuracy", "Gap"]
+    rows = []
+    for found in shown:
+        told = reliability_bins(found.probs, found.gold, bins, equal_mass)
+        for b, count in enumerate(told["count"]):
+            if count:
+                sure, right = told["confidence"][b], told["accuracy"][b]
+                ends = f"{told['lo'][b]:.3f}", f"{told['hi'][b]:.3f}"
+                rows.append([found.row, *ends, str(count), f"{sure:.4f}", f"{right:.4f}", f"{sure - right:+.4f}"])
+    return header, rows
+
+
+def part_rows(shown: Sequence[Answers]) -> Rows:
+    """Means of the two parts over all questions, those answered right and those answered wrong; per log C."""
+    header = ["Method", *(f"{part}, {which}" for part in ("Expected entropy", "Mutual information")
+                          for which in ("all", "right", "wrong"))]  # fmt: skip
+    rows = []
+    for found in shown:
+        if found.draws is not None:
+            right = correct(found.probs, found.gold)
+            parts = expected_entropy(found.draws, normalised=True), mutual_information(found.draws, normalised=True)
+            kept = [part[which] for part in parts for which in (right | True, right, ~right)]
+            rows.append([found.row, *(f"{values.mean():.4f}" if len(values) else "–" for values in kept)])
+    return header, rows
+
+
+def shift_rows(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> Rows:
+    """{row: {data set: (mean, standard deviation)}} as one row each."""
+    data = list(dict.fromkeys(name for points in values.values() for name in points))
+    rows = []
+    for row, points in values.items():
+        told = [points.get(name, (float("nan"), None)) for name in data]
+        rows.append([row, *(_spread(value, std, metric) for value, std in told)])
+    return ["Method", *data], rows
+
+
+def _spread(value: float, std: float | None, metric: str) -> str:
+    return number(value, metric) + ("" if std is None else f" ± {number(std, metric)}")
+
+
+def draw_rows(curves: Sequence[DrawCurve]) -> Rows:
+    """Every point of the lines and bands; N = 0 is the posterior's mean."""
+    header = ["Metric", "Method", "N", "First N draws", "5 % of choices", "95 % of choices"]
+    rows = []
+    for curve in curves:
+        label = METRICS[curve.metric].label + arrow(curve.metric)
+        if curve.mean is not None:
+            rows.append([label, curve.row, "0", number(curve.mean, curve.metric), "–", "–"])
+        for n, *told in zip(curve.counts, curve.value, curve.low, curve.high, strict=True):
+            rows.append([label, curve.row, str(n), *(number(float(value), curve.metric) for value in told)])
+    return header, rows

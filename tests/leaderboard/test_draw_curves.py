@@ -1,0 +1,62 @@
+"""Metrics against N from one run, all at once, against one metric, one order and one N at a time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from made_results import record
+
+from uqharness.leaderboard import curves
+from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves
+from uqharness.metrics import METRICS, softmax_draws
+from uqharness.record import Record
+
+
+def slow(kept: Record, metric: str, order: np.ndarray) -> list[float]:
+    """The metric of the first 1 … S draws in this order."""
+    mixed, known = replace(kept, logp=np.concatenate([kept.logp[:1], kept.logp[1:][order]])), METRICS[metric]
+    return [
+        known.fn(softmax_draws(mixed.rows(n)) if known.needs_draws else curves.answers(mixed, "", n).probs, kept.gold)
+        for n in range(1, kept.draws + 1)
+    ]
+
+
+@pytest.mark.parametrize("rule", ["probs", "logits"])
+def test_every_curve_is_its_metric_of_the_first_draws_and_its_spread(rule: str) -> None:
+    kept = record(rule, items=90)
+    found = draw_curves(kept, "BLoB", orders=12, seed=3)
+    rng = np.random.Generator(np.random.Philox(3))
+    orders = [rng.permutation(4) for _ in range(12)]
+    assert set(found) == set(METRICS)
+    for metric, curve in found.items():
+        assert (curve.row, curve.metric, curve.counts) == ("BLoB", metric, [1, 2, 3, 4])
+        np.testing.assert_allclose(curve.value, slow(kept, metric, np.arange(4)), atol=1e-6)
+        ends = np.quantile([slow(kept, metric, order) for order in orders], (0.05, 0.95), axis=0)
+        np.testing.assert_allclose(np.stack([curve.low, curve.high]), ends, atol=1e-6)
+        mean = None if METRICS[metric].needs_draws else METRICS[metric].fn(curves.answers(kept, "", 0).probs, kept.gold)
+        assert curve.mean == (None if mean is None else pytest.approx(mean, abs=1e-6))
+
+
+def test_a_choice_of_all_draws_has_no_spread_and_a_choice_of_one_has() -> None:
+    curve = draw_curves(record(), "BLoB")["nll"]
+    assert curve.low[3] == pytest.approx(curve.value[3]) == pytest.approx(curve.high[3])
+    assert curve.high[0] > curve.low[0]
+
+
+def test_averaged_logits_keep_probabilities_that_are_too_small_for_a_number() -> None:
+    kept = record("logits")
+    kept.logp[1, 1] = [-900.0, 0.0, 0.0]  # alone it is exp(-900) = 0 in float64; averaged with others it is not
+    kept.gold[1] = 0
+    found = draw_curves(kept, "BLoB", orders=2)["nll"]
+    np.testing.assert_allclose(found.value, slow(kept, "nll", np.arange(4)))
+
+
+def test_nothing_to_vary_gives_no_curve() -> None:
+    assert draw_curves(record(draws=1), "MLE") == draw_curves(record("given"), "LAP") == {}
+    auto = record()
+    auto.logp[4, 0] = np.nan  # the first question needed no fourth draw
+    assert draw_curves(auto, "BLoB") == {}
+    without = draw_curves(record(has_mean=False), "ENS")["acc"]
+    assert isinstance(without, DrawCurve) and without.mean is None

@@ -1,0 +1,86 @@
+"""Tables of texts as CSV, Markdown, LaTeX and JSON, and the numbers behind the figures in them."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+
+import numpy as np
+import pytest
+from made_results import record
+
+from uqharness.leaderboard import charts, curve_rows, curves, export
+from uqharness.leaderboard.draw_curves import draw_curves
+from uqharness.leaderboard.export import Shown
+from uqharness.leaderboard.grids import Grid
+from uqharness.leaderboard.table_formats import number
+from uqharness.metrics import METRICS, mutual_information, reliability_bins
+
+ROWS = [[("BLoB", "run?run=1"), "-0.5", "a | b"], ["=1+1", "–", "50 % <b>\nof & $x_1$ \\input{/etc/passwd}"]]
+GRIDS = [Grid(["Method", "Gap", "Words"], ROWS, "One, [a](b)"), Grid(["Method", "N"], [["MLE", "1"]], "Other", "words")]
+
+
+def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
+    told = list(csv.DictReader(io.StringIO(export.text("CSV", Shown("all", grids=GRIDS), "http://x/?a=1"))))
+    assert [row["table"] for row in told] == ["One, [a](b)"] * 2 + ["Other"]
+    assert [(row["Method"], row["Gap"], row["N"]) for row in told] == [
+        ("BLoB", "-0.5", ""), ("'=1+1", "–", ""), ("MLE", "", "1"),
+    ]  # fmt: skip
+    assert told[1]["Words"] == ROWS[1][2] and {row["link"] for row in told} == {"http://x/?a=1"}
+
+
+def test_json_has_caption_link_and_all_texts() -> None:
+    told = json.loads(export.text("JSON", Shown("all", grids=GRIDS), "http://x/"))
+    assert (told["caption"], told["link"]) == ("all", "http://x/")
+    assert told["grids"][0]["rows"] == [["BLoB", "-0.5", "a | b"], ROWS[1]]
+
+
+def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None:
+    md, tex = (export.text(kind, Shown("all", grids=GRIDS), "http://x/") for kind in ("Markdown", "LaTeX"))
+    assert md.startswith("all\n\n<http://x/>\n") and r"| BLoB | -0.5 | a \| b |" in md and "<b>" not in md
+    assert len([line for line in md.splitlines() if line.startswith("|")]) == 2 + 2 + 2 + 1
+    assert tex.startswith("% all\n% http://x/\n") and tex.count(r"\toprule") == 2
+    assert r"BLoB & -0.5 & a \textbar{} b \\" in tex and r"\begin{tabular}{lrr}" in tex
+    assert r"\begin{tabular}{ll}" in tex
+    assert r"\$x\_1\$ \textbackslash{}input\{/etc/passwd\}" in tex and tex.count(r" \\") == 5
+
+
+@pytest.mark.parametrize("equal_mass", [False, True])
+def test_bins_as_rows_are_those_that_hold_questions(equal_mass: bool) -> None:
+    found = curves.answers(record(items=200), "BLoB")
+    header, rows = curve_rows.bin_rows([found], 10, equal_mass)
+    told = reliability_bins(found.probs, found.gold, 10, equal_mass)
+    assert [int(row[header.index("Questions")]) for row in rows] == [n for n in told["count"] if n]
+    assert sum(int(row[3]) for row in rows) == 200
+    for row, right in zip(rows, [a for a, n in zip(told["accuracy"], told["count"], strict=True) if n], strict=True):
+        assert float(row[5]) == pytest.approx(right, abs=1e-4)
+        assert float(row[6]) == pytest.approx(float(row[4]) - float(row[5]), abs=2e-4)
+
+
+def test_parts_as_rows_are_means_over_questions() -> None:
+    found, single = curves.answers(record(), "BLoB"), curves.answers(record(draws=1), "MLE")
+    header, rows = curve_rows.part_rows([found, single])
+    assert [row[0] for row in rows] == ["BLoB"] and found.draws is not None
+    gain = mutual_information(found.draws, normalised=True)
+    right = np.nanargmax(found.probs, axis=1) == found.gold
+    told = dict(zip(header, rows[0], strict=True))
+    for which, kept in (("all", gain), ("right", gain[right]), ("wrong", gain[~right])):
+        assert float(told[f"Mutual information, {which}"]) == pytest.approx(kept.mean(), abs=1e-4)
+
+
+def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
+    found = {"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}, "MLE": {"near": (0.4, None)}}
+    header, rows = curve_rows.shift_rows(found, "acc")
+    assert header == ["Method", "near", "far"]
+    assert rows == [["BLoB", f"{number(0.5, 'acc')} ± {number(0.01, 'acc')}", number(0.25, "acc")],
+                    ["MLE", number(0.4, "acc"), "–"]]  # fmt: skip
+
+
+def test_draws_as_rows_are_the_points_of_the_figure() -> None:
+    curve = draw_curves(record(), "BLoB")["nll"]
+    _, rows = curve_rows.draw_rows([curve])
+    band, line, mean = charts.against_draws([curve]).data
+    assert [row[2] for row in rows] == ["0", "1", "2", "3", "4"] and rows[0][3] == number(mean.y[0], "nll")
+    assert [row[3] for row in rows[1:]] == [number(float(y) / METRICS["nll"].scale, "nll") for y in line.y]
+    assert [row[5] for row in rows[1:]] == [number(float(y), "nll") for y in band.y[:4]]
