@@ -33,7 +33,7 @@ def titled(metric: str) -> str:
 
 def of_runs(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
     """The recorded costs of every run, by id."""
-    return {row["run_id"]: row for row in runs[["run_id", *COSTS, "device", "dtype"]].to_dict("records")}
+    return {row["run_id"]: row for row in runs[["run_id", "draws", *COSTS, "device", "dtype"]].to_dict("records")}
 
 
 def average(runs: Sequence[Mapping[str, Any]], cost: str) -> float:
@@ -61,7 +61,7 @@ def points(
         found = [(run, run.used(draws)) for run in group.runs.get(data, {}).get(row, {}).values()]
         used = [(run, n) for run, n in found if n is not None]
         if used:
-            mine = [_needed(costs[run.run_id], run.draws - n) for run, n in used if run.run_id in costs]
+            mine = [needed(costs[run.run_id], n) for run, n in used if run.run_id in costs]
             counts = sorted({n for _, n in used})
             held = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
             point: dict[str, Any] = {"row": row, "draws": held, "runs": mine}
@@ -73,11 +73,11 @@ def points(
     return out
 
 
-def _needed(recorded: Mapping[str, Any], left_out: int) -> Mapping[str, Any]:
+def needed(recorded: Mapping[str, Any], draws: int) -> Mapping[str, Any]:
     """A run's costs without the forward passes of the draws that are left out; one there is always."""
     passes = recorded["passes"]
     known = passes is not None and passes == passes
-    return {**recorded, "passes": max(passes - left_out, 1.0)} if known else recorded
+    return {**recorded, "passes": max(passes - (recorded["draws"] - draws), 1.0)} if known else recorded
 
 
 def pareto_front(points: Sequence[Mapping[str, Any]], cost: str) -> list[bool]:

@@ -131,27 +131,24 @@ def flat(
             for j, column in enumerate(table.columns):
                 cells = {m: table.cells[m, i, j] for m in metrics if (m, i, j) in table.cells}
                 if cells:
-                    told_draws = shown_draws(draws, table.auto.get(i))
-                    rows.append(_flat_row(method, told_draws, column, cells, metrics, recorded if with_cost else None))
-                    rows[-1] += [str(k)] * (len(tables) > 1)
+                    row = _flat_row((method, draws), table.auto.get(i), column, cells, metrics)
+                    row += _costs(next(iter(cells.values())), draws, recorded) if with_cost else []
+                    rows.append(row + [str(k)] * (len(tables) > 1))
     return header, rows
 
 
 def _flat_row(
-    method: str,
-    draws: str,
-    column: Column,
-    cells: Mapping[str, Cell],
-    metrics: Sequence[str],
-    recorded: Mapping[str, Mapping[str, Any]] | None,
+    row: tuple[str, int], auto: float | None, column: Column, cells: Mapping[str, Cell], metrics: Sequence[str]
 ) -> list[str]:
-    first = next(iter(cells.values()))
-    row = [method, draws, column.task, column.shift or "–", column.trained_on or "–"]
-    row += [str(len(first.values) or "–"), *(told(cells.get(m), m) for m in metrics)]
-    if recorded is not None:
-        runs = [recorded[run] for run in first.runs if run in recorded]
-        row += [*(costs.told(runs, cost) for cost in costs.COSTS), costs.hardware(runs)]
-    return row
+    count = len(next(iter(cells.values())).values)
+    known = [row[0], shown_draws(row[1], auto), column.task, column.shift or "–", column.trained_on or "–"]
+    return [*known, str(count or "–"), *(told(cells.get(m), m) for m in metrics)]
+
+
+def _costs(cell: Cell, draws: int, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Of so many draws: a run's forward passes are those of all that it holds."""
+    runs = [costs.needed(recorded[run], draws) for run in cell.runs if run in recorded]
+    return [*(costs.told(runs, cost) for cost in costs.COSTS), costs.hardware(runs)]
 
 
 def told(cell: Cell | None, metric: str) -> str:

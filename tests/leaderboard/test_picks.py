@@ -55,7 +55,7 @@ def test_forward_passes_are_those_of_the_draws_that_are_averaged(
 ) -> None:
     """Four draws and the mean were run; N = 0 needs the mean alone."""
     title = costs.title("passes")
-    recorded = {"train_seconds": 1.0, "peak_memory": 1.0, "trainable": 1.0, "passes": 5.0, "device": "", "dtype": ""}
+    recorded = {"draws": 4, **dict.fromkeys(costs.COSTS, 1.0), "passes": 5.0, "device": "", "dtype": ""}
     run = group.run(HOME, "BLoB", "0")
     assert run is not None
     [point] = costs.points(group, HOME, ["BLoB"], {run.run_id: recorded}, draws)

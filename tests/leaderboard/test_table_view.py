@@ -78,6 +78,15 @@ def test_flat_has_every_cell_once(board: Board) -> None:
             assert told[found.rows[i][0], found.columns[j].task] == table_view.told(cell, "acc")
 
 
+def test_flat_has_the_forward_passes_of_the_draws_that_are_averaged(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB")
+    runs = build([tmp_path]).runs.assign(passes=5.0)
+    found = table.build(build([tmp_path]).sources(), ("nll",), [0, 1, None])
+    header, rows = table_view.flat(found, costs.of_runs(runs), with_cost=True)
+    told = {row[header.index("N")]: row[header.index("Forward passes")] for row in rows}
+    assert told == {"0": "1", "1": "2", "4": "5"}
+
+
 def test_export_is_the_view_with_caption_and_link(board: Board) -> None:
     (found,) = tables(board)
     shown = table_view.ordered(found, "acc", "")
