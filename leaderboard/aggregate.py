@@ -113,18 +113,23 @@ def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
     shown = dict(result_files(paths or publish.shipped()))
     archives = [path for path in shown if path.endswith(publish.SUFFIX)]
     store = refresh([path for path in shown if path not in archives], cache)
-    order: dict[str, str] = {}
     problems = [{**row, "file": shown_path(shown[row["file"]])} for row in store.unread]
-    for path in filter(store.files.__contains__, shown):  # in the order of the files, not of their reading
-        sha = store.files[path][2]
-        if order.setdefault(sha, path) != path:
-            reason = f"the same content as {shown_path(shown[order[sha]])}"
+    hashes = {path: sha for path, (_, _, sha) in store.files.items()}
+    for path in archives:
+        try:
+            hashes[path] = publish.digest_of(path)
+        except InputError as error:
+            problems.append(problem(shown_path(shown[path]), "broken", error))
+    order: dict[str, str] = {}
+    for path in filter(hashes.__contains__, shown):  # in the order of the files, not of their reading
+        if order.setdefault(hashes[path], path) != path:
+            reason = f"the same content as {shown_path(shown[order[hashes[path]]])}"
             problems.append(problem(shown_path(shown[path]), "duplicate", reason))
     for sha, path in order.items():
         problems += [{**row, "file": shown_path(shown[path])} for row in store.problems.get(sha, ())]
-    tables = [measured(store.runs, order, shown), *(publish.read(path, shown[path], problems) for path in archives)]
-    snapshot = hashlib.sha256(" ".join(sorted([*order, *map(publish.digest_of, archives)])).encode()).hexdigest()[:16]
-    return assemble(pa.concat_tables(tables), problems, snapshot)
+    tables = [publish.read(path, shown[path], problems) for path in archives if path in order.values()]
+    snapshot = hashlib.sha256(" ".join(sorted(order)).encode()).hexdigest()[:16]
+    return assemble(pa.concat_tables([measured(store.runs, order, shown), *tables]), problems, snapshot)
 
 
 def measured(runs: pa.Table, order: Mapping[str, str], shown: Mapping[str, str]) -> pa.Table:
@@ -171,8 +176,13 @@ CLAIM = ["task", "date", "adapter_hash", "adapter", "model", "method", "settings
 
 def claimed_twice(runs: pd.DataFrame, problems: list[dict[str, Any]]) -> list[int]:
     """Rows that say to be a run that another file has: the first that does not contradict itself counts."""
-    aside = []
-    dated = runs[runs["date"].notna()]
+    again = runs["run_id"].duplicated()  # a published run beside the file that it was made of, or an id that is copied
+    aside = list(runs.index[again])
+    for k in aside:
+        first = runs.index[runs["run_id"] == runs.at[k, "run_id"]][0]
+        reason = f"the run {runs.at[k, 'run_id']}, which {runs.at[first, 'file']} holds: that one counts"
+        problems.append(problem(runs.at[k, "file"], "duplicate", reason, runs.at[k, "task"]))
+    dated = runs[runs["date"].notna() & ~again]
     twins = dated[dated.duplicated(CLAIM, keep=False)]
     for _, group in twins.groupby(CLAIM, dropna=False, sort=False):
         sound = [k for k in group.index if not set(_read(runs.at[k, "flags"])) & set(SUSPECT)]

@@ -10,10 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import table
+from uqharness.leaderboard import about, comparison, publish, run_view, table
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.metrics import METRICS, compute_all
 from uqharness.results import read_results
@@ -159,3 +161,70 @@ def test_tables_of_all_that_is_shown_are_built(board: Board) -> None:
     suspect = {s.run_id for s in board.sources() if s.suspect}
     ranked = {run for found in tables for cell in found.cells.values() if cell.rank for run in cell.runs}
     assert suspect and not suspect & ranked
+
+
+# ---------------------------------------------------------------- published files
+
+ROWS, FILES = 1500, 150
+TEXTS: tuple[str | None, ...] = (
+    None, "", "x", "../../../etc/passwd", "<script>alert(1)</script>", "\x00", "a\nb", "A" * 5000, "null", "[]", "{}",
+    "[1]", "0" * 16, r'{"k": "\ud800"}', "{" * 5000, '{"source": {"run": 1}}', '{"method": {"name": [1]}}', "given",
+)  # fmt: skip
+NUMBERS: tuple[float | None, ...] = (None, 0, 1, -1, 5, 2**31 - 1, float("nan"), float("inf"))
+
+
+def other(value: Any, kind: pa.DataType, rng: random.Random) -> Any:
+    """Another value of a column of this type."""
+    if pa.types.is_list(kind):
+        held = list(value)
+        held[rng.randrange(len(held))] = other(0, kind.value_type, rng)
+        return rng.choice((None, [], value[1:], [*value, 0], held))
+    if pa.types.is_binary(kind):
+        at = rng.randrange(len(value))
+        return rng.choice((None, b"", value[1:], value * 2, value[:at] + b"\xff" + value[at + 1 :]))
+    if pa.types.is_string(kind):
+        cut = (value or "")[: rng.randrange(len(value or "") + 1)]
+        return rng.choice((*TEXTS, cut, (value or "").replace(":", ": [", 1)))
+    if pa.types.is_boolean(kind):
+        return rng.choice((None, not value))
+    return rng.choice([n for n in NUMBERS if pa.types.is_floating(kind) or n is None or n == n and abs(n) < 2**31])
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Good rows, and such with one to three other values; their ids are their own."""
+    top = tmp_path_factory.mktemp("rows")
+    for k, method in enumerate(("MLE", "BLoB", "ENS")):
+        result(top, method, numbers=k)
+    publish.create([top], top / "good.parquet")
+    good, rng = pq.read_table(top / "good.parquet").to_pylist(), random.Random(7)
+    rows = [dict(rng.choice(good), run_id=f"{k:016x}", date=float(k)) for k in range(ROWS)]
+    for row in rows:
+        for field in rng.sample(list(publish.WHOLE_ROW), rng.choice((1, 1, 3))):
+            row[field.name] = other(row[field.name], field.type, rng)
+    pq.write_table(pa.Table.from_pylist([*good, *rows], publish.WHOLE_ROW), top / "bad.parquet")
+    return top / "bad.parquet"
+
+
+def test_every_row_of_a_published_file_is_shown_or_listed(published: Path) -> None:
+    board = build([published])
+    assert len(board.runs) + len(board.problems) == ROWS + 3 and len(board.runs) > 100 and len(board.problems) > 700
+    assert (board.problems["reason"].str.len() > 10).all()
+    assert board.runs["run_id"].str.fullmatch("[0-9a-f]{16}").all() and not board.runs["run_id"].duplicated().any()
+    table.build(board.sources(), ["acc", "nll"], [0, 2, None])
+    for run_id in board.runs["run_id"].sample(60, random_state=1):
+        run, record = board.run(run_id), board.record(run_id)
+        assert len(run_view.numbers(board, run, record)[1]) == len(METRICS)
+        assert run_view.facts(run) and about.reproduce(run) and comparison.settings(run)
+        assert run_view.warnings(run, board.problems) is not None and about.short_record(run) is not None
+
+
+def test_a_damaged_published_file_is_one_problem_or_some_rows(published: Path, tmp_path: Path) -> None:
+    content, rng = (published.parent / "good.parquet").read_bytes(), random.Random(8)
+    for k in range(FILES):
+        changed = bytearray(content[: rng.randrange(len(content))] if k % 5 == 0 else content)
+        for _ in range(rng.choice((1, 5, 50))):
+            changed[rng.randrange(len(changed))] = rng.randrange(256)
+        (tmp_path / f"{k}.parquet").write_bytes(changed)
+    board = build([published.parent / "good.parquet", *(tmp_path / f"{k}.parquet" for k in range(FILES))])
+    assert len(board.runs) >= 3 and board.problems["file"].nunique() > FILES / 2

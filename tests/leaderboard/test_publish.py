@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from made_results import result
@@ -15,6 +17,7 @@ from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.leaderboard import publish, table
 from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.ingest import Row
 from uqharness.metrics import combine_draws
 
 
@@ -90,6 +93,107 @@ def test_problems_stop_publishing_and_damaged_files_are_problems(results: Path, 
     board = build([bad])
     assert board.runs.empty and board.problems["kind"].tolist() == ["broken"]
     assert main(["publish", str(results), str(tmp_path / "toy.csv")]) == 2
+
+
+@pytest.fixture
+def rows(results: Path, tmp_path: Path) -> list[Row]:
+    publish.create([results], tmp_path / "toy.parquet")
+    return pq.read_table(tmp_path / "toy.parquet").to_pylist()
+
+
+def written(rows: list[Row], out: Path) -> Path:
+    pq.write_table(pa.Table.from_pylist(rows, publish.WHOLE_ROW), out)
+    return out
+
+
+BAD: dict[str, tuple[Row, str]] = {
+    "path as id": ({"run_id": "../../x"}, "'../../x' is no id of a run"),
+    "no id": ({"run_id": None}, "None is no id of a run"),
+    "id and a line": ({"run_id": "0123456789abcdef\n"}, "is no id of a run"),
+    "name of two lines": ({"method": "a\nb"}, "method is not a short text"),
+    "long name": ({"adapter": "a" * 5000}, "adapter is not a short text"),
+    "no task": ({"task": None}, "task is not a short text"),
+    "no JSON": ({"settings": "{"}, "settings is not JSON: JSONDecodeError"),
+    "deep JSON": ({"record": "[" * 100_000}, "record is not JSON: RecursionError"),
+    "no object": ({"record": "[]"}, "record is a list, not a dict"),
+    "null": ({"setup": None}, "setup is not JSON"),
+    "half a character": ({"settings": r'{"k": "\ud800"}'}, "not Unicode"),
+    "flags": ({"flags": "[1]"}, "a flag is not a short text"),
+    "adapter's record": ({"record": '{"source": {"run": [1]}}'}, "run is a list"),
+    "protocol": ({"protocol": '{"name": "other"}'}, "its protocol hash is not that of its protocol"),
+    "rule": ({"combine": "best"}, "how its draws are combined"),
+    "finite": ({"finite": -3}, "finite is -3, less than 1"),
+    "endless": ({"date": float("inf")}, "date is not a number"),
+    "warning": ({"elsewhere": "\x1b[2J"}, "elsewhere is not a line"),
+    "counts": ({"n": [0, 1, 2]}, "its numbers of draws are not those up to 4"),
+    "no counts": ({"n": None}, "its numbers of draws"),
+    "huge count": ({"n": [2**31 - 1], "draws": 2**31 - 1}, "its numbers of draws"),
+    "fewer numbers": ({"nll": [0.5]}, "1 numbers of nll for 5"),
+    "no number": ({"acc": [0.5, None, 0.5, 0.5, 0.5]}, "acc is not a number"),
+    "NaN": ({"nll": [float("nan")] * 5}, "nll is not a number"),
+    "items": ({"items": 39}, "its questions are not as many as it says"),
+    "no questions": ({"gold": b"", "choices": b"", "ids": b"", "doc_hashes": b"", "items": 0}, "its questions are not"),
+    "half a number": ({"gold": b"123"}, "ValueError: buffer size"),
+    "label": ({"gold": b"\x07\x00" * 40}, "a label that is no choice"),
+    "twice": ({"ids": bytes(160)}, "a question twice"),
+    "answers": ({"answers": b"x"}, "1 bytes of answers for 160 odds"),
+    "many choices": ({"choices": b"\xff\xff" * 40}, "bytes of answers"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_bad_row_is_listed_with_its_reason_and_the_good_ones_are_kept(
+    rows: list[Row], tmp_path: Path, name: str
+) -> None:
+    changes, reason = BAD[name]
+    board = build([written([rows[0], {**rows[1], **changes}, rows[2]], tmp_path / "x.parquet")])
+    (problem,) = board.problems.to_dict("records")
+    assert problem["kind"] == "broken" and problem["reason"].startswith("row 2: ") and reason in problem["reason"]
+    assert board.runs["run_id"].tolist() == [rows[0]["run_id"], rows[2]["run_id"]]
+    assert main(["validate", str(tmp_path / "x.parquet")]) == 1
+
+
+def test_files_that_are_none_of_ours(rows: list[Row], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = written(rows, tmp_path / "good.parquet")
+    table = pq.read_table(good)
+    wrong = pa.array([b"\xff"] * len(table)).view(pa.binary())
+    made = {
+        "columns": table.drop_columns(["nll"]), "types": table.set_column(0, table.field(0).name, [[[1]] * len(table)]),
+        "bytes": table.set_column(table.schema.get_field_index("task"), "task", wrong),
+    }  # fmt: skip
+    for name, other in made.items():
+        pq.write_table(other, tmp_path / f"{name}.parquet")
+    (tmp_path / "empty.parquet").touch()
+    os.mkfifo(tmp_path / "pipe.parquet")  # opening it would wait for ever
+    paths = [*(tmp_path / f"{name}.parquet" for name in (*made, "empty", "pipe")), good]
+    board = build(paths)
+    assert len(board.runs) == len(rows) and board.problems["file"].tolist() == [str(paths[4]), *map(str, paths[:4])]
+    assert set(board.problems["kind"]) == {"broken"}
+    monkeypatch.setattr(publish, "MAX_ROWS", 2)
+    assert "5 rows" in build([good]).problems["reason"][0]
+
+
+def test_a_run_is_there_once(results: Path, rows: list[Row], tmp_path: Path) -> None:
+    """Beside what it was made of, copied under another name, and where a file says another's id."""
+    out, copy = tmp_path / "toy.parquet", tmp_path / "copy.parquet"
+    copy.write_bytes(out.read_bytes())
+    board = build([out, results, copy])
+    assert len(board.runs) == len(rows) and set(board.runs["origin"]) == {"measured"}
+    assert set(board.problems["kind"]) == {"duplicate"} and len(board.problems) == len(rows) + 1
+    forged = written([{**rows[0], "task": "boolq_uq", "date": None, "acc": [1.0] * 5}], tmp_path / "x.parquet")
+    both = build([results, forged])
+    assert both.number(rows[0]["run_id"], "acc", 4) == board.number(rows[0]["run_id"], "acc", 4)
+    assert both.problems["kind"].tolist() == ["duplicate"] and set(both.runs["task"]) == {"arc_easy_uq"}
+
+
+def test_a_run_that_left_the_file_is_an_error_of_one_line(rows: list[Row], tmp_path: Path) -> None:
+    board = build([out := tmp_path / "toy.parquet"])
+    written(rows[1:], out)
+    with pytest.raises(InputError, match="holds no run"):
+        board.record(rows[0]["run_id"])
+    out.unlink()
+    with pytest.raises(InputError, match="cannot be read"):
+        board.record(rows[1]["run_id"])
 
 
 def test_what_is_shipped_is_sound_and_small() -> None:
