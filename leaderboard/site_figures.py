@@ -12,7 +12,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from uqharness.leaderboard import charts, costs, curves, table_html
+from uqharness.leaderboard import charts, costs, curve_rows, curves, draw_curves, table_html
 from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
@@ -97,11 +97,13 @@ def uncertainty(groups: Sequence[Group], read: Read) -> list[str]:
         drawn = [found for found in told if found.row in section.drawn]
         risk = section.folded(charts.risk_coverage(told), [found.row for found in told])
         header, rows = curves.coverage_rows(told)
+        parts = curve_rows.part_rows(told)
         return [
             section.note("In the tables, and on a wide screen drawn by a click in the legend"),
             html.figure(risk, f"risk-{section.key}", f"Risk against coverage on {data}"),
             table_html.grid(header, rows, f"Accuracy at coverage, %, on {data}"),
             html.figure(charts.decomposed(drawn), f"parts-{section.key}", f"Epistemic against aleatoric on {data}"),
+            *([table_html.grid(*parts, f"Means over the questions of {data}")] if parts[1] else []),
             *_away(section, read),
         ]
 
@@ -126,11 +128,12 @@ def _away(section: Section, read: Read) -> list[str]:
                 parts.append(html.figure(fig, f"detection-{key}", f"AUROC of telling shifted questions by {name}"))
             caption = f"AUROC of {name}, %: {home} against the other data set"
             parts.append(table_html.grid(*curves.detection_rows(found), caption))
-    parts.append(html.paragraph("Below: mean and standard deviation over all training seeds."))
     for metric in CURVES:
         over = group.over_seeds(list(section.runs), metric, None, near)
         fig = section.folded(charts.shifted(over, metric), list(over))
         parts.append(html.figure(fig, f"shift-{metric}-{key}", f"{METRICS[metric].label} from {home} to shifted data"))
+        caption = f"{METRICS[metric].label}, mean and standard deviation over training seeds"
+        parts.append(table_html.grid(*curve_rows.shift_rows(over, metric), caption))
     return parts
 
 
@@ -140,13 +143,10 @@ def draws(groups: Sequence[Group]) -> list[str]:
         if not several:
             return [html.paragraph("None of these has several draws.")]
         parts = [section.note("Not drawn, or of one answer", several)]
+        runs = [(section.runs[row], row) for row in several]
+        found = [draw_curves.draw_curves(run.record(), row) or draw_curves.known_curves(run, row) for run, row in runs]
         for metric in CURVES:
-            runs = {row: section.runs[row] for row in several}
-            found = [
-                curves.draw_curve(run.record(), row, metric) or curves.known_curve(run, row, metric)
-                for row, run in runs.items()
-            ]
-            fig = charts.against_draws([curve for curve in found if curve])
+            fig = charts.against_draws([each[metric] for each in found])
             name, label = f"draws-{metric}-{section.key}", METRICS[metric].label
             parts.append(html.figure(fig, name, f"{label} against N on {section.data}"))
         return parts

@@ -16,7 +16,18 @@ from made_results import result
 
 from uqharness import cli
 from uqharness.errors import InputError
-from uqharness.leaderboard import about, curves, picks, publish, run_view, site, site_figures, table, table_formats
+from uqharness.leaderboard import (
+    about,
+    curve_rows,
+    curves,
+    picks,
+    publish,
+    run_view,
+    site,
+    site_figures,
+    table,
+    table_formats,
+)  # fmt: skip
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.metrics import METRICS
 
@@ -136,6 +147,8 @@ def test_the_uncertainty_page_tells_shifted_data_apart_as_the_app_does(tmp_path:
         over, scale = group.over_seeds(methods, metric, None, near), METRICS[metric].scale
         lines = {trace["name"]: trace["y"] for trace in drawn[f"shift-{metric}-0-0"]["data"]}
         assert lines == {row: [scale * mean for mean, _ in values.values()] for row, values in over.items()}
+        assert all(row in rows for row in curve_rows.shift_rows(over, metric)[1])
+    assert all(row in rows for row in curve_rows.part_rows(answers[home])[1])
     assert site_figures.NO_SHIFT not in text and sum("detection" in name for name in drawn) == 1
 
 
