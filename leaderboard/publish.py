@@ -53,7 +53,12 @@ NAMES = tuple(name for name in TEXTS if name not in {"run_id", "elsewhere", *NUL
 UNDEFINED = ("auroc", "mutual_information", "mutual_information_norm")  # of a model that is always right, or one draw
 OF_RECORD = ("run_id", "task", "items", "has_mean", "draws", "protocol", "protocol_hash")
 WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in KEPT)])
-ABSOLUTE = re.compile(r"(?<![\w./-])/(?:[\w.+-]+/)+")  # the folders of an absolute path
+# The folders of an absolute path. One with spaces has a known end only as the whole text or between quotes;
+# in the middle of a text, "/home/my name/x" loses what is before the space: more would take words of that text with it.
+SPACED = r"""[^\s/"'](?:(?! -| /|[,:;] )[^/"'\n])*"""
+ABSOLUTE = re.compile(
+    rf"""(?:\A|(?<=["']))/(?:{SPACED}/)+(?=(?:{SPACED})?(?:\Z|["']))|(?<![\w./-])/(?:[\w.+-]+/)+"""
+)
 
 
 @dataclass(frozen=True)

@@ -84,6 +84,24 @@ def test_no_folder_of_this_machine_is_published(results: Path, tmp_path: Path) -
     assert str(tmp_path) not in text and not re.search(r'"/\w', text) and "adapters/BLoB" in text
 
 
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("/home/me/x", "x"), ("/home/my name/x", "x"), ("/home/my name/a (1)/x y", "x y"), ("/home/my name/", ""),
+        ('{"out": "/home/my name/x", "b": ["/c d/e"]}', '{"out": "x", "b": ["e"]}'),
+        ("eval '/home/my name/x' --out /c/d/e", "eval 'x' --out e"),
+        ("adapter=/home/x/y,samples=10", "adapter=y,samples=10"),
+        ("/usr/bin/python train.py --out runs/x", "python train.py --out runs/x"),
+        ("/home/a/x.json and /home/b/y.json", "x.json and y.json"), ("see /a/b/c and d/e", "see c and d/e"),
+        ("/home/a/b c: d/e", "b c: d/e"), ("/think or /no_think",) * 2, ("and/or, 1/2 / 3/4",) * 2,
+        ("https://x.org/a/b",) * 2, ("'/x' and '/y'",) * 2,
+        ("in /home/my name/x", "in my name/x"),  # where it ends is not known
+    ],
+)  # fmt: skip
+def test_folders_of_paths_with_spaces(text: str, left: str) -> None:
+    assert publish.ABSOLUTE.sub("", text) == left
+
+
 def test_problems_stop_publishing_and_damaged_files_are_problems(results: Path, tmp_path: Path) -> None:
     (results / "results_x.json").write_text("{")
     with pytest.raises(InputError, match="1 problems, nothing is published"):
