@@ -14,10 +14,11 @@ from plotly.subplots import make_subplots
 
 from uqharness.leaderboard.curves import Answers, band, decomposition
 from uqharness.leaderboard.draw_curves import DrawCurve
+from uqharness.leaderboard.label_places import places
 from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
 from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
 
-MOST_LABELS = 30  # points of a figure that all have their name beside them
+MOST_LABELS = 30  # points of a figure with their name beside them
 CLEAR = "rgba(0, 0, 0, 0)"
 
 
@@ -230,19 +231,22 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
     """
     fig = go.Figure()
     known = [(p, best) for p, best in zip(points, front, strict=True) if p[x] == p[x] and p[y] == p[y]]
+    known.sort(key=lambda each: not each[1])  # the front's names find a place first
     if not known:
         return empty("No run has recorded this cost.")
     looks = [style(str(point["row"])) for point, _ in known]
     names = [_plain(str(point["row"])) for point, _ in known]
     rings = [best for _, best in known]
-    labels = [f"<b>{name}</b>" if best else name * (len(known) <= MOST_LABELS)
-              for name, best in zip(names, rings, strict=True)]  # fmt: skip
+    across, up = ([float(point[axis]) for point, _ in known] for axis in (x, y))
+    where = places(across, up, [name if k < MOST_LABELS else "" for k, name in enumerate(names)])
+    labels = [(f"<b>{name}</b>" if best else name) if place else ""
+              for name, best, place in zip(names, rings, where, strict=True)]  # fmt: skip
     fig.add_scatter(  # one trace: hundreds of them take seconds
-        x=[point[x] for point, _ in known], y=[point[y] for point, _ in known], mode="markers+text", text=labels,
-        customdata=names, textposition="top center", cliponaxis=False,
+        x=across, y=up, mode="markers+text", text=labels, customdata=names,
+        textposition=[place or "top center" for place in where], cliponaxis=False,
         hovertemplate=f"%{{customdata}}<br>{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra></extra>",
         marker={"color": [look.colour for look in looks], "symbol": [look.symbol for look in looks],
-                "size": [15 if best else 10 for best in rings],
+                "size": [15 if best else 10 for best in rings], "opacity": 1,
                 "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]}},
     )  # fmt: skip
     fig.update_xaxes(title=_plain(x))

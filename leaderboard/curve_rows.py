@@ -3,13 +3,45 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics import METRICS, correct, expected_entropy, mutual_information, reliability_bins
+from uqharness.metrics import (
+    METRICS,
+    accuracy_at_coverage,
+    aurc,
+    confidence,
+    correct,
+    ece,
+    ece_debiased,
+    ece_floor_mean,
+    expected_entropy,
+    mce,
+    mutual_information,
+    reliability_bins,
+)
 
 Rows = tuple[list[str], list[list[str]]]
+
+
+def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
+    """ECE beside what sampling alone would give."""
+    header = ["Method", "ECE, %", "Floor, %", "Debiased, %", "Largest gap, %", "Accuracy, %", "Mean confidence, %"]
+    rows = []
+    for found in shown:
+        asked = (found.probs, found.gold, bins, equal_mass)
+        floor, debiased = "–", "–"  # known for bins of equal width
+        if not equal_mass:
+            floor = f"{100 * ece_floor_mean(found.probs, bins):.2f}"
+            debiased = f"{100 * ece_debiased(found.probs, found.gold, bins):.2f}"
+        rows.append([
+            found.row, f"{100 * ece(*asked):.2f}", floor, debiased,
+            f"{100 * mce(*asked):.2f}", f"{100 * correct(found.probs, found.gold).mean():.2f}",
+            f"{100 * confidence(found.probs).mean():.2f}",
+        ])  # fmt: skip
+    return header, rows
 
 
 def bin_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
@@ -26,6 +58,18 @@ def bin_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
     return header, rows
 
 
+def coverage_rows(shown: Sequence[Answers]) -> Rows:
+    """Accuracy among the surest share of the questions."""
+    shares = (0.25, 0.5, 0.75, 0.9, 1.0)
+    rows = []
+    for found in shown:
+        values = [accuracy_at_coverage(found.probs, found.gold, share) for share in shares]
+        rows.append(
+            [found.row, f"{100 * aurc(found.probs, found.gold):.2f}", *(f"{100 * value:.2f}" for value in values)]
+        )
+    return ["Method", "AURC ↓", *(f"at {share:.0%}" for share in shares)], rows
+
+
 def part_rows(shown: Sequence[Answers]) -> Rows:
     """Means of the two parts over all questions, those answered right and those answered wrong; per log C."""
     header = ["Method", *(f"{part}, {which}" for part in ("Expected entropy", "Mutual information")
@@ -40,12 +84,21 @@ def part_rows(shown: Sequence[Answers]) -> Rows:
     return header, rows
 
 
+def detection_rows(found: Mapping[str, Mapping[str, float]]) -> Rows:
+    data = list(dict.fromkeys(name for values in found.values() for name in values))
+    rows = []
+    for row, values in found.items():
+        told = [values.get(name, nan) for name in data]
+        rows.append([row, *("–" if isnan(value) else f"{100 * value:.2f}" for value in told)])
+    return ["Method", *data], rows
+
+
 def shift_rows(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> Rows:
     """{row: {data set: (mean, standard deviation)}} as one row each."""
     data = list(dict.fromkeys(name for points in values.values() for name in points))
     rows = []
     for row, points in values.items():
-        told = [points.get(name, (float("nan"), None)) for name in data]
+        told = [points.get(name, (nan, None)) for name in data]
         rows.append([row, *(_spread(value, std, metric) for value, std in told)])
     return ["Method", *data], rows
 

@@ -11,21 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.leaderboard.draw_curves import DrawCurve
-from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import (
-    METRICS,
     Floats,
-    accuracy_at_coverage,
-    aurc,
     combine_draws,
     confidence,
     correct,
-    ece,
-    ece_debiased,
-    ece_floor_mean,
     expected_entropy,
-    mce,
     mutual_information,
     ood_auroc,
     predictive_entropy,
@@ -72,44 +63,6 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
     ends[:, always] = np.quantile(share[:, always], (0.025, 0.975), axis=0)
     ends[:, sometimes & ~always] = np.nanquantile(share[:, sometimes & ~always], (0.025, 0.975), axis=0)
     return ends[0], ends[1]
-
-
-def draw_curve(record: Record, row: str, metric: str, orders: int = 30, seed: int = 0) -> DrawCurve | None:
-    """None where there is nothing to vary: one draw, combined answers, draws that were not kept or not taken."""
-    logp, known = record.rows(None), METRICS[metric]  # [S, D, C]
-    if record.combine == "given" or len(logp) < max(record.draws, 2) or record.taken.min() < record.draws:
-        return None
-    counts = list(range(1, record.draws + 1))
-
-    def curve(order: np.ndarray) -> list[float]:
-        if known.needs_draws:
-            return [known.fn(apart[order[:n]], record.gold) for n in counts]
-        summed = np.cumsum(terms[order], axis=0)
-        return [known.fn(_joined(summed[n - 1] / n, record.combine), record.gold) for n in counts]
-
-    apart = softmax_draws(logp)
-    terms = logp if record.combine == "logits" else apart  # what is constant per draw cancels in the average
-    rng = np.random.Generator(np.random.Philox(seed))
-    spread = np.array([curve(rng.permutation(record.draws)) for _ in range(orders)])  # [R, S]
-    low, high = np.quantile(spread, (0.05, 0.95), axis=0)
-    mean = None
-    if record.has_mean and not known.needs_draws:
-        mean = known.fn(combine_draws(record.rows(0), record.combine), record.gold)
-    return DrawCurve(row, metric, counts, np.array(curve(np.arange(record.draws))), low, high, mean)
-
-
-def known_curve(source: Source, row: str, metric: str) -> DrawCurve | None:
-    """The values without a spread, of results that were published without their single draws."""
-    if source.draws < 2 or source.combine == "given":
-        return None
-    counts = list(range(1, source.draws + 1))
-    values = np.array([source.number(metric, n) for n in counts])
-    return DrawCurve(row, metric, counts, values, values, values, source.number(metric, 0) if source.has_mean else None)
-
-
-def _joined(average: Floats, rule: str) -> Floats:
-    """combine_draws, from the average of what it averages."""
-    return combine_draws(average[None], rule) if rule == "logits" else average
 
 
 def scores(found: Answers, kind: str) -> Floats | None:
@@ -161,43 +114,3 @@ def front(points: Sequence[Sequence[float]]) -> list[bool]:
         beaten = ((values <= mine).all(axis=1) & (values < mine).any(axis=1)).any()
         keep.append(bool(not beaten and not np.isnan(mine).any()))
     return keep
-
-
-# ---------------------------------------------------------------- the same as tables: header and rows of texts
-
-
-def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> tuple[list[str], list[list[str]]]:
-    """ECE beside what sampling alone would give."""
-    header = ["Method", "ECE, %", "Floor, %", "Debiased, %", "Largest gap, %", "Accuracy, %", "Mean confidence, %"]
-    rows = []
-    for found in shown:
-        asked = (found.probs, found.gold, bins, equal_mass)
-        floor, debiased = "–", "–"  # known for bins of equal width
-        if not equal_mass:
-            floor = f"{100 * ece_floor_mean(found.probs, bins):.2f}"
-            debiased = f"{100 * ece_debiased(found.probs, found.gold, bins):.2f}"
-        rows.append([
-            found.row, f"{100 * ece(*asked):.2f}", floor, debiased,
-            f"{100 * mce(*asked):.2f}", f"{100 * correct(found.probs, found.gold).mean():.2f}",
-            f"{100 * confidence(found.probs).mean():.2f}",
-        ])  # fmt: skip
-    return header, rows
-
-
-def coverage_rows(shown: Sequence[Answers]) -> tuple[list[str], list[list[str]]]:
-    """Accuracy among the surest share of the questions."""
-    shares = (0.25, 0.5, 0.75, 0.9, 1.0)
-    rows = []
-    for found in shown:
-        values = [accuracy_at_coverage(found.probs, found.gold, share) for share in shares]
-        rows.append(
-            [found.row, f"{100 * aurc(found.probs, found.gold):.2f}", *(f"{100 * value:.2f}" for value in values)]
-        )
-    return ["Method", "AURC ↓", *(f"at {share:.0%}" for share in shares)], rows
-
-
-def detection_rows(found: Mapping[str, Mapping[str, float]]) -> tuple[list[str], list[list[str]]]:
-    data = list(dict.fromkeys(name for values in found.values() for name in values))
-    texts = {row: [values.get(name, float("nan")) for name in data] for row, values in found.items()}
-    shown = {row: ["–" if np.isnan(v) else f"{100 * v:.2f}" for v in values] for row, values in texts.items()}
-    return ["Method", *data], [[row, *values] for row, values in shown.items()]

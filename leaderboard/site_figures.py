@@ -78,7 +78,7 @@ def calibration(groups: Sequence[Group], read: Read) -> list[str]:
     def of(section: Section) -> list[str]:
         told, data = section.answers(read), section.data
         drawn = [found for found in told if found.row in section.drawn]
-        header, rows = curves.calibration_rows(told, BINS, False)
+        header, rows = curve_rows.calibration_rows(told, BINS, False)
         return [
             section.note("In the table only"),
             html.figure(charts.reliability(drawn), f"reliability-{section.key}", f"Reliability on {data}"),
@@ -96,7 +96,7 @@ def uncertainty(groups: Sequence[Group], read: Read) -> list[str]:
         told, data = section.answers(read), section.data
         drawn = [found for found in told if found.row in section.drawn]
         risk = section.folded(charts.risk_coverage(told), [found.row for found in told])
-        header, rows = curves.coverage_rows(told)
+        header, rows = curve_rows.coverage_rows(told)
         parts = curve_rows.part_rows(told)
         return [
             section.note("In the tables, and on a wide screen drawn by a click in the legend"),
@@ -127,7 +127,7 @@ def _away(section: Section, read: Read) -> list[str]:
                 fig = section.folded(charts.detections(found, name), list(found))
                 parts.append(html.figure(fig, f"detection-{key}", f"AUROC of telling shifted questions by {name}"))
             caption = f"AUROC of {name}, %: {home} against the other data set"
-            parts.append(table_html.grid(*curves.detection_rows(found), caption))
+            parts.append(table_html.grid(*curve_rows.detection_rows(found), caption))
     for metric in CURVES:
         over = group.over_seeds(list(section.runs), metric, None, near)
         fig = section.folded(charts.shifted(over, metric), list(over))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, curve_rows, curves, pick_rows, shell
+from uqharness.leaderboard import charts, curve_rows, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -27,7 +27,7 @@ values = view.done()
 pick_rows.say_missing(picked)
 shown, place = picked.answers(), picked.place
 asked = values["bins"], values["mass"]
-summary = Grid(*curves.calibration_rows(shown, *asked), place)
+summary = Grid(*curve_rows.calibration_rows(shown, *asked), place)
 bins = Grid(*curve_rows.bin_rows(shown, *asked), f"Bins of the figure, {place}")
 with sharing:
     how = f"{asked[0]} bins of equal {'mass' if asked[1] else 'width'}"

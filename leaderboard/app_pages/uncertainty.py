@@ -26,7 +26,7 @@ MORE = [
 def risk() -> Grid:
     shown = picked.answers()
     shell.figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}")
-    return Grid(*curves.coverage_rows(shown), f"Accuracy at coverage, %, on {picked.place}")
+    return Grid(*curve_rows.coverage_rows(shown), f"Accuracy at coverage, %, on {picked.place}")
 
 
 def parts() -> Grid:
@@ -44,7 +44,7 @@ def detection() -> Grid:
     found = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
     name = curves.SCORES[score].lower()
     shell.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
-    return Grid(*curves.detection_rows(found), f"AUROC of {name}, %: {picked.place} against the other data set")
+    return Grid(*curve_rows.detection_rows(found), f"AUROC of {name}, %: {picked.place} against the other data set")
 
 
 def shift() -> Grid:

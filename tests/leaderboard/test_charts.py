@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from uqharness.leaderboard import charts, theme
+from uqharness.leaderboard import charts, label_places, theme
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.metrics import aurc, confidence, correct, ece, expected_entropy, mutual_information, reliability_bins
@@ -81,9 +81,8 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     assert list(line.y) == [40, 50] and list(mean.y) == [45] and sorted(spread.y) == [30, 50, 50, 50]
     points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
     (dots,) = charts.pareto(points, "time", "ACC", [False, True]).data
-    assert dots.text == ("MLE", "<b>BLoB</b>") and dots.y == (50.0, 60.0) and dots.customdata == ("MLE", "BLoB")
-    many = charts.pareto(points * 20, "time", "ACC", [False] * 39 + [True])
-    assert set(many.data[0].text[:39]) == {""} and many.data[0].text[39] == "<b>BLoB</b>"
+    assert dots.text == ("<b>BLoB</b>", "MLE") and dots.y == (60.0, 50.0) and dots.customdata == ("BLoB", "MLE")
+    assert list(dots.marker.size) == [15, 10]  # a ring and bold: the front
 
 
 def test_a_figure_without_anything_says_why() -> None:
@@ -92,6 +91,27 @@ def test_a_figure_without_anything_says_why() -> None:
         assert not fig.data and fig.layout.annotations[0].text
     many = DrawCurve("BLoB", "acc", list(range(1, 101)), *(np.zeros(100) for _ in range(3)), None)
     assert charts.against_draws([many]).layout.xaxis.dtick is None  # a hundred numbers would lie on each other
+
+
+@pytest.mark.parametrize("count", [13, 40])
+def test_names_of_points_lie_neither_on_each_other_nor_on_points(count: int) -> None:
+    rng = np.random.default_rng(count)
+    x, y = rng.normal(0, 1, (2, count)).tolist()
+    names = [f"method {k}" for k in range(count)]
+    found = label_places.places(x, y, names)
+    shown = [k for k, place in enumerate(found) if place]
+    left, up = (760 * (np.array(x) - min(x)) / np.ptp(x), 360 * (np.array(y) - min(y)) / np.ptp(y))
+    boxes = []
+    for k in shown:
+        right, above = label_places.PLACES[found[k]]
+        half = len(names[k]) * 3.5
+        middle = left[k] + right * (half + 9), up[k] + above * 16.5
+        west, east, south, north = middle[0] - half, middle[0] + half, middle[1] - 7.5, middle[1] + 7.5
+        assert not any(west < a < east and south < b < north for a, b in zip(left, up, strict=True))
+        boxes.append((west, east, south, north))
+    pairs = itertools.combinations(boxes, 2)
+    assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for a, b in pairs)
+    assert len(shown) == 13 if count == 13 else 20 < len(shown) < 40
 
 
 def test_no_name_becomes_markup() -> None:

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 from made_results import record
 
-from uqharness.leaderboard import curves
+from uqharness.leaderboard import curve_rows, curves
 from uqharness.metrics import (
     ece,
     ece_debiased,
@@ -83,12 +83,12 @@ def test_the_table_of_calibration_has_the_values_of_the_metrics() -> None:
     probs = rng.dirichlet(np.full(4, 0.7), 200)
     calibrated = np.array([rng.choice(4, p=p) for p in probs])
     for gold, bins in product((calibrated, rng.integers(0, 4, 200)), (10, 15)):
-        header, [row] = curves.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, False)
+        header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, False)
         told = dict(zip(header, row, strict=True))
         assert told["Debiased, %"] == f"{100 * ece_debiased(probs, gold, bins):.2f}"
         assert told["Floor, %"] == f"{100 * ece_floor(probs, bins=bins)['mean']:.2f}"
         assert told["ECE, %"] == f"{100 * ece(probs, gold, bins):.2f}"
-        header, [row] = curves.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, True)
+        header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, True)
         told = dict(zip(header, row, strict=True))
         assert told["ECE, %"] == f"{100 * ece(probs, gold, bins, True):.2f}"
         assert told["Debiased, %"] == told["Floor, %"] == "–"  # they are of bins of equal width

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import charts, costs, curves, picks
+from uqharness.leaderboard import charts, costs, curve_rows, curves, picks
 from uqharness.leaderboard.aggregate import build
 from uqharness.leaderboard.picks import Group
 
@@ -46,7 +46,7 @@ def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> N
     found = curves.detections(shown, HOME, "entropy")
     assert {row: list(values) for row, values in found.items()} == {"MLE": near[1:], "BLoB": near[1:]}
     assert isnan(found["MLE"][near[1]]) and 0 < found["BLoB"][near[1]] < 1
-    assert curves.detection_rows(found)[1][0][1] == "–"
+    assert curve_rows.detection_rows(found)[1][0][1] == "–"
 
 
 @pytest.mark.parametrize(("draws", "passes"), [(None, 5.0), (1, 2.0), (0, 1.0)])

@@ -137,7 +137,7 @@ def test_the_uncertainty_page_tells_shifted_data_apart_as_the_app_does(tmp_path:
     answers = {data: [curves.answers(run.record(), row) for row, run in told if run] for data, told in runs.items()}
     found = {score: curves.detections(answers, home, score) for score in curves.SCORES}
     for each in found.values():
-        assert len(each) == 3 and all(row in rows for row in curves.detection_rows(each)[1])
+        assert len(each) == 3 and all(row in rows for row in curve_rows.detection_rows(each)[1])
     shown = drawn["detection-0-0"]["data"]
     assert {trace["name"]: (trace["y"], trace["x"]) for trace in shown} == {
         row: (away, [100 * value for value in values.values()]) for row, values in found["entropy"].items()
