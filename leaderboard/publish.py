@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import re
 from collections.abc import Sequence
@@ -24,35 +23,26 @@ import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard.checks import (
-    MAX_NAME,
-    loads,
-    name_of,
-    number_of,
-    optional_name,
-    plain_text,
-    refuse_record,
-    whole_of,
+from uqharness.leaderboard.ingest import MAX_BYTES, Row, content_of, error_line, problem, record_in, shown_path
+from uqharness.leaderboard.published_rows import (
+    KEPT,
+    LIMIT,
+    STEP,
+    WHOLE_ROW,
+    held,
+    mismatches,
+    questions,
+    refuse_row,
+    unpack_answers,
 )
-from uqharness.leaderboard.ingest import MAX_BYTES, NUMBERS, Row, content_of, error_line, problem, record_in, shown_path
-from uqharness.leaderboard.store import REAL, SCHEMA, TEXTS, refresh, result_files
+from uqharness.leaderboard.store import SCHEMA, refresh, result_files
 from uqharness.metrics import combine_draws
-from uqharness.record import MAX_VALUES, RULES, Record, digest
+from uqharness.record import Record
 from uqharness.scores import log_softmax
 
 SUFFIX = ".parquet"
-STEP = 1 / 1024
-LIMIT = 30.0  # a probability below 1e-13 is one
-KEPT = ("gold", "choices", "ids", "doc_hashes", "answers")
 MAX_ROWS = 100_000
-RUN_ID = re.compile(r"[0-9a-f]{16}")
-PACKED = {"gold": "<u2", "choices": "<u2", "ids": "<u4"}
-JSON = {"settings": dict, "setup": dict, "protocol": dict, "record": dict, "flags": list}
-NULLABLE = ("trained_on", "shift", "protocol_name", "recipe_hash")
-NAMES = tuple(name for name in TEXTS if name not in {"run_id", "elsewhere", *NULLABLE, *JSON})
-UNDEFINED = ("auroc", "mutual_information", "mutual_information_norm")  # of a model that is always right, or one draw
 OF_RECORD = ("run_id", "task", "items", "has_mean", "draws", "protocol", "protocol_hash")
-WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in KEPT)])
 # The folders of an absolute path. One with spaces has a known end only as the whole text or between quotes;
 # in the middle of a text, "/home/my name/x" loses what is before the space: more would take words of that text with it.
 SPACED = r"""[^\s/"'](?:(?! -| /|[,:;] )[^/"'\n])*"""
@@ -117,17 +107,6 @@ def averaged(record: Record, draws: int) -> np.ndarray:
     return np.log(np.maximum(probs, np.exp(-2 * LIMIT)))
 
 
-def unpack_answers(content: bytes, choices: np.ndarray, rows: int) -> np.ndarray:
-    """log p [rows, D, C], NaN beyond a question's own choices."""
-    steps = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(2, -1).T).view("<i2").ravel()
-    width = int(choices.max())
-    odds = np.full((rows, len(choices), width), np.nan)
-    odds[..., 0] = 0.0
-    inside = np.broadcast_to(np.arange(1, width) < choices[:, None], (rows, len(choices), width - 1))
-    odds[..., 1:][inside] = steps * STEP
-    return log_softmax(odds)
-
-
 # ---------------------------------------------------------------- out and in
 
 
@@ -181,7 +160,7 @@ def opened(path: str, schema: pa.Schema) -> pa.Table:
 
 def read(path: str, shown: str, problems: list[Row]) -> pa.Table:
     """The runs of a published file, as rows with where they are from; what cannot be used becomes a problem."""
-    file, good = shown_path(shown), []
+    file, good = shown_path(shown), dict[int, str]()
     try:
         table = opened(path, WHOLE_ROW)
     except InputError as error:
@@ -190,10 +169,14 @@ def read(path: str, shown: str, problems: list[Row]) -> pa.Table:
     for k, row in enumerate(table.to_pylist()):
         try:
             refuse_row(row)
-            good.append(k)
+            wrong = list(mismatches(row))
+            problems += [problem(file, "mismatch", reason, row["task"]) for reason in wrong]
+            good[k] = json.dumps([*json.loads(row["flags"]), "mismatch"]) if wrong else row["flags"]
         except Exception as error:  # whatever a hostile row brings up
             problems.append(problem(file, "broken", f"row {k + 1}: {error_line(error)}", row["task"] or ""))
-    table = table.select(SCHEMA.names).take(pa.array(good, pa.int64()))
+    table = table.select(SCHEMA.names).take(pa.array(list(good), pa.int64()))
+    flags = pa.array(list(good.values()), pa.string())
+    table = table.set_column(SCHEMA.names.index("flags"), "flags", flags)
     table = table.append_column("path", pa.array([os.fsencode(path)] * len(table), pa.binary()))
     for name, text in {"file": shown_path(Path(shown).name), "origin": "published"}.items():
         table = table.append_column(name, pa.array([text] * len(table), pa.string()))
@@ -218,74 +201,3 @@ def record(path: str, run_id: str) -> Averaged:
 
 def digest_of(path: str) -> str:
     return hashlib.sha256(content_of(path)).hexdigest()
-
-
-# ---------------------------------------------------------------- anyone can write a parquet
-
-
-def refuse_row(row: Row) -> None:
-    """An `InputError` where no results file gives such a row."""
-    if not RUN_ID.fullmatch(row["run_id"] or ""):  # it is part of a file's name on the site
-        raise InputError(f"{plain_text(repr(row['run_id']), 60)} is no id of a run")
-    for name in NAMES:
-        name_of(row[name], name)
-    for name in NULLABLE:
-        optional_name(row[name], name)
-    for name in REAL:
-        number_of(row[name], name)
-    if row["elsewhere"] != (row["elsewhere"] and plain_text(row["elsewhere"], 4 * MAX_NAME)):
-        raise InputError("elsewhere is not a line of text")
-    if row["combine"] not in RULES or row["mean_is_member"] is None:
-        raise InputError("it does not say how its draws are combined")
-    whole_of(row["finite"], "finite", 1)
-    refuse_objects(row)
-    refuse_numbers(row)
-    questions(row)
-
-
-def refuse_objects(row: Row) -> None:
-    told = {}
-    for name, kind in JSON.items():
-        try:
-            told[name] = loads(row[name] or "")
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{name} is not JSON: {type(error).__name__}") from error
-        if not isinstance(told[name], kind):
-            raise InputError(f"{name} is a {type(told[name]).__name__}, not a {kind.__name__}")
-    for flag in told["flags"]:
-        name_of(flag, "a flag")
-    refuse_record(told["record"])
-    if row["protocol_hash"] != digest(told["protocol"]):
-        raise InputError("its protocol hash is not that of its protocol")
-
-
-def refuse_numbers(row: Row) -> None:
-    """N = 0 (where it has the mean) or 1, … S, and a number of each metric for each of them."""
-    n, first = row["n"] or [], int(not row["has_mean"])
-    if row["has_mean"] is None or n != list(range(first, first + len(n))) or n[-1:] != [row["draws"]]:
-        raise InputError(f"its numbers of draws are not those up to {row['draws']}")
-    for name in NUMBERS:
-        values = row[name] or []
-        if len(values) != len(n):
-            raise InputError(f"{len(values)} numbers of {name} for {len(n)} numbers of draws")
-        if any(v is None or not (math.isfinite(v) or (v != v and name in UNDEFINED)) for v in values):
-            raise InputError(f"{name} is not a number")
-
-
-def questions(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Label, number of choices and id of each question, [D] each, and the hashes of their documents."""
-    gold, choices, ids = (np.frombuffer(row[name] or b"", kind).astype(np.int64) for name, kind in PACKED.items())
-    hashes, items = (row["doc_hashes"] or b"").hex(), len(gold)
-    if not items or {items, len(choices), len(ids), len(hashes) / 16} != {row["items"]}:
-        raise InputError("its questions are not as many as it says")
-    if (gold >= choices).any() or len(np.unique(ids)) != items:
-        raise InputError("a label that is no choice, or a question twice")
-    size = held(row) * int((choices - 1).sum())
-    if len(row["answers"] or b"") != 2 * size or held(row) * items * int(choices.max()) > MAX_VALUES:
-        raise InputError(f"{len(row['answers'] or b'')} bytes of answers for {size} odds")
-    return gold, choices, ids, [hashes[k : k + 16] for k in range(0, len(hashes), 16)]
-
-
-def held(row: Row) -> int:
-    """Rows of answers: the mean's and the draws' average."""
-    return int(row["has_mean"]) + int(row["draws"] > 0)

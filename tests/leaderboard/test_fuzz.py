@@ -208,7 +208,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_row_of_a_published_file_is_shown_or_listed(published: Path) -> None:
     board = build([published])
-    assert len(board.runs) + len(board.problems) == ROWS + 3 and len(board.runs) > 100 and len(board.problems) > 700
+    left_out = board.problems[board.problems["kind"] != "mismatch"]  # such a run is shown as well
+    assert len(board.runs) + len(left_out) == ROWS + 3 and len(board.runs) > 100 and len(left_out) > 700
     assert (board.problems["reason"].str.len() > 10).all()
     assert board.runs["run_id"].str.fullmatch("[0-9a-f]{16}").all() and not board.runs["run_id"].duplicated().any()
     table.build(board.sources(), ["acc", "nll"], [0, 2, None])

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from made_results import result
+from made_results import PROTOCOL, answers, result
 
 from uqharness.cli import main
 from uqharness.errors import InputError
@@ -19,6 +19,8 @@ from uqharness.leaderboard import publish, table
 from uqharness.leaderboard.aggregate import build
 from uqharness.leaderboard.ingest import Row
 from uqharness.metrics import combine_draws
+from uqharness.record import pack
+from uqharness.results import RECORD
 
 
 @pytest.fixture
@@ -201,7 +203,35 @@ def test_a_run_is_there_once(results: Path, rows: list[Row], tmp_path: Path) -> 
     forged = written([{**rows[0], "task": "boolq_uq", "date": None, "acc": [1.0] * 5}], tmp_path / "x.parquet")
     both = build([results, forged])
     assert both.number(rows[0]["run_id"], "acc", 4) == board.number(rows[0]["run_id"], "acc", 4)
-    assert both.problems["kind"].tolist() == ["duplicate"] and set(both.runs["task"]) == {"arc_easy_uq"}
+    assert sorted(both.problems["kind"]) == ["duplicate", "mismatch", "mismatch"]
+    assert set(both.runs["task"]) == {"arc_easy_uq"}
+
+
+@pytest.mark.parametrize(("metric", "n"), [("nll", 4), ("nll", 0), ("brier", 0), ("acc", 4)])
+def test_numbers_other_than_those_of_the_answers_are_flagged_and_never_crowned(
+    rows: list[Row], tmp_path: Path, metric: str, n: int
+) -> None:
+    values = list(rows[0][metric])
+    values[n] *= 0.97 if metric != "acc" else 1.1
+    board = build([written([{**rows[0], metric: values}, *rows[1:]], tmp_path / "x.parquet")])
+    (problem,) = board.problems.to_dict("records")
+    assert problem["kind"] == "mismatch" and f"{metric} = {values[n]:.6g} for N = {n}" in problem["reason"]
+    assert len(board.runs) == len(rows) and "mismatch" in board.run(rows[0]["run_id"])["flags"]
+    cells = [c for t in table.build(board.sources(), [metric], [n]) for c in t.cells.values()]
+    assert [c.suspect for c in cells if rows[0]["run_id"] in c.runs] == [True] and sum(c.suspect for c in cells) == 1
+
+
+def test_answers_at_the_limit_of_their_steps_are_no_mismatch(tmp_path: Path) -> None:
+    path = result(tmp_path, "BLoB")
+    data = json.loads(path.read_text())
+    made = answers(3, 4)
+    for item in made[:5]:  # sure, and wrong: p is e^-200
+        item["logp"] = [[0.0 if c == (item["gold"] + 1) % 3 else -200.0 for c in range(3)] for _ in range(5)]
+    data["results"]["arc_easy_uq"][f"{RECORD},none"] = pack(made, task="arc_easy_uq", protocol=PROTOCOL)
+    path.write_text(json.dumps(data))
+    publish.create([path], tmp_path / "x.parquet")
+    board = build([tmp_path / "x.parquet"])
+    assert len(board.runs) == 1 and board.problems.empty and board.values["nll"].max() > 20
 
 
 def test_a_run_that_left_the_file_is_an_error_of_one_line(rows: list[Row], tmp_path: Path) -> None:
