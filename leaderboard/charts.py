@@ -20,6 +20,7 @@ from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliabil
 
 MOST_LABELS = 30  # points of a figure with their name beside them
 CLEAR = "rgba(0, 0, 0, 0)"
+ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
 
 
 def laid_out(fig: go.Figure, height: int, legend: bool = True) -> go.Figure:
@@ -50,13 +51,12 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
     fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, showlegend=False, hoverinfo="skip", row=1, col=1)
     for k, found in enumerate(shown):
         _reliability_of(fig, found, bins, equal_mass, bands, (k, len(shown)))
-    fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1}, row=2, col=1)
+    laid_out(fig, 640)
     fig.update_yaxes(title="accuracy", range=[-0.02, 1.02], row=1, col=1)
-    fig.update_yaxes(title="gap", row=2, col=1)
+    fig.update_yaxes(title="gap", **ZERO, row=2, col=1)
     fig.update_yaxes(title="questions", row=3, col=1)
     fig.update_xaxes(range=[0, 1])
-    fig.update_xaxes(title="confidence", row=3, col=1)
-    return laid_out(fig, 640)
+    return fig.update_xaxes(title="confidence", row=3, col=1)
 
 
 def _reliability_of(
@@ -107,12 +107,10 @@ def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
                         "pattern": {"shape": pattern, "fgcolor": look.colour}},
                 hovertemplate="confidence %{x:.3f}: %{customdata:.1f} % of the questions",
             )  # fmt: skip
-        fig.add_hline(y=0, line={"color": NEUTRAL, "width": 1}, row=row, col=1)
-    fig.update_layout(barmode="overlay")
-    fig.update_yaxes(title="wrong | right, %")
+    laid_out(fig, 130 + 150 * len(shown)).update_layout(barmode="overlay")
+    fig.update_yaxes(title="wrong | right, %", **ZERO)
     fig.update_xaxes(range=[0, 1])
-    fig.update_xaxes(title="confidence", row=len(shown), col=1)
-    return laid_out(fig, 130 + 150 * len(shown))
+    return fig.update_xaxes(title="confidence", row=len(shown), col=1)
 
 
 def risk_coverage(shown: Sequence[Answers]) -> go.Figure:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import isnan
-from statistics import mean
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -39,7 +39,7 @@ def of_runs(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
 def average(runs: Sequence[Mapping[str, Any]], cost: str) -> float:
     """In the unit shown; NaN where no run says it."""
     known = [float(run[cost]) for run in runs if run[cost] is not None and run[cost] == run[cost]]
-    return mean(known) * COSTS[cost][1] if known else float("nan")
+    return fmean(known) * COSTS[cost][1] if known else float("nan")
 
 
 def told(runs: Sequence[Mapping[str, Any]], cost: str) -> str:
@@ -67,8 +67,8 @@ def points(
             point: dict[str, Any] = {"row": row, "draws": held, "runs": mine}
             point |= {title(cost): average(mine, cost) for cost in COSTS}
             for metric in QUALITY:
-                values = [run.number(metric, n) for run, n in used]
-                point[metric], point[titled(metric)] = mean(values), mean(values) * METRICS[metric].scale
+                value = fmean(run.number(metric, n) for run, n in used)
+                point[metric], point[titled(metric)] = value, value * METRICS[metric].scale
             out.append(point)
     return out
 

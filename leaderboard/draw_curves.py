@@ -36,9 +36,10 @@ def draw_curves(record: Record, row: str, orders: int = 30, seed: int = 0) -> di
     mixed = [_first_n(record, rng.permutation(record.draws)) for _ in range(orders)]
     low, high = np.quantile(np.stack(mixed), (0.05, 0.95), axis=0)  # [M, S] each
     value = _first_n(record, np.arange(record.draws))
-    means = dict.fromkeys(NAMES)
+    means: dict[str, float | None] = dict.fromkeys(NAMES)
     if record.has_mean:
-        means |= {name: float(every_n(record)[1][name][0]) for name in NAMES if not METRICS[name].needs_draws}
+        of_all = every_n(record)[1]
+        means |= {name: float(of_all[name][0]) for name in NAMES if not METRICS[name].needs_draws}
     counts = list(range(1, record.draws + 1))
     return {
         name: DrawCurve(row, name, counts, value[m], low[m], high[m], means[name]) for m, name in enumerate(NAMES)

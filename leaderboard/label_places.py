@@ -13,7 +13,6 @@ LETTER, LINE, MARKER = 7, 15, 9  # px
 PLACES = {
     "top center": (0.0, 1.0), "middle right": (1.0, 0.0), "middle left": (-1.0, 0.0), "bottom center": (0.0, -1.0),
 }  # fmt: skip
-Box = tuple[float, float, float, float]  # left, bottom, right, top
 
 
 def places(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[str]:
@@ -21,39 +20,35 @@ def places(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list
 
     A place that is free at every width, or else one that is on a wide screen.
     """
-    at = [_shares(values) for values in (x, y)]
-    found: list[tuple[int, str]] = []
+    points = {width: np.stack([_shares(x) * width, _shares(y) * HEIGHT], axis=1) for width in WIDTHS}  # px, [P, 2]
+    taken: dict[int, list[np.ndarray]] = {width: [] for width in WIDTHS}
 
     def free(i: int, place: str, width: int) -> bool:
-        mine = _label(at, names, i, place, width)
-        return not any(_overlap(mine, other) for other in _taken(at, names, found, i, width))
+        mine, others = _label(points[width][i], names[i], place), np.delete(points[width], i, axis=0)
+        marks = np.concatenate([others - MARKER * 0.7, others + MARKER * 0.7], axis=1)
+        return not (_overlap(mine, marks) or _overlap(mine, np.array(taken[width]).reshape(-1, 4)))
 
+    found = []
     for i, name in enumerate(names):
         options = (p for widths in (WIDTHS, WIDTHS[-1:]) for p in PLACES if all(free(i, p, w) for w in widths))
-        found.append((i, next(options, "") if name else ""))
-    return [place for _, place in found]
+        found.append(next(options, "") if name else "")
+        if found[-1]:
+            for width in WIDTHS:
+                taken[width].append(_label(points[width][i], name, found[-1]))
+    return found
 
 
 def _shares(values: Sequence[float]) -> np.ndarray:
     told = np.asarray(values, dtype=np.float64)
-    return (told - told.min()) / (np.ptp(told) or 1.0)
+    return np.asarray((told - told.min()) / (np.ptp(told) or 1.0))
 
 
-def _label(at: Sequence[np.ndarray], names: Sequence[str], i: int, place: str, width: int) -> Box:
-    half, (right, up) = len(names[i]) * LETTER / 2, PLACES[place]
-    x, y = at[0][i] * width + right * (half + MARKER), at[1][i] * HEIGHT + up * (LINE / 2 + MARKER)
-    return x - half, y - LINE / 2, x + half, y + LINE / 2
+def _label(point: np.ndarray, name: str, place: str) -> np.ndarray:
+    """Left, bottom, right and top of a name beside its point."""
+    half, (right, up) = len(name) * LETTER / 2, PLACES[place]
+    x, y = point[0] + right * (half + MARKER), point[1] + up * (LINE / 2 + MARKER)
+    return np.array([x - half, y - LINE / 2, x + half, y + LINE / 2])
 
 
-def _taken(
-    at: Sequence[np.ndarray], names: Sequence[str], found: Sequence[tuple[int, str]], i: int, width: int
-) -> list[Box]:
-    """The labels so far, and the markers of all other points."""
-    labels = [_label(at, names, k, place, width) for k, place in found if place]
-    points = [(float(x) * width, float(y) * HEIGHT) for k, (x, y) in enumerate(zip(*at, strict=True)) if k != i]
-    size = MARKER * 0.7
-    return labels + [(x - size, y - size, x + size, y + size) for x, y in points]
-
-
-def _overlap(a: Box, b: Box) -> bool:
-    return a[0] < b[2] and b[0] < a[2] and a[1] < b[3] and b[1] < a[3]
+def _overlap(mine: np.ndarray, others: np.ndarray) -> bool:
+    return bool(((mine[:2] < others[:, 2:]) & (mine[2:] > others[:, :2])).all(axis=1).any())

@@ -35,12 +35,15 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     runs = board.runs[board.runs["method"] == chosen]
     metrics = ["nll", "brier", "acc", "ece"]
     tables = shell.kept(lambda: table.build(board.sources(method=chosen), metrics, [0, None]), "method", chosen)
-    header, rows = shell.kept(lambda: run_view.listing(board, runs), "listing", chosen)
-    listed = Grid(header, rows, f"Runs of {chosen}")
     columns, printed, remarks = run_view.in_papers(board.reported, chosen)
     papers = Grid(columns, printed, "As printed: other prompts, budgets and bases", "numbers")
-    shown = [listed, *[papers] * bool(printed)]
-    shell.share(view, "method", Shown(f"{chosen}, results {board.snapshot}", tables, shown))
+
+    def taken() -> Shown:
+        """All runs, and not only those of this page."""
+        listed = Grid(*run_view.listing(board, runs), f"Runs of {chosen}")
+        return Shown(f"{chosen}, results {board.snapshot}", tables, [listed, *[papers] * bool(printed)])
+
+    shell.share(view, "method", taken)
 
 first = board.run(str(runs["run_id"].iloc[0]))
 page = about.pages().get(about.method_name(first))
@@ -63,11 +66,12 @@ for k, found in enumerate(tables, start=1):
     caption = f"{chosen}, table {k} of {len(tables)}" if len(tables) > 1 else f"{chosen}: N = 0 is the posterior's mean"
     lines = [f"{MOST} of {len(found.rows)} rows are shown: export has all"] * (len(found.rows) > MOST) + found.notes
     st.html(table_html.papers_view(found, caption, {}, link, most=MOST) + table_html.notes(lines))
-number, start, stop = paged(len(rows), st.session_state[view.key("page")], PER_PAGE)
-shell.grid(listed._replace(rows=rows[start:stop], caption=f"Runs {start + 1} to {stop} of {len(rows)}"))
-if len(rows) > PER_PAGE:
+number, start, stop = paged(len(runs), st.session_state[view.key("page")], PER_PAGE)
+listed = run_view.listing(board, runs.iloc[start:stop])
+shell.grid(Grid(*listed, f"Runs {start + 1} to {stop} of {len(runs)}"))
+if len(runs) > PER_PAGE:
     st.session_state[view.key("page")] = number
-    st.number_input("Page of runs", 1, -(-len(rows) // PER_PAGE), key=view.key("page"), width=160)
+    st.number_input("Page of runs", 1, -(-len(runs) // PER_PAGE), key=view.key("page"), width=160)
 
 if printed:
     st.subheader("Reported in papers")
