@@ -6,7 +6,10 @@ in no hover template, where Plotly would read `%{x}` in it: the box of a trace n
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
@@ -18,6 +21,7 @@ from uqharness.leaderboard.label_places import places
 from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
 from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
 
+Trace = dict[str, Any]
 MOST_LABELS = 30  # points of a figure with their name beside them
 CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
@@ -42,75 +46,94 @@ def empty(why: str) -> go.Figure:
     return fig.update_xaxes(visible=False).update_yaxes(visible=False)
 
 
+@lru_cache(maxsize=64)
+def _panels(rows: int, spacing: float, heights: tuple[float, ...] = (), titles: tuple[str, ...] = ()) -> str:
+    """Panels below each other that share their x axis, as JSON: made once, since Plotly takes long for them."""
+    return str(laid_out(make_subplots(
+        rows=rows, cols=1, shared_xaxes=True, vertical_spacing=spacing, row_heights=list(heights) or None,
+        subplot_titles=titles or None,
+    ), 100).to_json())  # fmt: skip
+
+
+def _in_panels(panels: str, height: int, traces: Sequence[Trace], axes: Mapping[str, Mapping[str, Any]]) -> go.Figure:
+    """Traces say their axes; `axes`: what else these axes are."""
+    layout = json.loads(panels)["layout"]
+    for name, more in axes.items():
+        layout[name] |= more
+    return go.Figure({"data": list(traces), "layout": {**layout, "height": height}})
+
+
 def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> go.Figure:
     """Accuracy against confidence with 95 % bands, the gap, and how many questions each bin holds."""
-    fig = make_subplots(
-        rows=3, cols=1, shared_xaxes=True, row_heights=[0.6, 0.18, 0.22], vertical_spacing=0.045,
-    )  # fmt: skip
     line = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
-    fig.add_scatter(x=[0, 1], y=[0, 1], mode="lines", line=line, showlegend=False, hoverinfo="skip", row=1, col=1)
+    traces: list[Trace] = [
+        {"type": "scatter", "x": [0, 1], "y": [0, 1], "mode": "lines", "line": line, "showlegend": False,
+         "hoverinfo": "skip"},
+    ]  # fmt: skip
     for k, found in enumerate(shown):
-        _reliability_of(fig, found, bins, equal_mass, bands, (k, len(shown)))
-    laid_out(fig, 640)
-    fig.update_yaxes(title="accuracy", range=[-0.02, 1.02], row=1, col=1)
-    fig.update_yaxes(title="gap", **ZERO, row=2, col=1)
-    fig.update_yaxes(title="questions", row=3, col=1)
-    fig.update_xaxes(range=[0, 1])
-    return fig.update_xaxes(title="confidence", row=3, col=1)
+        traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
+    axes: dict[str, dict[str, Any]] = {
+        "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]}, "yaxis2": {"title": {"text": "gap"}, **ZERO},
+        "yaxis3": {"title": {"text": "questions"}}, "xaxis": {"range": [0, 1]}, "xaxis2": {"range": [0, 1]},
+        "xaxis3": {"range": [0, 1], "title": {"text": "confidence"}},
+    }  # fmt: skip
+    return _in_panels(_panels(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
 
 
 def _reliability_of(
-    fig: go.Figure, found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
-) -> None:
-    """One method's line, band, gap and counts; `place`: which of how many share a bin."""
+    found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
+) -> Iterator[Trace]:
+    """One method's band, line, gap and counts; `place`: which of how many share a bin."""
     look, name = style(found.row), _plain(found.row)
     told = reliability_bins(found.probs, found.gold, bins, equal_mass)
     some = [b for b, n in enumerate(told["count"]) if n]
-    x, y = ([told[key][b] for b in some] for key in ("confidence", "accuracy"))
-    count = [told["count"][b] for b in some]
+    x, y, lo, hi, count = (
+        np.array([told[key][b] for b in some]) for key in ("confidence", "accuracy", "lo", "hi", "count")
+    )
     if bands:
         low, high = (ends[some] for ends in band(told))
-        fig.add_scatter(
-            x=[*x, *x[::-1]], y=[*high, *low[::-1]], fill="toself", fillcolor=soft(look.colour, 0.15), hoverinfo="skip",
-            mode="lines", line={"width": 0}, legendgroup=name, showlegend=False, row=1, col=1,
-        )  # fmt: skip
-    fig.add_scatter(
-        x=x, y=y, name=name, legendgroup=name, mode="lines+markers", customdata=count, row=1, col=1,
-        line={"color": look.colour, "dash": look.dash, "width": 2}, marker={"symbol": look.symbol, "size": 9},
-        hovertemplate="confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions",
-    )  # fmt: skip
-    lo, hi = (np.array([told[key][b] for b in some]) for key in ("lo", "hi"))
-    width = (hi - lo) / place[1] * 0.9
-    shared = {
-        "x": lo + (hi - lo) * (place[0] + 0.5) / place[1], "width": width, "name": name, "legendgroup": name,
-        "showlegend": False, "marker": {"color": look.colour, "line": {"width": 0}},
+        yield {
+            "type": "scatter", "x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "hoverinfo": "skip",
+            "fillcolor": soft(look.colour, 0.15), "mode": "lines", "line": {"width": 0}, "legendgroup": name,
+            "showlegend": False,
+        }  # fmt: skip
+    yield {
+        "type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers",
+        "customdata": count, "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"symbol": look.symbol, "size": 9},
+        "hovertemplate": "confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions",
     }  # fmt: skip
-    fig.add_bar(**shared, y=np.array(x) - np.array(y), row=2, col=1, hovertemplate="confidence − accuracy %{y:.3f}")
-    fig.add_bar(**shared, y=count, row=3, col=1, hovertemplate="%{y} questions")
+    shared = {
+        "type": "bar", "x": lo + (hi - lo) * (place[0] + 0.5) / place[1], "width": (hi - lo) / place[1] * 0.9,
+        "name": name, "legendgroup": name, "showlegend": False, "marker": {"color": look.colour, "line": {"width": 0}},
+    }  # fmt: skip
+    yield {**shared, "y": x - y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": "confidence − accuracy %{y:.3f}"}
+    yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
 
 
 def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
-    titles = [_plain(found.row) for found in shown]
-    fig = make_subplots(rows=len(shown), cols=1, shared_xaxes=True, subplot_titles=titles,
-                        vertical_spacing=_between(len(shown), 0.07))  # fmt: skip
-    edges = np.linspace(0, 1, bins + 1)
+    edges, rows = np.linspace(0, 1, bins + 1), len(shown)
+    traces: list[Trace] = []
+    axes: dict[str, dict[str, Any]] = {}
     for row, found in enumerate(shown, start=1):
+        at = "" if row == 1 else str(row)
         look, right = style(found.row), correct(found.probs, found.gold)
         sure = confidence(found.probs)
         for which, sign, pattern in ((right, 1, ""), (~right, -1, "/")):
             share = np.histogram(np.minimum(sure[which], 1.0), edges)[0] / len(right) * 100
-            fig.add_bar(
-                x=(edges[1:] + edges[:-1]) / 2, y=sign * share, width=0.9 / bins, row=row, col=1,
-                name="right" if sign > 0 else "wrong", showlegend=row == 1, legendgroup=str(sign), customdata=share,
-                marker={"color": look.colour if sign > 0 else soft(look.colour, 0.45),
-                        "pattern": {"shape": pattern, "fgcolor": look.colour}},
-                hovertemplate="confidence %{x:.3f}: %{customdata:.1f} % of the questions",
-            )  # fmt: skip
-    laid_out(fig, 130 + 150 * len(shown)).update_layout(barmode="overlay")
-    fig.update_yaxes(title="wrong | right, %", **ZERO)
-    fig.update_xaxes(range=[0, 1])
-    return fig.update_xaxes(title="confidence", row=len(shown), col=1)
+            traces.append({
+                "type": "bar", "x": (edges[1:] + edges[:-1]) / 2, "y": sign * share, "width": 0.9 / bins,
+                "xaxis": f"x{at}", "yaxis": f"y{at}", "name": "right" if sign > 0 else "wrong",
+                "showlegend": row == 1, "legendgroup": str(sign), "customdata": share,
+                "marker": {"color": look.colour if sign > 0 else soft(look.colour, 0.45),
+                           "pattern": {"shape": pattern, "fgcolor": look.colour}},
+                "hovertemplate": "confidence %{x:.3f}: %{customdata:.1f} % of the questions",
+            })  # fmt: skip
+        axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
+        axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == rows else ""}}
+    panels = _panels(rows, _between(rows, 0.07), titles=tuple(_plain(found.row) for found in shown))
+    return _in_panels(panels, 130 + 150 * rows, traces, axes).update_layout(barmode="overlay")
 
 
 def risk_coverage(shown: Sequence[Answers]) -> go.Figure:

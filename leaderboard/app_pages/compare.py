@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import streamlit as st
 
 from uqharness.leaderboard import charts, comparison, pick_run, shell
@@ -18,18 +19,24 @@ def other_data() -> None:
     st.session_state[view.key("run")] = ids if len(ids) > 1 else comparison.start(there)
 
 
+def named(runs: pd.DataFrame) -> dict[str, str]:
+    told = runs[["run_id", "row", "seed", "trained_on", "task", "draws"]].to_dict("records")
+    return {run["run_id"]: f"{run['row']}, {pick_run.told(run)}" for run in told}
+
+
 board = shell.board()
 runs, sources = board.runs, shell.sources()
 if len(runs) < 2:
     shell.nothing("There are fewer than two measured runs, so there is nothing to compare.")
-fields = [Field("run", tuple(comparison.start(runs)), list(runs["run_id"]), "Runs")]
+start = shell.kept(lambda: comparison.start(runs), "start")
+fields = [Field("run", tuple(start), list(runs["run_id"]), "Runs")]
 view = shell.View("compare", fields, board.snapshot)
 shell.head("Compare", "Two to four runs on the same questions, tested in pairs.", view)
 asked = [str(i) for i in st.session_state[view.key("run")]]
 ids = asked[: comparison.MOST]
 task = runs[runs["run_id"] == ids[0]]["task"].iloc[0] if ids else sorted(set(runs["task"]))[0]
 here = runs[runs["task"] == task]
-names = {str(run["run_id"]): f"{run['row']}, {pick_run.told(run)}" for run in here.to_dict("records")}
+names = shell.kept(lambda: named(here), "names", task)
 ids = [i for i in ids if i in names]
 if len(ids) < len(asked):
     left_out = len(asked) - len(ids)
