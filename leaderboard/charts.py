@@ -240,7 +240,7 @@ def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
                 marker={"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
             )  # fmt: skip
     most = max(curve.counts[-1] for curve in curves)
-    fig.update_xaxes(title="N, draws averaged (0: the posterior's mean, hollow)", dtick=1 if most <= 30 else None)
+    fig.update_xaxes(title="N, draws averaged (0: the mean, hollow)", dtick=1 if most <= 30 else None)
     fig.update_yaxes(title=_titled(metric))
     return laid_out(fig, 460)
 
