@@ -5,8 +5,6 @@ What is on the screen, in its order. `table_formats` writes the tables, as for `
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,7 +30,8 @@ class Shown:
 def text(kind: str, shown: Shown, link: str) -> str:
     """CSV has no place for a caption: the link is its last column, and of two kinds of tables each has its header."""
     if kind == "CSV":
-        return "\n".join(_linked(part, link) for part in _parts("csv", shown))
+        parts = [table_formats.as_csv(shown.tables, link)] * bool(shown.tables)
+        return "\n".join(parts + [grids.as_csv(shown.grids, link)] * bool(shown.grids))
     if kind == "JSON":
         tables = json.loads(table_formats.FORMATS["json"](shown.tables))
         told = {"caption": shown.caption, "link": link, **tables, "grids": grids.plain(shown.grids)}
@@ -47,9 +46,3 @@ def text(kind: str, shown: Shown, link: str) -> str:
 def _parts(kind: str, shown: Shown) -> list[str]:
     tables = [table_formats.FORMATS[kind](shown.tables)] * bool(shown.tables)
     return tables + [grids.FORMATS[kind](shown.grids)] * bool(shown.grids)
-
-
-def _linked(part: str, link: str) -> str:
-    head, *rows = csv.reader(io.StringIO(part))
-    csv.writer(out := io.StringIO(), lineterminator="\n").writerows([[*head, "link"], *([*r, link] for r in rows)])
-    return out.getvalue()

@@ -50,17 +50,22 @@ def latex(grids: Sequence[Grid]) -> str:
     return "\n".join(parts)
 
 
-def as_csv(grids: Sequence[Grid]) -> str:
+def as_csv(grids: Sequence[Grid], link: str) -> str:
     """One header for all: a column that a table does not have is empty there. The first column says which it is."""
-    columns = list(dict.fromkeys(name for grid in grids for name in grid.header))
+    columns = list(dict.fromkeys(column for grid in grids for column in _columns(grid)))
     out = io.StringIO()
-    writer = csv.DictWriter(out, ["table", *columns], restval="", lineterminator="\n")
-    writer.writeheader()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(cautious, ["table", *(name for name, _ in columns), "link"]))
     for grid in grids:
         for row in grid.texts:
-            told = {name: _cautious(text) for name, text in zip(grid.header, row, strict=True)}
-            writer.writerow({"table": cautious(grid.caption), **told})
+            told = dict(zip(_columns(grid), row, strict=True))
+            writer.writerow([cautious(grid.caption), *(_cautious(told.get(column, "")) for column in columns), link])
     return out.getvalue()
+
+
+def _columns(grid: Grid) -> list[tuple[str, int]]:
+    """Names with how many of the same are before them: a method may have the name of another column."""
+    return [(name, list(grid.header[:k]).count(name)) for k, name in enumerate(grid.header)]
 
 
 def _cautious(text: str) -> Any:
@@ -69,7 +74,7 @@ def _cautious(text: str) -> Any:
         float(text)
     except ValueError:
         return cautious(text)
-    return text
+    return text.strip()  # `float` takes space around it
 
 
 def plain(grids: Sequence[Grid]) -> list[dict[str, Any]]:
@@ -77,4 +82,4 @@ def plain(grids: Sequence[Grid]) -> list[dict[str, Any]]:
     return [{"caption": grid.caption, "header": list(grid.header), "rows": grid.texts} for grid in grids]
 
 
-FORMATS: dict[str, Callable[[Sequence[Grid]], str]] = {"csv": as_csv, "md": markdown, "latex": latex}
+FORMATS: dict[str, Callable[[Sequence[Grid]], str]] = {"md": markdown, "latex": latex}

@@ -127,14 +127,20 @@ def _tex_cell(text: str) -> str:
 
 
 def cautious(value: Any) -> Any:
-    """Text that a spreadsheet would take for a formula gets an apostrophe in front (CSV injection, OWASP)."""
-    return f"'{value}" if isinstance(value, str) and value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
+    """Text that a spreadsheet would take for a formula gets an apostrophe in front (CSV injection, OWASP).
+
+    Its lines end as those of the file: Python before 3.13 writes a lone carriage return so that no reader takes it.
+    """
+    if not isinstance(value, str):
+        return value
+    text = value.replace("\r\n", "\n").replace("\r", "\n")
+    return f"'{text}" if text[:1] in ("=", "+", "-", "@", "\t", "\n") else text
 
 
-def as_csv(tables: Sequence[Table]) -> str:
-    """One line per cell."""
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n")
+def as_csv(tables: Sequence[Table], link: str = "") -> str:
+    """One line per cell; with a link to all of it as the last column."""
+    out, linked = io.StringIO(), {"link": link} if link else {}
+    writer = csv.DictWriter(out, [*CSV_FIELDS, *linked], lineterminator="\n")
     writer.writeheader()
     for k, table in enumerate(tables, start=1):
         for (metric, i, j), cell in table.cells.items():
@@ -145,7 +151,7 @@ def as_csv(tables: Sequence[Table]) -> str:
                 "table": k, "metric": metric, "method": cautious(method), "samples": draws,
                 **{name: cautious(value) for name, value in asdict(table.columns[j]).items()},
                 "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
-                "suspect": cell.suspect,
+                "suspect": cell.suspect, **linked,
             })  # fmt: skip
     return out.getvalue()
 

@@ -30,6 +30,18 @@ def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
     assert told[1]["Words"] == ROWS[1][2] and {row["link"] for row in told} == {"http://x/?a=1"}
 
 
+def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_as_they_come() -> None:
+    long = "x" * (csv.field_size_limit() + 1)
+    rows = [["NLL", "1", "2", "3", "a\rb"], ["=cmd|x", "-4\r", "5", "6", "\n=1"], ["ACC", "7", "8", "9", long]]
+    text = export.text("CSV", Shown("all", grids=[Grid(["", "=1+1", "table", "", "Words"], rows, "One")]), "?a=1")
+    header, *told = csv.reader(io.StringIO(text.replace(long, "long")))
+    assert header == ["table", "", "'=1+1", "table", "", "Words", "link"]
+    assert told == [
+        ["One", "NLL", "1", "2", "3", "a\nb", "?a=1"], ["One", "'=cmd|x", "-4", "5", "6", "'\n=1", "?a=1"],
+        ["One", "ACC", "7", "8", "9", "long", "?a=1"],
+    ]  # fmt: skip
+
+
 def test_json_has_caption_link_and_all_texts() -> None:
     told = json.loads(export.text("JSON", Shown("all", grids=GRIDS), "http://x/"))
     assert (told["caption"], told["link"]) == ("all", "http://x/")
