@@ -39,7 +39,8 @@ def text(kind: str, shown: Shown, link: str) -> str:
     caption = " ".join(shown.caption.split())
     if kind == "LaTeX":
         return "\n".join([f"% {caption}\n% {link}\n", *_parts("latex", shown)])
-    letters = escape(caption, quote=False).replace("[", r"\[")  # it names methods: no tag, link or image
+    letters = escape(caption, quote=False)  # it names methods: no tag, link or image
+    letters = letters.replace("\\", r"\\").replace("[", r"\[")
     return "\n".join([f"{letters}\n\n<{link}>\n", *_parts("md", shown)])
 
 

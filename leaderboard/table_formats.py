@@ -90,7 +90,7 @@ def markdown(tables: Sequence[Table]) -> str:
 
 def md_letters(text: str) -> str:
     """Letters on one line: a name in a results file must not become a tag, a link or an image."""
-    for plain, escaped in (("|", r"\|"), ("<", "&lt;"), ("[", r"\[")):
+    for plain, escaped in (("\\", r"\\"), ("|", r"\|"), ("<", "&lt;"), ("[", r"\[")):
         text = text.replace(plain, escaped)
     return " ".join(text.split())
 

@@ -58,6 +58,13 @@ def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None
     assert r"\$x\_1\$ \textbackslash{}input\{/etc/passwd\}" in tex and tex.count(r" \\") == 5
 
 
+def test_a_backslash_in_a_name_does_not_undo_what_keeps_it_from_being_a_link_or_a_cell() -> None:
+    name = r"a\[x](http://e) \| b"
+    md = export.text("Markdown", Shown(name, grids=[Grid(["Method"], [[name]], name)]), "http://x/")
+    escaped = r"a\\\[x](http://e) \\"
+    assert md.count(escaped) == md.count("](") == 3 and f"| {escaped}\\| b |" in md
+
+
 @pytest.mark.parametrize("equal_mass", [False, True])
 def test_bins_as_rows_are_those_that_hold_questions(equal_mass: bool) -> None:
     found = curves.answers(record(items=200), "BLoB")
