@@ -114,6 +114,7 @@ TEX = {
     "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "−": "$-$", "…": r"\ldots{}", "×": r"$\times$", "·": r"$\cdot$", "<": r"\textless{}",
     ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "‡": r"$^\ddagger$", "†": r"$^\dagger$",
+    "[": "{[}", "*": "{*}",  # at the start of a row they would belong to the \\ before it
 }  # fmt: skip
 
 

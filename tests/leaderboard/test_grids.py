@@ -58,6 +58,11 @@ def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None
     assert r"\$x\_1\$ \textbackslash{}input\{/etc/passwd\}" in tex and tex.count(r" \\") == 5
 
 
+def test_a_name_at_the_start_of_a_row_says_nothing_about_the_end_of_the_row_before() -> None:
+    tex = export.text("LaTeX", Shown("all", grids=[Grid(["Method"], [["MLE"], ["[1cm] x"], ["*"]], "One")]), "http://x/")
+    assert "MLE \\\\\n{[}1cm] x \\\\\n{*} \\\\\n" in tex
+
+
 def test_a_backslash_in_a_name_does_not_undo_what_keeps_it_from_being_a_link_or_a_cell() -> None:
     name = r"a\[x](http://e) \| b"
     md = export.text("Markdown", Shown(name, grids=[Grid(["Method"], [[name]], name)]), "http://x/")
