@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.table import Cell, Column, Table
 from uqharness.metrics import METRICS
 
 CSV_FIELDS = (
@@ -70,7 +70,9 @@ def header(table: Table) -> list[str]:
 
 def about(table: Table) -> list[str]:
     """Lines below a table: what it shows, then its notes."""
-    items = ", ".join(f"{column.name} {column.items}" for column in table.columns)
+    items = ", ".join(f"{column.name} {column.items}" for column in table.columns if column.items)
+    if not items:  # printed in a paper
+        return [EXPLAINED, *["ECE is not marked, as papers print no floor"] * ("ece" in table.metrics), *table.notes]
     floor = [
         "ECE's floor is what a calibrated predictor with these confidences would show; best by its debiased value"
     ] * ("ece" in table.metrics)
@@ -149,12 +151,22 @@ def as_csv(tables: Sequence[Table], link: str = "") -> str:
             numbers = {"mean": cell.mean, "std": cell.std, "floor": cell.floor}
             shown = {name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()}
             writer.writerow({
-                "table": k, "metric": metric, "method": cautious(method), "samples": draws,
-                **{name: cautious(value) for name, value in asdict(table.columns[j]).items()},
+                "table": k, "metric": metric, "method": cautious(method), "samples": _known(draws),
+                **{name: cautious(value) for name, value in _about_column(table.columns[j]).items()},
                 "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
                 "suspect": cell.suspect, **linked,
             })  # fmt: skip
     return out.getvalue()
+
+
+def _known(draws: int) -> int | None:
+    """Papers do not always say it (-1)."""
+    return None if draws < 0 else draws
+
+
+def _about_column(column: Column) -> dict[str, Any]:
+    """Papers do not say how many questions (0)."""
+    return {**asdict(column), "items": column.items or None}
 
 
 def as_json(tables: Sequence[Table]) -> str:
@@ -169,9 +181,9 @@ def _plain(table: Table) -> dict[str, Any]:
         return None if isinstance(value, float) and math.isnan(value) else value
 
     return {
-        "columns": [{**asdict(column), "name": column.name} for column in table.columns],
+        "columns": [{**_about_column(column), "name": column.name} for column in table.columns],
         "rows": [
-            {"method": method, "samples": draws, "mean_taken": table.auto.get(i, draws)}
+            {"method": method, "samples": _known(draws), "mean_taken": table.auto.get(i, _known(draws))}
             for i, (method, draws) in enumerate(table.rows)
         ],
         "cells": [

@@ -105,6 +105,18 @@ def test_export_is_the_view_with_caption_and_link(board: Board) -> None:
     assert md.startswith(r"&lt;img src=x&gt;!\[a](http://b)")
 
 
+def test_a_papers_table_is_taken_away_without_what_papers_do_not_say() -> None:
+    frame = reported.load()
+    shown = export.Shown("", [reported_table.build(frame, reported_table.names(frame)[0])])
+    md, text = export.text("Markdown", shown, LINK), export.text("JSON", shown, LINK)
+    assert "- items" not in md and "debiased" not in md and "- ECE is not marked, as papers print no floor" in md
+    (told,) = json.loads(text)["tables"]
+    assert {column["items"] for column in told["columns"]} == {None}
+    assert told["rows"][0] == {"method": "MLE", "samples": None, "mean_taken": None}
+    first = next(csv.DictReader(io.StringIO(export.text("CSV", shown, LINK))))
+    assert (first["method"], first["samples"], first["items"]) == ("MLE", "", "")
+
+
 def test_a_figure_mixes_only_what_one_table_holds(board: Board) -> None:
     (group,) = picks.groups(board.sources())
     home, other = group.shifts
