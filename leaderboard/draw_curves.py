@@ -22,7 +22,7 @@ class DrawCurve:
     metric: str
     counts: list[int]  # N = 1 … S
     value: Floats  # [S]
-    low: Floats  # [S]
+    low: Floats  # [S], NaN where it is not known
     high: Floats  # [S]
     mean: float | None  # N = 0, the posterior's mean
 
@@ -57,10 +57,10 @@ def known_curves(source: Source, row: str) -> dict[str, DrawCurve]:
     """The values without a spread, of results that were published without their single draws."""
     if source.draws < 2 or source.combine == "given":
         return {}
-    counts = list(range(1, source.draws + 1))
-    out = {}
+    counts, out = list(range(1, source.draws + 1)), {}
+    unknown = np.full(len(counts), np.nan)
     for name in NAMES:
         values = np.array([source.number(name, n) for n in counts])
         mean = source.number(name, 0) if source.has_mean and not METRICS[name].needs_draws else None
-        out[name] = DrawCurve(row, name, counts, values, values, values, mean)
+        out[name] = DrawCurve(row, name, counts, values, unknown, unknown, mean)
     return out

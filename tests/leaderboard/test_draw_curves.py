@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
-from made_results import record
+from made_results import record, result
 
-from uqharness.leaderboard import curves
-from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves
+from uqharness.leaderboard import aggregate, curve_rows, curves, publish
+from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves, known_curves
 from uqharness.metrics import METRICS, softmax_draws
 from uqharness.record import Record
 
@@ -60,3 +61,14 @@ def test_nothing_to_vary_gives_no_curve() -> None:
     assert draw_curves(auto, "BLoB") == {}
     without = draw_curves(record(has_mean=False), "ENS")["acc"]
     assert isinstance(without, DrawCurve) and without.mean is None
+
+
+def test_values_that_were_published_without_single_draws_have_no_spread(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB")
+    publish.create([tmp_path], tmp_path / "published.parquet")
+    (source,) = aggregate.build([tmp_path / "published.parquet"]).sources()
+    assert draw_curves(source.record(), "BLoB") == {}
+    curve = known_curves(source, "BLoB")["nll"]
+    assert curve.value[-1] == source.number("nll", 4) and curve.mean == source.number("nll", 0)
+    _, rows = curve_rows.draw_rows([curve])
+    assert len(rows) == 5 and {end for row in rows for end in row[4:]} == {"–"}
