@@ -103,18 +103,19 @@ def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
 def curves_of(run_id: str, row: str) -> dict[str, DrawCurve]:
     """Of results that were published without their single draws: the values, without a spread."""
     source = sources()[run_id]
-    return _curves_of(run_id, row, source) or draw_curves.known_curves(source, row)
+    return _curves_of(run_id, source.file, row, source) or draw_curves.known_curves(source, row)
 
 
 @st.cache_data(max_entries=512, show_spinner="Choosing among draws")
-def _curves_of(run_id: str, row: str, _source: Source) -> dict[str, DrawCurve]:
+def _curves_of(run_id: str, file: str, row: str, _source: Source) -> dict[str, DrawCurve]:
     return draw_curves.draw_curves(record(run_id, _source), row)
 
 
 def ranks(table: Table, metric: str, known_only: bool = False) -> dict[int, dict[int, int]] | None:
     """Ranks by column and row; tested once per set of runs (None: not yet, where only known ones are wanted)."""
-    kept = _tested()
-    key = hash((metric, tuple(table.rows), tuple((k, c.runs) for k, c in table.cells.items() if k[0] == metric)))
+    kept, known = _tested(), sources()
+    runs = {k: tuple((run, known[run].file) for run in c.runs) for k, c in table.cells.items() if k[0] == metric}
+    key = hash((metric, tuple(table.rows), tuple(runs.items())))
     if key not in kept and not known_only:
         try:
             kept[key] = ranking.of_table(table, metric, _told)
@@ -133,9 +134,13 @@ def _tested() -> dict[int, dict[int, dict[int, int]]]:
     return {}
 
 
+def record(run_id: str, source: Source) -> Record:
+    """All answers of a run, or what was published of them: then another file may have more under the same id."""
+    return _record(run_id, source.file, source)
+
+
 @st.cache_resource(max_entries=128, show_spinner="Reading answers")
-def record(run_id: str, _source: Source) -> Record:
-    """All answers of a run; its id is a hash of the file's content, so this never grows old."""
+def _record(run_id: str, file: str, _source: Source) -> Record:
     return _source.record()
 
 

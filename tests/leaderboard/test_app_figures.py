@@ -87,3 +87,7 @@ def test_results_published_without_their_draws_are_named_where_draws_are_asked(
     monkeypatch.setenv("UQHARNESS_LEADERBOARD", json.dumps([str(tmp_path / "published.parquet")]))
     captions = [caption.value for caption in empty_app.open("calibration", samples="2").caption]
     assert any(text.startswith("Without answers") and "BLoB" in text for text in captions)
+    monkeypatch.setenv("UQHARNESS_LEADERBOARD", json.dumps([str(tmp_path)]))  # now with the files that it was made of
+    assert not any("Without" in caption.value for caption in empty_app.open("calibration", samples="2").caption)
+    empty_app.open("draws", metric="nll", row="BLoB")
+    assert empty_app.html.count("<td>–</td>") == 2  # of N = 0 alone
