@@ -10,6 +10,7 @@ from made_results import result
 from streamlit.testing.v1 import AppTest
 
 import uqharness.leaderboard as package
+from uqharness.leaderboard import shell
 
 APP = Path(next(iter(package.__path__))) / "app.py"
 EVIL = "<script>alert(1)</script>"
@@ -37,6 +38,7 @@ class Page:
     def __init__(self, results: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("UQHARNESS_LEADERBOARD", json.dumps([str(results)] if results else []))
         monkeypatch.delenv("UQHARNESS_LEADERBOARD_CACHE", raising=False)
+        shell._stamp.clear()  # else for ten seconds the files are those of the test before
         self.at = AppTest.from_file(str(APP), default_timeout=60)
 
     def open(self, page: str = "table", **params: str | list[str]) -> AppTest:
