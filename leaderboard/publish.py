@@ -1,8 +1,8 @@
 """A folder of results in one small file that can be committed: `published/*.parquet`, `uqharness publish`.
 
 Every run's columns and its metrics for every N, exactly; of its answers two rows per question, not each draw: the
-posterior's mean and the average over all draws.  A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP
-(at most ±LIMIT): a probability is off by less than 0.25 STEP.
+posterior's mean and the average over all draws.  A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP,
+no choice more than LIMIT below the best one: a probability is off by less than 0.25 STEP.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def pack_answers(record: Record) -> bytes:
     """Steps of the log-odds against the first choice, the low bytes of all of them before the high ones."""
     rows = [averaged(record, n) for n in ([0] if record.has_mean else []) + ([record.draws] if record.draws else [])]
     log_p = log_softmax(np.stack(rows))  # [1 or 2, D, C]
-    odds = np.clip(log_p[..., 1:] - log_p[..., :1], -LIMIT, LIMIT)
+    log_p = np.maximum(log_p, np.nanmax(log_p, axis=2, keepdims=True) - LIMIT)  # NaN stays
+    odds = log_p[..., 1:] - log_p[..., :1]
     present = np.broadcast_to(np.arange(1, log_p.shape[2]) < record.choices[:, None], odds.shape)
     steps = np.round(odds[present] / STEP).astype("<i2")
     return steps.view(np.uint8).reshape(-1, 2).T.tobytes()

@@ -79,6 +79,15 @@ def test_questions_of_different_sizes_and_sure_answers() -> None:
     assert (np.isnan(back) == np.isnan(logp)).all()
 
 
+def test_a_first_choice_without_any_probability_leaves_the_others_as_they_are() -> None:
+    logp = np.array([[[-60.0, 0.0, -30.0], [-50.0, -20.0, 0.0]]] * 2)
+    record = publish.Averaged(
+        logp, np.ones(2, int), np.full(2, 3), np.arange(2), ["0" * 16] * 2, "probs", True, averaged=1
+    )
+    kept = publish.unpack_answers(publish.pack_answers(record), record.choices, 2)
+    np.testing.assert_allclose(np.exp(kept), np.exp(logp), atol=publish.STEP / 4)
+
+
 def test_no_folder_of_this_machine_is_published(results: Path, tmp_path: Path) -> None:
     out = tmp_path / "toy.parquet"
     publish.create([results], out)
