@@ -30,7 +30,8 @@ class Picked:
     @property
     def place(self) -> str:
         """What all of it shares, for captions."""
-        return f"{self.data}, seed {self.seed}" + ("" if self.draws is None else f", N = {self.draws}")
+        seed = "no training seed" if self.seed == "None" else f"seed {self.seed}"
+        return f"{self.data}, {seed}" + ("" if self.draws is None else f", N = {self.draws}")
 
     def run(self, row: str, data: str = "") -> Source | None:
         return self.group.run(data or self.data, row, self.seed)
