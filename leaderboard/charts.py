@@ -22,6 +22,7 @@ from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
 from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
 
 Trace = dict[str, Any]
+ABOVE_TITLES = {"margin_t": 58, "legend_yref": "container", "legend_y": 1, "legend_yanchor": "top"}
 MOST_LABELS = 30  # points of a figure with their name beside them
 CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
@@ -133,7 +134,7 @@ def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
         axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
         axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == rows else ""}}
     panels = _panels(rows, _between(rows, 0.07), titles=tuple(_plain(found.row) for found in shown))
-    return _in_panels(panels, 130 + 150 * rows, traces, axes).update_layout(barmode="overlay")
+    return _in_panels(panels, 150 + 150 * rows, traces, axes).update_layout(barmode="overlay", **ABOVE_TITLES)
 
 
 def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
@@ -180,7 +181,7 @@ def decomposed(shown: Sequence[Answers]) -> go.Figure:
             )  # fmt: skip
     fig.update_xaxes(title="expected entropy", row=-(-len(told) // columns))
     fig.update_yaxes(title="mutual information", col=1)
-    return laid_out(fig, 120 + 300 * -(-len(told) // columns))
+    return laid_out(fig, 140 + 300 * -(-len(told) // columns)).update_layout(**ABOVE_TITLES)
 
 
 def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figure:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 SNAPSHOT = "snapshot"
+SWITCH = {"1": True, "0": False, "true": True, "false": False}  # the first two are written
 LONGEST = 60  # letters of a foreign value that a note repeats
 
 
@@ -68,7 +69,7 @@ def stale(snapshot: str, params: Mapping[str, Sequence[str]]) -> list[str]:
 def _parse(field: Field, given: list[str]) -> tuple[Any, list[str]]:
     """A field's value, and what of the given texts made no sense."""
     if isinstance(field.default, bool):
-        return (given[-1] == "1", []) if given[-1] in ("0", "1") else (field.default, given)
+        return (SWITCH[given[-1]], []) if given[-1] in SWITCH else (field.default, given)
     if isinstance(field.default, tuple):
         by_text = {str(option): option for option in field.options or ()}
         wanted = [text for text in dict.fromkeys(given) if text]

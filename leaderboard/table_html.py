@@ -33,6 +33,7 @@ CSS = """<style>
 .uq-box:focus-visible { outline: 2px solid #2f7de1; outline-offset: 2px; }
 .uq { border-collapse: separate; border-spacing: 0; width: 100%; font-size: .92rem; font-variant-numeric: tabular-nums; }
 .uq caption { text-align: left; padding: .55rem .7rem; font-size: .88rem; }
+.uq caption span { display: inline-block; position: sticky; left: .7rem; max-width: calc(100vw - 4rem); }
 .uq th, .uq td { padding: .32rem .7rem; text-align: right; white-space: nowrap; font-weight: 400; line-height: 1.3; }
 .uq thead th { vertical-align: bottom; font-weight: 600; border-bottom: 2px solid rgba(128,132,149,.5); }
 .uq tbody td, .uq tbody th { border-bottom: 1px solid rgba(128,132,149,.14); }
@@ -41,6 +42,7 @@ CSS = """<style>
 .uq tr.block th { background: light-dark(#f4f6f9, #1a1f29); font-weight: 600; border-top: 1px solid rgba(128,132,149,.35); }
 .uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
 .uq.words td, .uq.words thead th { text-align: left; } .uq.words td, .uq.words tbody th { white-space: normal; overflow-wrap: anywhere; }
+.uq.words td { min-width: 7.5em; } .uq.words tbody th { min-width: 8.5em; }
 .uq small { font-size: .8em; opacity: .78; font-weight: 400; }
 .uq .floor { display: block; } .uq.spread .floor { padding-right: 1.2em; } .uq.spread.ranked .floor { padding-right: 4em; }
 .uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
@@ -82,7 +84,7 @@ def papers_view(
             body.append(f"<tbody>{_block(metric, width, measured)}{''.join(rows)}</tbody>")
     return (
         f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="{kind}">'
-        f"<caption>{escape(caption)}</caption><thead><tr>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>"
         f'<th scope="col">Method</th><th scope="col">N</th>{extra}{head}{last}'
         f"</tr></thead>{''.join(body)}</table></div>"
     )
@@ -109,7 +111,7 @@ def grid(
     )
     return (
         f'<div class="uq-box" role="region" tabindex="0" aria-label="{escape(caption)}"><table class="uq {kind}">'
-        f"<caption>{escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+        f"<caption><span>{escape(caption)}</span></caption><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 
 

@@ -56,6 +56,7 @@ def test_what_is_gone_is_named_and_what_is_left_is_used() -> None:
     view, notes = read(FIELDS, {"metric": ["acc", "f1"], "layout": ["<script>"], "page": ["-3"], "ranks": ["yes"]})
     assert view == {**DEFAULTS, "metric": ("acc",)}
     assert len(notes) == 4 and "“f1”" in notes[0] and "Metric" in notes[0]
+    assert read(FIELDS, {"ranks": ["false"]}) == ({**DEFAULTS, "ranks": False}, [])
     view, notes = read(FIELDS, {"metric": ["gone"]})
     assert view["metric"] == ("nll", "acc") and len(notes) == 1
     assert len(read(FIELDS, {"layout": ["x" * 9999]})[1][0]) < 200
