@@ -28,15 +28,18 @@ CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
 
 
-def laid_out(fig: go.Figure, height: int, legend: bool = True) -> go.Figure:
-    """The frame that all figures share: transparent, legend below the title line, quiet grid."""
+def laid_out(fig: go.Figure, height: int, legend: bool = True, names: bool = False) -> go.Figure:
+    """The frame that all figures share: transparent, legend below the title line, quiet grid.
+
+    `names`: an axis has names of any length; to measure them takes Plotly a second round of drawing.
+    """
     fig.update_layout(
         height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
         showlegend=legend, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         bargap=0, hoverlabel={"namelength": -1}, modebar={"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
     )  # fmt: skip
-    fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=True)
-    fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=True)
+    fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=names)
+    fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=names)
     return fig
 
 
@@ -198,7 +201,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figur
     fig.update_xaxes(title=f"AUROC of {score}, %; 50 is chance")
     fig.update_yaxes(autorange="reversed", type="category")  # else names that look like numbers or dates are
     most = max((len(values) for values in found.values()), default=0)
-    return laid_out(fig, 190 + 70 * most)
+    return laid_out(fig, 190 + 70 * most, names=True)
 
 
 def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> go.Figure:
@@ -215,7 +218,7 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
         )  # fmt: skip
     fig.update_xaxes(type="category")
     fig.update_yaxes(title=_titled(metric))
-    return laid_out(fig, 440)
+    return laid_out(fig, 440, names=True)
 
 
 def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
