@@ -10,7 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -67,13 +67,16 @@ class Board:
 
     def run(self, run_id: str) -> dict[str, Any]:
         """The row of `runs`."""
-        found = self.runs[self.runs["run_id"] == run_id]
-        if found.empty:
+        if run_id not in self._places:
             raise InputError(f"there is no run {run_id!r} among these results")
+        found = self.runs.iloc[self._places[run_id]]
         return {
-            key: None if value is None or value is pd.NA or value != value else value
-            for key, value in found.iloc[0].items()
+            key: None if value is None or value is pd.NA or value != value else value for key, value in found.items()
         }
+
+    @cached_property
+    def _places(self) -> dict[str, int]:
+        return {run_id: k for k, run_id in enumerate(self.runs["run_id"])}
 
     def sources(self, **filters: Any) -> list[Source]:
         """What `table.build` takes, of the runs whose columns have these values (a list: one of them)."""
