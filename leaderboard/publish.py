@@ -170,7 +170,8 @@ def read(path: str, shown: str, problems: list[Row]) -> pa.Table:
     for k, row in enumerate(table.to_pylist()):
         try:
             refuse_row(row)
-            wrong = list(mismatches(row))
+            gold, choices, _, _ = questions(row)
+            wrong = list(mismatches(row, gold, choices))
             problems += [problem(file, "mismatch", reason, row["task"]) for reason in wrong]
             good[k] = json.dumps([*json.loads(row["flags"]), "mismatch"]) if wrong else row["flags"]
         except Exception as error:  # whatever a hostile row brings up

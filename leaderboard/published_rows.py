@@ -59,7 +59,6 @@ def refuse_row(row: Row) -> None:
     whole_of(row["finite"], "finite", 1)
     refuse_objects(row)
     refuse_numbers(row)
-    questions(row)
 
 
 def refuse_objects(row: Row) -> None:
@@ -92,7 +91,10 @@ def refuse_numbers(row: Row) -> None:
 
 
 def questions(row: Row) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
-    """Label, number of choices and id of each question, [D] each, and the hashes of their documents."""
+    """Label, number of choices and id of each question, [D] each, and the hashes of their documents.
+
+    An `InputError` where they contradict each other or the row's answers.
+    """
     gold, choices, ids = (np.frombuffer(row[name] or b"", kind).astype(np.int64) for name, kind in PACKED.items())
     hashes, items = (row["doc_hashes"] or b"").hex(), len(gold)
     if not items or {items, len(choices), len(ids), len(hashes) / 16} != {row["items"]}:
@@ -110,9 +112,8 @@ def held(row: Row) -> int:
     return int(row["has_mean"]) + int(row["draws"] > 0)
 
 
-def mismatches(row: Row) -> Iterator[str]:
-    """Numbers other than those of its answers, as far as their steps tell."""
-    gold, choices, _, _ = questions(row)
+def mismatches(row: Row, gold: np.ndarray, choices: np.ndarray) -> Iterator[str]:
+    """Numbers other than those of its answers to these `questions`, as far as their steps tell."""
     log_p = unpack_answers(row["answers"], choices, held(row))  # [R, D, C], R = 1 or 2
     probs, golds = np.exp(log_p).reshape(-1, log_p.shape[2]), np.tile(gold, len(log_p))
     best = np.sort(np.nan_to_num(probs), axis=1)[:, -2:]
