@@ -11,7 +11,7 @@ import pandas as pd
 
 from uqharness.leaderboard.curves import front
 from uqharness.leaderboard.picks import Group
-from uqharness.leaderboard.table_formats import arrow, number
+from uqharness.leaderboard.table_formats import arrow, number, shown_range
 from uqharness.metrics import METRICS
 
 # column of Board.runs -> (title, factor, decimals)
@@ -62,9 +62,7 @@ def points(
         used = [(run, n) for run, n in found if n is not None]
         if used:
             mine = [needed(costs[run.run_id], n) for run, n in used if run.run_id in costs]
-            counts = sorted({n for _, n in used})
-            held = "–".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
-            point: dict[str, Any] = {"row": row, "draws": held, "runs": mine}
+            point: dict[str, Any] = {"row": row, "draws": shown_range([n for _, n in used]), "runs": mine}
             point |= {title(cost): average(mine, cost) for cost in COSTS}
             for metric in QUALITY:
                 value = fmean(run.number(metric, n) for run, n in used)

@@ -11,6 +11,7 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum, isnan, sqrt
+from statistics import fmean
 from typing import Any
 
 from uqharness.errors import InputError
@@ -165,7 +166,7 @@ def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[
     """Rows with results of samples=auto: how many draws a question had on average."""
     every = {i: [s for found in filled[row].values() for s in found.values()] for i, row in enumerate(rows)}
     autos = {i: found for i, found in every.items() if any(s.mean_taken and s.draws == rows[i][1] for s in found)}
-    return {i: mean([s.mean_taken or s.draws for s in found]) for i, found in autos.items()}
+    return {i: fmean([s.mean_taken or s.draws for s in found]) for i, found in autos.items()}
 
 
 def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]) -> list[str]:
@@ -197,18 +198,14 @@ def standing(found: Mapping[str, Source]) -> dict[str, Any]:
 
 def cell(found: Mapping[str, Source], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
     def over_seeds(name: str) -> float:
-        return mean([source.number(name, draws) for source in found.values()])
+        return fmean([source.number(name, draws) for source in found.values()])
 
     values = {seed: source.number(metric, draws) for seed, source in found.items()}
-    centre = mean(values.values())
+    centre = fmean(values.values())
     spread = deviation(values.values(), centre) if len(values) > 1 else None
     floor = over_seeds("ece_floor") if metric == "ece" else None
     twin = COMPARED_BY.get(metric)
     return Cell(values, centre, spread, floor, compared=over_seeds(twin) if twin else None, **known)
-
-
-def mean(values: Collection[float]) -> float:
-    return fsum(values) / len(values)
 
 
 def deviation(values: Collection[float], centre: float) -> float:

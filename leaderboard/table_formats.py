@@ -9,7 +9,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -51,8 +51,13 @@ def content(cell: Cell | None, metric: str, marks: dict[int, tuple[str, str]], p
 
 def seeds(table: Table, metric: str, row: int) -> str:
     cells = (table.cells.get((metric, row, j)) for j in range(len(table.columns)))
-    counts = sorted({len(c.values) for c in cells if c})
-    return "–".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if any(counts) else "–"
+    counts = [len(c.values) for c in cells if c]
+    return shown_range(counts) if any(counts) else "–"
+
+
+def shown_range(counts: Collection[int]) -> str:
+    """3, or 1–3 where they differ."""
+    return "–".join(map(str, dict.fromkeys((min(counts), max(counts)))))
 
 
 def lines(table: Table, marks: dict[int, tuple[str, str]], plus_minus: str) -> list[list[str]]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 from uqharness.leaderboard.table import Cell, Column, Table
-from uqharness.leaderboard.table_formats import arrow, number, shown_draws
+from uqharness.leaderboard.table_formats import arrow, number, shown_draws, shown_range
 from uqharness.leaderboard.theme import style
 from uqharness.metrics import METRICS
 
@@ -160,8 +160,8 @@ def _row(
 ) -> str:  # fmt: skip
     name, draws = table.rows[i]
     cells = [table.cells.get((metric, i, j)) for j in range(len(table.columns))]
-    seeds = sorted({len(c.values) for c in cells if c})
-    told = "–".join(map(str, dict.fromkeys((seeds[0], seeds[-1])))) if seeds else ""
+    seeds = [len(c.values) for c in cells if c]
+    told = shown_range(seeds) if seeds else ""
     out = [f'<th scope="row" title="{escape(name)}">{_named(name)}</th>']
     out.append(f"<td>{shown_draws(draws, table.auto.get(i))}</td>")
     out += [f"<td>{told}</td>"] * measured
