@@ -15,6 +15,7 @@ from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table_sources import Source
+from uqharness.leaderboard.url_view import View
 
 ALL = "all"
 
@@ -75,7 +76,7 @@ def fields(groups: Sequence[Group]) -> list[Field]:
 
 
 def pick(
-    view: shell.View,
+    view: View,
     groups: Sequence[Group],
     draws: bool = True,
     seeds: bool = True,
@@ -110,13 +111,13 @@ def pick(
     return Picked(group, data, chosen, state[view.key("seed")], None if asked == ALL or not draws else int(asked))
 
 
-def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> tuple[shell.View, list[Group]]:
+def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> tuple[View, list[Group]]:
     """The head of a page of figures; ends the page where there is nothing to draw."""
     board, groups = shell.board(), shell.groups()
     if not groups:
         st.title(title)
         shell.nothing("No measured results were given, so there is nothing to draw.")
-    view = shell.View(page, [*fields(groups), *more], board.snapshot)
+    view = View(page, [*fields(groups), *more], board.snapshot)
     shell.head(title, about, view)
     return view, groups
 

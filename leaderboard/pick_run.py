@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 import streamlit as st
 
-from uqharness.leaderboard.shell import View
+from uqharness.leaderboard.url_view import View
 
 
 def first(runs: pd.DataFrame) -> str:

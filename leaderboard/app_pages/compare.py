@@ -9,6 +9,7 @@ from uqharness.leaderboard import charts, comparison, pick_run, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.url_view import View
 
 
 def other_data() -> None:
@@ -30,7 +31,7 @@ if len(runs) < 2:
     shell.nothing("There are fewer than two measured runs, so there is nothing to compare.")
 start = shell.kept(lambda: comparison.start(runs), "start")
 fields = [Field("run", tuple(start), list(runs["run_id"]), "Runs")]
-view = shell.View("compare", fields, board.snapshot)
+view = View("compare", fields, board.snapshot)
 shell.head("Compare", "Two to four runs on the same questions, tested in pairs.", view)
 asked = [str(i) for i in st.session_state[view.key("run")]]
 ids = asked[: comparison.MOST]

@@ -10,6 +10,7 @@ from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.item_rows import item_rows
 from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.url_view import View
 
 SIZES = (5, 10, 25, 50)
 
@@ -31,7 +32,7 @@ fields = [
     Field("size", 10, SIZES, "Questions per page"),
     Field("page", 1),
 ]
-view = shell.View("items", fields, board.snapshot)
+view = View("items", fields, board.snapshot)
 shell.head("Items", "What was asked, what was answered, and how much the draws disagree.", view)
 run = pick_run.pick(view, runs)
 record = shell.record(run["run_id"], shell.sources()[run["run_id"]])

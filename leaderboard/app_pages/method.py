@@ -11,6 +11,7 @@ from uqharness.leaderboard.items import paged
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.leaderboard.url_view import View
 
 PER_PAGE = 50
 MOST = 25  # rows of a table
@@ -28,7 +29,7 @@ fields = [
     Field("method", "BLoB" if "BLoB" in methods else methods[0], methods, "Method"),
     Field("page", 1),
 ]
-view = shell.View("method", fields, board.snapshot)
+view = View("method", fields, board.snapshot)
 shell.head("Method", "What a method does, and all results of it.", view)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     chosen = st.selectbox("Method", methods, key=view.key("method"), width=340)

@@ -9,6 +9,7 @@ from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.items import paged
 from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.url_view import View
 
 PER_PAGE = 50
 COMMANDS = """lm_eval --model bayeslora --model_args adapter=DIR,samples=10 --tasks TASK --output_path results/NAME
@@ -26,7 +27,7 @@ Results that do not pass are listed below with the reason. None is dropped silen
 board = shell.board()
 kinds = ["all", *sorted(set(board.problems["kind"]))]
 fields = [Field("kind", "all", kinds, "Kind"), Field("page", 1)]
-view = shell.View("problems", fields, board.snapshot)
+view = View("problems", fields, board.snapshot)
 shell.head("Submit and problems", "How results get here, and what was wrong with those that did not.", view)
 st.subheader("Add results")
 st.code(COMMANDS, language="bash", wrap_lines=True)

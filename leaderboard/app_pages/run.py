@@ -10,12 +10,13 @@ from uqharness.leaderboard import about, pick_run, run_view, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.url_view import View
 
 board = shell.board()
 if board.runs.empty:
     shell.nothing("No measured results were given, so there is no run to show.")
 fields = [Field("run", pick_run.first(board.runs), list(board.runs["run_id"]), "Run")]
-view = shell.View("run", fields, board.snapshot)
+view = View("run", fields, board.snapshot)
 shell.head("Run", "One method, one training seed, one data set.", view)
 run = pick_run.pick(view, board.runs)
 record = shell.record(run["run_id"], shell.sources()[run["run_id"]])

@@ -9,6 +9,7 @@ from uqharness.leaderboard import costs, reported_table, shell, table, table_htm
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Cell
+from uqharness.leaderboard.url_view import View
 from uqharness.metrics import METRICS
 
 MOST_RANKED = 300  # runs: ranks need the answers of each
@@ -99,7 +100,7 @@ def reported() -> None:
 
 board, sources = shell.board(), shell.sources()
 fields = shell.kept(lambda: table_view.fields(board.runs, board.reported), "fields")
-view = shell.View("table", fields, board.snapshot)
+view = View("table", fields, board.snapshot)
 shell.head("Leaderboard", table_view.summary(board.runs, board.problems, board.snapshot), view)
 with st.container(horizontal=True, vertical_alignment="bottom"):
     st.session_state["table.preset"] = table_view.preset_of(view.values())
