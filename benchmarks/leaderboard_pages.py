@@ -4,7 +4,8 @@
 
 Headless chromium, 1440 px, one visit before the ones that count (plotly.js is then in the browser's cache; `first
 visit` is the very first). Opened: from the address to the page's last element on the screen. A filter: from the click
-to the frame with the last change that it caused. Wall time: leave the machine alone meanwhile.
+to the frame with the last change that it caused, each round with another choice, so that none was computed before.
+Wall time: leave the machine alone meanwhile.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from playwright.sync_api import Browser, Page, sync_playwright
 from uqharness.commands.leaderboard import command, environment, first_free
 
 PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
-# page -> filters: (kind, label, how many options further down)
+# page -> filters: (kind, label, which of the choices in the first round)
 FILTERS = {
     "": [("pill", "flat", 0), ("pill", "papers", 0), ("pill", "OOD", 0), ("pill", "Paper", 0), ("many", "Method", 2)],
     "calibration": [("one", "Data set", 1), ("one", "Bins", 0)], "uncertainty": [("one", "Training seed", 1)],
@@ -59,7 +60,10 @@ def opened(page: Page, url: str) -> float:
 
 
 def changed(page: Page, kind: str, label: str, further: int) -> float:
-    """Seconds from the click on a filter to the last change of the page, before two seconds without one."""
+    """Seconds from the click on a filter to the last change of the page, before two seconds without one.
+
+    `further`: which of the choices that are not taken, counted on from the first again.
+    """
     page.evaluate(WATCH)
     if kind == "pill":
         either = [page.get_by_role(role, name=label, exact=True) for role in ("radio", "button")]
@@ -67,7 +71,9 @@ def changed(page: Page, kind: str, label: str, further: int) -> float:
     else:
         box = page.locator(f'[data-testid={"stSelectbox" if kind == "one" else "stMultiSelect"}]')
         box.filter(has=page.get_by_text(label, exact=True)).locator("input").click()
-        page.get_by_role("option").nth(further).click()
+        choices = page.locator("[role=option]:not([aria-selected=true])")
+        choices.first.wait_for()
+        choices.nth(further % choices.count()).click()
     return float(page.wait_for_function(RESTED, timeout=PATIENCE, polling=100).json_value()) / 1000
 
 
@@ -76,10 +82,10 @@ def visit(browser: Browser, address: str, rounds: int) -> None:
     page = browser.new_context(viewport={"width": 1440, "height": 900}).new_page()
     for name in PAGES:
         first, again, filters = opened(page, f"{address}/{name}"), list[float](), dict[str, list[float]]()
-        for _ in range(rounds):
+        for k in range(rounds):
             again.append(opened(page, f"{address}/{name}"))
             for kind, label, further in FILTERS[name]:
-                filters.setdefault(label, []).append(changed(page, kind, label, further))
+                filters.setdefault(label, []).append(changed(page, kind, label, further + k))
         told = ", ".join(f"{label} {statistics.median(times):.2f}" for label, times in filters.items())
         print(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {told or '–'} |", flush=True)
 

@@ -1,70 +1,36 @@
 """Figures from answers and curves, for the app and the static site: pure, `figure(data, options) -> go.Figure`.
 
-Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page. A name is
-in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
+A name is in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from uqharness.leaderboard.curves import Answers, band, decomposition
+from uqharness.leaderboard.chart_frame import (
+    ABOVE_TITLES,
+    CLEAR,
+    Trace,
+    between,
+    empty,
+    in_panels,
+    laid_out,
+    plain,
+    stacked,
+)
+from uqharness.leaderboard.curves import Answers, band, decomposition, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.label_places import places
-from uqharness.leaderboard.theme import GRID, NEUTRAL, soft, style
+from uqharness.leaderboard.theme import NEUTRAL, soft, style
 from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
 
-Trace = dict[str, Any]
-ABOVE_TITLES = {"margin_t": 58, "legend_yref": "container", "legend_y": 1, "legend_yanchor": "top"}
 MOST_LABELS = 30  # points of a figure with their name beside them
-CLEAR = "rgba(0, 0, 0, 0)"
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
-
-
-def laid_out(fig: go.Figure, height: int, legend: bool = True, names: bool = False) -> go.Figure:
-    """The frame that all figures share: transparent, legend below the title line, quiet grid.
-
-    `names`: an axis has names of any length; to measure them takes Plotly a second round of drawing.
-    """
-    fig.update_layout(
-        height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
-        showlegend=legend, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
-        bargap=0, hoverlabel={"namelength": -1}, modebar={"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
-    )  # fmt: skip
-    fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=names)
-    fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=names)
-    return fig
-
-
-def empty(why: str) -> go.Figure:
-    """A figure that says why there is nothing in it."""
-    fig = laid_out(go.Figure(), 160, legend=False)
-    fig.add_annotation(text=_plain(why), showarrow=False, x=0.5, y=0.5, xref="paper", yref="paper")
-    return fig.update_xaxes(visible=False).update_yaxes(visible=False)
-
-
-@lru_cache(maxsize=64)
-def _panels(rows: int, spacing: float, heights: tuple[float, ...] = (), titles: tuple[str, ...] = ()) -> str:
-    """Panels below each other that share their x axis, as JSON: made once, since Plotly takes long for them."""
-    return str(laid_out(make_subplots(
-        rows=rows, cols=1, shared_xaxes=True, vertical_spacing=spacing, row_heights=list(heights) or None,
-        subplot_titles=titles or None,
-    ), 100).to_json())  # fmt: skip
-
-
-def _in_panels(panels: str, height: int, traces: Sequence[Trace], axes: Mapping[str, Mapping[str, Any]]) -> go.Figure:
-    """Traces say their axes; `axes`: what else these axes are."""
-    layout = json.loads(panels)["layout"]
-    for name, more in axes.items():
-        layout[name] |= more
-    return go.Figure({"data": list(traces), "layout": {**layout, "height": height}})
 
 
 def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> go.Figure:
@@ -81,14 +47,14 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
         "yaxis3": {"title": {"text": "questions"}}, "xaxis": {"range": [0, 1]}, "xaxis2": {"range": [0, 1]},
         "xaxis3": {"range": [0, 1], "title": {"text": "confidence"}},
     }  # fmt: skip
-    return _in_panels(_panels(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
+    return in_panels(stacked(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
 
 
 def _reliability_of(
     found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
 ) -> Iterator[Trace]:
     """One method's band, line, gap and counts; `place`: which of how many share a bin."""
-    look, name = style(found.row), _plain(found.row)
+    look, name = style(found.row), plain(found.row)
     told = reliability_bins(found.probs, found.gold, bins, equal_mass)
     some = [b for b, n in enumerate(told["count"]) if n]
     x, y, lo, hi, count = (
@@ -115,19 +81,17 @@ def _reliability_of(
     yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
 
 
-def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
+def right_and_wrong(shown: Sequence[Answers]) -> go.Figure:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
-    edges, rows = np.linspace(0, 1, bins + 1), len(shown)
-    traces: list[Trace] = []
+    rows, traces = len(shown), list[Trace]()
     axes: dict[str, dict[str, Any]] = {}
     for row, found in enumerate(shown, start=1):
         at = "" if row == 1 else str(row)
-        look, right = style(found.row), correct(found.probs, found.gold)
-        sure = confidence(found.probs)
-        for which, sign, pattern in ((right, 1, ""), (~right, -1, "/")):
-            share = np.histogram(np.minimum(sure[which], 1.0), edges)[0] / len(right) * 100
+        look = style(found.row)
+        edges, right, wrong = sure_shares(found)
+        for share, sign, pattern in ((100 * right, 1, ""), (100 * wrong, -1, "/")):
             traces.append({
-                "type": "bar", "x": (edges[1:] + edges[:-1]) / 2, "y": sign * share, "width": 0.9 / bins,
+                "type": "bar", "x": (edges[1:] + edges[:-1]) / 2, "y": sign * share, "width": 0.9 * edges[1],
                 "xaxis": f"x{at}", "yaxis": f"y{at}", "name": "right" if sign > 0 else "wrong",
                 "showlegend": row == 1, "legendgroup": str(sign), "customdata": share,
                 "marker": {"color": look.colour if sign > 0 else soft(look.colour, 0.45),
@@ -136,8 +100,8 @@ def right_and_wrong(shown: Sequence[Answers], bins: int = 20) -> go.Figure:
             })  # fmt: skip
         axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
         axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == rows else ""}}
-    panels = _panels(rows, _between(rows, 0.07), titles=tuple(_plain(found.row) for found in shown))
-    return _in_panels(panels, 150 + 150 * rows, traces, axes).update_layout(barmode="overlay", **ABOVE_TITLES)
+    frame = stacked(rows, between(rows, 0.07), titles=tuple(plain(found.row) for found in shown))
+    return in_panels(frame, 150 + 150 * rows, traces, axes).update_layout(barmode="overlay", **ABOVE_TITLES)
 
 
 def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
@@ -151,7 +115,7 @@ def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
         coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
         first = min(9, len(risk) - 1)  # fewer than ten questions say nothing
         kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
-        name = f"{_plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
+        name = f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
         fig.add_scatter(
             x=coverage[kept], y=risk[kept], name=name, mode="lines",
             line={"color": look.colour, "dash": look.dash, "width": 2},
@@ -170,8 +134,8 @@ def decomposed(shown: Sequence[Answers]) -> go.Figure:
     columns = min(len(told), 2)
     fig = make_subplots(
         rows=-(-len(told) // columns), cols=columns, shared_xaxes="all", shared_yaxes="all",
-        subplot_titles=[_plain(found.row) for found, _ in told], horizontal_spacing=0.06,
-        vertical_spacing=_between(-(-len(told) // columns), 0.14),
+        subplot_titles=[plain(found.row) for found, _ in told], horizontal_spacing=0.06,
+        vertical_spacing=between(-(-len(told) // columns), 0.14),
     )  # fmt: skip
     for k, (found, parts) in enumerate(told):
         colour = style(found.row).colour
@@ -193,7 +157,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figur
     for row, values in found.items():
         look = style(row)
         fig.add_scatter(
-            x=[100 * value for value in values.values()], y=list(map(_plain, values)), mode="markers", name=_plain(row),
+            x=[100 * value for value in values.values()], y=list(map(plain, values)), mode="markers", name=plain(row),
             marker={"color": look.colour, "symbol": look.symbol, "size": 12},
             hovertemplate="AUROC %{x:.1f}",
         )  # fmt: skip
@@ -211,7 +175,7 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
         look = style(row)
         spread = [0.0 if std is None else std * known.scale for _, std in points.values()]
         fig.add_scatter(
-            x=list(map(_plain, points)), y=[mean * known.scale for mean, _ in points.values()], name=_plain(row),
+            x=list(map(plain, points)), y=[mean * known.scale for mean, _ in points.values()], name=plain(row),
             mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
             marker={"symbol": look.symbol, "size": 9}, error_y={"array": spread, "visible": any(spread), "width": 3},
             connectgaps=True,
@@ -221,32 +185,43 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
     return laid_out(fig, 440, names=True)
 
 
-def against_draws(curves: Sequence[DrawCurve]) -> go.Figure:
-    """A metric against N, with the 5 to 95 % spread over random choices of N of the draws; N = 0 is the mean."""
-    if not curves:
+def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> go.Figure:
+    """A panel per metric against N; the 5 to 95 % spread is over random choices of N of the draws, N = 0 the mean."""
+    if not any(panels):
         return empty("None of these has several draws.")
-    fig, metric = go.Figure(), curves[0].metric
-    scale = METRICS[metric].scale
-    for curve in curves:
-        look, name = style(curve.row), _plain(curve.row)
-        ends = [*curve.high, *curve.low[::-1]]
-        fig.add_scatter(
-            x=[*curve.counts, *curve.counts[::-1]], y=np.array(ends) * scale, fill="toself", hoverinfo="skip",
-            fillcolor=soft(look.colour, 0.15), mode="lines", line={"width": 0}, legendgroup=name, showlegend=False,
-        )  # fmt: skip
-        fig.add_scatter(
-            x=curve.counts, y=curve.value * scale, name=name, legendgroup=name, mode="lines+markers",
-            line={"color": look.colour, "dash": look.dash, "width": 2}, marker={"symbol": look.symbol, "size": 8},
-        )  # fmt: skip
-        if curve.mean is not None:
-            fig.add_scatter(
-                x=[0], y=[curve.mean * scale], legendgroup=name, showlegend=False, mode="markers", name=f"{name}, mean",
-                marker={"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
-            )  # fmt: skip
-    most = max(curve.counts[-1] for curve in curves)
-    fig.update_xaxes(title="N, draws averaged (0: the mean, hollow)", dtick=1 if most <= 30 else None)
-    fig.update_yaxes(title=_titled(metric))
-    return laid_out(fig, 460)
+    traces: list[Trace] = []
+    axes: dict[str, dict[str, Any]] = {}
+    for row, curves in enumerate(panels, start=1):
+        at = "" if row == 1 else str(row)
+        for curve in curves:
+            traces += ({**each, "xaxis": f"x{at}", "yaxis": f"y{at}"} for each in _draws_of(curve, row == 1))
+        axes[f"yaxis{at}"] = {"title": {"text": _titled(curves[0].metric)}}
+    most = max(curve.counts[-1] for curve in panels[0])
+    ticks = {"dtick": 1} if most <= 30 else {}
+    axes |= {f"xaxis{'' if row == 1 else row}": dict(ticks) for row in range(1, len(panels) + 1)}
+    axes[f"xaxis{at}"]["title"] = {"text": "N, draws averaged (0: the mean, hollow)"}
+    return in_panels(stacked(len(panels), between(len(panels), 0.05)), 220 + 240 * len(panels), traces, axes)
+
+
+def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
+    """One method's band, line and mean."""
+    look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
+    yield {
+        "type": "scatter", "x": [*curve.counts, *curve.counts[::-1]], "y": np.array([*curve.high, *curve.low[::-1]])
+        * scale, "fill": "toself", "hoverinfo": "skip", "fillcolor": soft(look.colour, 0.15), "mode": "lines",
+        "line": {"width": 0}, "legendgroup": name, "showlegend": False,
+    }  # fmt: skip
+    yield {
+        "type": "scatter", "x": curve.counts, "y": curve.value * scale, "name": name, "legendgroup": name,
+        "showlegend": named, "mode": "lines+markers", "line": {"color": look.colour, "dash": look.dash, "width": 2},
+        "marker": {"symbol": look.symbol, "size": 8},
+    }  # fmt: skip
+    if curve.mean is not None:
+        yield {
+            "type": "scatter", "x": [0], "y": [curve.mean * scale], "name": f"{name}, mean", "legendgroup": name,
+            "showlegend": False, "mode": "markers",
+            "marker": {"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
+        }  # fmt: skip
 
 
 def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> go.Figure:
@@ -254,42 +229,30 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
 
     A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
     """
-    fig = go.Figure()
     known = [(p, best) for p, best in zip(points, front, strict=True) if p[x] == p[x] and p[y] == p[y]]
     known.sort(key=lambda each: not each[1])  # the front's names find a place first
     if not known:
         return empty("No run has recorded this cost.")
     looks = [style(str(point["row"])) for point, _ in known]
-    names = [_plain(str(point["row"])) for point, _ in known]
+    names = [plain(str(point["row"])) for point, _ in known]
     rings = [best for _, best in known]
     across, up = ([float(point[axis]) for point, _ in known] for axis in (x, y))
     where = places(across, up, [name if k < MOST_LABELS else "" for k, name in enumerate(names)])
     labels = [(f"<b>{name}</b>" if best else name) if place else ""
               for name, best, place in zip(names, rings, where, strict=True)]  # fmt: skip
-    fig.add_scatter(  # one trace: hundreds of them take seconds
-        x=across, y=up, mode="markers+text", text=labels, customdata=names,
-        textposition=[place or "top center" for place in where], cliponaxis=False,
-        hovertemplate=f"%{{customdata}}<br>{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra></extra>",
-        marker={"color": [look.colour for look in looks], "symbol": [look.symbol for look in looks],
-                "size": [15 if best else 10 for best in rings], "opacity": 1,
-                "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]}},
-    )  # fmt: skip
-    fig.update_xaxes(title=_plain(x))
-    fig.update_yaxes(title=_plain(y))
-    return laid_out(fig, 470, legend=False)
-
-
-def _between(rows: int, most: float) -> float:
-    """Space between rows of panels, as a share of the height: less where there are many."""
-    return min(most, 0.3 / rows)
+    dots = {  # one trace: hundreds of them take seconds
+        "type": "scatter", "x": across, "y": up, "mode": "markers+text", "text": labels, "customdata": names,
+        "textposition": [place or "top center" for place in where], "cliponaxis": False,
+        "hovertemplate": f"%{{customdata}}<br>{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra></extra>",
+        "marker": {"color": [look.colour for look in looks], "symbol": [look.symbol for look in looks],
+                   "size": [15 if best else 10 for best in rings], "opacity": 1,
+                   "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]}},
+    }  # fmt: skip
+    axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
+    return in_panels(stacked(1, 0.0), 470, [dots], axes, legend=False)
 
 
 def _titled(metric: str) -> str:
     known = METRICS[metric]
     unit = ", %" if known.scale == 100 else ""
     return known.label + unit + {True: " ↑", False: " ↓", None: ""}[known.higher_is_better]
-
-
-def _plain(text: str) -> str:
-    """Plotly reads some HTML in its texts: names of results are letters, not markup."""
-    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import isnan, nan
 
-from uqharness.leaderboard.curves import Answers
+from uqharness.leaderboard.curves import Answers, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics import (
@@ -55,6 +55,29 @@ def bin_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
                 sure, right = told["confidence"][b], told["accuracy"][b]
                 ends = f"{told['lo'][b]:.3f}", f"{told['hi'][b]:.3f}"
                 rows.append([found.row, *ends, str(count), f"{sure:.4f}", f"{right:.4f}", f"{sure - right:+.4f}"])
+    return header, rows
+
+
+def sure_rows(shown: Sequence[Answers]) -> Rows:
+    """Mean confidence of the answers that were right, and of those that were wrong."""
+    header = ["Method", "Accuracy, %", "Confidence where right, %", "Confidence where wrong, %"]
+    rows = []
+    for found in shown:
+        right, sure = correct(found.probs, found.gold), confidence(found.probs)
+        means = (f"{100 * kept.mean():.2f}" if len(kept) else "–" for kept in (sure[right], sure[~right]))
+        rows.append([found.row, f"{100 * right.mean():.2f}", *means])
+    return header, rows
+
+
+def share_rows(shown: Sequence[Answers]) -> Rows:
+    """The bars of right and wrong answers, where there is any."""
+    header = ["Method", "From", "To", "Right, % of all", "Wrong, % of all"]
+    rows = []
+    for found in shown:
+        edges, *shares = sure_shares(found)
+        for low, high, right, wrong in zip(edges[:-1], edges[1:], *shares, strict=True):
+            if right or wrong:
+                rows.append([found.row, f"{low:.2f}", f"{high:.2f}", f"{100 * right:.2f}", f"{100 * wrong:.2f}"])
     return header, rows
 
 

@@ -94,6 +94,13 @@ def detections(shown: Mapping[str, Sequence[Answers]], home: str, kind: str) -> 
     }
 
 
+def sure_shares(found: Answers, bins: int = 20) -> tuple[Floats, Floats, Floats]:
+    """Edges of confidence, and which share of all questions is between two of them: answered right, and wrong."""
+    edges, right, sure = np.linspace(0, 1, bins + 1), correct(found.probs, found.gold), confidence(found.probs)
+    ends = [np.histogram(np.minimum(sure[which], 1.0), edges)[0] / len(right) for which in (right, ~right)]
+    return edges, ends[0], ends[1]
+
+
 def decomposition(found: Answers, most: int = 600) -> dict[str, np.ndarray] | None:
     """Aleatoric and epistemic part and whether it was right, of at most `most` questions, evenly spaced."""
     if found.draws is None:

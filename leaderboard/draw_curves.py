@@ -1,7 +1,8 @@
-"""Every metric against the number of draws N, and how much it matters which N of a run's draws are taken. Pure."""
+"""Metrics against the number of draws N, and how much it matters which N of a run's draws are taken. Pure."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import METRICS, Floats
 from uqharness.record import Record
 
-NAMES = tuple(METRICS)
+ALL = tuple(METRICS)
 
 
 @dataclass(frozen=True)
@@ -27,39 +28,37 @@ class DrawCurve:
     mean: float | None  # N = 0, the posterior's mean
 
 
-def draw_curves(record: Record, row: str, orders: int = 30, seed: int = 0) -> dict[str, DrawCurve]:
+def draw_curves(
+    record: Record, row: str, metrics: Sequence[str] = ALL, orders: int = 30, seed: int = 0
+) -> dict[str, DrawCurve]:
     """By metric; none where there is nothing to vary: one draw, combined answers, draws not kept or not taken."""
     given = record.combine == "given" or len(record.logp) - 1 < max(record.draws, 2)
     if given or record.taken.min() < record.draws:
         return {}
     rng = np.random.Generator(np.random.Philox(seed))
-    mixed = [_first_n(record, rng.permutation(record.draws)) for _ in range(orders)]
+    mixed = [_first_n(record, rng.permutation(record.draws), metrics) for _ in range(orders)]
     low, high = np.quantile(np.stack(mixed), (0.05, 0.95), axis=0)  # [M, S] each
-    value = _first_n(record, np.arange(record.draws))
-    means: dict[str, float | None] = dict.fromkeys(NAMES)
-    if record.has_mean:
-        of_all = every_n(record)[1]
-        means |= {name: float(of_all[name][0]) for name in NAMES if not METRICS[name].needs_draws}
-    counts = list(range(1, record.draws + 1))
-    return {
-        name: DrawCurve(row, name, counts, value[m], low[m], high[m], means[name]) for m, name in enumerate(NAMES)
-    }
+    start, counts, out = int(record.has_mean), list(range(1, record.draws + 1)), {}
+    for m, (name, value) in enumerate(every_n(record, metrics)[1].items()):
+        mean = float(value[0]) if record.has_mean and not METRICS[name].needs_draws else None
+        out[name] = DrawCurve(row, name, counts, value[start:], low[m], high[m], mean)
+    return out
 
 
-def _first_n(record: Record, order: np.ndarray) -> Floats:
-    """Every metric of the first 1 … S draws in this order, [M, S]."""
+def _first_n(record: Record, order: np.ndarray, metrics: Sequence[str]) -> Floats:
+    """Each metric of the first 1 … S draws in this order, [M, S]."""
     held = np.concatenate([record.logp[:1], record.logp[1:][order]])
-    _, values = every_n(replace(record, logp=held, has_mean=False))
-    return np.stack([values[name] for name in NAMES])
+    _, values = every_n(replace(record, logp=held, has_mean=False), metrics)
+    return np.stack(list(values.values()))
 
 
-def known_curves(source: Source, row: str) -> dict[str, DrawCurve]:
+def known_curves(source: Source, row: str, metrics: Sequence[str] = ALL) -> dict[str, DrawCurve]:
     """The values without a spread, of results that were published without their single draws."""
     if source.draws < 2 or source.combine == "given":
         return {}
     counts, out = list(range(1, source.draws + 1)), {}
     unknown = np.full(len(counts), np.nan)
-    for name in NAMES:
+    for name in metrics:
         values = np.array([source.number(name, n) for n in counts])
         mean = source.number(name, 0) if source.has_mean and not METRICS[name].needs_draws else None
         out[name] = DrawCurve(row, name, counts, values, unknown, unknown, mean)

@@ -7,6 +7,7 @@ p [C, M, D] combined probabilities, 0 where a question has no such choice (choic
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,10 +18,11 @@ from uqharness.metrics import METRICS, PROB_FLOOR, Floats
 from uqharness.results import Record
 
 Columns = dict[str, Floats]
+PARTS = {"entropy", "entropy_norm", "mutual_information", "mutual_information_norm"}
 
 
-def every_n(record: Record) -> tuple[list[int], Columns]:
-    """The numbers of draws there are, and every metric for each of them, [M]."""
+def every_n(record: Record, metrics: Collection[str] = tuple(METRICS)) -> tuple[list[int], Columns]:
+    """The numbers of draws there are, and each of these metrics for every one of them, [M]."""
     if record.combine == "given" and record.draws > 1:
         raise InputError(f"{record.draws} draws under the rule 'given', which has one row; evaluate again")
     held = record.logp if record.has_mean else record.logp[1:]
@@ -35,17 +37,18 @@ def every_n(record: Record) -> tuple[list[int], Columns]:
         log_mean = np.where(present, first_n(np.where(present, log_p, 0.0), record.has_mean), -np.inf)
         p = np.exp(log_mean - log_mean.max(axis=0))
         p /= p.sum(axis=0)
-    log_choices = np.log(np.maximum(record.choices, 2))
-    entropy = entropies(p)  # [M, D]
-    out = {**of_answers(p, record.gold), "entropy": entropy.mean(axis=1)}
-    out["entropy_norm"] = (entropy / log_choices).mean(axis=1)
-    gain = np.full_like(entropy, np.nan)
-    if record.combine != "given":
-        gain = information(rows, entropy if p is mean else entropies(mean), record.has_mean)
-    out |= {"mutual_information": gain.mean(axis=1), "mutual_information_norm": (gain / log_choices).mean(axis=1)}
-    if missing := set(METRICS) - set(out):
+    out = of_answers(p, record.gold, metrics)
+    if not PARTS.isdisjoint(metrics):
+        entropy = entropies(p)  # [M, D]
+        gain = np.full_like(entropy, np.nan)
+        if record.combine != "given":
+            gain = information(rows, entropy if p is mean else entropies(mean), record.has_mean)
+        log_choices = np.log(np.maximum(record.choices, 2))
+        for name, values in (("entropy", entropy), ("mutual_information", gain)):
+            out |= {name: values.mean(axis=1), f"{name}_norm": (values / log_choices).mean(axis=1)}
+    if missing := set(metrics) - set(out):
         raise NotImplementedError(f"metrics without a fast form: {sorted(missing)}")
-    return list(range(0 if record.has_mean else 1, record.draws + 1)), {name: out[name] for name in METRICS}
+    return list(range(0 if record.has_mean else 1, record.draws + 1)), {name: out[name] for name in metrics}
 
 
 def first_n(rows: Floats, has_mean: bool) -> Floats:
@@ -78,8 +81,8 @@ def information(rows: Floats, of_mean: Floats, has_mean: bool) -> Floats:
     return np.maximum(gain, 0.0)
 
 
-def of_answers(p: Floats, gold: np.ndarray) -> Columns:
-    """What depends on the combined probabilities alone, [M] each from [C, M, D]."""
+def of_answers(p: Floats, gold: np.ndarray, metrics: Collection[str] = tuple(METRICS)) -> Columns:
+    """What depends on the combined probabilities alone, [M] each from [C, M, D]; what takes long only if asked for."""
     conf, answer = p[0].copy(), np.zeros(p.shape[1:], dtype=np.int64)  # [M, D]
     for c in range(1, len(p)):  # the first of equal ones stays
         np.copyto(answer, c, where=p[c] > conf)
@@ -90,9 +93,11 @@ def of_answers(p: Floats, gold: np.ndarray) -> Columns:
         "acc": right.mean(axis=1),
         "nll": -np.log(np.maximum(p_gold, PROB_FLOOR)).mean(axis=1),
         "brier": ((p**2).sum(axis=0) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1),
-        "ece10": np.abs(Bins.of(conf, right, 10).gaps).sum(axis=1),
-        "ece_torchmetrics": torchmetrics(conf, right),
     }
+    if "ece10" in metrics:
+        out["ece10"] = np.abs(Bins.of(conf, right, 10).gaps).sum(axis=1)
+    if "ece_torchmetrics" in metrics:
+        out["ece_torchmetrics"] = torchmetrics(conf, right)
     bins = Bins.of(conf, right, BINS)
     size = bins.counts.clip(1)
     chance, gaps = np.clip(bins.conf / size, 0.0, 1.0), bins.gaps
@@ -101,7 +106,8 @@ def of_answers(p: Floats, gold: np.ndarray) -> Columns:
     out["ece_debiased"] = np.clip(debias(gaps, *noise).sum(axis=1), 0.0, 1.0)
     out["ece_floor"] = sum_mad(bins.counts, bins.conf, bins.variance).sum(axis=1) / n
     out["mce"] = (np.abs(gaps) * n / size).max(axis=1)
-    out["auroc"], out["aurc"] = by_confidence(conf, right)
+    if not {"auroc", "aurc"}.isdisjoint(metrics):
+        out["auroc"], out["aurc"] = by_confidence(conf, right)
     return out
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import streamlit as st
+from streamlit.delta_generator import DeltaGenerator
 
 from uqharness.errors import InputError
 from uqharness.leaderboard import shell
@@ -111,13 +112,22 @@ def pick(
     return Picked(group, data, chosen, state[view.key("seed")], None if asked == ALL or not draws else int(asked))
 
 
+def pick_figure(view: View, figures: Mapping[str, str]) -> tuple[str, DeltaGenerator]:
+    """Which of a page's figures is shown, one at a time since each takes long to draw; and a place for `share`."""
+    with st.container(horizontal=True, vertical_alignment="bottom"):
+        key = view.key("figure")
+        st.segmented_control("Figure", list(figures), key=key, format_func=figures.__getitem__, required=True)
+        sharing = st.container(width="content")
+    return st.session_state[key], sharing
+
+
 def open_page(page: str, title: str, about: str, more: Sequence[Field] = ()) -> tuple[View, list[Group]]:
     """The head of a page of figures; ends the page where there is nothing to draw."""
     board, groups = shell.board(), shell.groups()
     if not groups:
         st.title(title)
         shell.nothing("No measured results were given, so there is nothing to draw.")
-    view = View(page, [*fields(groups), *more], board.snapshot)
+    view = View(page, [*shell.kept(lambda: fields(groups), "fields of figures"), *more], board.snapshot)
     shell.head(title, about, view)
     return view, groups
 

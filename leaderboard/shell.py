@@ -8,7 +8,7 @@ from __future__ import annotations
 import gc
 import json
 import os
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -99,15 +99,16 @@ def answers(run_id: str, row: str, draws: int | None = None) -> Answers:
     return curves.answers(record(run_id, sources()[run_id]), row, draws)
 
 
-def curves_of(run_id: str, row: str) -> dict[str, DrawCurve]:
+def curves_of(run_id: str, row: str, metrics: Sequence[str]) -> dict[str, DrawCurve]:
     """Of results that were published without their single draws: the values, without a spread."""
     source = sources()[run_id]
-    return _curves_of(run_id, source.file, row, source) or draw_curves.known_curves(source, row)
+    wanted = tuple(metrics)
+    return _curves_of(run_id, source.file, row, wanted, source) or draw_curves.known_curves(source, row, wanted)
 
 
 @st.cache_data(max_entries=512, show_spinner="Choosing among draws")
-def _curves_of(run_id: str, file: str, row: str, _source: Source) -> dict[str, DrawCurve]:
-    return draw_curves.draw_curves(record(run_id, _source), row)
+def _curves_of(run_id: str, file: str, row: str, metrics: tuple[str, ...], _source: Source) -> dict[str, DrawCurve]:
+    return draw_curves.draw_curves(record(run_id, _source), row, metrics)
 
 
 def ranks(table: Table, metric: str, known_only: bool = False) -> dict[int, dict[int, int]] | None:

@@ -144,12 +144,13 @@ def draws(groups: Sequence[Group]) -> list[str]:
             return [html.paragraph("None of these has several draws.")]
         parts = [section.note("Not drawn, or of one answer", several)]
         runs = [(section.runs[row], row) for row in several]
-        found = [draw_curves.draw_curves(run.record(), row) or draw_curves.known_curves(run, row) for run, row in runs]
-        for metric in CURVES:
-            fig = charts.against_draws([each[metric] for each in found])
-            name, label = f"draws-{metric}-{section.key}", METRICS[metric].label
-            parts.append(html.figure(fig, name, f"{label} against N on {section.data}"))
-        return parts
+        found = [
+            draw_curves.draw_curves(run.record(), row, CURVES) or draw_curves.known_curves(run, row, CURVES)
+            for run, row in runs
+        ]
+        fig = charts.against_draws([[each[metric] for each in found] for metric in CURVES])
+        named = ", ".join(METRICS[metric].label for metric in CURVES)
+        return [*parts, html.figure(fig, f"draws-{section.key}", f"{named} against N on {section.data}")]
 
     return _each(groups, of)
 

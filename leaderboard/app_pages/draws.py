@@ -27,16 +27,18 @@ runs = {row: run for row in picked.rows if (run := picked.run(row))}
 single = [row for row, run in runs.items() if run.draws < 2 or run.combine == "given"]
 if single:
     st.caption(shell.letters(f"One draw, or an answer that is combined already: {', '.join(single)}"))
-curves = [found for row, run in runs.items() if (found := shell.curves_of(run.run_id, row))]
+asked = values["metric"]
+curves = [found for row, run in runs.items() if (found := shell.curves_of(run.run_id, row, asked))] if asked else []
+panels = [[found[metric] for found in curves] for metric in asked]
 points = Grid(
-    *curve_rows.draw_rows([found[metric] for metric in values["metric"] for found in curves]),
+    *curve_rows.draw_rows([curve for panel in panels for curve in panel]),
     f"Metrics against N on {picked.place}", "words",
 )  # fmt: skip
 with sharing:
     shell.share(view, "draws", Shown(points.caption, grids=[points]) if points.rows else None)
-for metric in values["metric"]:
-    fig = charts.against_draws([found[metric] for found in curves])
-    shell.figure(fig, f"draws-{metric}", f"{labels[metric]} against N on {picked.data}")
+if asked:
+    alt = f"{', '.join(map(labels.__getitem__, asked))} against N on {picked.data}"
+    shell.figure(charts.against_draws(panels), "draws", alt)
 st.caption(
     "Line: the first N draws. Band: 5 to 95 % of 30 random choices of N of the draws that the run holds; with all "
     "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean. "

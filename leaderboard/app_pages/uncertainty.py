@@ -60,12 +60,7 @@ def shift() -> Grid:
 view, groups = pick_rows.open_page(
     "uncertainty", "Uncertainty", "Is it unsure where it is wrong, and where the questions are new?", MORE
 )
-with st.container(horizontal=True, vertical_alignment="bottom"):
-    st.segmented_control(
-        "Figure", list(FIGURES), key=view.key("figure"), format_func=FIGURES.__getitem__, required=True
-    )
-    sharing = st.container(width="content")
-figure = st.session_state[view.key("figure")]
+figure, sharing = pick_rows.pick_figure(view, FIGURES)
 away = figure in ("detection", "shift")
 picked = pick_rows.pick(view, groups, homes=away, seeds=figure != "shift")
 if figure == "detection":

@@ -12,7 +12,7 @@ from made_results import result
 
 from uqharness.leaderboard import publish
 
-PAGES = {"calibration": 2, "uncertainty": 1, "draws": 3, "cost": 1}
+PAGES = ("calibration", "uncertainty", "draws", "cost")
 
 
 def figures(app: Any) -> list[dict[str, Any]]:
@@ -22,7 +22,7 @@ def figures(app: Any) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("page", PAGES)
 def test_every_page_draws_and_its_default_view_has_a_clean_url(app: Any, page: str) -> None:
     app.open(page)
-    assert len(figures(app)) == PAGES[page] and app.params == {}
+    assert len(figures(app)) == 1 and app.params == {}
     assert "<script>" not in json.dumps(figures(app))
 
 
@@ -52,6 +52,19 @@ def test_the_figures_of_uncertainty(app: Any, figure: str, traces: int) -> None:
     assert shown and shown[0].count("<tr>") == (1 if figure == "parts" else 2) and "BLoB" in shown[0]
     assert len(app.at.get("download_button")) == 4
     assert app.params["row"] == ["MLE", "BLoB"]
+
+
+def test_right_and_wrong_answers_have_a_view_of_their_own(app: Any) -> None:
+    app.open("calibration", figure="confidence", row="BLoB")
+    (fig,) = figures(app)
+    assert [t["name"] for t in fig["data"]] == ["right", "wrong"] and "Confidence where wrong, %" in app.html
+    assert [box.label for box in app.at.selectbox] == ["Data set", "Training seed", "N, draws averaged"]
+    assert app.params == {"figure": ["confidence"], "row": ["BLoB"]}
+
+
+def test_no_metric_is_no_figure(app: Any) -> None:
+    app.open("draws", metric="")
+    assert not figures(app) and app.params["metric"] == [""]
 
 
 def test_draws_start_at_the_mean_and_end_at_all(app: Any) -> None:

@@ -228,8 +228,8 @@ def test_the_export_is_the_view(tab: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "view", ["?layout=flat&cost=1", "calibration?bins=10", "uncertainty?figure=risk", "uncertainty?figure=parts",
-             "cost", "compare", "run", "problems"],
+    "view", ["?layout=flat&cost=1", "calibration?bins=10", "calibration?figure=confidence", "uncertainty?figure=risk",
+             "uncertainty?figure=parts", "cost", "compare", "run", "problems"],
 )  # fmt: skip
 def test_every_page_gives_its_tables_away(tab: Any, address: str, view: str) -> None:
     opened(tab, address + view)

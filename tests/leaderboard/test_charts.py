@@ -7,7 +7,7 @@ import itertools
 import numpy as np
 import pytest
 
-from uqharness.leaderboard import charts, label_places, theme
+from uqharness.leaderboard import chart_frame, charts, label_places, theme
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.metrics import aurc, confidence, correct, ece, expected_entropy, mutual_information, reliability_bins
@@ -77,7 +77,7 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     (dots,) = charts.detections({"BLoB": {"near": 0.6, "far": 0.8}}, "entropy").data
     assert list(dots.x) == [60, 80] and list(dots.y) == ["near", "far"]
     curve = DrawCurve("BLoB", "acc", [1, 2], np.array([0.4, 0.5]), np.array([0.3, 0.5]), np.array([0.5, 0.5]), 0.45)
-    spread, line, mean = charts.against_draws([curve]).data
+    spread, line, mean = charts.against_draws([[curve]]).data
     assert list(line.y) == [40, 50] and list(mean.y) == [45] and sorted(spread.y) == [30, 50, 50, 50]
     points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
     (dots,) = charts.pareto(points, "time", "ACC", [False, True]).data
@@ -85,12 +85,28 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     assert list(dots.marker.size) == [15, 10]  # a ring and bold: the front
 
 
+def test_metrics_against_draws_have_a_panel_each_and_one_legend() -> None:
+    def curve(row: str, metric: str) -> DrawCurve:
+        return DrawCurve(row, metric, [1, 2], *(np.array([0.4, 0.5]) for _ in range(3)), 0.45)
+
+    fig = charts.against_draws([[curve(row, metric) for row in ("MLE", "BLoB")] for metric in ("nll", "acc", "brier")])
+    lines = [t for t in fig.data if t.mode == "lines+markers"]
+    assert [(t.name, t.yaxis, t.showlegend) for t in lines] == [
+        ("MLE", "y", True), ("BLoB", "y", True), ("MLE", "y2", False), ("BLoB", "y2", False),
+        ("MLE", "y3", False), ("BLoB", "y3", False),
+    ]  # fmt: skip
+    assert {t.legendgroup for t in fig.data} == {"MLE", "BLoB"}  # a click in the legend is for all panels
+    assert [fig.layout[f"yaxis{k}"].title.text[:3] for k in ("", 2, 3)] == ["NLL", "ACC", "Bri"]
+    assert list(lines[0].y) == [0.4, 0.5] and list(lines[2].y) == [40, 50]
+
+
 def test_a_figure_without_anything_says_why() -> None:
     unknown = [{"row": "MLE", "time": float("nan"), "ACC": 50.0}]
-    for fig in (charts.pareto(unknown, "time", "ACC", [False]), charts.risk_coverage([]), charts.against_draws([])):
+    none = charts.risk_coverage([]), charts.against_draws([[], []])
+    for fig in (charts.pareto(unknown, "time", "ACC", [False]), *none):
         assert not fig.data and fig.layout.annotations[0].text
     many = DrawCurve("BLoB", "acc", list(range(1, 101)), *(np.zeros(100) for _ in range(3)), None)
-    assert charts.against_draws([many]).layout.xaxis.dtick is None  # a hundred numbers would lie on each other
+    assert charts.against_draws([[many]]).layout.xaxis.dtick is None  # a hundred numbers would lie on each other
 
 
 @pytest.mark.parametrize("count", [13, 40])
@@ -120,7 +136,7 @@ def test_no_name_becomes_markup() -> None:
     figures = [
         charts.reliability([found]), charts.right_and_wrong([found]), charts.risk_coverage([found]),
         charts.decomposed([found]), charts.detections({EVIL: {EVIL: 0.5}}, "x"),
-        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"), charts.against_draws([curve]), charts.empty(EVIL),
+        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"), charts.against_draws([[curve]]), chart_frame.empty(EVIL),
         charts.pareto([{"row": EVIL, "a": 1, "b": 1}], "a", "b", [True]),
     ]  # fmt: skip
     for fig in figures:

@@ -40,6 +40,17 @@ def test_every_curve_is_its_metric_of_the_first_draws_and_its_spread(rule: str) 
         assert curve.mean == (None if mean is None else pytest.approx(mean, abs=1e-6))
 
 
+def test_asked_for_some_they_are_the_same() -> None:
+    kept = record(items=90)
+    wanted = ("ece_debiased", "mutual_information", "nll")
+    some, every = draw_curves(kept, "BLoB", wanted), draw_curves(kept, "BLoB")
+    assert tuple(some) == wanted
+    for name, curve in some.items():
+        for part in ("value", "low", "high"):
+            np.testing.assert_array_equal(getattr(curve, part), getattr(every[name], part))
+        assert curve.mean == every[name].mean
+
+
 def test_a_choice_of_all_draws_has_no_spread_and_a_choice_of_one_has() -> None:
     curve = draw_curves(record(), "BLoB")["nll"]
     assert curve.low[3] == pytest.approx(curve.value[3]) == pytest.approx(curve.high[3])

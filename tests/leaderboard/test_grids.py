@@ -82,6 +82,23 @@ def test_bins_as_rows_are_those_that_hold_questions(equal_mass: bool) -> None:
         assert float(row[6]) == pytest.approx(float(row[4]) - float(row[5]), abs=2e-4)
 
 
+def test_right_and_wrong_as_rows_are_the_bars_and_means_over_questions() -> None:
+    found = curves.answers(record(items=200), "BLoB")
+    sure, right = np.nanmax(found.probs, axis=1), np.nanargmax(found.probs, axis=1) == found.gold
+    header, rows = curve_rows.share_rows([found])
+    for row in rows:
+        inside = (sure >= float(row[1])) & (sure < float(row[2]))
+        assert [row[3], row[4]] == [f"{100 * (inside & kept).mean():.2f}" for kept in (right, ~right)]
+    assert sum(float(row[3]) + float(row[4]) for row in rows) == pytest.approx(100)
+    _, (row,) = curve_rows.sure_rows([found])
+    assert [float(text) / 100 for text in row[1:]] == pytest.approx(
+        [right.mean(), sure[right].mean(), sure[~right].mean()], abs=1e-4
+    )
+    always = curves.Answers("MLE", np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([0, 1]))
+    assert curve_rows.sure_rows([always])[1] == [["MLE", "100.00", "100.00", "–"]]
+    assert curve_rows.share_rows([always])[1] == [["MLE", "0.95", "1.00", "100.00", "0.00"]]
+
+
 def test_parts_as_rows_are_means_over_questions() -> None:
     found, single = curves.answers(record(), "BLoB"), curves.answers(record(draws=1), "MLE")
     header, rows = curve_rows.part_rows([found, single])
@@ -104,7 +121,7 @@ def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
 def test_draws_as_rows_are_the_points_of_the_figure() -> None:
     curve = draw_curves(record(), "BLoB")["nll"]
     _, rows = curve_rows.draw_rows([curve])
-    band, line, mean = charts.against_draws([curve]).data
+    band, line, mean = charts.against_draws([[curve]]).data
     assert [row[2] for row in rows] == ["0", "1", "2", "3", "4"] and rows[0][3] == number(mean.y[0], "nll")
     assert [row[3] for row in rows[1:]] == [number(float(y) / METRICS["nll"].scale, "nll") for y in line.y]
     assert [row[5] for row in rows[1:]] == [number(float(y), "nll") for y in band.y[:4]]
