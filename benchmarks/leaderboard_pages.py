@@ -47,7 +47,7 @@ RESTED = """() => {
 SHOWN = """() => {
   const app = document.querySelector('[data-testid=stApp]');
   const still = app && app.dataset.testScriptState === 'notRunning' && !document.querySelector('[data-stale=true]');
-  const drawn = [...document.querySelectorAll('[data-testid=stPlotlyChart]')].every(c => c.querySelector('.main-svg'));
+  const drawn = [...document.querySelectorAll('.uq-figure')].every(c => c.querySelector('.main-svg'));
   const filled = document.querySelector('[data-testid=stHtml] table, .main-svg, h2, h3');
   return still && drawn && filled ? performance.now() : 0;
 }"""

@@ -26,8 +26,9 @@ def laid_out(fig: go.Figure, height: int, legend: bool = True, names: bool = Fal
     `names`: an axis has names of any length; to measure them takes Plotly a second round of drawing.
     """
     fig.update_layout(
-        height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
-        showlegend=legend, legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        template="none", height=height, margin={"l": 56, "r": 14, "t": 34, "b": 46},
+        paper_bgcolor=CLEAR, plot_bgcolor=CLEAR, showlegend=legend,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
         bargap=0, hoverlabel={"namelength": -1}, modebar={"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
     )  # fmt: skip
     fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=names)

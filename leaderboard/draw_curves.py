@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
-from uqharness.leaderboard.every_n import every_n
+from uqharness.leaderboard.every_n import every_n, in_orders
 from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import METRICS, Floats
 from uqharness.record import Record
@@ -36,20 +36,13 @@ def draw_curves(
     if given or record.taken.min() < record.draws:
         return {}
     rng = np.random.Generator(np.random.Philox(seed))
-    mixed = [_first_n(record, rng.permutation(record.draws), metrics) for _ in range(orders)]
-    low, high = np.quantile(np.stack(mixed), (0.05, 0.95), axis=0)  # [M, S] each
+    mixed = in_orders(record, [rng.permutation(record.draws) for _ in range(orders)], metrics)
     start, counts, out = int(record.has_mean), list(range(1, record.draws + 1)), {}
-    for m, (name, value) in enumerate(every_n(record, metrics)[1].items()):
+    for name, value in every_n(record, metrics)[1].items():
+        low, high = np.quantile(mixed[name], (0.05, 0.95), axis=0)  # [S] each
         mean = float(value[0]) if record.has_mean and not METRICS[name].needs_draws else None
-        out[name] = DrawCurve(row, name, counts, value[start:], low[m], high[m], mean)
+        out[name] = DrawCurve(row, name, counts, value[start:], low, high, mean)
     return out
-
-
-def _first_n(record: Record, order: np.ndarray, metrics: Sequence[str]) -> Floats:
-    """Each metric of the first 1 … S draws in this order, [M, S]."""
-    held = np.concatenate([record.logp[:1], record.logp[1:][order]])
-    _, values = every_n(replace(record, logp=held, has_mean=False), metrics)
-    return np.stack(list(values.values()))
 
 
 def known_curves(source: Source, row: str, metrics: Sequence[str] = ALL) -> dict[str, DrawCurve]:

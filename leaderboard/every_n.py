@@ -7,7 +7,7 @@ p [C, M, D] combined probabilities, 0 where a question has no such choice (choic
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,7 @@ from uqharness.metrics import METRICS, PROB_FLOOR, Floats
 from uqharness.results import Record
 
 Columns = dict[str, Floats]
+AT_ONCE = 2**19  # numbers in an array: 4 MiB stay in the processor
 PARTS = {"entropy", "entropy_norm", "mutual_information", "mutual_information_norm"}
 
 
@@ -25,30 +26,62 @@ def every_n(record: Record, metrics: Collection[str] = tuple(METRICS)) -> tuple[
     """The numbers of draws there are, and each of these metrics for every one of them, [M]."""
     if record.combine == "given" and record.draws > 1:
         raise InputError(f"{record.draws} draws under the rule 'given', which has one row; evaluate again")
-    held = record.logp if record.has_mean else record.logp[1:]
-    log_p = np.ascontiguousarray(held.transpose(2, 0, 1), dtype=np.float64)  # [C, R, D]
-    present = np.arange(len(log_p))[:, None, None] < record.choices  # [C, 1, D]
+    log_p = log_softmax(record.logp if record.has_mean else record.logp[1:], record.choices)
+    counts = list(range(0 if record.has_mean else 1, record.draws + 1))
+    return counts, of_rows(record, [(log_p, np.exp(log_p))], record.has_mean, metrics)
+
+
+def in_orders(record: Record, orders: Sequence[np.ndarray], metrics: Collection[str]) -> Columns:
+    """Each of these metrics of the first 1 … S draws in each order, [O, S]."""
+    log_p = log_softmax(record.logp[1:], record.choices)  # [C, S, D]
+    rows = np.exp(log_p)
+    once = max(AT_ONCE // log_p.size, 1)
+    parts = [
+        of_rows(record, [(log_p[:, order], rows[:, order]) for order in orders[k : k + once]], False, metrics)
+        for k in range(0, len(orders), once)
+    ]
+    return {name: np.concatenate([part[name] for part in parts]).reshape(len(orders), -1) for name in metrics}
+
+
+def log_softmax(logp: Floats, choices: np.ndarray) -> Floats:
+    """[C, R, D] of [R, D, C], -inf where a question has no such choice."""
+    log_p = np.ascontiguousarray(logp.transpose(2, 0, 1), dtype=np.float64)
+    present = np.arange(len(log_p))[:, None, None] < choices  # [C, 1, D]
     log_p[~np.broadcast_to(present, log_p.shape)] = -np.inf
     log_p -= log_p.max(axis=0)
     log_p -= np.log(np.exp(log_p).sum(axis=0))
-    rows = np.exp(log_p)
-    p = mean = first_n(rows, record.has_mean)
+    return log_p
+
+
+def of_rows(
+    record: Record, ordered: Sequence[tuple[Floats, Floats]], has_mean: bool, metrics: Collection[str]
+) -> Columns:
+    """The metrics of the first draws of each of these log-probabilities and their exp [C, R, D], after each other."""
+    mean = np.concatenate([first_n(rows, has_mean) for _, rows in ordered], axis=1)
+    p = mean
     if record.combine == "logits":
-        log_mean = np.where(present, first_n(np.where(present, log_p, 0.0), record.has_mean), -np.inf)
-        p = np.exp(log_mean - log_mean.max(axis=0))
-        p /= p.sum(axis=0)
+        p = np.concatenate([logits_mean(log_p, has_mean) for log_p, _ in ordered], axis=1)
     out = of_answers(p, record.gold, metrics)
     if not PARTS.isdisjoint(metrics):
         entropy = entropies(p)  # [M, D]
         gain = np.full_like(entropy, np.nan)
         if record.combine != "given":
-            gain = information(rows, entropy if p is mean else entropies(mean), record.has_mean)
+            of_means = np.split(entropy if p is mean else entropies(mean), len(ordered))
+            gain = np.concatenate([information(r, h, has_mean) for (_, r), h in zip(ordered, of_means, strict=True)])
         log_choices = np.log(np.maximum(record.choices, 2))
         for name, values in (("entropy", entropy), ("mutual_information", gain)):
             out |= {name: values.mean(axis=1), f"{name}_norm": (values / log_choices).mean(axis=1)}
     if missing := set(metrics) - set(out):
         raise NotImplementedError(f"metrics without a fast form: {sorted(missing)}")
-    return list(range(0 if record.has_mean else 1, record.draws + 1)), {name: out[name] for name in metrics}
+    return {name: out[name] for name in metrics}
+
+
+def logits_mean(log_p: Floats, has_mean: bool) -> Floats:
+    """softmax of the mean of the first log-probabilities, [C, M, D]."""
+    present = ~np.isneginf(log_p).all(axis=1, keepdims=True)  # [C, 1, D]
+    log_mean = np.where(present, first_n(np.where(present, log_p, 0.0), has_mean), -np.inf)
+    p = np.exp(log_mean - log_mean.max(axis=0))
+    return np.asarray(p / p.sum(axis=0))
 
 
 def first_n(rows: Floats, has_mean: bool) -> Floats:

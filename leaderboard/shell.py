@@ -1,6 +1,7 @@
-"""What every page of the app shares: the board, the row with link and export, figures and tables.
+"""What every page of the app shares: the board, the row with link and export, tables.
 
-Streamlit is known here, in `app.py`, `app_pages/`, `url_view.py`, `pick_rows.py` and `pick_run.py`, and nowhere else.
+Streamlit is known here, in `app.py`, `app_pages/`, `url_view.py`, `figure_view.py`, `pick_rows.py` and `pick_run.py`,
+and nowhere else.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import numpy as np
-import plotly.graph_objects as go
 import streamlit as st
 
 from uqharness.errors import InputError
@@ -206,21 +206,6 @@ def export_button(view: View, name: str, shown: Shown | Callable[[], Shown], lab
 def copy_link(snapshot: str) -> None:
     component = st.components.v2.component("uq_copy_link", html="<button>Copy link</button>", css=COPY_CSS, js=COPY_JS)
     component(key="uq.copy", data={"snapshot": snapshot}, width="content", height="content")
-
-
-def figure(fig: go.Figure, name: str, alt: str) -> None:
-    """The camera of a figure saves it; as what, the sidebar says."""
-    kind = st.session_state.get("uq.image", "SVG").lower()
-    saved = {"format": kind, "filename": f"uqharness-{name}", "scale": 2}
-    config = {"displaylogo": False, "toImageButtonOptions": saved,
-              "modeBarButtonsToRemove": ["lasso2d", "select2d", "autoScale2d"]}  # fmt: skip
-    st.plotly_chart(fig, config=config, key=f"figure.{name}", alt=alt)
-
-
-def image_format() -> None:
-    st.sidebar.segmented_control(
-        "Figures are saved as", ["SVG", "PNG"], default="SVG", key="uq.image", help="by the camera above a figure"
-    )
 
 
 def grid(shown: Grid) -> None:

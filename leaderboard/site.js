@@ -60,26 +60,13 @@ for (const input of document.querySelectorAll("input.search")) {
   });
 }
 
-function draw(box) {
-  const figure = JSON.parse(box.querySelector("script").textContent);
-  const style = getComputedStyle(document.body);
-  figure.layout.font = { color: style.color, family: style.fontFamily };
-  figure.layout.autosize = true;
-  if (box.clientWidth < 600) { // no room for a long legend or title
-    figure.data = figure.data.filter((trace) => trace.visible !== "legendonly");
-    const title = figure.layout.xaxis?.title;
-    if (title?.text) title.text = title.text.replace("; ", ";<br>");
-  }
-  const saved = { format: "svg", filename: `uqharness-${box.id}`, scale: 2 };
-  Plotly.newPlot(box, figure.data, figure.layout, { responsive: true, displaylogo: false, toImageButtonOptions: saved });
-}
-
 if (document.querySelector(".figure")) {
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (entry.isIntersecting) {
         seen.unobserve(entry.target);
-        draw(entry.target);
+        const box = entry.target;
+        drawFigure(box, JSON.parse(box.querySelector("script").textContent), box.id, "svg");
       }
     }
   }, { rootMargin: "200px" });

@@ -100,7 +100,7 @@ def pages(board: Board) -> list[tuple[str, str]]:
     site = Site(board, public_notes(table.build(sources, METRICS)), picks.groups(sources) if sources else [], answers)
     shared = files("uqharness.leaderboard")
     found = [("plotly.min.js", get_plotlyjs())]
-    found += [(name, shared.joinpath(name).read_text(encoding="utf-8")) for name in ("site.js", "site.css")]
+    found += [(name, shared.joinpath(name).read_text(encoding="utf-8")) for name in SHARED]
     found += [(f"table.{end}", table_formats.FORMATS[kind](site.tables)) for kind, end in EXPORTS.items()]
     for name, about_it, make in PAGES:
         found.append((f"{name}.html", html.page(name, html.PAGES[name], about_it, make(site), site.footer)))
@@ -109,6 +109,7 @@ def pages(board: Board) -> list[tuple[str, str]]:
     return found + [run_page(board, str(run_id), site.footer) for run_id in runs]
 
 
+SHARED = ("site.js", "figure.js", "site.css")
 EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
 
 

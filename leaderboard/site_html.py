@@ -26,7 +26,8 @@ def page(name: str, title: str, about: str, parts: Sequence[str], footer: str) -
         f'<a href="{file}.html"{" aria-current=page" if file == name else ""}>{escape(label)}</a>'
         for file, label in PAGES.items()
     )
-    plot = '<script src="plotly.min.js"></script>' if any('class="figure"' in part for part in parts) else ""
+    drawn = any('class="figure"' in part for part in parts)
+    plot = '<script src="plotly.min.js"></script><script src="figure.js"></script>' if drawn else ""
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
@@ -66,8 +67,7 @@ def figure(fig: go.Figure, name: str, alt: str) -> str:
     """Drawn by the page's script; the colours of texts are the page's. One without data is its sentence."""
     if not fig.data and fig.layout.annotations:
         return paragraph(unescape(fig.layout.annotations[0].text))
-    told = json.loads(fig.update_layout(template="none").to_json())
-    text = json.dumps(told).replace("<", "\\u003c")  # a name cannot end the script
+    text = json.dumps(json.loads(fig.to_json())).replace("<", "\\u003c")  # a name cannot end the script
     height = int(fig.layout.height or 450)
     return (
         f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}" style="height:{height}px">'

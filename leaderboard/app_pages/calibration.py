@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, curve_rows, pick_rows, shell
+from uqharness.leaderboard import charts, curve_rows, figure_view, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -21,7 +21,7 @@ MORE = [
 def reliability() -> list[Grid]:
     asked = st.session_state[view.key("bins")], st.session_state[view.key("mass")]
     fig = charts.reliability(shown, *asked, st.session_state[view.key("bands")])
-    shell.figure(fig, "reliability", f"Reliability diagram of {named}")
+    figure_view.figure(fig, "reliability", f"Reliability diagram of {named}")
     how = f"{asked[0]} bins of equal {'mass' if asked[1] else 'width'}"
     summary = Grid(*curve_rows.calibration_rows(shown, *asked), f"Calibration on {picked.place}, {how}")
     shell.grid(summary)
@@ -33,7 +33,8 @@ def reliability() -> list[Grid]:
 
 
 def confidence() -> list[Grid]:
-    shell.figure(charts.right_and_wrong(shown), "confidence", f"Confidence of right and of wrong answers of {named}")
+    fig = charts.right_and_wrong(shown)
+    figure_view.figure(fig, "confidence", f"Confidence of right and of wrong answers of {named}")
     summary = Grid(*curve_rows.sure_rows(shown), f"Confidence of right and of wrong answers on {picked.place}")
     shell.grid(summary)
     return [summary, Grid(*curve_rows.share_rows(shown), f"Bars of the figure, {picked.place}")]
@@ -49,7 +50,7 @@ if figure == "reliability":
         st.selectbox("Bins", SIZES, key=view.key("bins"))
         st.toggle("Equally many questions per bin", key=view.key("mass"))
         st.toggle("95 % bands", key=view.key("bands"), help="questions are resampled 1,000 times")
-shell.image_format()
+figure_view.image_format()
 view.done()
 pick_rows.say_missing(picked)
 shown = picked.answers()

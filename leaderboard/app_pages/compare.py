@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 import streamlit as st
 
-from uqharness.leaderboard import charts, comparison, pick_run, shell
+from uqharness.leaderboard import charts, comparison, figure_view, pick_run, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -91,6 +91,6 @@ for each in tested:
     shell.grid(each)
 st.subheader("Reliability")
 told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
-shell.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
+figure_view.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
 links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
 shell.grid(Grid(["Look closer"], [[each] for each in links], "Every answer", "words"))

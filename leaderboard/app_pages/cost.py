@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, costs, pick_rows, shell
+from uqharness.leaderboard import charts, costs, figure_view, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -23,13 +23,13 @@ with st.sidebar:
     st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title)
     st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=costs.titled)
 sharing = st.container()
-shell.image_format()
+figure_view.image_format()
 values = view.done()
 rows = list(picked.rows) if values["row"] else picked.group.rows(picked.data)
 recorded = shell.kept(lambda: costs.of_runs(shell.board().runs), "costs")
 points = costs.points(picked.group, picked.data, rows, recorded, picked.draws)
 front = costs.pareto_front(points, values["cost"])
-shell.figure(
+figure_view.figure(
     charts.pareto(points, costs.title(values["cost"]), costs.titled(values["metric"]), front),
     "pareto",
     f"{METRICS[values['metric']].label} against {costs.title(values['cost'])} on {picked.data}",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, curve_rows, pick_rows, shell
+from uqharness.leaderboard import charts, curve_rows, figure_view, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -20,7 +20,7 @@ picked = pick_rows.pick(view, groups, draws=False)
 labels = {name: METRICS[name].label for name in DRAWN}
 st.sidebar.multiselect("Metrics", DRAWN, key=view.key("metric"), format_func=labels.__getitem__)
 sharing = st.container()
-shell.image_format()
+figure_view.image_format()
 values = view.done()
 pick_rows.say_missing(picked)
 runs = {row: run for row in picked.rows if (run := picked.run(row))}
@@ -38,7 +38,7 @@ with sharing:
     shell.share(view, "draws", Shown(points.caption, grids=[points]) if points.rows else None)
 if asked:
     alt = f"{', '.join(map(labels.__getitem__, asked))} against N on {picked.data}"
-    shell.figure(charts.against_draws(panels), "draws", alt)
+    figure_view.figure(charts.against_draws(panels), "draws", alt)
 st.caption(
     "Line: the first N draws. Band: 5 to 95 % of 30 random choices of N of the draws that the run holds; with all "
     "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean. "

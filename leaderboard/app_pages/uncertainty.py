@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import streamlit as st
 
-from uqharness.leaderboard import charts, curve_rows, curves, pick_rows, shell
+from uqharness.leaderboard import charts, curve_rows, curves, figure_view, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
@@ -25,13 +25,13 @@ MORE = [
 
 def risk() -> Grid:
     shown = picked.answers()
-    shell.figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}")
+    figure_view.figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}")
     return Grid(*curve_rows.coverage_rows(shown), f"Accuracy at coverage, %, on {picked.place}")
 
 
 def parts() -> Grid:
     shown = picked.answers()
-    shell.figure(charts.decomposed(shown), "epistemic", f"Epistemic against aleatoric on {picked.data}")
+    figure_view.figure(charts.decomposed(shown), "epistemic", f"Epistemic against aleatoric on {picked.data}")
     st.caption(
         "Expected entropy: what stays uncertain within a draw. Mutual information: what the draws disagree about. "
         "Both are divided by the logarithm of the number of choices. At most 600 questions are drawn per method."
@@ -43,7 +43,7 @@ def detection() -> Grid:
     score = st.session_state[view.key("score")]
     found = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
     name = curves.SCORES[score].lower()
-    shell.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
+    figure_view.figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}")
     return Grid(*curve_rows.detection_rows(found), f"AUROC of {name}, %: {picked.place} against the other data set")
 
 
@@ -51,7 +51,7 @@ def shift() -> Grid:
     metric = st.session_state[view.key("metric")]
     found = picked.group.over_seeds(picked.rows, metric, picked.draws, near)
     label = METRICS[metric].label
-    shell.figure(charts.shifted(found, metric), "shift", f"{label} from {picked.data} to shifted data sets")
+    figure_view.figure(charts.shifted(found, metric), "shift", f"{label} from {picked.data} to shifted data sets")
     n = "" if picked.draws is None else f", N = {picked.draws}"
     caption = f"{label} where it was trained, {picked.data}, and away{n}: mean and standard deviation over seeds"
     return Grid(*curve_rows.shift_rows(found, metric), caption)
@@ -79,5 +79,5 @@ if shown and shown.rows:
     shell.grid(shown)
 with sharing:
     shell.share(view, "uncertainty", Shown(FIGURES[figure], grids=[shown]) if shown and shown.rows else None)
-shell.image_format()
+figure_view.image_format()
 view.done()

@@ -16,7 +16,8 @@ PAGES = ("calibration", "uncertainty", "draws", "cost")
 
 
 def figures(app: Any) -> list[dict[str, Any]]:
-    return [json.loads(element.proto.spec) for element in app.at.get("plotly_chart")]
+    told = [json.loads(element.proto.json) for element in app.at.get("bidi_component")]
+    return [json.loads(data["figure"]) for data in told if "figure" in data]
 
 
 @pytest.mark.parametrize("page", PAGES)

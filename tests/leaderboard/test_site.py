@@ -110,7 +110,8 @@ def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -
     for file in out.glob("*.html"):
         page = Page(file.read_text())
         own = [attrs for tag, attrs in page.tags if tag == "script"]
-        assert all(a.get("src") in ("plotly.min.js", "site.js") or a.get("type") == "application/json" for a in own)
+        ours = ("plotly.min.js", "figure.js", "site.js")
+        assert all(a.get("src") in ours or a.get("type") == "application/json" for a in own)
         assert not [tag for tag, _ in page.tags if tag == "img"]
         assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")], file.name
     assert "&lt;img src=x" in (out / "index.html").read_text()

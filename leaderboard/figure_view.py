@@ -1,0 +1,58 @@
+"""A figure in the app, drawn by `figure.js` as in the static site.
+
+`st.plotly_chart` takes a figure off the page whenever a number in it changes, and draws the new one twice: a component
+that keeps it and draws once makes a filter's change a fifth shorter (docs/decisions/figures.md).
+"""
+
+from __future__ import annotations
+
+from importlib.resources import files
+from pathlib import Path
+
+import plotly
+import plotly.graph_objects as go
+import streamlit as st
+from streamlit.components import v1
+
+# Public, if in an odd place: Streamlit serves a folder's files under its component's name, here Plotly's own.
+v1.declare_component("library", path=str(Path(plotly.__file__).parent / "package_data"))
+LIBRARY = f"component/{__name__}.library/plotly.min.js"
+JS = """
+export default async function ({ data, parentElement }) {
+  const box = parentElement.querySelector(".uq-figure");
+  box.setAttribute("aria-label", data.alt);
+  box.style.height = `${data.height}px`;
+  window.uqPlotly ??= new Promise((done, failed) => {
+    const script = document.createElement("script");
+    [script.src, script.onload, script.onerror] = [data.library, done, failed];
+    document.head.append(script);
+  });
+  try { await window.uqPlotly; }
+  catch { box.textContent = `${data.alt}: ${data.library} could not be loaded.`; return; }
+  drawFigure(box, JSON.parse(data.figure), data.name, data.format);
+}"""
+CSS = """.uq-figure { width: 100%; }
+.uq-figure:fullscreen { background: var(--st-background-color); color: var(--st-text-color); padding: 1rem; }"""
+FORMAT = "uq.image"  # key of the widget
+
+
+def figure(fig: go.Figure, name: str, alt: str) -> None:
+    """The camera of a figure saves it; as what, the sidebar says."""
+    component = st.components.v2.component(
+        "uq_figure", html='<div class="uq-figure" role="figure"></div>', css=CSS, isolate_styles=False,
+        js=files("uqharness.leaderboard").joinpath("figure.js").read_text(encoding="utf-8") + JS,
+    )  # fmt: skip
+    base = str(st.get_option("server.baseUrlPath") or "").strip("/")
+    component(
+        key=f"figure.{name}",
+        data={
+            "figure": fig.to_json(validate=False), "height": int(fig.layout.height), "name": name, "alt": alt,
+            "format": st.session_state.get(FORMAT, "SVG").lower(), "library": f"{base and f'/{base}'}/{LIBRARY}",
+        },
+    )  # fmt: skip
+
+
+def image_format() -> None:
+    st.sidebar.segmented_control(
+        "Figures are saved as", ["SVG", "PNG"], default="SVG", key=FORMAT, help="by the camera above a figure"
+    )
