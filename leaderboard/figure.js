@@ -14,7 +14,7 @@ function refit(box) {
   const whole = document.fullscreenElement === box;
   if (!box.clientWidth || box.uqWidth === box.clientWidth) return;
   box.uqWidth = box.clientWidth;
-  Plotly.relayout(box, { autosize: true, height: whole ? box.clientHeight : box.uqHeight });
+  Plotly.relayout(box, { width: box.clientWidth, height: whole ? box.clientHeight : box.uqHeight });
 }
 
 function drawFigure(box, figure, name, format) {

@@ -1,4 +1,4 @@
-// Sorting and searching of tables, and figures drawn when they come into view. Uses nothing from other hosts.
+// The static site of uqharness: sorting and searching of tables, figures when they come into view. No other hosts.
 "use strict";
 
 // The number that a cell begins with; an id or a date that begins with digits is text. A floor may follow at once.

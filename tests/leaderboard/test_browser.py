@@ -253,6 +253,33 @@ def test_items_are_taken_away_with_their_texts_whatever_the_page(tab: Any, addre
     assert all(line["Prompt"] == prompts[int(line["Question"])] for line in lines)
 
 
+def test_a_figure_follows_filters_window_and_theme_and_can_be_saved(tab: Any, address: str) -> None:
+    tab.emulate_media(color_scheme="light")
+    opened(tab, f"{address}calibration?row=BLoB")
+    tab.wait_for_selector(".uq-figure .main-svg")
+    box = tab.locator(".uq-figure")
+    assert "BLoB" in box.get_attribute("aria-label") and box.evaluate("b => b.data.length") == 5
+    box.evaluate("b => { b.drawn = 0; b.on('plotly_afterplot', () => { b.drawn += 1; }); }")
+    tab.get_by_text("95 % bands").click()
+    tab.wait_for_function("document.querySelector('.uq-figure').data.length === 4")
+    tab.wait_for_timeout(300)
+    assert box.evaluate("b => b.drawn") == 1  # the same element, drawn once
+    tab.set_viewport_size({"width": 1100, "height": 900})
+    fits = "(() => { const b = document.querySelector('.uq-figure');"
+    tab.wait_for_function(f"{fits} return b.querySelector('.main-svg').clientWidth === b.clientWidth; }})()")
+    tab.emulate_media(color_scheme="dark")
+    told = "c(b.querySelector('.ytick text')).fill === c(document.querySelector('h1')).color"
+    tab.wait_for_function(f"{fits} const c = getComputedStyle; return {told}; }})()")
+    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
+        tab.get_by_text(kind.upper(), exact=True).click()
+        settled(tab)
+        box.hover()
+        with tab.expect_download() as download:
+            box.locator("[data-title^=Download]").click()
+        assert download.value.suggested_filename == f"uqharness-reliability.{kind}"
+        assert Path(download.value.path()).read_bytes().startswith(begins)
+
+
 def test_draws_are_taken_away_as_points(tab: Any, address: str) -> None:
     opened(tab, f"{address}draws?metric=nll&row=BLoB")
     lines = exported(tab)
