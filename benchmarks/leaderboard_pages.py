@@ -84,6 +84,7 @@ def visit(browser: Browser, address: str, rounds: int) -> None:
         first, again, filters = opened(page, f"{address}/{name}"), list[float](), dict[str, list[float]]()
         for k in range(rounds):
             again.append(opened(page, f"{address}/{name}"))
+            page.wait_for_timeout(1000)
             for kind, label, further in FILTERS[name]:
                 filters.setdefault(label, []).append(changed(page, kind, label, further + k))
         told = ", ".join(f"{label} {statistics.median(times):.2f}" for label, times in filters.items())

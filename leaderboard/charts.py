@@ -1,4 +1,4 @@
-"""Figures from answers and curves, for the app and the static site: pure, `figure(data, options) -> go.Figure`.
+"""Figures from answers and curves, for the app and the static site: pure, what plotly.js draws.
 
 A name is in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
 """
@@ -6,23 +6,10 @@ A name is in no hover template, where Plotly would read `%{x}` in it: the box of
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
 
-from uqharness.leaderboard.chart_frame import (
-    ABOVE_TITLES,
-    CLEAR,
-    Trace,
-    between,
-    empty,
-    in_panels,
-    laid_out,
-    plain,
-    stacked,
-)
+from uqharness.leaderboard.chart_frame import CLEAR, Axes, Figure, Trace, between, empty, framed, nth, plain, stacked
 from uqharness.leaderboard.curves import Answers, band, decomposition, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.label_places import places
@@ -33,7 +20,7 @@ MOST_LABELS = 30  # points of a figure with their name beside them
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
 
 
-def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> go.Figure:
+def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> Figure:
     """Accuracy against confidence with 95 % bands, the gap, and how many questions each bin holds."""
     line = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
     traces: list[Trace] = [
@@ -42,12 +29,12 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
     ]  # fmt: skip
     for k, found in enumerate(shown):
         traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
-    axes: dict[str, dict[str, Any]] = {
+    axes: Axes = {
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]}, "yaxis2": {"title": {"text": "gap"}, **ZERO},
         "yaxis3": {"title": {"text": "questions"}}, "xaxis": {"range": [0, 1]}, "xaxis2": {"range": [0, 1]},
         "xaxis3": {"range": [0, 1], "title": {"text": "confidence"}},
     }  # fmt: skip
-    return in_panels(stacked(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
+    return framed(stacked(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
 
 
 def _reliability_of(
@@ -81,12 +68,12 @@ def _reliability_of(
     yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
 
 
-def right_and_wrong(shown: Sequence[Answers]) -> go.Figure:
+def right_and_wrong(shown: Sequence[Answers]) -> Figure:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
     rows, traces = len(shown), list[Trace]()
-    axes: dict[str, dict[str, Any]] = {}
+    axes: Axes = {}
     for row, found in enumerate(shown, start=1):
-        at = "" if row == 1 else str(row)
+        at = nth(row)
         look = style(found.row)
         edges, right, wrong = sure_shares(found)
         for share, sign, pattern in ((100 * right, 1, ""), (100 * wrong, -1, "/")):
@@ -101,106 +88,111 @@ def right_and_wrong(shown: Sequence[Answers]) -> go.Figure:
         axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
         axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == rows else ""}}
     frame = stacked(rows, between(rows, 0.07), titles=tuple(plain(found.row) for found in shown))
-    return in_panels(frame, 150 + 150 * rows, traces, axes).update_layout(barmode="overlay", **ABOVE_TITLES)
+    return framed(frame, 150 + 150 * rows, traces, axes, titles=True, barmode="overlay")
 
 
-def risk_coverage(shown: Sequence[Answers]) -> go.Figure:
+def risk_coverage(shown: Sequence[Answers]) -> Figure:
     """Errors among the most confident share of the questions; AURC is the mean of the line."""
     if not shown:
         return empty("None of the chosen methods has such a run.")
-    fig = go.Figure()
+    traces: list[Trace] = []
     for found in shown:
         look, right = style(found.row), correct(found.probs, found.gold)
         risk = 100 * risk_curve(confidence(found.probs), right)
         coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
         first = min(9, len(risk) - 1)  # fewer than ten questions say nothing
         kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
-        name = f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
-        fig.add_scatter(
-            x=coverage[kept], y=risk[kept], name=name, mode="lines",
-            line={"color": look.colour, "dash": look.dash, "width": 2},
-            hovertemplate="%{y:.1f} % wrong among the surest %{x:.0f} %",
-        )  # fmt: skip
-    fig.update_xaxes(title="coverage, % of the questions answered", range=[0, 100])
-    fig.update_yaxes(title="risk, % wrong", rangemode="tozero")
-    return laid_out(fig, 460)
+        traces.append({
+            "type": "scatter", "x": coverage[kept], "y": risk[kept], "mode": "lines",
+            "name": f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}",
+            "line": {"color": look.colour, "dash": look.dash, "width": 2},
+            "hovertemplate": "%{y:.1f} % wrong among the surest %{x:.0f} %",
+        })  # fmt: skip
+    axes: Axes = {
+        "xaxis": {"title": {"text": "coverage, % of the questions answered"}, "range": [0, 100]},
+        "yaxis": {"title": {"text": "risk, % wrong"}, "rangemode": "tozero"},
+    }
+    return framed(stacked(), 460, traces, axes)
 
 
-def decomposed(shown: Sequence[Answers]) -> go.Figure:
+def decomposed(shown: Sequence[Answers]) -> Figure:
     """Epistemic (mutual information) against aleatoric (expected entropy), both per log C; one panel per method."""
     told = [(found, parts) for found in shown if (parts := decomposition(found)) is not None]
     if not told:
         return empty("None of these has several draws that were kept, so nothing can be told apart.")
-    columns = min(len(told), 2)
-    fig = make_subplots(
-        rows=-(-len(told) // columns), cols=columns, shared_xaxes="all", shared_yaxes="all",
-        subplot_titles=[plain(found.row) for found, _ in told], horizontal_spacing=0.06,
-        vertical_spacing=between(-(-len(told) // columns), 0.14),
-    )  # fmt: skip
-    for k, (found, parts) in enumerate(told):
+    columns, rows = min(len(told), 2), -(-len(told) // 2)
+    traces: list[Trace] = []
+    for k, (found, parts) in enumerate(told, start=1):
+        at = nth(k)
         colour = style(found.row).colour
         for name, which, symbol in (("right", parts["right"], "circle"), ("wrong", ~parts["right"], "x-thin-open")):
-            fig.add_scatter(
-                x=parts["aleatoric"][which], y=parts["epistemic"][which], mode="markers", name=name, legendgroup=name,
-                showlegend=k == 0, row=k // columns + 1, col=k % columns + 1,
-                marker={"color": colour, "symbol": symbol, "size": 6, "opacity": 0.55, "line": {"width": 1.2}},
-                hovertemplate="expected entropy %{x:.3f}, mutual information %{y:.4f}",
-            )  # fmt: skip
-    fig.update_xaxes(title="expected entropy", row=-(-len(told) // columns))
-    fig.update_yaxes(title="mutual information", col=1)
-    return laid_out(fig, 140 + 300 * -(-len(told) // columns)).update_layout(**ABOVE_TITLES)
+            traces.append({
+                "type": "scatter", "x": parts["aleatoric"][which], "y": parts["epistemic"][which], "mode": "markers",
+                "name": name, "legendgroup": name, "showlegend": k == 1, "xaxis": f"x{at}", "yaxis": f"y{at}",
+                "marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.55, "line": {"width": 1.2}},
+                "hovertemplate": "expected entropy %{x:.3f}, mutual information %{y:.4f}",
+            })  # fmt: skip
+    last, first = range((rows - 1) * columns + 1, rows * columns + 1), range(1, rows * columns + 1, columns)
+    axes = {f"xaxis{nth(k)}": {"title": {"text": "expected entropy"}} for k in last}
+    axes |= {f"yaxis{nth(k)}": {"title": {"text": "mutual information"}} for k in first}
+    frame = stacked(rows, between(rows, 0.14), titles=tuple(plain(found.row) for found, _ in told), columns=columns)
+    return framed(frame, 140 + 300 * rows, traces, axes, titles=True)
 
 
-def detections(found: Mapping[str, Mapping[str, float]], score: str) -> go.Figure:
+def detections(found: Mapping[str, Mapping[str, float]], score: str) -> Figure:
     """AUROC of telling each shifted data set from the one trained on: {row: {data set: AUROC in [0, 1]}}."""
-    fig = go.Figure()
+    traces: list[Trace] = []
     for row, values in found.items():
         look = style(row)
-        fig.add_scatter(
-            x=[100 * value for value in values.values()], y=list(map(plain, values)), mode="markers", name=plain(row),
-            marker={"color": look.colour, "symbol": look.symbol, "size": 12},
-            hovertemplate="AUROC %{x:.1f}",
-        )  # fmt: skip
-    fig.add_vline(x=50, line={"color": NEUTRAL, "dash": "dash", "width": 1.5})
-    fig.update_xaxes(title=f"AUROC of {score}, %; 50 is chance")
-    fig.update_yaxes(autorange="reversed", type="category")  # else names that look like numbers or dates are
+        traces.append({
+            "type": "scatter", "x": [100 * value for value in values.values()], "y": list(map(plain, values)),
+            "mode": "markers", "name": plain(row), "hovertemplate": "AUROC %{x:.1f}",
+            "marker": {"color": look.colour, "symbol": look.symbol, "size": 12},
+        })  # fmt: skip
+    chance = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "y domain",
+              "line": {"color": NEUTRAL, "dash": "dash", "width": 1.5}}  # fmt: skip
+    axes: Axes = {
+        "xaxis": {"title": {"text": f"AUROC of {score}, %; 50 is chance"}},
+        # a category: else names that look like numbers or dates are
+        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
+    }
     most = max((len(values) for values in found.values()), default=0)
-    return laid_out(fig, 190 + 70 * most, names=True)
+    return framed(stacked(), 190 + 70 * most, traces, axes, shapes=[chance])
 
 
-def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> go.Figure:
+def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> Figure:
     """A metric from the data set trained on to farther ones: {row: {data set: (mean, std)}}."""
-    fig, known = go.Figure(), METRICS[metric]
+    traces, known = list[Trace](), METRICS[metric]
     for row, points in values.items():
         look = style(row)
         spread = [0.0 if std is None else std * known.scale for _, std in points.values()]
-        fig.add_scatter(
-            x=list(map(plain, points)), y=[mean * known.scale for mean, _ in points.values()], name=plain(row),
-            mode="lines+markers", line={"color": look.colour, "dash": look.dash, "width": 2},
-            marker={"symbol": look.symbol, "size": 9}, error_y={"array": spread, "visible": any(spread), "width": 3},
-            connectgaps=True,
-        )  # fmt: skip
-    fig.update_xaxes(type="category")
-    fig.update_yaxes(title=_titled(metric))
-    return laid_out(fig, 440, names=True)
+        traces.append({
+            "type": "scatter", "x": list(map(plain, points)), "y": [mean * known.scale for mean, _ in points.values()],
+            "name": plain(row), "mode": "lines+markers", "connectgaps": True,
+            "line": {"color": look.colour, "dash": look.dash, "width": 2},
+            "marker": {"symbol": look.symbol, "size": 9},
+            "error_y": {"array": spread, "visible": any(spread), "width": 3},
+        })  # fmt: skip
+    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": _titled(metric)}}}
+    return framed(stacked(), 440, traces, axes)
 
 
-def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> go.Figure:
+def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
     """A panel per metric against N; the 5 to 95 % spread is over random choices of N of the draws, N = 0 the mean."""
     if not any(panels):
         return empty("None of these has several draws.")
     traces: list[Trace] = []
-    axes: dict[str, dict[str, Any]] = {}
+    axes: Axes = {}
     for row, curves in enumerate(panels, start=1):
-        at = "" if row == 1 else str(row)
+        at = nth(row)
         for curve in curves:
             traces += ({**each, "xaxis": f"x{at}", "yaxis": f"y{at}"} for each in _draws_of(curve, row == 1))
         axes[f"yaxis{at}"] = {"title": {"text": _titled(curves[0].metric)}}
     most = max(curve.counts[-1] for curve in panels[0])
     ticks = {"dtick": 1} if most <= 30 else {}
-    axes |= {f"xaxis{'' if row == 1 else row}": dict(ticks) for row in range(1, len(panels) + 1)}
+    axes |= {f"xaxis{nth(row)}": dict(ticks) for row in range(1, len(panels) + 1)}
     axes[f"xaxis{at}"]["title"] = {"text": "N, draws averaged (0: the mean, hollow)"}
-    return in_panels(stacked(len(panels), between(len(panels), 0.05)), 220 + 240 * len(panels), traces, axes)
+    return framed(stacked(len(panels), between(len(panels), 0.05)), 220 + 240 * len(panels), traces, axes)
 
 
 def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
@@ -224,7 +216,7 @@ def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
         }  # fmt: skip
 
 
-def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> go.Figure:
+def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> Figure:
     """Two numbers of every row; `front`: what nothing beats in all of accuracy, ECE and cost, has a ring and is bold.
 
     A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
@@ -249,7 +241,7 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
                    "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]}},
     }  # fmt: skip
     axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
-    return in_panels(stacked(1, 0.0), 470, [dots], axes, legend=False)
+    return framed(stacked(), 470, [dots], axes, legend=False)
 
 
 def _titled(metric: str) -> str:

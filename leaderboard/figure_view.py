@@ -10,9 +10,10 @@ from importlib.resources import files
 from pathlib import Path
 
 import plotly
-import plotly.graph_objects as go
 import streamlit as st
 from streamlit.components import v1
+
+from uqharness.leaderboard.chart_frame import Figure, as_json
 
 # Public, if in an odd place: Streamlit serves a folder's files under its component's name, here Plotly's own.
 v1.declare_component("library", path=str(Path(plotly.__file__).parent / "package_data"))
@@ -36,7 +37,7 @@ CSS = """.uq-figure { width: 100%; }
 FORMAT = "uq.image"  # key of the widget
 
 
-def figure(fig: go.Figure, name: str, alt: str) -> None:
+def figure(fig: Figure, name: str, alt: str) -> None:
     """The camera of a figure saves it; as what, the sidebar says."""
     component = st.components.v2.component(
         "uq_figure", html='<div class="uq-figure" role="figure"></div>', css=CSS, isolate_styles=False,
@@ -46,7 +47,7 @@ def figure(fig: go.Figure, name: str, alt: str) -> None:
     component(
         key=f"figure.{name}",
         data={
-            "figure": fig.to_json(validate=False), "height": int(fig.layout.height), "name": name, "alt": alt,
+            "figure": as_json(fig), "height": fig["layout"]["height"], "name": name, "alt": alt,
             "format": st.session_state.get(FORMAT, "SVG").lower(), "library": f"{base and f'/{base}'}/{LIBRARY}",
         },
     )  # fmt: skip

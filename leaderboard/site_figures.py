@@ -10,10 +10,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import plotly.graph_objects as go
-
 from uqharness.leaderboard import charts, costs, curve_rows, curves, draw_curves, table_html
 from uqharness.leaderboard import site_html as html
+from uqharness.leaderboard.chart_frame import Figure
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.site_runs import MOST_TABLES
@@ -67,10 +66,10 @@ class Section:
             lines.append(f"Not here: {left} more, without a run of this seed or beyond {MOST_ROWS} methods.")
         return html.paragraph(" ".join(lines))
 
-    def folded(self, fig: go.Figure, rows: Sequence[str]) -> go.Figure:
+    def folded(self, fig: Figure, rows: Sequence[str]) -> Figure:
         """A figure with one trace per row: what is not drawn waits in the legend."""
-        for trace, row in zip(fig.data, rows, strict=True):
-            trace.visible = True if row in self.drawn else "legendonly"
+        for trace, row in zip(fig["data"], rows, strict=True):
+            trace["visible"] = True if row in self.drawn else "legendonly"
         return fig
 
 

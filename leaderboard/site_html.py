@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from html import escape, unescape
 
-import plotly.graph_objects as go
-
 from uqharness.leaderboard import item_html, table_html
+from uqharness.leaderboard.chart_frame import Figure, as_json
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 
 PAGES = {
@@ -63,12 +61,12 @@ def searchable(name: str, inner: str) -> str:
     )
 
 
-def figure(fig: go.Figure, name: str, alt: str) -> str:
+def figure(fig: Figure, name: str, alt: str) -> str:
     """Drawn by the page's script; the colours of texts are the page's. One without data is its sentence."""
-    if not fig.data and fig.layout.annotations:
-        return paragraph(unescape(fig.layout.annotations[0].text))
-    text = json.dumps(json.loads(fig.to_json())).replace("<", "\\u003c")  # a name cannot end the script
-    height = int(fig.layout.height or 450)
+    if not fig["data"] and fig["layout"].get("annotations"):
+        return paragraph(unescape(fig["layout"]["annotations"][0]["text"]))
+    text = as_json(fig).replace("<", "\\u003c")  # a name cannot end the script
+    height = fig["layout"]["height"]
     return (
         f'<div class="figure" id="{name}" role="img" aria-label="{escape(alt)}" style="height:{height}px">'
         f'<script type="application/json">{text}</script></div>'

@@ -39,8 +39,8 @@ def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> N
     told = group.over_seeds(["MLE", "BLoB", "gone"], "nll", None, near)
     assert list(told) == ["MLE", "BLoB"] and {tuple(points) for points in told.values()} == {tuple(near)}
     assert isnan(told["MLE"][near[1]][0]) and not isnan(told["BLoB"][near[1]][0])
-    lines = charts.shifted(told, "nll").data
-    assert {line.x for line in lines} == {tuple(near)} and all(line.connectgaps for line in lines)
+    lines = charts.shifted(told, "nll")["data"]
+    assert {tuple(line["x"]) for line in lines} == {tuple(near)} and all(line["connectgaps"] for line in lines)
     runs = {data: [run for row in ("MLE", "BLoB") if (run := group.run(data, row, "0"))] for data in near}
     shown = {data: [curves.answers(run.record(), run.method) for run in found] for data, found in runs.items()}
     found = curves.detections(shown, HOME, "entropy")
