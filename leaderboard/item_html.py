@@ -26,14 +26,14 @@ CSS = """<style>
 .uq-item pre { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit; max-height: 22rem; overflow-y: auto; }
 .uq-item table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
 .uq-item th, .uq-item td { text-align: left; font-weight: 400; padding: .16rem .5rem .16rem 0; vertical-align: middle; }
-.uq-item thead th { font-size: .8rem; opacity: .8; } .uq-item thead th:nth-child(n+3) { text-align: right; } .uq-item td.num { text-align: right; white-space: nowrap; }
+.uq-item thead th { font-size: .8rem; color: color-mix(in srgb, currentColor 80%, transparent); } .uq-item thead th:nth-child(n+3) { text-align: right; } .uq-item td.num { text-align: right; white-space: nowrap; }
 .uq-item th[scope=row] { min-width: 5.2rem; max-width: 11rem; overflow-wrap: anywhere; line-height: 1.25; }
 .uq-item .gold { font-weight: 700; }
 .uq-bar { position: relative; height: 1.05rem; min-width: 7rem; background: rgba(128,132,149,.16); border-radius: 3px; overflow: hidden; }
-.uq-bar span { position: absolute; inset: 0 auto 0 0; background: #1f7ae0; opacity: .55; }
-.uq-bar.gold span { background: #2a8f57; opacity: .7; }
-.uq-bar i { position: absolute; top: 0; bottom: 0; width: 1.5px; background: light-dark(#1c2330, #e8ebf0); opacity: .5; }
-.uq-item details { grid-column: 1 / -1; } .uq-item summary { cursor: pointer; font-size: .85rem; opacity: .9; }
+.uq-bar span { position: absolute; inset: 0 auto 0 0; background: #1f7ae08c; }
+.uq-bar.gold span { background: #2a8f57b3; }
+.uq-bar i { position: absolute; top: 0; bottom: 0; width: 1.5px; background: light-dark(#1c233080, #e8ebf080); }
+.uq-item details { grid-column: 1 / -1; } .uq-item summary { cursor: pointer; font-size: .85rem; color: color-mix(in srgb, currentColor 90%, transparent); }
 .uq-item .scroll { overflow-x: auto; } .uq-item td.num, .uq-item thead th { white-space: nowrap; }
 @media (max-width: 720px) { .uq-item { grid-template-columns: minmax(0, 1fr); } .uq-bar { min-width: 4rem; } }
 </style>"""  # noqa: E501

@@ -28,6 +28,7 @@ MEANING = {
     "entropy": "predictive entropy, nats",
     "mutual_information": "between answer and draw, nats",
 }
+# Paler texts by colour and not by opacity: hundreds of see-through layers take a browser longer than all the rest.
 CSS = """<style>
 .uq-box { position: relative; overflow-x: auto; max-width: 100%; border: 1px solid rgba(128,132,149,.35); border-radius: 6px; }
 .uq-box:focus-visible { outline: 2px solid #2f7de1; outline-offset: 2px; }
@@ -43,9 +44,9 @@ CSS = """<style>
 .uq tr.block th + th { background: light-dark(#f4f6f9, #1a1f29); }
 .uq.words td, .uq.words thead th { text-align: left; } .uq.words td, .uq.words tbody th { white-space: normal; overflow-wrap: anywhere; }
 .uq.words td { min-width: 7.5em; } .uq.words tbody th { min-width: 8.5em; }
-.uq small { font-size: .8em; opacity: .78; font-weight: 400; }
+.uq small { font-size: .8em; color: color-mix(in srgb, currentColor 78%, transparent); font-weight: 400; }
 .uq .floor { display: block; } .uq.spread .floor { padding-right: 1.2em; } .uq.spread.ranked .floor { padding-right: 4em; }
-.uq .sd, .uq .rank { display: inline-block; font-size: .8em; opacity: .8; text-align: left; margin-left: .4em; }
+.uq .sd, .uq .rank { display: inline-block; font-size: .8em; color: color-mix(in srgb, currentColor 80%, transparent); text-align: left; margin-left: .4em; }
 .uq .sd:empty { margin: 0; } .uq.spread .sd { min-width: 4em; } .uq.ranked .rank { min-width: 1.9em; }
 .uq.spread .sd:empty { margin-left: .4em; }
 .uq a { color: inherit; text-decoration: inherit; }

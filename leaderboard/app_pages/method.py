@@ -13,8 +13,8 @@ from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 from uqharness.leaderboard.url_view import View
 
-PER_PAGE = 50
-MOST = 25  # rows of a table
+PER_PAGE = 25
+MOST = 12  # rows of a table
 
 
 def link(cell: Cell, draws: int) -> str:
