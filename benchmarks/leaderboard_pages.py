@@ -2,7 +2,7 @@
 
     python -m benchmarks.leaderboard_pages RESULTS… [--rounds 3]     without results: the published ones
 
-Headless chromium, 1440 px, one visit before the ones that count (plotly.js is then in the browser's cache; `first
+Headless chromium, 1440 px, one visit before the ones that count (the browser then has Streamlit's scripts; `first
 visit` is the very first). Opened: from the address to the page's last element on the screen. A filter: from the click
 to the frame with the last change that it caused, each round with another choice, so that none was computed before.
 Wall time: leave the machine alone meanwhile.

@@ -1,7 +1,7 @@
 """A figure in the app, drawn by `figure.js` as in the static site.
 
 `st.plotly_chart` takes a figure off the page whenever a number in it changes, and draws the new one twice: a component
-that keeps it and draws once makes a filter's change a fifth shorter (docs/decisions/figures.md).
+that keeps it and draws once makes a change 0.1 s shorter (docs/decisions/figures.md).
 """
 
 from __future__ import annotations
