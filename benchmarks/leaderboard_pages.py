@@ -4,7 +4,8 @@
 
 Headless chromium, 1440 px, one visit before the ones that count (the browser then has Streamlit's scripts; `first
 visit` is the very first). Opened: from the address to the page's last element on the screen. A filter: from the click
-to the frame with the last change that it caused, each round with another choice, so that none was computed before.
+to the frame with the last change that it caused, after a second's rest; each round takes another choice, so that none
+was computed before.
 Wall time: leave the machine alone meanwhile.
 """
 

@@ -13,8 +13,9 @@ from uqharness.leaderboard.chart_frame import CLEAR, Axes, Figure, Trace, betwee
 from uqharness.leaderboard.curves import Answers, band, decomposition, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.label_places import places
-from uqharness.leaderboard.theme import NEUTRAL, soft, style
-from uqharness.metrics import BINS, METRICS, aurc, confidence, correct, reliability_bins, risk_curve
+from uqharness.leaderboard.table_formats import titled
+from uqharness.leaderboard.theme import NEUTRAL, Style, soft, style
+from uqharness.metrics import BINS, METRICS, Floats, aurc, confidence, correct, reliability_bins, risk_curve
 
 MOST_LABELS = 30  # points of a figure with their name beside them
 ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
@@ -49,11 +50,7 @@ def _reliability_of(
     )
     if bands:
         low, high = (ends[some] for ends in band(told))
-        yield {
-            "type": "scatter", "x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "hoverinfo": "skip",
-            "fillcolor": soft(look.colour, 0.15), "mode": "lines", "line": {"width": 0}, "legendgroup": name,
-            "showlegend": False,
-        }  # fmt: skip
+        yield _band(x, low, high, look, name)
     yield {
         "type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name, "mode": "lines+markers",
         "customdata": count, "line": {"color": look.colour, "dash": look.dash, "width": 2},
@@ -66,6 +63,14 @@ def _reliability_of(
     }  # fmt: skip
     yield {**shared, "y": x - y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": "confidence − accuracy %{y:.3f}"}
     yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
+
+
+def _band(x: Sequence[float] | Floats, low: Floats, high: Floats, look: Style, name: str) -> Trace:
+    return {
+        "type": "scatter", "x": [*x, *x[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "hoverinfo": "skip",
+        "fillcolor": soft(look.colour, 0.15), "mode": "lines", "line": {"width": 0}, "legendgroup": name,
+        "showlegend": False,
+    }  # fmt: skip
 
 
 def right_and_wrong(shown: Sequence[Answers]) -> Figure:
@@ -173,7 +178,7 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
             "marker": {"symbol": look.symbol, "size": 9},
             "error_y": {"array": spread, "visible": any(spread), "width": 3},
         })  # fmt: skip
-    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": _titled(metric)}}}
+    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
     return framed(stacked(), 440, traces, axes)
 
 
@@ -187,7 +192,7 @@ def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
         at = nth(row)
         for curve in curves:
             traces += ({**each, "xaxis": f"x{at}", "yaxis": f"y{at}"} for each in _draws_of(curve, row == 1))
-        axes[f"yaxis{at}"] = {"title": {"text": _titled(curves[0].metric)}}
+        axes[f"yaxis{at}"] = {"title": {"text": titled(curves[0].metric)}}
     most = max(curve.counts[-1] for curve in panels[0])
     ticks = {"dtick": 1} if most <= 30 else {}
     axes |= {f"xaxis{nth(row)}": dict(ticks) for row in range(1, len(panels) + 1)}
@@ -198,11 +203,7 @@ def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
 def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
     """One method's band, line and mean."""
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
-    yield {
-        "type": "scatter", "x": [*curve.counts, *curve.counts[::-1]], "y": np.array([*curve.high, *curve.low[::-1]])
-        * scale, "fill": "toself", "hoverinfo": "skip", "fillcolor": soft(look.colour, 0.15), "mode": "lines",
-        "line": {"width": 0}, "legendgroup": name, "showlegend": False,
-    }  # fmt: skip
+    yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
     yield {
         "type": "scatter", "x": curve.counts, "y": curve.value * scale, "name": name, "legendgroup": name,
         "showlegend": named, "mode": "lines+markers", "line": {"color": look.colour, "dash": look.dash, "width": 2},
@@ -242,9 +243,3 @@ def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: S
     }  # fmt: skip
     axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
     return framed(stacked(), 470, [dots], axes, legend=False)
-
-
-def _titled(metric: str) -> str:
-    known = METRICS[metric]
-    unit = ", %" if known.scale == 100 else ""
-    return known.label + unit + {True: " ↑", False: " ↓", None: ""}[known.higher_is_better]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from uqharness.leaderboard.curves import front
 from uqharness.leaderboard.picks import Group
-from uqharness.leaderboard.table_formats import arrow, number, shown_range
+from uqharness.leaderboard.table_formats import number, shown_range, titled
 from uqharness.metrics import METRICS
 
 # column of Board.runs -> (title, factor, decimals)
@@ -24,11 +24,6 @@ QUALITY = ("nll", "brier", "acc", "ece_debiased")
 
 def title(cost: str) -> str:
     return COSTS[cost][0]
-
-
-def titled(metric: str) -> str:
-    known = METRICS[metric]
-    return known.label + (", %" if known.scale == 100 else "") + arrow(metric)
 
 
 def of_runs(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:

@@ -114,7 +114,7 @@ def information(rows: Floats, of_mean: Floats, has_mean: bool) -> Floats:
     return np.maximum(gain, 0.0)
 
 
-def of_answers(p: Floats, gold: np.ndarray, metrics: Collection[str] = tuple(METRICS)) -> Columns:
+def of_answers(p: Floats, gold: np.ndarray, metrics: Collection[str]) -> Columns:
     """What depends on the combined probabilities alone, [M] each from [C, M, D]; what takes long only if asked for."""
     conf, answer = p[0].copy(), np.zeros(p.shape[1:], dtype=np.int64)  # [M, D]
     for c in range(1, len(p)):  # the first of equal ones stays

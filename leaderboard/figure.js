@@ -11,9 +11,9 @@ const WHOLE = {
 
 // Another width than the one it was drawn for: a window, a sidebar, the whole screen.
 function refit(box) {
-  const whole = document.fullscreenElement === box;
   if (!box.clientWidth || box.uqWidth === box.clientWidth) return;
   box.uqWidth = box.clientWidth;
+  const whole = document.fullscreenElement === box;
   Plotly.relayout(box, { width: box.clientWidth, height: whole ? box.clientHeight : box.uqHeight });
 }
 
@@ -28,7 +28,6 @@ function drawFigure(box, figure, name, format) {
   }
   if (!box.uqHeight) new ResizeObserver(() => refit(box)).observe(box);
   [box.uqWidth, box.uqHeight] = [box.clientWidth, layout.height];
-  box.style.height = `${layout.height}px`;
   return Plotly.react(box, figure.data, layout, {
     displaylogo: false, modeBarButtonsToAdd: [WHOLE], modeBarButtonsToRemove: ["lasso2d", "select2d", "autoScale2d"],
     toImageButtonOptions: { format, filename: `uqharness-${name}`, scale: 2 },

@@ -16,6 +16,7 @@ from uqharness.leaderboard.chart_frame import Figure
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.site_runs import MOST_TABLES
+from uqharness.leaderboard.table_formats import titled
 from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics import BINS, METRICS
 
@@ -159,7 +160,7 @@ def cost(groups: Sequence[Group], recorded: Mapping[str, Mapping[str, Any]]) -> 
         data = section.data
         points = costs.points(section.group, data, section.group.rows(data), recorded, None)
         front = costs.pareto_front(points, "train_seconds")
-        fig = charts.pareto(points, costs.title("train_seconds"), costs.titled("nll"), front)
+        fig = charts.pareto(points, costs.title("train_seconds"), titled("nll"), front)
         return [
             html.figure(fig, f"cost-{section.key}", f"NLL against training time on {data}"),
             table_html.grid(*costs.rows(points), f"Costs and quality on {data}"),

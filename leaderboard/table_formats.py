@@ -29,6 +29,12 @@ def arrow(metric: str) -> str:
     return {True: " ↑", False: " ↓", None: ""}[METRICS[metric].higher_is_better]
 
 
+def titled(metric: str) -> str:
+    """Of an axis or a choice: name, unit, and which way is better."""
+    known = METRICS[metric]
+    return known.label + (", %" if known.scale == 100 else "") + arrow(metric)
+
+
 def number(value: float | None, metric: str) -> str:
     known = METRICS[metric]
     return "–" if value is None or math.isnan(value) else f"{value * known.scale:.{known.decimals}f}"

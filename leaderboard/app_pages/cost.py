@@ -8,6 +8,7 @@ from uqharness.leaderboard import charts, costs, figure_view, pick_rows, shell
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
+from uqharness.leaderboard.table_formats import titled
 from uqharness.metrics import METRICS
 
 MORE = [
@@ -21,7 +22,7 @@ view, groups = pick_rows.open_page(
 picked = pick_rows.pick(view, groups, seeds=False, start="all")
 with st.sidebar:
     st.selectbox("Cost", list(costs.COSTS), key=view.key("cost"), format_func=costs.title)
-    st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=costs.titled)
+    st.selectbox("Metric", costs.QUALITY, key=view.key("metric"), format_func=titled)
 sharing = st.container()
 figure_view.image_format()
 values = view.done()
@@ -30,7 +31,7 @@ recorded = shell.kept(lambda: costs.of_runs(shell.board().runs), "costs")
 points = costs.points(picked.group, picked.data, rows, recorded, picked.draws)
 front = costs.pareto_front(points, values["cost"])
 figure_view.figure(
-    charts.pareto(points, costs.title(values["cost"]), costs.titled(values["metric"]), front),
+    charts.pareto(points, costs.title(values["cost"]), titled(values["metric"]), front),
     "pareto",
     f"{METRICS[values['metric']].label} against {costs.title(values['cost'])} on {picked.data}",
 )
