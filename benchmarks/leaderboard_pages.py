@@ -49,7 +49,7 @@ SHOWN = """() => {
   const app = document.querySelector('[data-testid=stApp]');
   const still = app && app.dataset.testScriptState === 'notRunning' && !document.querySelector('[data-stale=true]');
   const drawn = [...document.querySelectorAll('.uq-figure')].every(c => c.querySelector('.main-svg'));
-  const filled = document.querySelector('[data-testid=stHtml] table, .main-svg, h2, h3');
+  const filled = document.querySelector('.uq-markup table, .main-svg, h2, h3');
   return still && drawn && filled ? performance.now() : 0;
 }"""
 

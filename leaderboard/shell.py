@@ -1,6 +1,7 @@
 """What every page of the app shares: the board, the row with link and export, tables.
 
-Streamlit is known here, in `app.py`, `app_pages/`, `url_view.py`, `figure_view.py`, `pick_rows.py` and `pick_run.py`,
+Streamlit is known here, in `app.py`, `app_pages/`, `url_view.py`, `figure_view.py`, `markup_view.py`,
+`pick_rows.py` and `pick_run.py`,
 and nowhere else.
 """
 
@@ -23,6 +24,7 @@ from uqharness.leaderboard import (
     curves,
     draw_curves,
     export,
+    markup_view,
     picks,
     publish,
     ranking,
@@ -208,14 +210,14 @@ def copy_link(snapshot: str) -> None:
     component(key="uq.copy", data={"snapshot": snapshot}, width="content", height="content")
 
 
-def grid(shown: Grid) -> None:
-    st.html(table_html.grid(*shown, most=MOST_ROWS))
+def grid(shown: Grid, name: str = "grid") -> None:
+    markup_view.markup(table_html.grid(*shown, most=MOST_ROWS), name)
 
 
 def behind(shown: Grid) -> None:
     """What a figure draws, folded away."""
     with st.expander("The figure as a table"):
-        grid(shown)
+        grid(shown, "behind")
 
 
 def nothing(why: str) -> None:

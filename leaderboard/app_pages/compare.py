@@ -81,16 +81,16 @@ with left:
 with right:
     st.subheader("Settings that differ")
     if settings:
-        shell.grid(differ)
+        shell.grid(differ, "differ")
     else:
         st.caption("None is recorded.")
 st.subheader("Tests")
 if why:
     st.warning(shell.letters(why))
-for each in tested:
-    shell.grid(each)
+for name, each in zip(("tests", "both"), tested, strict=False):  # none where not comparable
+    shell.grid(each, name)
 st.subheader("Reliability")
 told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
 figure_view.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
 links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
-shell.grid(Grid(["Look closer"], [[each] for each in links], "Every answer", "words"))
+shell.grid(Grid(["Look closer"], [[each] for each in links], "Every answer", "words"), "links")

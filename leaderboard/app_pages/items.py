@@ -8,6 +8,7 @@ from uqharness.leaderboard import item_html, items, pick_run, shell, texts
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.item_rows import item_rows
+from uqharness.leaderboard.markup_view import markup
 from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.url_view import View
@@ -89,8 +90,5 @@ compared = "compared with MLE of the same recipe" if found.base else "no MLE of 
 st.caption(f"{len(kept):,} of {record.items:,} questions, {compared}. {whence}")
 if not rows:
     st.info("No question is like that.")
-st.html(
-    item_html.CSS + "".join(item_html.card(found, row, text) for row, text in zip(rows, words, strict=True)),
-    width="stretch",
-)
+markup("".join(item_html.card(found, row, text) for row, text in zip(rows, words, strict=True)), "cards")
 view.done()

@@ -8,6 +8,7 @@ from uqharness.leaderboard import about, run_view, shell, table, table_html
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.items import paged
+from uqharness.leaderboard.markup_view import markup
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.theme import OTHERS, PAPERS
@@ -66,7 +67,7 @@ st.subheader("Measured")
 for k, found in enumerate(tables, start=1):
     caption = f"{chosen}, table {k} of {len(tables)}" if len(tables) > 1 else f"{chosen}: N = 0 is the posterior's mean"
     lines = [f"{MOST} of {len(found.rows)} rows are shown: export has all"] * (len(found.rows) > MOST) + found.notes
-    st.html(table_html.papers_view(found, caption, {}, link, most=MOST) + table_html.notes(lines))
+    markup(table_html.papers_view(found, caption, {}, link, most=MOST) + table_html.notes(lines), f"table.{k}")
 number, start, stop = paged(len(runs), st.session_state[view.key("page")], PER_PAGE)
 listed = run_view.listing(board, runs.iloc[start:stop])
 shell.grid(Grid(*listed, f"Runs {start + 1} to {stop} of {len(runs)}"))
@@ -76,6 +77,6 @@ if len(runs) > PER_PAGE:
 
 if printed:
     st.subheader("Reported in papers")
-    shell.grid(papers)
+    shell.grid(papers, "reported")
     st.html(table_html.notes(remarks))
 view.done()

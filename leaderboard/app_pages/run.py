@@ -37,7 +37,7 @@ with left:
     links = (f'<a style="color:inherit" href="{to}?run={me}" target="_self">{text}</a>' for text, to in pairs)
     st.html(f"<p>{' · '.join(links)}</p>")
 with right:
-    shell.grid(facts)
+    shell.grid(facts, "facts")
 
 st.subheader("Make it again")
 for step in about.reproduce(run):

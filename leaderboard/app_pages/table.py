@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import streamlit as st
-from streamlit.delta_generator import DeltaGenerator
 
 from uqharness.leaderboard import costs, reported_table, shell, table, table_html, table_view
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
+from uqharness.leaderboard.markup_view import markup
 from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.url_view import View
 from uqharness.metrics import METRICS
@@ -63,28 +63,28 @@ def papers_layout(k: int, found: table.Table) -> None:
         lines.insert(
             0, f"{values['rows']} of {len(found.rows)} rows are shown, in the order of the sidebar: export has all"
         )
-    place = st.empty()
-    if lines:
-        st.html(table_html.notes(lines))
-    later.append((place, found, caption, wanted))
     known = {m: shell.ranks(found, m, known_only=True) for m in found.metrics} if wanted else {}
     ranks = {m: r or {} for m, r in known.items()}
-    place.html(table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
+    measured = table_html.papers_view(found, caption, ranks, link, most=values["rows"])
+    markup(measured + table_html.notes(lines), f"table.{k}")
+    if None in known.values():
+        later.append(found)
 
 
 def add_ranks() -> None:
-    """Last, when everything else is on the screen."""
-    for place, found, caption, wanted in later:
-        if wanted and any(shell.ranks(found, metric, known_only=True) is None for metric in found.metrics):
-            ranks = {metric: shell.ranks(found, metric) or {} for metric in found.metrics}
-            place.html(table_html.papers_view(found, caption, ranks, link, most=values["rows"]))
+    """Last, when everything else is on the screen; then all of it is known, and shown again."""
+    for found in later:
+        for metric in found.metrics:
+            shell.ranks(found, metric)
+    if later:
+        st.rerun()
 
 
 def flat_layout() -> Shown:
     recorded = shell.kept(lambda: costs.of_runs(board.runs), "costs")
     flat = Grid(*table_view.flat(tables, recorded, values["cost"]), "One row per method, N and data set")
     lines = [f"Table {k}: {line}" for k, each in enumerate(tables, start=1) for line in each.notes]
-    st.html(table_html.grid(*flat, most=values["rows"]) + table_html.notes(lines))
+    markup(table_html.grid(*flat, most=values["rows"]) + table_html.notes(lines), "flat")
     return Shown(caption, grids=[flat])
 
 
@@ -95,7 +95,7 @@ def reported() -> None:
     found = shell.kept(lambda: reported_table.build(board.reported, chosen, metrics), "reported", chosen, metrics)
     caption = f"{chosen}: {PAPER_CAPTION}"
     shell.export_button(view, "reported", Shown(caption, [found]), "Export this table")
-    st.html(table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0))
+    markup(table_html.papers_view(found, caption, {}, measured=False) + table_html.notes(found.notes, 0), "paper")
 
 
 board, sources = shell.board(), shell.sources()
@@ -110,7 +110,7 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
 with st.sidebar:
     controls()
 values = view.done()
-later: list[tuple[DeltaGenerator, table.Table, str, bool]] = []
+later: list[table.Table] = []
 metrics = values["metric"] or table_view.PRESETS["Paper"]["metric"]
 filters = tuple(values[name] for name in table_view.FILTERS)
 kept = shell.kept(lambda: [sources[run_id] for run_id in table_view.selected(board.runs, values)], "selected", filters)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from made_results import result
+from shown_markup import html_of
 from streamlit.testing.v1 import AppTest
 
 import uqharness.leaderboard as package
@@ -64,7 +65,7 @@ class Page:
 
     @property
     def html(self) -> str:
-        return "\n".join(element.proto.body for element in self.at.get("html"))
+        return html_of(self.at)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from made_results import PROTOCOL, answers, result
+from shown_markup import html_of
 from streamlit.testing.v1 import AppTest
 
 from uqharness.leaderboard import comparison, items, run_view, shell
@@ -39,10 +40,6 @@ def opened(name: str, **params: str | list[str]) -> AppTest:
     app.switch_page(f"app_pages/{name}.py").run()
     assert not app.exception, [each.value for each in app.exception]
     return app
-
-
-def html_of(app: AppTest) -> str:
-    return "".join(str(each.proto.body) for each in app.get("html"))
 
 
 def words(app: AppTest) -> str:
