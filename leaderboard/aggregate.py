@@ -88,7 +88,7 @@ class Board:
 
     def number(self, run_id: str, metric: str, draws: int) -> float:
         start, first = self._rows[run_id]
-        return float(self._numbers[metric][start + draws - first])
+        return float(self._numbers[metric].item(start + draws - first))
 
     def _source(self, row: dict[str, Any]) -> Source:
         flags, run_id = _read(row.pop("flags")), row["run_id"]
@@ -169,7 +169,9 @@ def assemble(table: pa.Table, problems: list[dict[str, Any]], snapshot: str) -> 
     kinds = runs.drop_duplicates(["method", "settings"])["run_id"].tolist()
     names = labels(board.sources(run_id=kinds))
     runs["row"] = [names[row] for row in zip(runs["method"], runs["settings"], strict=True)]
-    return replace(board, runs=runs[list(RUN_COLUMNS)])
+    runs = runs[list(RUN_COLUMNS)]
+    texts = [name for name, kind in runs.dtypes.items() if kind == "str"]  # pandas 3: slow to walk and to filter
+    return replace(board, runs=runs.astype(dict.fromkeys(texts, object)))
 
 
 # What makes two results the same run: with the same start, of two answers at most one is what the model gave.

@@ -37,8 +37,8 @@ def average(runs: Sequence[Mapping[str, Any]], cost: str) -> float:
     return fmean(known) * COSTS[cost][1] if known else float("nan")
 
 
-def told(runs: Sequence[Mapping[str, Any]], cost: str) -> str:
-    value = average(runs, cost)
+def told(value: float, cost: str) -> str:
+    """An average as text."""
     return "–" if isnan(value) else f"{value:,.{COSTS[cost][2]}f}"
 
 
@@ -60,7 +60,7 @@ def points(
             point: dict[str, Any] = {"row": row, "draws": shown_range([n for _, n in used]), "runs": mine}
             point |= {title(cost): average(mine, cost) for cost in COSTS}
             for metric in QUALITY:
-                value = fmean(run.number(metric, n) for run, n in used)
+                value = fmean([run.number(metric, n) for run, n in used])
                 point[metric], point[titled(metric)] = value, value * METRICS[metric].scale
             out.append(point)
     return out
@@ -83,6 +83,6 @@ def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
     header = ["Method", "N", *(METRICS[metric].label for metric in QUALITY), *map(title, COSTS), "Hardware"]
     return header, [
         [p["row"], p["draws"], *(number(p[metric], metric) for metric in QUALITY)]
-        + [*(told(p["runs"], cost) for cost in COSTS), hardware(p["runs"])]
+        + [*(told(p[title(cost)], cost) for cost in COSTS), hardware(p["runs"])]
         for p in points
     ]

@@ -36,10 +36,13 @@ def in_orders(record: Record, orders: Sequence[np.ndarray], metrics: Collection[
     log_p = log_softmax(record.logp[1:], record.choices)  # [C, S, D]
     rows = np.exp(log_p)
     once = max(AT_ONCE // log_p.size, 1)
-    parts = [
-        of_rows(record, [(log_p[:, order], rows[:, order]) for order in orders[k : k + once]], False, metrics)
-        for k in range(0, len(orders), once)
-    ]
+    parts = []
+    for k in range(0, len(orders), once):
+        some = orders[k : k + once]
+        # Only this rule reads the logarithms.
+        mixed = [log_p[:, order] for order in some] if record.combine == "logits" else [log_p] * len(some)
+        each = [(logs, rows[:, order]) for logs, order in zip(mixed, some, strict=True)]
+        parts.append(of_rows(record, each, False, metrics))
     return {name: np.concatenate([part[name] for part in parts]).reshape(len(orders), -1) for name in metrics}
 
 
@@ -125,8 +128,9 @@ def of_answers(p: Floats, gold: np.ndarray, metrics: Collection[str]) -> Columns
     out = {
         "acc": right.mean(axis=1),
         "nll": -np.log(np.maximum(p_gold, PROB_FLOOR)).mean(axis=1),
-        "brier": ((p**2).sum(axis=0) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1),
     }
+    if "brier" in metrics:
+        out["brier"] = ((p**2).sum(axis=0) - p_gold**2 + (p_gold - 1) ** 2).mean(axis=1)
     if "ece10" in metrics:
         out["ece10"] = np.abs(Bins.of(conf, right, 10).gaps).sum(axis=1)
     if "ece_torchmetrics" in metrics:

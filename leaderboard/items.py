@@ -79,6 +79,7 @@ def select(found: Items, kept: str = "all", sort: str = "id") -> pd.DataFrame:
 
 def baseline(runs: pd.DataFrame, run_id: str) -> str | None:
     """The run of MLE that fixed and broken are counted against: same questions and training, same seed first."""
+    runs = runs[["run_id", "method", "task", "protocol_hash", "recipe_hash", "seed"]]
     mine = runs[runs["run_id"] == run_id].iloc[0]
     same = runs[(runs["method"] == "MLE") & (runs["run_id"] != run_id)]
     for column in ("task", "protocol_hash", "recipe_hash"):

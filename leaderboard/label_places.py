@@ -21,12 +21,15 @@ def places(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list
     A place that is free at every width, or else one that is on a wide screen.
     """
     points = {width: np.stack([_shares(x) * width, _shares(y) * HEIGHT], axis=1) for width in WIDTHS}  # px, [P, 2]
+    reach = MARKER * 0.7
+    marks = {width: np.concatenate([each - reach, each + reach], axis=1) for width, each in points.items()}  # [P, 4]
     taken: dict[int, list[np.ndarray]] = {width: [] for width in WIDTHS}
 
     def free(i: int, place: str, width: int) -> bool:
-        mine, others = _label(points[width][i], names[i], place), np.delete(points[width], i, axis=0)
-        marks = np.concatenate([others - MARKER * 0.7, others + MARKER * 0.7], axis=1)
-        return not (_overlap(mine, marks) or _overlap(mine, np.array(taken[width]).reshape(-1, 4)))
+        mine = _label(points[width][i], names[i], place)
+        on_marks = _overlap(mine, marks[width])
+        on_marks[i] = False  # its own
+        return not (on_marks.any() or _overlap(mine, np.array(taken[width]).reshape(-1, 4)).any())
 
     found = []
     for i, name in enumerate(names):
@@ -50,5 +53,7 @@ def _label(point: np.ndarray, name: str, place: str) -> np.ndarray:
     return np.array([x - half, y - LINE / 2, x + half, y + LINE / 2])
 
 
-def _overlap(mine: np.ndarray, others: np.ndarray) -> bool:
-    return bool(((mine[:2] < others[:, 2:]) & (mine[2:] > others[:, :2])).all(axis=1).any())
+def _overlap(mine: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which of the others it lies on."""
+    left, bottom, right, top = others.T
+    return np.asarray((mine[0] < right) & (mine[1] < top) & (mine[2] > left) & (mine[3] > bottom))

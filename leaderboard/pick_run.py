@@ -19,6 +19,7 @@ def first(runs: pd.DataFrame) -> str:
 def pick(view: View, runs: pd.DataFrame) -> dict[str, Any]:
     """Three boxes; returns the row of the chosen run."""
     chosen = runs[runs["run_id"] == st.session_state[view.key("run")]].iloc[0]
+    runs = runs[["run_id", "task", "row", "trained_on", "recipe_hash", "seed", "draws"]]  # less to copy below
     tasks, here = sorted(set(runs["task"])), runs[runs["task"] == chosen["task"]]
     rows = list(dict.fromkeys(here["row"]))
     same = here[here["row"] == chosen["row"]]

@@ -84,7 +84,7 @@ def listing(
 ) -> tuple[list[str], list[list[str | Linked]]]:
     """(header, rows): one row per run, with an address behind its name."""
     rows: list[list[str | Linked]] = []
-    for run in runs.to_dict("records"):
+    for run in runs[["run_id", "row", "task", "trained_on", "seed", "draws"]].to_dict("records"):
         numbers = [number(board.number(run["run_id"], m, run["draws"]), m) for m in LISTED]
         seed = "–" if pd.isna(run["seed"]) else str(run["seed"])
         trained = run["trained_on"] if isinstance(run["trained_on"], str) else "–"

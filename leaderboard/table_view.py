@@ -148,7 +148,7 @@ def _flat_row(
 def _costs(cell: Cell, draws: int, recorded: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Of so many draws: a run's forward passes are those of all that it holds."""
     runs = [costs.needed(recorded[run], draws) for run in cell.runs if run in recorded]
-    return [*(costs.told(runs, cost) for cost in costs.COSTS), costs.hardware(runs)]
+    return [*(costs.told(costs.average(runs, cost), cost) for cost in costs.COSTS), costs.hardware(runs)]
 
 
 def told(cell: Cell | None, metric: str) -> str:

@@ -42,14 +42,14 @@ def texts(record: Record, files: Sequence[str], wanted: Sequence[int]) -> tuple[
 
 def samples_file(results: str, task: str) -> Path | None:
     """results_DATE.json -> samples_TASK_DATE.jsonl, if it is there."""
-    path = Path(results)
-    name = f"samples_{task}_{path.stem.removeprefix('results_')}.jsonl"
+    folder, name = os.path.split(results)  # and no Path: thousands of files are asked
+    name = f"samples_{task}_{os.path.splitext(name)[0].removeprefix('results_')}.jsonl"
     if os.sep in name or "\0" in name:
         return None
-    beside = path.with_name(name)
+    beside = os.path.join(folder, name)
     try:
-        return beside if beside.is_file() and beside.stat().st_size <= MAX_BYTES else None
-    except OSError:  # a name that no file can have
+        return Path(beside) if os.path.isfile(beside) and os.path.getsize(beside) <= MAX_BYTES else None
+    except OSError:  # gone meanwhile
         return None
 
 

@@ -21,7 +21,7 @@ def other_data() -> None:
 
 
 def named(runs: pd.DataFrame) -> dict[str, str]:
-    told = runs[["run_id", "row", "seed", "trained_on", "task", "draws"]].to_dict("records")
+    told = runs.to_dict("records")
     return {run["run_id"]: f"{run['row']}, {pick_run.told(run)}" for run in told}
 
 
@@ -35,8 +35,8 @@ view = View("compare", fields, board.snapshot)
 shell.head("Compare", "Two to four runs on the same questions, tested in pairs.", view)
 asked = [str(i) for i in st.session_state[view.key("run")]]
 ids = asked[: comparison.MOST]
-task = runs[runs["run_id"] == ids[0]]["task"].iloc[0] if ids else sorted(set(runs["task"]))[0]
-here = runs[runs["task"] == task]
+task = board.run(ids[0])["task"] if ids else sorted(set(runs["task"]))[0]
+here = runs[["run_id", "row", "seed", "trained_on", "task", "draws"]][runs["task"] == task]
 names = shell.kept(lambda: named(here), "names", task)
 ids = [i for i in ids if i in names]
 if len(ids) < len(asked):

@@ -60,8 +60,8 @@ kept = items.select(found, st.session_state[view.key("show")], st.session_state[
 size = st.session_state[view.key("size")]
 page, start, stop = items.paged(len(kept), st.session_state[view.key("page")], size)
 st.session_state[view.key("page")] = page
-alike = runs[(runs["task"] == run["task"]) & (runs["protocol_hash"] == run["protocol_hash"])]
-files = list(dict.fromkeys([run["file"], *alike["file"]]))
+alike = runs["file"][(runs["task"] == run["task"]) & (runs["protocol_hash"] == run["protocol_hash"])]
+files = list(dict.fromkeys([run["file"], *alike]))
 
 n = "" if chosen == "all" else f", N = {chosen}"
 which = items.FILTERS[st.session_state[view.key("show")]][0]

@@ -25,7 +25,7 @@ def link(cell: Cell, draws: int) -> str:
 board = shell.board()
 if board.runs.empty:
     shell.nothing("No measured results were given, so there is no method to show.")
-methods = run_view.methods(board.runs, [*PAPERS, *OTHERS])
+methods = shell.kept(lambda: run_view.methods(board.runs, [*PAPERS, *OTHERS]), "methods")
 fields = [
     Field("method", "BLoB" if "BLoB" in methods else methods[0], methods, "Method"),
     Field("page", 1),
@@ -36,8 +36,10 @@ with st.container(horizontal=True, vertical_alignment="bottom"):
     chosen = st.selectbox("Method", methods, key=view.key("method"), width=340)
     runs = board.runs[board.runs["method"] == chosen]
     metrics = ["nll", "brier", "acc", "ece"]
-    tables = shell.kept(lambda: table.build(board.sources(method=chosen), metrics, [0, None]), "method", chosen)
-    columns, printed, remarks = run_view.in_papers(board.reported, chosen)
+    sources = shell.sources()
+    mine = [sources[run_id] for run_id in runs["run_id"]]
+    tables = shell.kept(lambda: table.build(mine, metrics, [0, None]), "method", chosen)
+    columns, printed, remarks = shell.kept(lambda: run_view.in_papers(board.reported, chosen), "in papers", chosen)
     papers = Grid(columns, printed, "As printed: other prompts, budgets and bases", "numbers")
 
     def taken() -> Shown:
