@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from uqharness.leaderboard.chart_frame import CLEAR, Axes, Figure, Trace, between, empty, framed, nth, plain, stacked
+from uqharness.leaderboard.chart_frame import Axes, Figure, Trace, between, empty, framed, nth, plain, stacked
 from uqharness.leaderboard.curves import Answers, band, decomposition, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.label_places import places
@@ -201,20 +201,20 @@ def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
 
 
 def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
-    """One method's band, line and mean."""
+    """One method's band, and its line; the mean is its last point, after a gap: another trace takes longer to draw."""
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
     yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
-    yield {
-        "type": "scatter", "x": curve.counts, "y": curve.value * scale, "name": name, "legendgroup": name,
-        "showlegend": named, "mode": "lines+markers", "line": {"color": look.colour, "dash": look.dash, "width": 2},
-        "marker": {"symbol": look.symbol, "size": 8},
-    }  # fmt: skip
+    x, y = [*curve.counts], [float(value) * scale for value in curve.value]
+    marker: dict[str, Any] = {"symbol": look.symbol, "size": 8}
     if curve.mean is not None:
-        yield {
-            "type": "scatter", "x": [0], "y": [curve.mean * scale], "name": f"{name}, mean", "legendgroup": name,
-            "showlegend": False, "mode": "markers",
-            "marker": {"color": CLEAR, "symbol": look.symbol, "size": 11, "line": {"color": look.colour, "width": 2}},
-        }  # fmt: skip
+        n = len(x)
+        x, y = [*x, 0, 0], [*y, None, curve.mean * scale]
+        marker = {"symbol": [look.symbol] * (n + 1) + [f"{look.symbol}-open"], "size": [8] * (n + 1) + [11]}
+        marker["line"] = {"width": [0] * (n + 1) + [2]}
+    yield {
+        "type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name, "showlegend": named,
+        "mode": "lines+markers", "line": {"color": look.colour, "dash": look.dash, "width": 2}, "marker": marker,
+    }  # fmt: skip
 
 
 def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> Figure:

@@ -18,7 +18,7 @@ from uqharness.metrics import METRICS, PROB_FLOOR, Floats
 from uqharness.results import Record
 
 Columns = dict[str, Floats]
-AT_ONCE = 2**19  # numbers in an array: 4 MiB stay in the processor
+AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor
 PARTS = {"entropy", "entropy_norm", "mutual_information", "mutual_information_norm"}
 
 

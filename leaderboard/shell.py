@@ -108,7 +108,7 @@ def curves_of(run_id: str, row: str, metrics: Sequence[str]) -> dict[str, DrawCu
     return _curves_of(run_id, source.file, row, wanted, source) or draw_curves.known_curves(source, row, wanted)
 
 
-@st.cache_data(max_entries=512, show_spinner="Choosing among draws")
+@st.cache_data(max_entries=512, show_spinner=False)
 def _curves_of(run_id: str, file: str, row: str, metrics: tuple[str, ...], _source: Source) -> dict[str, DrawCurve]:
     return draw_curves.draw_curves(record(run_id, _source), row, metrics)
 
@@ -141,7 +141,7 @@ def record(run_id: str, source: Source) -> Record:
     return _record(run_id, source.file, source)
 
 
-@st.cache_resource(max_entries=128, show_spinner="Reading answers")
+@st.cache_resource(max_entries=128, show_spinner=False)
 def _record(run_id: str, file: str, _source: Source) -> Record:
     return _source.record()
 

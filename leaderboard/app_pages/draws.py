@@ -28,7 +28,9 @@ single = [row for row, run in runs.items() if run.draws < 2 or run.combine == "g
 if single:
     st.caption(shell.letters(f"One draw, or an answer that is combined already: {', '.join(single)}"))
 asked = values["metric"]
-curves = [found for row, run in runs.items() if (found := shell.curves_of(run.run_id, row, asked))] if asked else []
+with st.spinner("Choosing among draws"):  # one for all: each is a message that the page waits for
+    known = [shell.curves_of(run.run_id, row, asked) for row, run in runs.items()] if asked else []
+curves = [found for found in known if found]
 panels = [[found[metric] for found in curves] for metric in asked]
 points = Grid(
     *curve_rows.draw_rows([curve for panel in panels for curve in panel]),

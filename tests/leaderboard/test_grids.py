@@ -121,7 +121,8 @@ def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
 def test_draws_as_rows_are_the_points_of_the_figure() -> None:
     curve = draw_curves(record(), "BLoB")["nll"]
     _, rows = curve_rows.draw_rows([curve])
-    band, line, mean = (trace["y"] for trace in charts.against_draws([[curve]])["data"])
-    assert [row[2] for row in rows] == ["0", "1", "2", "3", "4"] and rows[0][3] == number(mean[0], "nll")
+    band, line = (trace["y"] for trace in charts.against_draws([[curve]])["data"])
+    *line, _, mean = line
+    assert [row[2] for row in rows] == ["0", "1", "2", "3", "4"] and rows[0][3] == number(mean, "nll")
     assert [row[3] for row in rows[1:]] == [number(float(y) / METRICS["nll"].scale, "nll") for y in line]
     assert [row[5] for row in rows[1:]] == [number(float(y), "nll") for y in band[:4]]
