@@ -205,7 +205,7 @@ def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
     yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
     x, y = [*curve.counts], [float(value) * scale for value in curve.value]
-    marker: dict[str, Any] = {"symbol": look.symbol, "size": 8}
+    marker: Trace = {"symbol": look.symbol, "size": 8}
     if curve.mean is not None:
         n = len(x)
         x, y = [*x, 0, 0], [*y, None, curve.mean * scale]
