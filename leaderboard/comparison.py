@@ -11,7 +11,7 @@ import pandas as pd
 
 from uqharness.leaderboard import ranking
 from uqharness.leaderboard.aggregate import Board
-from uqharness.leaderboard.curves import answers
+from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics import METRICS, correct
 from uqharness.results import Record
@@ -76,12 +76,12 @@ def not_comparable(runs: Sequence[Mapping[str, Any]], records: Sequence[Record])
     return ""
 
 
-def tests(names: Sequence[str], records: Sequence[Record]) -> pd.DataFrame:
+def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
     """Every pair in every tested metric: difference, 95 % interval, p, and p after Holm over the pairs."""
-    probs = {name: [answers(record, name).probs] for name, record in zip(names, records, strict=True)}
+    probs = {name: [each.probs] for name, each in zip(names, given, strict=True)}
     rows = []
     for metric in TESTED:
-        found = ranking.compare(metric, probs, records[0].gold)
+        found = ranking.compare(metric, probs, given[0].gold)
         better = found.better()
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
@@ -113,9 +113,9 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def both_right(names: Sequence[str], records: Sequence[Record]) -> tuple[list[str], list[list[str]]]:
+def both_right(names: Sequence[str], given: Sequence[Answers]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): how often both, one alone or neither of a pair was right."""
-    right = [correct(answers(record, "").probs, record.gold) for record in records]
+    right = [correct(each.probs, each.gold) for each in given]
     rows = []
     for i, a in enumerate(right):
         for j in range(i + 1, len(right)):

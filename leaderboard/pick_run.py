@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -29,9 +30,7 @@ def pick(view: View, runs: pd.DataFrame) -> dict[str, Any]:
     def moved(column: str, key: str) -> None:
         """The nearest run: same method and seed on the new data set, or same seed of the new method."""
         there = (runs if column == "task" else here)[lambda f: f[column] == st.session_state[key]]
-        alike = [(there[c] == chosen[c]).fillna(False).astype(int) for c in ("row", "recipe_hash", "seed")]
-        score = sum(weight * a for weight, a in zip((4, 2, 1), alike, strict=True))
-        st.session_state[view.key("run")] = str(there.loc[score.idxmax(), "run_id"])
+        st.session_state[view.key("run")] = nearest(there, chosen)
 
     one, two, three = st.columns(3)
     one.selectbox("Data set", tasks, key=task_key, on_change=moved, args=("task", task_key))
@@ -39,6 +38,13 @@ def pick(view: View, runs: pd.DataFrame) -> dict[str, Any]:
     named = {str(run["run_id"]): told(run) for run in same.to_dict("records")}
     three.selectbox("Run", list(named), key=view.key("run"), format_func=lambda i: named.get(i, i))
     return {key: None if value is None or value is pd.NA or value != value else value for key, value in chosen.items()}
+
+
+def nearest(runs: pd.DataFrame, like: Mapping[str, Any] | pd.Series) -> str:
+    """Of these the one of the same method, else of the same recipe, else of the same seed; the first of equal ones."""
+    alike = [(runs[c] == like[c]).fillna(False).astype(int) for c in ("row", "recipe_hash", "seed")]
+    score = sum(weight * a for weight, a in zip((4, 2, 1), alike, strict=True))
+    return str(runs.loc[score.idxmax(), "run_id"])
 
 
 def told(run: Any) -> str:

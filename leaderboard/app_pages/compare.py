@@ -15,9 +15,18 @@ from uqharness.leaderboard.url_view import View
 def other_data() -> None:
     """The same methods on the other data set."""
     there = runs[runs["task"] == st.session_state[view.key("task")]]
-    wanted = [row for row in st.session_state["compare.rows"] if row in set(there["row"])]
-    ids = [str(there[there["row"] == row]["run_id"].iloc[0]) for row in dict.fromkeys(wanted)]
-    st.session_state[view.key("run")] = ids if len(ids) > 1 else comparison.start(there)
+    alike = [(board.run(i), there[there["row"] == board.run(i)["row"]]) for i in ids]
+    found = list(dict.fromkeys(pick_run.nearest(same, run) for run, same in alike if len(same)))
+    st.session_state[view.key("run")] = found if len(found) > 1 else comparison.start(there)
+
+
+def other_methods() -> None:
+    """A method that is added comes with one run, like the first that is there."""
+    wanted = st.session_state["compare.methods"]
+    kept = [i for i in ids if board.run(i)["row"] in wanted]
+    new = [here[here["row"] == row] for row in wanted if row not in rows]
+    like = board.run(ids[0]) if ids else new[0].iloc[0]
+    st.session_state[view.key("run")] = [*kept, *(pick_run.nearest(each, like) for each in new)]
 
 
 def named(runs: pd.DataFrame) -> dict[str, str]:
@@ -36,18 +45,24 @@ shell.head("Compare", "Two to four runs on the same questions, tested in pairs."
 asked = [str(i) for i in st.session_state[view.key("run")]]
 ids = asked[: comparison.MOST]
 task = board.run(ids[0])["task"] if ids else sorted(set(runs["task"]))[0]
-here = runs[["run_id", "row", "seed", "trained_on", "task", "draws"]][runs["task"] == task]
-names = shell.kept(lambda: named(here), "names", task)
-ids = [i for i in ids if i in names]
+few = ["run_id", "row", "seed", "trained_on", "task", "draws", "recipe_hash"]
+here = shell.kept(lambda: runs[few][runs["task"] == task], "runs on", task)
+ids = [i for i in ids if board.run(i)["task"] == task]
 if len(ids) < len(asked):
     left_out = len(asked) - len(ids)
     st.info(f"Left out of these runs: {left_out}. At most {comparison.MOST} are compared, all on one data set.")
 st.session_state[view.key("run")] = ids
 st.session_state[view.key("task")] = task
-st.session_state["compare.rows"] = [board.run(i)["row"] for i in ids]
-one, two = st.columns([1, 3])
+rows = list(dict.fromkeys(board.run(i)["row"] for i in ids))
+st.session_state["compare.methods"] = rows
+names = named(here[here["row"].isin(rows)])
+one, two, three = st.columns([1, 1.5, 2.5])
 one.selectbox("Data set", sorted(set(runs["task"])), key=view.key("task"), on_change=other_data)
 two.multiselect(
+    "Methods", list(dict.fromkeys(here["row"])), key="compare.methods", on_change=other_methods,
+    max_selections=comparison.MOST,
+)  # fmt: skip
+three.multiselect(
     "Runs", list(names), key=view.key("run"), format_func=lambda i: names.get(i, i), max_selections=comparison.MOST
 )
 sharing = st.container()
@@ -59,22 +74,24 @@ if len(ids) < 2:
 
 chosen, records = [board.run(i) for i in ids], [shell.record(i, sources[i]) for i in ids]
 labels = comparison.names(chosen)
+told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
+left, right = st.columns(2, gap="large")
+below = st.container()
+st.subheader("Reliability")
+# First, though not at the top: the browser draws it while the tests run here.
+figure_view.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
 settings = [[key, *values] for key, values in comparison.differing(chosen)]
 numbers = Grid(*comparison.side_by_side(board, chosen, labels), "At all draws of each run", "numbers")
 differ = Grid(["Setting", *labels], settings, "Equal ones are left out", "words")
 tested = []
 if not (why := comparison.not_comparable(chosen, records)):
-    tests = comparison.shown_tests(comparison.tests(labels, records))
+    tests = comparison.shown_tests(comparison.tests(labels, told))
     caption = "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
-    both = comparison.both_right(labels, records)
+    both = comparison.both_right(labels, told)
     tested = [
         Grid(list(tests), tests.values.tolist(), caption, "words"),
         Grid(*both, "Questions that both, one or neither got right", "numbers"),
     ]
-with sharing:
-    shown = [numbers, *[differ] * bool(settings), *tested]
-    shell.share(view, "compare", Shown(f"{' against '.join(labels)} on {task}", grids=shown))
-left, right = st.columns(2, gap="large")
 with left:
     st.subheader("Numbers")
     shell.grid(numbers)
@@ -84,13 +101,14 @@ with right:
         shell.grid(differ, "differ")
     else:
         st.caption("None is recorded.")
-st.subheader("Tests")
-if why:
-    st.warning(shell.letters(why))
-for name, each in zip(("tests", "both"), tested, strict=False):  # none where not comparable
-    shell.grid(each, name)
-st.subheader("Reliability")
-told = [shell.answers(i, label) for i, label in zip(ids, labels, strict=True)]
-figure_view.figure(charts.reliability(told, bands=False), "compare", "Reliability of the compared runs")
+with below:
+    st.subheader("Tests")
+    if why:
+        st.warning(shell.letters(why))
+    for name, each in zip(("tests", "both"), tested, strict=False):  # none where not comparable
+        shell.grid(each, name)
 links = [(f"Questions of {label}", f"items?run={i}") for i, label in zip(ids, labels, strict=True)]
 shell.grid(Grid(["Look closer"], [[each] for each in links], "Every answer", "words"), "links")
+with sharing:
+    shown = [numbers, *[differ] * bool(settings), *tested]
+    shell.share(view, "compare", Shown(f"{' against '.join(labels)} on {task}", grids=shown))

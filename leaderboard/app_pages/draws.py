@@ -32,12 +32,6 @@ with st.spinner("Choosing among draws"):  # one for all: each is a message that 
     known = [shell.curves_of(run.run_id, row, asked) for row, run in runs.items()] if asked else []
 curves = [found for found in known if found]
 panels = [[found[metric] for found in curves] for metric in asked]
-points = Grid(
-    *curve_rows.draw_rows([curve for panel in panels for curve in panel]),
-    f"Metrics against N on {picked.place}", "words",
-)  # fmt: skip
-with sharing:
-    shell.share(view, "draws", Shown(points.caption, grids=[points]) if points.rows else None)
 if asked:
     alt = f"{', '.join(map(labels.__getitem__, asked))} against N on {picked.data}"
     figure_view.figure(charts.against_draws(panels), "draws", alt)
@@ -46,5 +40,11 @@ st.caption(
     "of them there is only one choice, so it closes at the right. Hollow marker at 0: the posterior's mean. "
     "Results that were published without their single draws have no band."
 )
+points = Grid(
+    *curve_rows.draw_rows([curve for panel in panels for curve in panel]),
+    f"Metrics against N on {picked.place}", "words",
+)  # fmt: skip
 if points.rows:
     shell.behind(points)
+with sharing:
+    shell.share(view, "draws", Shown(points.caption, grids=[points]) if points.rows else None)

@@ -14,6 +14,7 @@ from streamlit.testing.v1 import AppTest
 
 from uqharness.leaderboard import comparison, items, run_view, shell
 from uqharness.leaderboard.aggregate import Board, build
+from uqharness.leaderboard.curves import answers as answers_of
 from uqharness.record import digest, pack
 from uqharness.results import RECORD
 
@@ -93,13 +94,27 @@ def test_items_moves_to_the_same_method_and_seed_of_another_data_set(board: Boar
 def test_compare_tests_the_runs_of_the_link(board: Board) -> None:
     ids = [run_id(board, "MLE"), run_id(board, "BLoB")]
     app = opened("compare", run=ids)
-    expected = comparison.shown_tests(comparison.tests(["MLE", "BLoB"], [board.record(i) for i in ids]))
+    expected = comparison.shown_tests(comparison.tests(["MLE", "BLoB"], [answers_of(board.record(i), "") for i in ids]))
     for row in expected.to_dict("records"):
         assert row["Difference"] in words(app) and row["95 % interval"] in words(app)
     app.multiselect(key="compare.run").set_value(ids[:1]).run()
     assert not app.exception and "at least two" in app.info[0].value
     app.selectbox(key="compare.task").set_value("boolq_uq").run()
     assert app.multiselect(key="compare.run").value == [run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")]
+
+
+def test_a_method_to_compare_comes_with_the_same_seed_and_goes_with_all_its_runs(board: Board) -> None:
+    mine, plain = [run_id(board, "BLoB", seed=seed) for seed in (1, 0)], run_id(board, "MLE", seed=1)
+    app = opened("compare", run=mine)
+    assert app.multiselect(key="compare.methods").value == ["BLoB"]
+    assert len(app.multiselect(key="compare.run").options) == 2  # thousands would be no choice
+    app.multiselect(key="compare.methods").set_value(["BLoB", "MLE"]).run()
+    assert app.multiselect(key="compare.run").value == [*mine, plain]
+    app.multiselect(key="compare.methods").set_value(["MLE"]).run()
+    assert app.multiselect(key="compare.run").value == [plain] and not app.exception
+    app.multiselect(key="compare.methods").set_value([]).run()
+    app.multiselect(key="compare.methods").set_value(["BLoB"]).run()
+    assert app.multiselect(key="compare.run").value == [mine[1]]
 
 
 def test_compare_says_which_runs_of_a_link_it_cannot_take(board: Board) -> None:

@@ -12,7 +12,7 @@ from made_results import answers, result
 from scipy import stats
 
 from uqharness import toyworld
-from uqharness.leaderboard import comparison, item_html, items, texts
+from uqharness.leaderboard import comparison, curves, item_html, items, texts
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.record import digest, pack, unpack
 from uqharness.results import Record
@@ -175,7 +175,8 @@ def test_only_differing_settings_are_named(board: Board) -> None:
 
 def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     records = [board.record(run_of(board, m, 0)) for m in ("MLE", "BLoB")]
-    found = comparison.tests(["MLE", "BLoB"], records).set_index("metric")
+    given = [curves.answers(record, "") for record in records]
+    found = comparison.tests(["MLE", "BLoB"], given).set_index("metric")
     losses = []
     for record in records:
         p = np.exp(record.logp[1:].astype(float)).mean(axis=0)
@@ -183,7 +184,7 @@ def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     expected = stats.ttest_rel(*losses)
     assert found.loc["nll", "difference"] == pytest.approx(np.mean(losses[0]) - np.mean(losses[1]), abs=1e-6)
     assert found.loc["nll", "p"] == pytest.approx(expected.pvalue, rel=0.3)
-    _, [[pair, *counts]] = comparison.both_right(["MLE", "BLoB"], records)
+    _, [[pair, *counts]] = comparison.both_right(["MLE", "BLoB"], given)
     alone = int(counts[1]), int(counts[2])
     assert pair == "MLE | BLoB" and sum(map(int, counts)) == 40
     assert found.loc["acc", "p"] == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
