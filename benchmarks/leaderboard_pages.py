@@ -32,7 +32,8 @@ FILTERS = {
     "items": [("one", "Questions", 1), ("one", "Order", 1)],
     "method": [("one", "Method", 1)], "run": [("one", "Data set", 1)], "problems": [],
 }  # fmt: skip
-FIGURES = ("calibration", "uncertainty", "draws", "cost", "compare")  # what comes last there
+# What a page shows last, where it is not a table.
+LAST = {**dict.fromkeys(("calibration", "uncertainty", "draws", "cost", "compare"), ".main-svg"), "problems": "h3"}
 PATIENCE = 60_000
 # When something last changed on the page, and the frame that showed it (a quick run leaves no other trace).
 WATCH = """() => {
@@ -46,18 +47,18 @@ RESTED = """() => {
   const resting = document.querySelector('[data-testid=stApp]').dataset.testScriptState === 'notRunning';
   return resting && uqChange > uqClick && performance.now() - uqChange > 2000 ? uqChange - uqClick : 0;
 }"""
-SHOWN = """(figure) => {
+SHOWN = """(last) => {
   const app = document.querySelector('[data-testid=stApp]');
   const still = app && app.dataset.testScriptState === 'notRunning' && !document.querySelector('[data-stale=true]');
-  return still && document.querySelector(figure ? '.main-svg' : '.uq-markup table, h2') ? performance.now() : 0;
+  return still && document.querySelector(last) ? performance.now() : 0;
 }"""
 
 
 def opened(page: Page, url: str) -> float:
     """Seconds from the address to the last element."""
     page.goto(url)
-    figure = url.rsplit("/", 1)[-1] in FIGURES
-    return float(page.wait_for_function(SHOWN, arg=figure, timeout=PATIENCE).json_value()) / 1000
+    last = LAST.get(url.rsplit("/", 1)[-1], ".uq-markup table")
+    return float(page.wait_for_function(SHOWN, arg=last, timeout=PATIENCE).json_value()) / 1000
 
 
 def changed(page: Page, kind: str, label: str, further: int) -> float:

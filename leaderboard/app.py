@@ -10,7 +10,7 @@ from pathlib import Path
 
 import streamlit as st
 
-from uqharness.leaderboard import item_html, shell, table_html
+from uqharness.leaderboard import item_html, markup_view, shell, table_html
 
 PAGES = {
     "table": "Table", "calibration": "Calibration", "uncertainty": "Uncertainty", "draws": "Draws", "cost": "Cost",
@@ -22,7 +22,7 @@ here = Path(__file__).parent
 st.set_page_config("uqharness leaderboard", page_icon=str(here / "icon.svg"), layout="wide")
 shell.look()
 # Once: repeated with every table, each change would style the whole page anew.
-st.html(table_html.CSS + item_html.CSS)
+st.html(table_html.CSS + item_html.CSS + markup_view.CSS)
 folder = here / "app_pages"
 pages = [
     st.Page(folder / f"{name}.py", title=title, url_path="" if name == "table" else name, default=name == "table")

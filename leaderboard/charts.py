@@ -203,7 +203,8 @@ def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
 def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
     """One method's band, and its line; the mean is its last point, after a gap: another trace takes longer to draw."""
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
-    yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
+    if not np.isnan(curve.low).all():  # published without single draws: no spread
+        yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
     x, y = [*curve.counts], [float(value) * scale for value in curve.value]
     marker: Trace = {"symbol": look.symbol, "size": 8}
     if curve.mean is not None:

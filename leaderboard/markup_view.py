@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import streamlit as st
 
+# A layer of its own: else any change of the page paints every table anew, 0.05 to 0.1 s a click.
+CSS = "<style>.uq-markup { will-change: transform; }</style>"
 JS = """export default function ({ data, parentElement }) {
   const box = parentElement.querySelector(".uq-markup");
   if (box.setHTML) box.setHTML(data, { sanitizer: {} }); // all but what could run

@@ -45,7 +45,7 @@ from uqharness.record import Record
 T = TypeVar("T")
 # How the command tells the app: a JSON list of result files and folders, and a parquet to keep what was computed.
 RESULTS, CACHE = "UQHARNESS_LEADERBOARD", "UQHARNESS_LEADERBOARD_CACHE"
-MOST_ROWS = 100  # of a table, where no page says otherwise
+MOST_ROWS = 50  # of a table, where no page says otherwise
 COPY_JS = """export default function ({ data, parentElement }) {
   const button = parentElement.querySelector("button");
   button.onclick = async () => {

@@ -211,7 +211,7 @@ def test_published_results_have_their_values_against_n(tmp_path: Path) -> None:
     publish.create([tmp_path], tmp_path / "published.parquet")
     made = dict(site.pages(build([tmp_path / "published.parquet"])))
     (shown,) = figures(made["draws.html"]).values()
-    assert len(shown["data"]) == 3 * len(site_figures.CURVES)  # band, line and mean
+    assert len(shown["data"]) == len(site_figures.CURVES)  # a line with the mean, and no band
 
 
 def test_an_id_of_a_published_file_cannot_lead_out_of_the_folder(
