@@ -205,7 +205,8 @@ def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
     if not np.isnan(curve.low).all():  # published without single draws: no spread
         yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
-    x, y = [*curve.counts], [float(value) * scale for value in curve.value]
+    x: list[int] = [*curve.counts]
+    y: list[float | None] = [float(value) * scale for value in curve.value]
     marker: Trace = {"symbol": look.symbol, "size": 8}
     if curve.mean is not None:
         n = len(x)

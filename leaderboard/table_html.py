@@ -56,7 +56,7 @@ CSS = """<style>
 .uq tbody tr:hover td { background: rgba(128,132,149,.09); }
 .uq .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .uq-notes { font-size: .85rem; margin: .45rem 0 1.2rem; opacity: .92; } .uq-notes ul { margin: .2rem 0; padding-left: 1.2rem; }
-.uq-notes summary { cursor: pointer; } .uq-notes li { overflow-wrap: anywhere; }
+.uq-notes :is(ul, li) { font-size: inherit; } .uq-notes summary { cursor: pointer; } .uq-notes li { overflow-wrap: anywhere; }
 @media (max-width: 640px) { .uq th, .uq td { padding: .3rem .45rem; } .uq th:first-child, .uq td:first-child { max-width: 8.5rem; } }
 </style>"""  # noqa: E501
 
