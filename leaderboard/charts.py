@@ -212,7 +212,7 @@ def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
         n = len(x)
         x, y = [*x, 0, 0], [*y, None, curve.mean * scale]
         marker = {"symbol": [look.symbol] * (n + 1) + [f"{look.symbol}-open"], "size": [8] * (n + 1) + [11]}
-        marker["line"] = {"width": [0] * (n + 1) + [2]}
+        marker |= {"line": {"width": [0] * (n + 1) + [2]}, "opacity": 1}
     yield {
         "type": "scatter", "x": x, "y": y, "name": name, "legendgroup": name, "showlegend": named,
         "mode": "lines+markers", "line": {"color": look.colour, "dash": look.dash, "width": 2}, "marker": marker,
