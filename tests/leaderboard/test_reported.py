@@ -77,3 +77,28 @@ def test_a_board_has_them_apart_from_what_was_measured() -> None:
     board = build([])
     assert len(board.reported) == len(reported.load())
     assert not set(board.reported["paper"]) & set(board.runs["origin"])
+
+
+@pytest.mark.parametrize(
+    ("paper", "table", "base", "method", "dataset", "metric", "value", "std"),
+    [
+        ("BLoB-NeurIPS2024-slides", "main", "Llama2-7B", "LAP", "ARC-C", "acc", 0.6678, 0.0069),
+        ("BLoB-NeurIPS2024-slides", "main", "Llama2-7B", "LAP", "ARC-C", "ece", 0.1625, 0.0261),
+        ("BLoB-NeurIPS2024-slides", "main", "Llama2-7B", "LAP", "ARC-C", "nll", 1.03, 0.04),
+        ("Me-LoRA", "2", "Llama2-13B", "MCD", "BoolQ", "acc", 0.8418, 0.0),
+    ],
+)
+def test_standard_deviations_that_the_sources_print_legibly(
+    paper: str, table: str, base: str, method: str, dataset: str, metric: str, value: float, std: float
+) -> None:
+    rows = reported.load()
+    wanted = {"paper": paper, "table": table, "base": base, "method": method, "dataset": dataset, "metric": metric}
+    for column, one in wanted.items():
+        rows = rows[rows[column] == one]
+    assert rows["value"].tolist() == [pytest.approx(value)] and rows["std"].tolist() == [pytest.approx(std)]
+
+
+def test_only_standard_deviations_cut_off_in_the_scan_are_missing() -> None:
+    """All of them are in Table 9 of the Me-LoRA paper."""
+    missing = [line for line in printed("results") if not line["std"]]
+    assert {(line["paper"], line["table"]) for line in missing} == {("Me-LoRA", "9")}
