@@ -29,11 +29,27 @@ from uqharness.posterior import Point
         ({"samples": -1}, "samples=-1"),
         ({"samples": "many"}, "samples='many'"),
         ({"base": "./nowhere"}, "cannot be loaded"),
+        ({"allow_leak": "maybe"}, "allow_leak is 'maybe': it must be true or false"),
+        ({"mean": 2}, "mean is 2: it must be true"),
+        ({"load_in_4bit": "si"}, "load_in_4bit is 'si': it must be true"),
+        ({"logits_cache": "never"}, "logits_cache is 'never': it must be true"),
     ],
 )
 def test_bad_arguments_are_refused(blob: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         BayesLoRA(adapter=str(blob), **{"device": "cpu", **arguments})
+
+
+def test_booleans_of_the_command_line_are_what_they_say(blob: Path) -> None:
+    """lm-eval's own reader makes booleans of `true` and `false` alone: `no` arrives as a text that counts as true."""
+    words = {"no": False, "OFF": False, "0": False, "False": False, "yes": True, "on": True, "1": True}
+    for word, value in words.items():
+        given = f"adapter={blob},allow_leak={word},mean={word},logits_cache={word},add_bos_token={word},samples=1"
+        model = BayesLoRA.create_from_arg_string(given, {"device": "cpu"})
+        found = (model.leaks.allow, model.mean, model.logits_cache, model.add_bos_token)
+        assert found == (value,) * 4, word
+    model = BayesLoRA.create_from_arg_string(f"adapter={blob},add_bos_token=none", {"device": "cpu"})
+    assert model.add_bos_token is None
 
 
 def test_a_missing_adapter_is_refused() -> None:
@@ -110,7 +126,10 @@ def test_seen_items_are_refused_or_marked(base: Path, tmp_path: Path) -> None:
     adapter = str(tmp_path / "mle")
     with pytest.raises(InputError, match="2 of 3 items of some_task were used to fit"):
         BayesLoRA(adapter=adapter, device="cpu").loglikelihood(instances("loglikelihood", REQUESTS[:3]))
-    marked = BayesLoRA(adapter=adapter, allow_leak=True, device="cpu")
+    with pytest.raises(InputError, match="allow_leak"):
+        refused = BayesLoRA(adapter=adapter, allow_leak="no", device="cpu")
+        refused.loglikelihood(instances("loglikelihood", REQUESTS[:3]))
+    marked = BayesLoRA(adapter=adapter, allow_leak="yes", device="cpu")
     marked.loglikelihood(instances("loglikelihood", REQUESTS[:3]))
     assert marked.get_model_info()["uqharness"]["leaks"]["some_task"][0]["shared"] == 2
     few = BayesLoRA(adapter=adapter, device="cpu")

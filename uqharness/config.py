@@ -23,6 +23,7 @@ import yaml
 from uqharness.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
 def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
@@ -136,10 +137,7 @@ def convert(kind: Any, value: Any, name: str) -> Any:
             convert(inner[0], part.strip() if isinstance(part, str) else part, name) for part in parts if part
         )
     if kind is bool:
-        word = str(value).lower()
-        if word not in ("true", "false", "1", "0", "yes", "no", "on", "off"):
-            raise InputError(f"{name} is {value!r}: it must be true or false")
-        return word in ("true", "1", "yes", "on")
+        return boolean(name, value)
     try:
         number = kind(value) if kind is not int or isinstance(value, (int, str)) else int(str(value))
     except (TypeError, ValueError):
@@ -147,6 +145,14 @@ def convert(kind: Any, value: Any, name: str) -> Any:
             f"{name} is {value!r}: it must be {'a number' if kind is float else kind.__name__}"
         ) from None
     return int(number) if kind is int else number
+
+
+def boolean(name: str, value: object) -> bool:
+    """True or false from a flag, a file or `--model_args`, which may come as text."""
+    word = str(value).strip().lower()
+    if word not in (*TRUE, *FALSE):
+        raise InputError(f"{name} is {value!r}: it must be true or false (yes/no, on/off and 1/0 will do)")
+    return word in TRUE
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:

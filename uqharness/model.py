@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from uqharness import adapter_io, leakage
 from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
+from uqharness.config import boolean
 from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number
@@ -49,13 +50,14 @@ class BayesLoRA(HFLM):
         samples: int | str = 10,
         seed: int = 0,
         base: str | None = None,
-        mean: bool = True,
-        allow_leak: bool = False,
+        mean: bool | str = True,
+        allow_leak: bool | str = False,
         tolerance: float = 0.1,
         draws: str = "independent",
         **kwargs: Any,
     ) -> None:
-        check_arguments(type(self), kwargs)
+        mean, allow_leak = boolean("mean", mean), boolean("allow_leak", allow_leak)
+        kwargs = check_arguments(type(self), kwargs)
         self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))

@@ -11,6 +11,7 @@ from typing import Any
 from lm_eval.models.huggingface import HFLM
 from peft import PeftConfig
 
+from uqharness.config import boolean
 from uqharness.errors import InputError
 
 # What HFLM hands on to transformers' from_pretrained and people do use.
@@ -19,13 +20,16 @@ _LOADING = (
     "llm_int8_threshold quantization_config attn_implementation device_map low_cpu_mem_usage use_safetensors "
     "variant token cache_dir local_files_only max_memory use_kernels"
 ).split()
+_SWITCHES = (
+    "load_in_4bit load_in_8bit bnb_4bit_use_double_quant low_cpu_mem_usage use_safetensors local_files_only use_kernels"
+).split()
 DRAWS = ("independent", "antithetic")
 AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
 _INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
 
-def check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
-    """Refuse what neither the model `cls`, HFLM nor transformers' loading knows."""
+def check_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+    """What HFLM gets, its booleans as such. What neither `cls`, HFLM nor transformers' loading knows is refused."""
     ours = [n for n in inspect.signature(cls).parameters if n != "kwargs"]
     theirs = [n for n in inspect.signature(HFLM).parameters if n not in ("kwargs", *_INSTEAD)]
     known = [*ours, *theirs, *_LOADING]
@@ -34,6 +38,19 @@ def check_arguments(cls: type, kwargs: dict[str, Any]) -> None:
             close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
             hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
             raise InputError(f"bayeslora has no argument {name!r}: {hint}")
+    switches = {*_SWITCHES, *(n for n, p in inspect.signature(HFLM).parameters.items() if _is_switch(p.annotation))}
+    return {name: switch(name, value) if name in switches else value for name, value in kwargs.items()}
+
+
+def _is_switch(annotation: object) -> bool:
+    """`bool` or `bool | None`, which HFLM's source has as text."""
+    kinds = {kind.strip() for kind in getattr(annotation, "__name__", str(annotation)).split("|")}
+    return "bool" in kinds <= {"bool", "None"}
+
+
+def switch(name: str, value: object) -> bool | None:
+    """A boolean from `--model_args`, where lm-eval reads `true` and `false` alone and leaves `no` a text."""
+    return None if value is None or str(value).lower() == "none" else boolean(name, value)
 
 
 def whole_number(name: str, value: object) -> int:
