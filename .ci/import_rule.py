@@ -15,7 +15,7 @@ from pathlib import Path
 FOLDERS = ("uqharness", "adapters", "leaderboard", "tasks")
 LEADERBOARD_MAY = (
     "leaderboard", "metrics", "results",
-    "atomic", "calibration", "errors", "leakage", "provenance", "record", "scores", "tasks", "toyworld",
+    "atomic", "calibration", "errors", "leakage", "loose_json", "provenance", "record", "scores", "tasks", "toyworld",
 )  # fmt: skip
 
 
