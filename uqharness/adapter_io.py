@@ -9,6 +9,7 @@ Writing is all or nothing: the folder is made beside its place and renamed in. K
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -25,8 +26,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from uqharness import registry
+from uqharness.atomic import finish_folder, folder_beside, sync_folder
 from uqharness.errors import InputError
-from uqharness.posterior import Point, Posterior
+from uqharness.posterior import Point, Posterior, Tensors
 
 SCHEMA = 1
 RECORD, SPLITS, POSTERIOR = "uq_config.json", "uq_splits.json", "posterior.safetensors"
@@ -110,20 +112,24 @@ def save_folder(
 ) -> None:
     """`save_adapter` without a model: PEFT's configuration is all that is needed of one."""
     full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior)}
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
-        config.inference_mode = True
-        config.save_pretrained(str(temporary))
-        save_file({k: v.contiguous() for k, v in posterior.mean.items()}, temporary / MEAN, {"format": "pt"})
+    with folder_beside(out) as temporary:
+        save_peft(temporary, config, posterior.mean)
         if state := posterior.state():
             save_file({k: v.contiguous() for k, v in state.items()}, temporary / POSTERIOR, {"format": "pt"})
         (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
         (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
         (temporary / "README.md").write_text(model_card(full))
+        finish_folder(temporary)
         _replace_folder(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(out.parent)
+
+
+def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
+    """Write the two files that PEFT reads."""
+    config = copy.copy(config)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / MEAN, {"format": "pt"})
 
 
 def posterior_record(posterior: Posterior) -> dict[str, Any]:
@@ -224,7 +230,6 @@ Everything needed to make it again is in `{RECORD}`.
 
 def _replace_folder(temporary: Path, out: Path) -> None:
     """Rename in; an older folder of ours moves aside first, so that there is never a mixture of two."""
-    os.chmod(temporary, 0o755)
     if out.exists():
         old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
         os.rename(out, old / "folder")

@@ -6,20 +6,15 @@ For servers that know PEFT and nothing of posteriors: p(y | x) ≈ 1/N Σ_i p(y 
 from __future__ import annotations
 
 import argparse
-import copy
 import logging
 import os
-import shutil
-import tempfile
-from pathlib import Path
 from typing import TYPE_CHECKING
 
+from uqharness.atomic import finish_folder, folder_beside, sync_folder
 from uqharness.commands.folders import vacant
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
-    from peft import PeftConfig
-
     from uqharness.posterior import Posterior, Tensors
 
 log = logging.getLogger("uqharness.export")
@@ -45,15 +40,12 @@ def run(args: argparse.Namespace) -> int:
     posterior = weights_of(posterior)
     count = posterior.usable(args.samples)
     config = PeftConfig.from_pretrained(str(folder))
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    try:
+    with folder_beside(out) as temporary:
         for i in range(count):
-            write(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
-        os.chmod(temporary, 0o755)
+            adapter_io.save_peft(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
+        finish_folder(temporary)
         os.replace(temporary, out)  # in place of nothing, or of an empty folder
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        sync_folder(out.parent)
     fewer = f" ({args.samples} asked for; the posterior has no more)" if count < args.samples else ""
     print(f"{out}: {count} plain PEFT adapter{'s' * (count > 1)}, draw0 … draw{count - 1}{fewer}")
     print("average their probabilities, not their weights or logits"
@@ -80,14 +72,3 @@ def weights_of(posterior: Posterior) -> Posterior:
 def draw(posterior: Posterior, i: int, seed: int) -> Tensors:
     """All tensors of draw i; those that the posterior does not vary are the mean's."""
     return {**posterior.mean, **{name: stacked[0] for name, stacked in posterior.draws(i, i + 1, seed).items()}}
-
-
-def write(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
-    from safetensors.torch import save_file
-
-    from uqharness.adapter_io import MEAN
-
-    config = copy.copy(config)
-    config.inference_mode = True
-    config.save_pretrained(str(folder))
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / MEAN, {"format": "pt"})
