@@ -1,21 +1,26 @@
 """The course of one training: losses, scores, best step, costs, and checkpoints that count only when whole.
 
+A checkpoint is written in `OUT.checkpoints/.uqharness-partial` and renamed into place with a marker that lists its
+files with size and SHA-256. What no marker of this run lists is never deleted.
+
 Knows tensors and files; not the Trainer, not methods.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import math
 import os
 import random
+import re
 import resource
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +39,8 @@ if TYPE_CHECKING:
 
 LOOK = 16  # steps between two looks at the losses on a GPU
 MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
+PARTIAL = ".uqharness-partial"  # in OUT.checkpoints: where a checkpoint is written before it counts
+KEEP = 2  # checkpoints of a run that stay during training
 # What may differ between a run and the one that resumes it.
 FREE = {"out", "resume", "save_every", "report_to", "device"}
 log = logging.getLogger(__name__)
@@ -73,10 +80,11 @@ class Course:
     def begin(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
             self._load(checkpoint)
+        self.clear_partial()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._clock = time.perf_counter()
-        quiet = os.environ.get("RANK", "0") != "0"  # several processes, one bar
+        quiet = not _is_main()  # several processes, one bar
         steps = {"total": self.run.steps, "initial": self.step}
         self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
@@ -109,9 +117,9 @@ class Course:
 
     def _fail(self, step: int, value: float) -> None:
         self._bar.close()
-        kept = self.newest_checkpoint(mine=False) if self.run.out else None
+        own = self.own_checkpoints()
         rescue = (
-            f"the last good checkpoint is {kept.name}" if kept else "no checkpoint was written (--save-every)"
+            f"the last good checkpoint is {own[-1].name}" if own else "no checkpoint was written (--save-every)"
         )
         raise RunError(
             f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr"
@@ -166,8 +174,9 @@ class Course:
         if self.best is not None:
             write_atomic(folder / BEST, save(self.best))
 
-    def mark(self, folder: Path) -> None:
-        """The checkpoint in `folder` is whole: from here on it counts."""
+    def mark(self, partial: Path) -> None:
+        """Make the checkpoint in `partial` count: list its files, rename it into place, drop older ones."""
+        assert self.run.checkpoints is not None
         self.look()
         self._note_memory()
         state = {
@@ -178,30 +187,59 @@ class Course:
             "seconds": self.seconds + time.perf_counter() - self._clock,
             "peak_memory": self.peak_memory,
             "settings": self._settings,
+            "files": {path.name: _fingerprint(path) for path in sorted(partial.iterdir()) if path.name != MARKER},
         }
-        write_atomic(folder / MARKER, json.dumps(state))
+        write_atomic(partial / MARKER, json.dumps(state))
+        place = self.run.checkpoints / partial.name
+        if place in self.own_checkpoints():
+            _delete(place)
+        if os.path.lexists(place):
+            _set_aside(place)
+        os.rename(partial, place)
+        self.clear_partial()
+        older = [folder for folder in self.own_checkpoints() if folder != place]
+        older.sort(key=lambda folder: (folder / MARKER).stat().st_mtime_ns)
+        for folder in older[: -(KEEP - 1)]:
+            _delete(folder)
 
-    def newest_checkpoint(self, mine: bool = True) -> Path | None:
-        """The whole checkpoint of the most steps; `mine`: refuse one of other settings."""
+    def own_checkpoints(self) -> list[Path]:
+        """The folders whose marker names this run, fewest steps first; their files are not checked."""
+        return [folder for folder, marker in self._marked() if marker["settings"] == self._settings]
+
+    def newest_checkpoint(self) -> Path | None:
+        """Return the checkpoint to resume from: this run's newest whose files are all as listed."""
+        others = []
+        for folder, marker in reversed(self._marked()):
+            if differing := sorted(k for k, v in self._settings.items() if marker["settings"].get(k) != v):
+                others.append(f"{folder} was made with another {', '.join(differing)}: resume with the same")
+            elif problem := _damage(folder, marker):
+                _tell(f"{folder} is skipped: {problem}")
+            else:
+                return folder
+        if others and not self.own_checkpoints():
+            raise InputError(others[0])
+        _tell(f"no complete checkpoint in {self.run.checkpoints}: starting from step 0")
+        return None
+
+    def _marked(self) -> list[tuple[Path, dict[str, Any]]]:
+        """(folder, marker) of every checkpoint with a readable marker, fewest steps first."""
         where = self.run.checkpoints
-        found = sorted(where.glob(f"checkpoint-*/{MARKER}"), key=_step_of) if where else []
-        if not found:
-            if mine:
-                log.info("no complete checkpoint in %s: starting from step 0", where)
-            return None
-        if mine:
-            stored = json.loads(found[-1].read_text())["settings"]
-            other = sorted(key for key in self._settings if stored.get(key) != self._settings[key])
-            if other:
-                raise InputError(
-                    f"{found[-1].parent} was made with another {', '.join(other)}: resume with the same"
-                )
-        return found[-1].parent
+        found = []
+        for folder in where.glob("checkpoint-*") if where else ():
+            if re.fullmatch(r"checkpoint-\d+", folder.name) and not folder.is_symlink():
+                if (marker := _read_marker(folder)) is not None:
+                    found.append((folder, marker))
+        return sorted(found, key=lambda pair: int(pair[0].name.rsplit("-", 1)[-1]))
+
+    def clear_partial(self) -> None:
+        """Delete what a killed run has left of a checkpoint that it was writing."""
+        if self.run.checkpoints is not None and _is_main():
+            shutil.rmtree(self.run.checkpoints / PARTIAL, ignore_errors=True)
 
     def _load(self, folder: Path) -> None:
         state = json.loads((folder / MARKER).read_text())
         self._copy_in(load_file(folder / WEIGHTS))
-        self.best = load_file(folder / BEST) if (folder / BEST).exists() else None
+        self.best = load_file(folder / BEST) if BEST in state["files"] else None
         self.step = self.resumed_from = int(state["step"])
         self.losses, self.evaluations = state["losses"], state["evaluations"]
         self.selected, self.seconds, self.peak_memory = (
@@ -223,15 +261,21 @@ class Course:
             self.trained[name].copy_(tensor)
 
 
-def drop_checkpoints(run: Run) -> None:
-    """Once the adapter itself is written. Logs (`report_to`) that lie beside them stay."""
-    if run.checkpoints is None or os.environ.get("RANK", "0") != "0":
-        return
-    for folder in list(run.checkpoints.rglob("checkpoint-*")):
-        shutil.rmtree(folder, ignore_errors=True)
-    for folder in sorted([run.checkpoints, *run.checkpoints.rglob("*")], reverse=True):  # the inner ones first
-        with contextlib.suppress(OSError):  # not empty, or gone
-            folder.rmdir()
+def drop_checkpoints(courses: Iterable[Course]) -> None:
+    """Delete the checkpoints of these runs. Logs (`report_to`) and all that is not theirs stay."""
+    for course in courses if _is_main() else ():
+        where = course.run.checkpoints
+        if where is None or not where.is_dir():
+            continue
+        course.clear_partial()
+        for folder in course.own_checkpoints():
+            _delete(folder)
+        for made in (where, where.parent):  # an ensemble's members lie in OUT.checkpoints
+            if made.name.endswith(".checkpoints"):
+                with contextlib.suppress(OSError):  # not empty
+                    made.rmdir()
+        if left := sorted(path.name for path in where.glob("checkpoint-*")):
+            _tell(f"left in {where}, as it is not of this run: {', '.join(left)}")
 
 
 def thin(values: list[float], points: int = 200) -> list[list[float]]:
@@ -253,5 +297,63 @@ def own_randomness() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _step_of(marker: Path) -> int:
-    return int(marker.parent.name.rsplit("-", 1)[-1])
+def _is_main() -> bool:
+    """Whether this is the process that writes, of those of an `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _tell(line: str) -> None:
+    if _is_main():
+        log.warning(line)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+
+
+def _read_marker(folder: Path) -> dict[str, Any] | None:
+    """The marker of a checkpoint; None where there is none that can be read."""
+    try:
+        marker = json.loads((folder / MARKER).read_text())
+    except (OSError, ValueError, RecursionError):
+        return None
+    return marker if isinstance(marker, dict) and isinstance(marker.get("settings"), dict) else None
+
+
+def _damage(folder: Path, marker: Mapping[str, Any]) -> str | None:
+    """What keeps a checkpoint from being resumed, or None."""
+    files = marker.get("files")
+    if not isinstance(files, dict) or WEIGHTS not in files:
+        return f"{MARKER} does not list its files"
+    for name, listed in files.items():
+        path = folder / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _fingerprint(path) != listed:
+            return f"{name} is not the file that {MARKER} lists"
+    return None
+
+
+def _delete(folder: Path) -> None:
+    """Delete what the marker lists, the marker first; a folder that holds more stays."""
+    marker = _read_marker(folder) or {}
+    (folder / MARKER).unlink(missing_ok=True)
+    for name in marker.get("files", ()):
+        if Path(name).name == name:
+            with contextlib.suppress(OSError):
+                (folder / name).unlink()
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def _set_aside(folder: Path) -> None:
+    """Rename what lies where a checkpoint belongs and is none of this run's."""
+    number = 1
+    while os.path.lexists(place := folder.with_name(f"{folder.name}.aside{number}")):
+        number += 1
+    os.rename(folder, place)
+    _tell(f"{folder} is not a checkpoint of this run: renamed to {place.name}")

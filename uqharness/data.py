@@ -10,12 +10,15 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from uqharness.config import Run, digest
 from uqharness.errors import InputError
 from uqharness.posterior import Method
 from uqharness.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
+
+if TYPE_CHECKING:
+    from uqharness.course import Course
 
 __all__ = ["ChoiceData", "PairEncoder", "Question", "load_task", "prepare"]
 log = logging.getLogger(__name__)
@@ -43,6 +46,7 @@ class ChoiceData:
     max_length: int
     pad: int = 0
     record: dict[str, Any] = field(default_factory=dict)
+    courses: list[Course] = field(default_factory=list)  # the trainings on it; their checkpoints go at the end
 
     @classmethod
     def from_task(

@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.integrations import get_available_reporting_integrations
 
 from uqharness.config import Run
-from uqharness.course import Course
-from uqharness.errors import InputError
+from uqharness.course import PARTIAL, Course
+from uqharness.errors import InputError, RunError
 from uqharness.posterior import keyed_generator
 from uqharness.questions import Question
 from uqharness.training import Batch, LossModel, collate, learning_rate
@@ -115,10 +116,24 @@ class ChoiceTrainer(Trainer):
         if output_dir and self.args.should_save:
             self.course.save_weights(Path(output_dir))
 
+    def _get_output_dir(self, trial: Any) -> str:
+        return str(Path(super()._get_output_dir(trial)) / PARTIAL)
+
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        super()._save_checkpoint(model, trial)
-        if self.args.should_save:  # the marker comes last: without it the checkpoint does not count
-            self.course.mark(Path(self.args.output_dir) / f"checkpoint-{self.state.global_step}")
+        step = self.state.global_step
+        try:
+            super()._save_checkpoint(model, trial)
+            self.accelerator.wait_for_everyone()  # each process writes the state of its own generators
+            if self.args.should_save:  # the marker comes last: without it the checkpoint does not count
+                self.course.mark(Path(self._get_output_dir(trial)) / f"checkpoint-{step}")
+        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's
+            own = self.course.own_checkpoints()
+            left = f"the last one is {own[-1].name}" if own else "there is no earlier one"
+            reason = " ".join(str(error).split())
+            raise RunError(
+                f"the checkpoint of step {step} cannot be written in {self.run.checkpoints} ({reason}); {left}; "
+                "make room and add --resume"
+            ) from error
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         return None  # `Course.begin` has loaded the weights
@@ -155,7 +170,7 @@ def arguments_of(run: Run, scratch: str) -> TrainingArguments:
         seed=run.seed,
         use_cpu=run.device == "cpu",
         save_strategy="no",
-        save_total_limit=2,
+        save_total_limit=None,  # `Course` drops older ones, and only its own
         logging_strategy="steps" if run.report_to else "no",
         logging_steps=max(1, min(50, run.steps // 100)),
         logging_nan_inf_filter=False,

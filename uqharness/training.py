@@ -129,6 +129,7 @@ def fit_loop(
     adapter = [p for p in stack.parameters.values() if p.requires_grad]
     wanted = groups(stack) if groups else [{"params": adapter}]
     course = Course(wrapped.trainable(), run, data, lambda: score(stack, data), method)
+    data.courses.append(course)
     start = course.newest_checkpoint() if run.resume else None
     with own_randomness(), tempfile.TemporaryDirectory() as scratch:
         trainer = ChoiceTrainer(wrapped, data, run, wanted, course, scratch)

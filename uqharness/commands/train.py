@@ -171,7 +171,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
         full |= source.recipe()
         used = source.splits(used)
     adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
-    drop_checkpoints(cell)
+    drop_checkpoints(data.courses)
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 
 
