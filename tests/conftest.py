@@ -22,6 +22,8 @@ from overlay import Overlay, build
 HUB = os.environ.get("UQHARNESS_OFFLINE_HUB", "")
 SETTINGS = "UQHARNESS_TEST_HUB_SETTINGS"
 NO_HUB = "UQHARNESS_OFFLINE_HUB does not name offline_hub.py: real data cannot be had"
+REAL_MODELS = Path(os.environ.get("UQHARNESS_REAL_MODELS") or Path(__file__).parents[1] / "real_models").absolute()
+NO_REAL_MODELS = "no real weights: python tools/real_models.py makes them, or UQHARNESS_REAL_MODELS says where they are"
 
 # Before anything imports torch; subprocesses inherit it.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -85,6 +87,24 @@ def tiny_real_model() -> Path:
     if not HUB or not folder.is_dir():
         pytest.skip(NO_HUB)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct: real pretrained weights (dequantised Q4_1), tied embeddings, a chat template."""
+    return real_model("smollm2-135m-instruct")
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """all-MiniLM-L6-v2: a real BERT encoder of 6 layers with its tokenizer."""
+    return real_model("all-minilm-l6-v2")
+
+
+def real_model(name: str) -> Path:
+    if not (REAL_MODELS / name / "provenance.json").is_file():
+        pytest.skip(NO_REAL_MODELS)
+    return REAL_MODELS / name
 
 
 @pytest.fixture(scope="session")
