@@ -2,7 +2,7 @@
 
     uqharness/      no adapter by name: registry.py reaches them, by entry point
     adapters/       may import uqharness.*
-    leaderboard/    of uqharness only results and metrics, and what these stand on: nothing that knows a model
+    leaderboard/    of uqharness only results, metrics, settings and what these stand on: nothing that knows a model
     everything      never uqharness.cli
 """
 from __future__ import annotations
@@ -15,7 +15,8 @@ from pathlib import Path
 FOLDERS = ("uqharness", "adapters", "leaderboard", "tasks")
 LEADERBOARD_MAY = (
     "leaderboard", "metrics", "results",
-    "atomic", "calibration", "errors", "leakage", "loose_json", "provenance", "record", "scores", "tasks", "toyworld",
+    "atomic", "calibration", "config", "errors", "leakage", "loose_json", "provenance", "record", "scores", "tasks",
+    "toyworld",
 )  # fmt: skip
 
 
@@ -49,7 +50,7 @@ def offence(here: tuple[str, ...], name: str) -> str | None:
     if wanted == "cli":
         return "nothing imports cli" if part != "__main__" else None
     if part == "leaderboard" and wanted not in LEADERBOARD_MAY and not wanted.startswith("__"):
-        return "leaderboard imports only results, metrics and what these stand on"
+        return "leaderboard imports only results, metrics, settings and what these stand on"
     if wanted == "adapters" and len(parts) > 2 and part not in ("adapters", "registry"):
         return "only registry.py reaches an adapter, by its entry point"
     return None

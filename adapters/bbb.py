@@ -1,10 +1,12 @@
-"""min_{μ, ρ, B}  −1/N Σ_n E_q[log p(y_n | x_n, A, B)] + 1/N KL[q(A) ‖ p(A)],  q(A) = N(μ, log(1 + e^ρ)²)
+"""min_{μ, ρ, B}  −1/N Σ_n E_q[log p(y_n | x_n, A, B)] + λ Σ_l KL_l,  q(A) = N(μ, log(1 + e^ρ)²)
 (Bayes by Backprop, arXiv:1505.05424, Eq. 2 and 3; on LoRA's A: BLoB, arXiv:2406.11675, Sec. 2.2 and 4.1).
 
-Bayesian-Torch's defaults, as in the BLoB paper: ρ ~ N(−3, 0.1²), prior N(0, 1), closed-form KL, one draw of
-weights for the whole batch, everything by one AdamW. μ starts as LoRA's A, not as the library's N(0, 0.1²).
-BLoB's Eq. 70 gives the KL 1 / #mini-batches beside a batch's summed log-likelihood, so 1 / N beside its mean,
-which is our loss; `kl_weight=batches` puts 1 / #mini-batches beside the mean.
+Bayesian-Torch's defaults, which the BLoB paper says it uses: μ ~ N(0, 0.1²), ρ ~ N(−3, 0.1²), prior N(0, 1), KL in
+closed form, one draw of weights for the whole batch, everything by one AdamW. Its `kl_div` is the *mean* over a layer's
+weights, and its README adds the sum of the layers' means, divided by the batch size, to the loss: `kl_reduce=mean`.
+`kl_reduce=sum` is the bound itself: KL_l the sum over a layer's weights and λ = 1/N (BLoB's Eq. 70 gives the KL
+1 / #mini-batches beside a batch's summed log-likelihood; `kl_weight=batches` puts that beside the mean).
+BLoB's Tables 1 and 8 share one BBB row and do not say which of the two it is.
 """
 
 from __future__ import annotations
@@ -19,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uqharness.config import Run, check_ranges, option
+from uqharness.errors import InputError
 from uqharness.flipout import Perturbation, perturb, standard
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
@@ -54,6 +57,7 @@ class BBB(Method):
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
 
     on: Literal["A", "AB"] = option("A", "which matrices are random (BLoB paper: A)")
+    mu_init: Literal["library", "lora"] = option("library", "μ starts as N(0, 0.1²), or as LoRA's A")
     rho: float = option(-3.0, "ρ starts as N(this, 0.1²); std = log(1 + e^ρ)")
     prior: Literal["gaussian", "mixture"] = option(
         "gaussian", "N(0, prior_std²), closed-form KL; or Blundell's scale mixture, Monte Carlo KL"
@@ -65,19 +69,27 @@ class BBB(Method):
     pi: float = option(
         0.5, "weight of the mixture's wide part (Blundell: 1/4, 1/2 or 3/4)", low=0.01, high=0.99
     )
+    kl_reduce: Literal["mean", "sum"] = option(
+        "mean",
+        "a layer's KL is the mean over its weights, and counts 1/batch size (Bayesian-Torch); or the sum (the bound)",
+    )
     kl_weight: Literal["items", "batches"] = option(
-        "items", "the KL counts 1/N beside the mean loss (Eq. 70), or 1/#mini-batches (as in BLoB's code)"
+        "items", "kl_reduce=sum: it counts 1/N beside the mean loss (Eq. 70), or 1/#mini-batches (BLoB's code)"
     )
     flipout: Literal["none", "example", "token"] = option("none", "fresh signs per question or token")
 
     def __post_init__(self) -> None:
         check_ranges(self)
+        if self.kl_reduce == "mean" and self.kl_weight != "items":
+            raise InputError(
+                f"kl_weight is {self.kl_weight} and kl_reduce mean: the mean counts 1 / batch size, as in the library; "
+                "leave kl_weight out, or give kl_reduce=sum"
+            )
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
         stack = LoraStack(model)
         rho = self.start(stack, run.seed)
-        items = len(data.train)
-        weight = 1.0 / items if self.kl_weight == "items" else min(1.0, run.effective_batch / items)
+        weight = self.weight(len(data.train), run.effective_batch)
 
         def loss(stack: LoraStack, batch: Batch) -> Tensor:
             noise = self.noise(rho, batch, run.seed)
@@ -96,13 +108,23 @@ class BBB(Method):
         std = {name: F.softplus(r).detach() for name, r in rho.items()}
         return Gaussian(stack.mean(), std, train_seed=run.seed)
 
+    def weight(self, items: int, batch: int) -> float:
+        """λ, beside the mean loss of a batch."""
+        if self.kl_reduce == "mean":
+            return 1.0 / batch
+        return 1.0 / items if self.kl_weight == "items" else min(1.0, batch / items)
+
+    @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, nn.Parameter]:
-        """ρ of every random matrix, as Bayesian-Torch initialises it."""
+        """ρ of every random matrix, and μ, as Bayesian-Torch initialises them; B stays 0: the start is the base."""
         found = {}
         for name, layer in stack.layers.items():
             if ".lora_A." in name or self.on == "AB":
                 e = torch.randn(layer.weight.shape, generator=keyed_generator("bbb rho", seed, name))
                 found[name] = nn.Parameter((self.rho + 0.1 * e).to(layer.weight.device))
+            if ".lora_A." in name and self.mu_init == "library":
+                generator = keyed_generator("bbb mu", seed, name)
+                layer.weight.copy_(0.1 * torch.randn(layer.weight.shape, generator=generator))
         return found
 
     def noise(self, rho: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
@@ -119,11 +141,14 @@ class BBB(Method):
     def kl(
         self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]
     ) -> Tensor:
-        """KL[q ‖ p], or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""
+        """Σ_l KL_l of q and p, or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""
         parts = [self._kl(means[name], F.softplus(r), noise[name]) for name, r in rho.items()]
         return torch.stack(parts).sum()
 
     def _kl(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
+        return self._summed(mean, std, e) / (mean.numel() if self.kl_reduce == "mean" else 1)
+
+    def _summed(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
         if self.prior == "gaussian":
             return gaussian_kl(mean, std, self.prior_std)
         w = mean + std * e

@@ -58,9 +58,10 @@ class BLoB(Method):
         "example", "fresh signs per question (paper), per token (authors' code), or one draw for the batch"
     )
     reweight: bool = option(True, "KL weights grow over a cycle of M steps (RW in Table 8); else 1/M")
-    weights: Literal["paper", "code"] = option(
-        "paper",
-        "λ_i = 2^i/(2^M − 1), which sum to 2 per cycle, or the code's 2^i/(2^(M+1) − 1), which sum to 1",
+    weights: Literal["code", "paper"] = option(
+        "code",
+        "the code's λ_i = 2^i/(2^(M+1) − 1), which sum to 1 per cycle as the paper's text asks, "
+        "or its printed 2^i/(2^M − 1), which sum to 2",
     )
     rescale: bool = option(True, "M from the rescaled data set size (Eq. 71); else from the data set's own")
     gamma: float = option(8.0, "γ of Eq. 71", low=0.1)
@@ -149,7 +150,7 @@ class BLoB(Method):
         return max(1, math.floor(size / batch_size))
 
     def kl_weight(self, step: int, cycle: int) -> float:
-        """λ of `step` (from 0): 2^i / (2^M − 1), i-th of M steps (Appendix B.1), written without overflow."""
+        """λ of `step` (from 0), the i-th of M: 2^i / (2^(M+1) − 1) or 2^i / (2^M − 1), written without overflow."""
         if not self.reweight:
             return 1.0 / cycle
         i = step % cycle + 1

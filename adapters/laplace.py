@@ -207,6 +207,7 @@ class Laplace(Method):
     passes: ClassVar[str] = "1 forward, C − 1 backwards"
     suggests: ClassVar[Mapping[str, Any]] = {
         "lr": 5e-5, "warmup": 0.0, "lora_dropout": 0.1, "weight_decay": 0.0, "batch_size": 8, "steps": 10_000,
+        "adam_eps": 1e-8,
     }  # fmt: skip
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (LaplacePosterior,)
     uses_source: ClassVar[bool] = True

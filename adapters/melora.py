@@ -4,7 +4,8 @@
 AdamW takes the likelihood's gradient of A, B, M and H, SGD the KL's (closed form) of M, A and H; C is drawn once per
 batch. ε ~ U(0, 1) is drawn anew at every step. The printed Eq. 8 takes Q = C A for independent with std Ω|A|, which
 it is not (its std is sqrt(Ω² A²), its columns are correlated) and sums log Ω over C: `kl=exact` is the KL of C itself.
-Not in the paper, so ours: M = I, H ~ U(0.05/√2, 0.05) as BLoB's G, the KL's weight 1 / #mini-batches. The paper keeps
+Not in the paper, so ours: M = I, H ~ U(0.05/√2, 0.05) as BLoB's G, the KL's weight 1 / #mini-batches, and Adam's ε,
+which is the run's (`adam_eps`, 1e-6 as in BLoB's code). The paper keeps
 the checkpoint that is best on validation: --select best:acc --eval-every 100.
 """
 

@@ -16,12 +16,11 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from uqharness.config import UNRECORDED, fields_of
 from uqharness.leaderboard.ingest import content_of, parse
 from uqharness.leaderboard.table_sources import last
 from uqharness.results import parse_model_args
 
-# Where a run writes, how it goes on and what it reports do not change what comes out.
-FREE = ("out", "resume", "save_every", "report_to", "device", "seed")
 FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
 
@@ -96,8 +95,9 @@ def _train(record: Mapping[str, Any], out: str) -> list[str]:
     steps = _train(source, inner) if source and (source.get("run") or source.get("recipe")) else []
     method, given = record["method"], record.get("run") or record.get("recipe") or {}
     name = str(method.get("name"))
-    settings = {k: v for k, v in given.items() if k not in FREE and NAME.fullmatch(k)}
     own = {k: v for k, v in (method.get("settings") or {}).items() if NAME.fullmatch(k)}
+    free = {*fields_of("io"), "device", "seed", *own}  # a name that both have is the method's (MAP's weight decay)
+    settings = {k: v for k, v in {**UNRECORDED, **given}.items() if k not in free and NAME.fullmatch(k)}
     if source:
         settings = {k: v for k, v in settings.items() if k in ("task", "max_length", "dtype")}
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]

@@ -14,6 +14,7 @@ from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
+from uqharness.config import UNRECORDED
 from uqharness.errors import InputError
 from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest
 from uqharness.metrics import METRICS
@@ -241,15 +242,22 @@ def differences(one: Sequence[Source], other: Sequence[Source]) -> list[str]:
         if match is not None and match.protocol_hash != source.protocol_hash:
             found += _differ(match.protocol, source.protocol, f"{source.task} ")
         elif match is not None and match.recipe_hash != source.recipe_hash and match.setup == source.setup:
-            found.append(f"{source.task}: other training items (recipe {match.recipe_hash} | {source.recipe_hash})")
+            what = "other training items" if _version(match) == _version(source) else "recipe hashes of two versions"
+            found.append(f"{source.task}: {what} (recipe {match.recipe_hash} | {source.recipe_hash})")
     if not any(s.recipe_hash for s in one) or not any(s.recipe_hash for s in other):
         found = ["how one of them was trained is not known", *[f for f in found if not f.startswith(RECIPE)]]
     return found or ["other tasks"]
 
 
 def _differ(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str) -> list[str]:
+    one, other = {**UNRECORDED, **one}, {**UNRECORDED, **other}
     keys = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
     return [f"{prefix}{k}: {_short(one.get(k))} | {_short(other.get(k))}" for k in keys]
+
+
+def _version(source: Source) -> str:
+    """Of its recipe hash."""
+    return str(source.recipe_hash).rpartition("-")[0]
 
 
 def _short(value: Any) -> str:

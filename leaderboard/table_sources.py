@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+from uqharness.config import UNRECORDED, fields_of
 from uqharness.errors import InputError
 from uqharness.leakage import LIMIT
 from uqharness.metrics import METRICS, combine_draws, softmax_draws
@@ -15,10 +16,7 @@ from uqharness.provenance import other_protocol
 from uqharness.results import Record, Run
 
 # The run settings in `config.recipe_hash`; the data come on top.
-RECIPE = (
-    "base", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "target_modules", "lora_r", "lora_alpha",
-    "lora_dropout", "steps", "batch_size", "grad_accumulation", "lr", "schedule", "warmup", "select",
-)  # fmt: skip
+RECIPE = fields_of("recipe")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +77,9 @@ def describe(run: Run) -> Source:
     record = mapping(info, "record")
     method, trained = mapping(record, "method"), mapping(record, "run")
     posterior, recipe = mapping(record, "posterior"), mapping(record, "recipe") or trained
-    setup = {key: recipe[key] for key in RECIPE if key in recipe}
+    setup = {key: recipe[key] for key in RECIPE if key in recipe and recipe[key] != UNRECORDED.get(key)}
+    if setup.get("select", "last") == "last":  # then nothing was selected
+        setup = {key: value for key, value in setup.items() if key not in ("select_split", "eval_every")}
     if isinstance(modules := setup.get("target_modules"), list):
         setup["target_modules"] = sorted(map(str, modules))
     if "base" in setup:
@@ -142,7 +142,7 @@ def newest(sources: Sequence[Source], notes: list[str]) -> list[Source]:
     """One result per method, seed, column and protocol: the one with most draws, then the latest."""
     found: dict[Any, list[Source]] = {}
     for source in sources:
-        key = (source.row, source.seed, source.column, source.protocol_hash, source.recipe_hash)
+        key = (source.row, source.seed, source.column, source.protocol_hash, source.recipe_hash, source.setup_text)
         found.setdefault(key, []).append(source)
     kept = []
     for same in found.values():
@@ -167,7 +167,7 @@ def labels(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
         keys = sorted({key for settings in group.values() for key in settings})
         differ = [k for k in keys if len({json.dumps(settings.get(k)) for settings in group.values()}) > 1]
         for row, settings in group.items():
-            text = ", ".join(f"{k}={settings.get(k)}" for k in differ)
+            text = ", ".join(f"{k}={settings.get(k, UNRECORDED.get(k))}" for k in differ)
             found[row] = f"{method} ({text})" if text else method
     return found
 

@@ -43,7 +43,8 @@ def result(
     trained = changes.get("trained_on", task)
     record = {
         "method": {"name": method.lower(), "label": method, "settings": changes.get("settings", {})},
-        "run": run, "data": {"task": trained}, "recipe_hash": f"{run['lr']}-{trained}",
+        "run": run, "data": {"task": trained},
+        "recipe_hash": changes.get("recipe_hash", f"{run['lr']}-{trained}"),
         "posterior": {"train_seed": seed, "finite": changes.get("finite")},
     }  # fmt: skip
     info = {"adapter_hash": f"{method}{seed}", "record": record, "leaks": changes.get("leaks", {})}

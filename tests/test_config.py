@@ -135,6 +135,24 @@ def test_recipe_hash_sees_the_recipe_and_nothing_else():
         assert recipe_hash(dataclasses.replace(run, **change), data) == recipe_hash(run, data), change
     other = [{"lr": 1e-3}, {"lora_r": 4}, {"steps": 9}, {"dtype": "float32"}, {"target_modules": ("q_proj",)}]
     other += [{"base": "c"}, {"lora_dropout": 0.1}, {"schedule": "constant"}, {"max_length": 9}]
+    other += [{"weight_decay": 0.5}, {"adam_eps": 1e-8}, {"group_by_length": True}]
     found = {recipe_hash(dataclasses.replace(run, **change), data) for change in other}
     found.add(recipe_hash(run, {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}))
     assert len(found) == len(other) + 1 and recipe_hash(run, data) not in found
+    assert all(text.startswith("v2-") and len(text) == 19 for text in found)
+
+
+def test_every_setting_of_the_recipe_is_in_its_hash():
+    """By its role: a setting that is added later cannot be forgotten."""
+    data = {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}
+    run = Run(base="b", task="t", eval_every=5, select="best:nll", out="x")
+    other = {
+        int: lambda v: v + 1, float: lambda v: v / 2 + 0.25, bool: lambda v: not v, str: lambda v: v + "x",
+        tuple: lambda v: (*v, "x"),
+    }  # fmt: skip
+    named = {"dtype": "float32", "schedule": "constant", "select": "best:acc"}
+    for spec in dataclasses.fields(Run):
+        value = getattr(run, spec.name)
+        change = {spec.name: named.get(spec.name, other[type(value)](value))} if spec.name != "device" else {}
+        changed = recipe_hash(dataclasses.replace(run, **change), data) != recipe_hash(run, data)
+        assert changed == (spec.metadata["role"] == "recipe" or spec.name == "task"), spec.name

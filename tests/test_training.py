@@ -57,7 +57,7 @@ def plain_loop(run: Run, data: ChoiceData) -> tuple[list[float], dict[str, Tenso
     model = inject(tiny_llama(), run)
     model.train()
     parameters = [p for n, p in model.named_parameters() if ".lora_" in n]
-    optimizer = torch.optim.AdamW(parameters, lr=run.lr, weight_decay=run.weight_decay)
+    optimizer = torch.optim.AdamW(parameters, lr=run.lr, eps=run.adam_eps, weight_decay=run.weight_decay)
     size, losses, order = run.batch_size * run.grad_accumulation, [], []
     warm = math.ceil(run.steps * run.warmup)
     for epoch in range(run.steps * size // len(data.train) + 1):
@@ -75,7 +75,9 @@ def plain_loop(run: Run, data: ChoiceData) -> tuple[list[float], dict[str, Tenso
     return losses, adapter(model)
 
 
-@pytest.mark.parametrize("changes", [{}, {"grad_accumulation": 2, "batch_size": 3, "max_length": 4}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"adam_eps": 0.1}, {"grad_accumulation": 2, "batch_size": 3, "max_length": 4}]
+)
 def test_equals_a_plain_pytorch_loop(changes):
     run = run_of(lr=2e-2, weight_decay=0.1, **changes)
     data = dataclasses.replace(tiny_data(), max_length=run.max_length)

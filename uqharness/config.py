@@ -26,18 +26,27 @@ T = TypeVar("T")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
-def option(default: Any, help: str, *, low: float | None = None, high: float | None = None) -> Any:
-    """A dataclass field with its help text and the closed range of its values."""
-    return field(default=default, metadata={"help": help, "low": low, "high": high})
+Role = Literal["recipe", "data", "seed", "speed", "io"]
+
+
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, role: Role = "recipe"
+) -> Any:
+    """A dataclass field with its help text, the closed range of its values and its role.
+
+    `recipe` changes what is learned; `data` does so by the items it trains on; `seed` is what rows average over;
+    `speed` gives the same numbers to rounding; `io` is where a run writes and how it goes on.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every method's training shares. The defaults are those of the BLoB paper, Table 3 (Llama2-7B)."""
+    """What every method's training shares. The defaults: BLoB paper, Table 3 (Llama2-7B); ε is its code's."""
 
     base: str = option("", "base model: a folder, a hub id, or 'toyworld'")
-    task: str = option("", "multiple-choice lm-eval task with a training split")
-    out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints")
+    task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
+    out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
     steps: int = option(5000, "optimiser steps", low=1)
     lr: float = option(1e-4, "learning rate", low=0)
     batch_size: int = option(4, "questions per forward", low=1)
@@ -50,27 +59,28 @@ class Run:
     schedule: Literal["linear", "constant"] = option("linear", "learning rate after the warm-up")
     warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
-    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0)
+    adam_eps: float = option(1e-6, "AdamW's ε (bayesian-peft: 1e-6; Laplace-LoRA's code: 1e-8)", low=1e-30)
+    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0, role="seed")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "where to train; pick a GPU with CUDA_VISIBLE_DEVICES"
+        "auto", "where to train; pick a GPU with CUDA_VISIBLE_DEVICES", role="speed"
     )
     load_in_4bit: bool = option(False, "quantise the base to 4 bit (bitsandbytes)")
     load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
-    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time")
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time", role="speed")
     group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
     eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
     select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
     select_split: str = option("train[-20%]", "what --select looks at: train[-20%], train[-500] or tune")
     tune_fraction: float = option(
-        0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9
+        0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9, role="data"
     )
-    save_every: int = option(0, "checkpoint every K steps (0: none)", low=0)
-    resume: bool = option(False, "go on from the newest complete checkpoint of OUT")
-    report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to")
+    save_every: int = option(0, "checkpoint every K steps (0: none)", low=0, role="io")
+    resume: bool = option(False, "go on from the newest complete checkpoint of OUT", role="io")
+    report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to", role="io")
 
     @property
     def checkpoints(self) -> Path | None:
@@ -242,20 +252,33 @@ def as_json(value: Any) -> Any:
     return [as_json(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
+def fields_of(*roles: Role) -> tuple[str, ...]:
+    """The run settings that have one of these roles."""
+    return tuple(spec.name for spec in dataclasses.fields(Run) if spec.metadata["role"] in roles)
+
+
+FREE = frozenset(fields_of("io", "speed"))  # may differ between a run and the one that resumes it
+# What a record without the key was trained with: the setting was not there yet.
+UNRECORDED: Mapping[str, Any] = {"adam_eps": 1e-8, "weight_decay": 0.0, "group_by_length": False}
+HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
+
+
 def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
-    """16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
+    """`v2-` and 16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
     fitted = [split["fingerprints"] for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
-    recipe = {
+    recipe = {name: as_json(getattr(run, name)) for name in fields_of("recipe")}
+    for name in ("batch_size", "grad_accumulation"):  # their product counts, over all processes
+        del recipe[name]
+    recipe |= {
         "base": Path(run.base).name if Path(run.base).is_dir() else run.base,
-        "precision": [run.dtype, run.load_in_4bit, run.load_in_8bit],
-        "data": [run.task, digest(fitted), run.max_length],
-        "lora": [sorted(run.target_modules), run.lora_r, float(run.lora_alpha), run.lora_dropout],
-        "optimiser": [run.steps, run.effective_batch, run.lr, run.schedule, run.warmup],
-        # Not a key of its own where it is off: adapters from before it was there keep their hash.
-        **({"group_by_length": True} if run.group_by_length else {}),
-        "select": [run.select, run.select_split if run.select != "last" else ""],
+        "target_modules": sorted(run.target_modules),
+        "lora_alpha": float(run.lora_alpha),
+        "effective_batch": run.effective_batch,
+        "data": [run.task, digest(fitted)],
     }
-    return digest(recipe)
+    if run.select == "last":  # then nothing was selected
+        del recipe["select_split"], recipe["eval_every"]
+    return f"v{HASH_VERSION}-{digest(recipe)}"
 
 
 def digest(value: Any) -> str:

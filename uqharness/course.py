@@ -31,7 +31,7 @@ from torch import Tensor
 from transformers.utils.logging import tqdm
 
 from uqharness.atomic import write_atomic
-from uqharness.config import Run, as_json
+from uqharness.config import FREE, Run, as_json
 from uqharness.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -41,8 +41,6 @@ LOOK = 16  # steps between two looks at the losses on a GPU
 MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
 PARTIAL = ".uqharness-partial"  # in OUT.checkpoints: where a checkpoint is written before it counts
 KEEP = 2  # checkpoints of a run that stay during training
-# What may differ between a run and the one that resumes it.
-FREE = {"out", "resume", "save_every", "report_to", "device"}
 log = logging.getLogger(__name__)
 
 

@@ -76,7 +76,7 @@ class ChoiceTrainer(Trainer):
         scratch: str,
     ) -> None:
         optimizer = torch.optim.AdamW(
-            [dict(group) for group in groups], lr=run.lr, weight_decay=run.weight_decay
+            [dict(group) for group in groups], lr=run.lr, eps=run.adam_eps, weight_decay=run.weight_decay
         )
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, run))
         self.wrapped, self.data, self.run, self.course = wrapped, data, run, course

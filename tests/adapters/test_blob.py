@@ -106,8 +106,8 @@ def test_the_batch_of_the_cycle_is_that_of_all_processes(monkeypatch):
 
 @pytest.mark.parametrize("cycle", [1, 2, 5, 30, 316, 909])
 def test_kl_weights(cycle):
-    paper = [BLoB().kl_weight(step, cycle) for step in range(2 * cycle)]
-    code = [BLoB(weights="code").kl_weight(step, cycle) for step in range(2 * cycle)]
+    paper = [BLoB(weights="paper").kl_weight(step, cycle) for step in range(2 * cycle)]
+    code = [BLoB().kl_weight(step, cycle) for step in range(2 * cycle)]  # the default: sum 1, as the paper's text
     assert sum(paper[:cycle]) == pytest.approx(2)
     assert sum(code[:cycle]) == pytest.approx(
         (2 ** (cycle + 1) - 2) / (2 ** (cycle + 1) - 1)

@@ -167,6 +167,31 @@ def test_columns_say_what_was_trained_on_and_differing_settings_split_rows(tmp_p
     assert ("acc", 1, 1) not in found.cells
 
 
+@pytest.mark.parametrize(
+    "key, old, new", [("weight_decay", 0.0, 0.5), ("group_by_length", False, True), ("adam_eps", 1e-8, 1e-6)]
+)
+def test_what_a_recipe_differs_in_is_named(tmp_path: Path, key: str, old: Any, new: Any) -> None:
+    """Also where the stored hash does not see it (adapters of before), and an old record does not have the key."""
+    result(tmp_path, "MLE", seed=0)  # of before the setting was there
+    result(tmp_path, "MLE", seed=1, run={key: old})
+    result(tmp_path, "MLE", seed=0, run={key: new}, numbers=5)
+    first, second = table.build(read_results(tmp_path))
+    assert len(first.cells["acc", 0, 0].values) == 2 and len(second.cells["acc", 0, 0].values) == 1
+    said = f"apart from table 1, not comparable with it: {key}: {json.dumps(old)} | {json.dumps(new)}"
+    assert second.notes[0] == said
+    (joined,) = table.build(read_results(tmp_path), across_recipes=True)
+    assert [row[0] for row in joined.rows] == [f"MLE ({key}={old})", f"MLE ({key}={new})"]
+
+
+def test_other_items_and_other_versions_of_the_recipe_hash_are_told_apart(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", recipe_hash="v2-a")
+    result(tmp_path, "MAP", recipe_hash="v2-b")
+    result(tmp_path, "BLoB", recipe_hash="c")
+    _, items, version = table.build(read_results(tmp_path))
+    assert "other training items (recipe v2-a | v2-b)" in items.notes[0]
+    assert "recipe hashes of two versions (recipe v2-a | c)" in version.notes[0]
+
+
 @pytest.fixture
 def tables(tmp_path: Path) -> list[table.Table]:
     for k, method in enumerate(("MLE", "BLoB")):

@@ -20,9 +20,6 @@ from uqharness.posterior import Method
 if TYPE_CHECKING:
     from uqharness.commands.source import Source
 
-# Where a run writes, how it goes on and what it reports do not change what comes out.
-FREE = frozenset({"out", "resume", "save_every", "report_to", "device", "seed"})
-
 
 @dataclass(frozen=True)
 class Plan:
@@ -53,7 +50,7 @@ class Plan:
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for two adapters to differ by their seed alone."""
-        run = {k: v for k, v in config.as_json(self.run).items() if k not in FREE}
+        run = {k: v for k, v in config.as_json(self.run).items() if k not in config.FREE and k != "seed"}
         source = {} if self.source is None else {"adapter": self.source.hash}
         return {"method": self.method.name, "settings": config.as_json(self.method), **source, **run}
 
