@@ -13,8 +13,6 @@ import copy
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +24,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from uqharness import registry
-from uqharness.atomic import finish_folder, folder_beside, sync_folder
+from uqharness.atomic import finish_folder, folder_beside, place_folder
 from uqharness.errors import InputError
 from uqharness.posterior import Point, Posterior, Tensors
 
@@ -120,8 +118,7 @@ def save_folder(
         (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
         (temporary / "README.md").write_text(model_card(full))
         finish_folder(temporary)
-        _replace_folder(temporary, out)
-        sync_folder(out.parent)
+        place_folder(temporary, out)
 
 
 def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
@@ -226,17 +223,6 @@ method `{method["name"]}` ({method.get("paper", "")}), {settings}; seed {record[
 
 Everything needed to make it again is in `{RECORD}`.
 """
-
-
-def _replace_folder(temporary: Path, out: Path) -> None:
-    """Rename in; an older folder of ours moves aside first, so that there is never a mixture of two."""
-    if out.exists():
-        old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old."))
-        os.rename(out, old / "folder")
-        os.rename(temporary, out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(temporary, out)
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 from typing import TYPE_CHECKING
 
-from uqharness.atomic import finish_folder, folder_beside, sync_folder
+from uqharness.atomic import finish_folder, folder_beside, place_folder
 from uqharness.commands.folders import vacant
 from uqharness.errors import InputError
 
@@ -44,8 +43,7 @@ def run(args: argparse.Namespace) -> int:
         for i in range(count):
             adapter_io.save_peft(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
         finish_folder(temporary)
-        os.replace(temporary, out)  # in place of nothing, or of an empty folder
-        sync_folder(out.parent)
+        place_folder(temporary, out)
     fewer = f" ({args.samples} asked for; the posterior has no more)" if count < args.samples else ""
     print(f"{out}: {count} plain PEFT adapter{'s' * (count > 1)}, draw0 … draw{count - 1}{fewer}")
     print("average their probabilities, not their weights or logits"

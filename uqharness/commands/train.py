@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from uqharness import adapter_io, config
+from uqharness.atomic import recover_folder
 from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
 from uqharness.config import Run
@@ -50,6 +51,9 @@ def run(args: argparse.Namespace) -> int:
     for name in ("base", "task", *([] if args.dry_run else ["out"])):
         if not getattr(plan.run, name):
             raise InputError(f"no {name}: give --{name} ({_WANTED[name]})")
+    if not args.dry_run and os.environ.get("RANK", "0") == "0":
+        for cell in plan.cells():
+            recover_folder(Path(cell.out))
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     _quiet()
     task = _load_task(plan.run, args)
