@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.config import UNRECORDED, fields_of
-from uqharness.leaderboard.ingest import content_of, parse
 from uqharness.leaderboard.table_sources import last
-from uqharness.results import parse_model_args
+from uqharness.results import content_of, parse, parse_model_args
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
@@ -152,7 +151,7 @@ def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
 def evaluation(run: Mapping[str, Any]) -> Mapping[str, Any]:
     """What lm-eval says of the run in its file; empty where the file cannot be read any more."""
     try:
-        found = parse(content_of(Path(run["file"])))
+        found = parse(content_of(run["file"]), run["file"])
         return found if isinstance(found.get("config"), Mapping) else {}
     except Exception:  # whatever has become of the file: the page shows the rest
         return {}

@@ -21,7 +21,7 @@ import pyarrow.compute as pc
 
 from uqharness.errors import InputError
 from uqharness.leaderboard import publish, reported
-from uqharness.leaderboard.ingest import NUMBERS, problem, record_in, shown_path
+from uqharness.leaderboard.ingest import NUMBERS, problem, record_in, shown_path, without_path
 from uqharness.leaderboard.store import refresh, result_files
 from uqharness.leaderboard.table_sources import Source, labels
 from uqharness.results import Record
@@ -122,7 +122,7 @@ def build(paths: Sequence[Path], cache: Path | None = None) -> Board:
         try:
             hashes[path] = publish.digest_of(path)
         except InputError as error:
-            problems.append(problem(shown_path(shown[path]), "broken", error))
+            problems.append(problem(shown_path(shown[path]), "broken", without_path(error, path)))
     order: dict[str, str] = {}
     for path in filter(hashes.__contains__, shown):  # in the order of the files, not of their reading
         if order.setdefault(hashes[path], path) != path:

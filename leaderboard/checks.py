@@ -5,7 +5,6 @@ Names, numbers and counts come from files that anyone can send: nothing in them 
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping
@@ -27,7 +26,6 @@ TOLERANCE = 1e-6
 ABOVE_ONE = 0.01  # on a log-likelihood, and on a sum of probabilities: half precision rounds
 PARTS = ("method", "run", "recipe", "posterior", "data", "costs")
 UNWRITABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\ud800-\udfff]")  # control characters and lone surrogates
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def refuse(run: Run) -> None:
@@ -85,18 +83,6 @@ def rows_of(run: Run) -> int | None:
 
 
 # ---------------------------------------------------------------- text and numbers of others
-
-
-def loads(text: str) -> Any:
-    """JSON of others. Half of a surrogate pair as `\\ud800` is JSON, and no text that can be written anywhere."""
-    data = json.loads(text)
-    if SURROGATE.search(text):  # or both halves: an emoji
-        try:
-            json.dumps(data, ensure_ascii=False).encode()
-        except UnicodeEncodeError as error:
-            half = ascii(error.object[error.start])[1:-1]
-            raise InputError(f"not Unicode: it holds half a character, {half}") from error
-    return data
 
 
 def plain_text(text: str, limit: int = MAX_NAME) -> str:

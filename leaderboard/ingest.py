@@ -8,17 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.checks import (
-    loads,
     name_of,
     number_of,
     optional_name,
@@ -31,10 +27,9 @@ from uqharness.leaderboard.checks import (
 from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Source, describe, last, mapping
 from uqharness.metrics import METRICS
-from uqharness.results import Record, Run, packed_records, read_run, shift
+from uqharness.results import Record, Run, content_of, packed_records, parse, read_run, shift
 
 Row = dict[str, Any]
-MAX_BYTES = 256 * 2**20  # a results file of MMLU with 100 draws has about 100 MB
 NUMBERS = tuple(METRICS)
 
 
@@ -53,10 +48,10 @@ def read_file(path: str) -> Found:
     try:
         content = content_of(path)
         found.sha256 = hashlib.sha256(content).hexdigest()
-        data = parse(content)
+        data = parse(content, path)
         packed = list(packed_records(data))
     except InputError as error:
-        found.problems.append(problem(name, "broken", error))
+        found.problems.append(problem(name, "broken", without_path(error, path)))
         return found
     if not packed:
         found.problems.append(problem(name, "foreign", "no record of draws in it: not a result of a _uq task"))
@@ -82,35 +77,11 @@ def read_file(path: str) -> Found:
 
 def record_in(path: str, task: str) -> Record:
     """The answers of every draw to one task of a file that is on the board."""
-    data = parse(content_of(path))
+    data = parse(content_of(path), path)
     for name, values, packed in packed_records(data):
         if name == task:
             return read_run(data, path, name, values, packed).record
     raise InputError(f"{shown_path(path)} holds no {task} any more; build the board again")
-
-
-def content_of(path: str | Path) -> bytes:
-    try:
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise InputError("not a regular file: not read")
-        if status.st_size > MAX_BYTES:
-            raise InputError(f"{status.st_size >> 20} MiB, more than {MAX_BYTES >> 20}: not read")
-        return Path(path).read_bytes()
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot be read: {type(error).__name__}") from error
-
-
-def parse(content: bytes) -> Mapping[str, Any]:
-    if not content.strip():
-        raise InputError("empty file: was the evaluation interrupted?")
-    try:
-        data = loads(content.decode(json.detect_encoding(content)))  # `json.loads` lets half characters pass
-    except (ValueError, RecursionError, MemoryError) as error:
-        raise InputError(f"not JSON: {error_line(error)}") from error
-    if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):
-        raise InputError('not a results file of lm-eval: it has no "results"')
-    return data
 
 
 def problem(file: str, kind: str, reason: object, task: str = "") -> Row:
@@ -120,6 +91,11 @@ def problem(file: str, kind: str, reason: object, task: str = "") -> Row:
 def error_line(error: BaseException) -> str:
     text = " ".join(str(error).split())
     return text if isinstance(error, InputError) else f"{type(error).__name__}: {text}"
+
+
+def without_path(error: InputError, path: str) -> str:
+    """The message alone, for a list that names the file beside it."""
+    return str(error).removeprefix(f"{path}: ")
 
 
 def shown_path(path: str) -> str:

@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard.ingest import MAX_BYTES, Row, content_of, error_line, problem, record_in, shown_path
+from uqharness.leaderboard.ingest import Row, error_line, problem, record_in, shown_path, without_path
 from uqharness.leaderboard.published_rows import (
     KEPT,
     LIMIT,
@@ -38,6 +38,7 @@ from uqharness.leaderboard.published_rows import (
 from uqharness.leaderboard.store import SCHEMA, refresh, result_files
 from uqharness.metrics import combine_draws
 from uqharness.record import Record
+from uqharness.results import MAX_BYTES, content_of
 from uqharness.scores import log_softmax
 
 SUFFIX = ".parquet"
@@ -165,7 +166,7 @@ def read(path: str, shown: str, problems: list[Row]) -> pa.Table:
     try:
         table = opened(path, WHOLE_ROW)
     except InputError as error:
-        problems.append(problem(file, "broken", error))
+        problems.append(problem(file, "broken", without_path(error, path)))
         table = WHOLE_ROW.empty_table()
     for k, row in enumerate(table.to_pylist()):
         try:

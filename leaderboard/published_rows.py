@@ -13,10 +13,10 @@ from collections.abc import Iterator
 import numpy as np
 import pyarrow as pa
 
+from uqharness import loose_json
 from uqharness.errors import InputError
 from uqharness.leaderboard.checks import (
     MAX_NAME,
-    loads,
     name_of,
     number_of,
     optional_name,
@@ -64,10 +64,7 @@ def refuse_row(row: Row) -> None:
 def refuse_objects(row: Row) -> None:
     told = {}
     for name, kind in JSON.items():
-        try:
-            told[name] = loads(row[name] or "")
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{name} is not JSON: {type(error).__name__}") from error
+        told[name] = loose_json.parse(row[name] or "", name)
         if not isinstance(told[name], kind):
             raise InputError(f"{name} is a {type(told[name]).__name__}, not a {kind.__name__}")
     for flag in told["flags"]:

@@ -53,7 +53,8 @@ def read_bytes(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> bytes:
             status = os.fstat(file.fileno())
             if not stat.S_ISREG(status.st_mode):
                 raise InputError(f"{path}: not a regular file; give a file")
-            content = file.read(limit + 1) if status.st_size <= limit else b""
+            # Not `limit + 1`: Python makes room for all that is asked for.
+            content = file.read(status.st_size + 1) if status.st_size <= limit else b""
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise InputError(f"{path}: cannot be read: {reason}; check the path") from error

@@ -19,10 +19,14 @@ from typing import Any
 
 import numpy as np
 
+from uqharness import loose_json
 from uqharness.errors import InputError, RunError
 
 SCHEMA = 1
-MAX_VALUES = 2**24  # of one array: all of MMLU with 290 draws; a file that says more could fill the memory
+# A record that says more is refused before it is unpacked: a few kB can hold zeros for all of the memory.
+MAX_VALUES = 2**24  # of one array, items x (draws + 1) x choices: all of MMLU with 290 draws
+MAX_ITEMS = 2**20
+MAX_DRAWS = 10_000
 RULES = ("probs", "logits", "given")
 
 
@@ -198,8 +202,14 @@ def unpack(packed: Mapping[str, Any]) -> Record:
         raise InputError(f"record of schema {schema!r}; this version reads schema {SCHEMA}: "
                          "evaluate again, or use the version of uqharness that wrote it")
     try:
-        d, s = int(packed["items"]), int(packed["draws"])
+        d, s = packed["items"], packed["draws"]
+        for name, value, most in (("items", d, MAX_ITEMS), ("draws", s, MAX_DRAWS)):
+            if type(value) is not int or not 0 <= value <= most:
+                raise ValueError(f"{name} is {loose_json.shown(value)}, not an integer from 0 to {most:,}")
         choices = _read(packed["choices"], "<u2", (d,), "choices")
+        if packed["choice_counts"] != count_choices(choices):
+            raise ValueError(f"choice_counts is {loose_json.shown(packed['choice_counts'])} "
+                             f"but the items have {count_choices(choices)}")
         width = int(choices.max(initial=0))
         hashes = base64.b64decode(packed["doc_hashes"]).hex()
         record = Record(
@@ -208,13 +218,21 @@ def unpack(packed: Mapping[str, Any]) -> Record:
             [hashes[i:i + 16] for i in range(0, len(hashes), 16)], str(packed["combine"]),
             bool(packed["has_mean"]), str(packed.get("task", "")), dict(packed["protocol"]),
             str(packed["protocol_hash"]), dict(packed.get("train_dropped") or {}))
-    except (KeyError, TypeError, ValueError, zlib.error, binascii.Error) as error:
-        raise InputError(f"damaged record: {type(error).__name__} {error}; evaluate again") from error
+    except KeyError as error:
+        raise InputError(f"damaged record: {error} is missing; evaluate again") from error
+    except (TypeError, ValueError, zlib.error, binascii.Error) as error:
+        raise InputError(f"damaged record: {error}; evaluate again") from error
     check(record, InputError)
-    if packed.get("choice_counts") != record.choice_counts:
-        raise InputError(f"damaged record: choice_counts {packed.get('choice_counts')} but the items have "
-                         f"{record.choice_counts}; evaluate again")
     return record
+
+
+def claimed(packed: Any) -> int:
+    """Return how many answers a packed record says it holds; 0 where `unpack` refuses it for that."""
+    try:
+        answers = packed["items"] * (packed["draws"] + 1) * max(map(int, packed["choice_counts"]))
+    except (KeyError, TypeError, ValueError):
+        return 0
+    return answers if type(answers) is int and 0 <= answers <= MAX_VALUES else 0
 
 
 def check(record: Record, error: type[InputError] | type[RunError]) -> None:

@@ -7,7 +7,7 @@ settings of a metric, file paths and the model itself.
 from __future__ import annotations
 
 import atexit
-import json
+import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +16,19 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from uqharness import loose_json
 from uqharness import metrics as formulas
 from uqharness.errors import InputError
-from uqharness.record import BMALogProb, PackedRecord, Record, digest, item_rows, pack, unpack
+from uqharness.record import BMALogProb, PackedRecord, Record, claimed, digest, item_rows, pack, unpack
 
-__all__ = ["RECORD", "BMALogProb", "PackedRecord", "Record", "Run", "digest", "item_rows", "metrics", "pack",
-           "packed_records", "read_results", "read_run", "require_comparable", "say_if_not_kept", "shift", "unpack"]
+__all__ = ["RECORD", "BMALogProb", "PackedRecord", "Record", "Run", "content_of", "digest", "item_rows", "metrics",
+           "pack", "packed_records", "parse", "read_results", "read_run", "require_comparable", "say_if_not_kept",
+           "shift", "unpack"]
+
+# The budget of one results file. MMLU with 100 draws has 100 MB, 5.6 million answers and a few thousand JSON values.
+MAX_BYTES = 256 * 2**20
+MAX_ANSWERS = 2**26  # items x (draws + 1) x choices, over all tasks
+MAX_JSON_VALUES = 2**20
 
 # lm-eval's printed table leaves out what ends in _stderr, and the record would swamp it: hence the name.
 RECORD = "uq_record_stderr"
@@ -78,11 +85,11 @@ def read_results(source: str | Path | Mapping[str, Any]) -> list[Run]:
     """The runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
     if isinstance(source, Mapping):
         return _runs(source, "results") or _nothing("the results given")
+    if not os.path.exists(source):
+        raise InputError(f"{source} does not exist; give a results_*.json of lm-eval or a folder of them")
     path = Path(source)
-    if not path.exists():
-        raise InputError(f"{path} does not exist; give a results_*.json of lm-eval or a folder of them")
-    found = [path] if path.is_file() else sorted(path.rglob("results_*.json"))
-    return [run for file in found for run in _runs(_load(file), str(file))] or _nothing(str(path))
+    files = sorted(path.rglob("results_*.json")) if path.is_dir() else [path]
+    return [run for file in files for run in _runs(_load(file), str(file))] or _nothing(str(path))
 
 
 def _nothing(where: str) -> list[Run]:
@@ -90,13 +97,30 @@ def _nothing(where: str) -> list[Run]:
 
 
 def _load(path: Path) -> Mapping[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as JSON ({error}); evaluate again") from error
+    return parse(content_of(path), str(path))
+
+
+def content_of(path: str | Path) -> bytes:
+    """Return the bytes of a results file: the one door through which such files are read."""
+    return loose_json.read_bytes(path, MAX_BYTES)
+
+
+def parse(content: bytes, where: str) -> Mapping[str, Any]:
+    """Return the content of a results file, checked against the budget before anything large is made of it."""
+    if not content.strip():
+        raise InputError(f"{where}: empty file; was the evaluation interrupted? Evaluate again")
+    # At least as many as there are values: packed arrays are base64, which has none of these characters.
+    values = sum(map(content.count, (b",", b"[", b"{")))
+    if values > MAX_JSON_VALUES:
+        raise InputError(f"{where}: {values:,} JSON values; at most {MAX_JSON_VALUES:,} are read")
+    data = loose_json.parse(content, where)
     if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):
-        raise InputError(f"{path} is not a results file of lm-eval: it has no \"results\"; "
+        raise InputError(f'{where}: not a results file of lm-eval: it has no "results"; '
                          "give a results_*.json or a folder of them")
+    answers = sum(claimed(packed) for _, _, packed in packed_records(data))
+    if answers > MAX_ANSWERS:
+        raise InputError(f"{where}: {answers:,} answers (items x draws x choices); at most {MAX_ANSWERS:,} are read: "
+                         "evaluate fewer tasks at once, or fewer draws")
     return data
 
 

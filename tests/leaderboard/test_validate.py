@@ -6,8 +6,9 @@ import base64
 import copy
 import json
 import os
+import tracemalloc
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,8 @@ from made_results import answers, result
 
 from uqharness.cli import main
 from uqharness.leaderboard.aggregate import build
-from uqharness.leaderboard.ingest import MAX_BYTES
-from uqharness.record import digest, pack
-from uqharness.results import RECORD
+from uqharness.record import MAX_DRAWS, digest, pack
+from uqharness.results import MAX_BYTES, RECORD
 
 TASK = "arc_easy_uq"
 KEY = f"{RECORD},none"
@@ -46,17 +46,17 @@ def protocol(data: Data, **changes: Any) -> None:
 
 
 SURE = np.where(np.arange(3) == 0, 0.0, -9.0) * np.ones((5, 40, 1)) + 1.0
-HALF = "not Unicode: it holds half a character, \\ud"
+HALF = "not Unicode: surrogates not allowed"
 BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
     "not a record": (lambda d: d["results"][TASK].update({KEY: [1]}), "broken", "the record is a list"),
     "schema": (lambda d: record(d).update(schema=7), "broken", "schema 7"),
-    "no answers": (lambda d: record(d).pop("logp"), "broken", "KeyError 'logp'"),
+    "no answers": (lambda d: record(d).pop("logp"), "broken", "'logp' is missing"),
     "NaN": (lambda d: record(d).update(logp=zipped(np.full((5, 40, 3), np.nan))), "broken", "log-likelihood nan"),
     "infinite": (lambda d: record(d).update(logp=zipped(np.full((5, 40, 3), np.inf))), "broken", "log-likelihood inf"),
     "above one": (lambda d: record(d).update(logp=zipped(SURE)), "broken", "no probability is above 1"),
     "label": (lambda d: record(d).update(gold=zipped([5] * 40, "<u2")), "broken", "label 5 but 3 choices"),
     "bomb": (lambda d: record(d).update(logp=zipped(np.zeros(3_000_000))), "broken", "5 x 40 x 3 values"),
-    "endless": (lambda d: record(d).update(draws=10**12), "broken", "is said to have"),
+    "endless": (lambda d: record(d).update(draws=10**12), "broken", "draws is 1000000000000, not"),
     "rule": (lambda d: record(d).update(combine="given"), "broken", "4 draws under the rule 'given'"),
     "other rule": (lambda d: d["config"]["uqharness"].update(combine="logits"), "broken", "combines draws by 'logits'"),
     "other task": (lambda d: record(d).update(task="boolq_uq"), "broken", "of the task boolq_uq"),
@@ -118,10 +118,12 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "empty file"), (b"  \n", "empty file"), (b'{"results": {', "not JSON"), (b"[" * 200_000, "not JSON"),
-        (b"\xff\xfe{}", "not JSON"), (b"[]", 'no "results"'), (b'{"results": []}', 'no "results"'),
-        (b'{"results": {"a": "\xed\xa0\x80"}}', "not JSON: UnicodeDecodeError"),
-        (b'{"results": {"a": 3}}', "no record of draws"), (b'{"a": 1' + b"0" * 9000 + b"}", "not JSON"),
+        (b"", "empty file"), (b"  \n", "empty file"), (b'{"results": {', "not valid JSON"),
+        (b"[" * 200_000, "nested too deeply"), (b"[" * 2_000_000, "2,000,000 JSON values"),
+        (b"\xff\xfe{}", "not valid JSON"), (b"[]", 'no "results"'), (b'{"results": []}', 'no "results"'),
+        (b'{"results": {"a": "\xed\xa0\x80"}}', "not Unicode"),
+        (b'{"results": {"a": 3}}', "no record of draws"),
+        (b'{"a": 1' + b"0" * 9000 + b"}", "an integer of 9,001 digits"),
     ],
 )  # fmt: skip
 def test_files_that_are_no_results(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -151,7 +153,58 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
     reasons = {Path(row["file"]).name: row["reason"] for row in board.problems.to_dict("records")}
     assert board.runs["file"].tolist() == [str(good)]
     assert set(reasons) == {f"results_{name}.json" for name in ("pipe", "loop", "zero", "large")}
-    assert "not a regular file" in reasons["results_pipe.json"] and "256" in reasons["results_large.json"]
+    assert "not a regular file" in reasons["results_pipe.json"] and f"{MAX_BYTES:,}" in reasons["results_large.json"]
+
+
+def many_draws(path: Path, items: int, draws: int, names: Sequence[str] = (TASK,)) -> Path:
+    """A small file whose record is zeros for all of these draws, which nothing in it contradicts."""
+    packed = dict(pack(answers(0, 1)[:items], task=TASK))
+    packed |= {"items": items, "draws": draws, "mean_taken": float(draws), "choice_counts": {"3": items}}
+    packed["logp"] = zipped(np.zeros((draws + 1, items, 3)))
+    data = {"results": {name: {KEY: {**packed, "task": name}} for name in names}, "config": {}}
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_a_small_file_of_millions_of_draws_is_refused_before_it_is_unpacked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = many_draws(tmp_path / "results_draws.json", 1, 4_000_000)
+    assert path.stat().st_size < 100_000
+    reason = f"draws is 4000000, not an integer from 0 to {MAX_DRAWS:,}"
+    tracemalloc.start()
+    try:
+        assert main(["validate", str(path)]) == 1 and reason in capsys.readouterr().out
+        assert main(["table", str(path)]) == 2 and reason in capsys.readouterr().err
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20  # the answers alone would be 48 MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_many_tasks_in_one_file_share_its_budget(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = many_draws(tmp_path / "results_tasks.json", 40, MAX_DRAWS, [f"t{k}" for k in range(60)])
+    tracemalloc.start()
+    try:
+        assert main(["validate", str(path)]) == 1
+        assert tracemalloc.get_traced_memory()[1] < 20 * 2**20
+    finally:
+        tracemalloc.stop()
+    out = capsys.readouterr().out
+    assert len(out.splitlines()) == 2 and "72,007,200 answers" in out and "evaluate fewer tasks at once" in out
+
+
+@pytest.mark.parametrize("command", ["table", "validate"])
+def test_pipes_devices_and_huge_files_are_refused_at_once(
+    command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    os.mkfifo(pipe := tmp_path / "results_pipe.json")  # opening it would wait for ever
+    with (large := tmp_path / "results_large.json").open("wb") as file:
+        file.truncate(6 * 2**30)
+    for path, reason in ((pipe, "not a regular file"), (Path("/dev/zero"), "not a regular file"), (large, "too large")):
+        assert main([command, str(path)]) == {"table": 2, "validate": 1}[command]
+        told = capsys.readouterr()
+        line = (told.err if command == "table" else told.out).splitlines()[0]
+        assert str(path) in line and reason in line and len((told.out + told.err).splitlines()) <= 2
 
 
 def test_one_bad_task_of_a_file_leaves_the_others(tmp_path: Path) -> None:
