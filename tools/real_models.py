@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from uqharness.atomic import finish_folder
 from uqharness.errors import InputError, RunError, UQError
 
 PROVENANCE = "provenance.json"
@@ -188,6 +189,7 @@ def make(source: Source, out: Path) -> None:
             say(f"{target}: converting {source.label} to safetensors (about half a minute)")
             convert(source, folder)
         write_provenance(source, folder)
+        finish_folder(folder)
         try:
             os.rename(folder, target)
         except OSError:
@@ -264,8 +266,6 @@ def write_provenance(source: Source, folder: Path) -> None:
     if source.convert:
         record["transformers"] = importlib.metadata.version("transformers")
         record["gguf"] = importlib.metadata.version("gguf")
-    for name in files:
-        os.chmod(folder / name, 0o644)  # safetensors writes for the user alone
     text = json.dumps({**record, "files": files}, indent=2)
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
 
