@@ -1,19 +1,29 @@
 """The toy world's table: worlds that were not designed on, several training seeds, settings frozen before.
 
-    python -m uqharness.toyworld --full --seed 1 --out worlds/w1       (and 2, 3)
-    python -m benchmarks.toyworld_report worlds/w1 worlds/w2 worlds/w3 --out report [--seeds 3] [--methods …]
+    python -m uqharness.toyworld --full --seed 4 --out worlds/w4       (and 5, 6)
+    python -m benchmarks.toyworld_report worlds/w4 worlds/w5 worlds/w6 --out report [--seeds 3] [--methods …]
+    python -m benchmarks.toyworld_report --fill report                 (docs/toyworld.md takes its numbers and figures)
 
-Every world is a `uqharness demo` of its own (resumable); this adds the MLE whose learning rate and steps were chosen on
-validation, and averages over worlds and seeds. Writes OUT/report.json (docs/data/toyworld.json is one), OUT/report.md
-and a reliability diagram per task, and prints the Markdown. `--show docs/data/toyworld.json` prints it again.
+Every world is a `uqharness demo` of its own (resumable). To it come the rows of the suite's `report`, and
+*mle-tuned-per-world*: MLE with the best of four (learning rate, steps) pairs by that world's own validation NLL, at the
+tuning seed (toyworld_tune.py). Writes OUT/report.json, OUT/report.md and a reliability diagram per task, and prints the
+Markdown. `--show docs/data/toyworld-v1.json` prints it again; intervals are those of clustered.py.
+
+What stands in docs/toyworld.md between `<!-- report:VERSION:BLOCK -->` and `<!-- end -->` is made here from
+docs/data/toyworld-VERSION.json; `--fill` alone makes it again, `--fill OUT` first takes OUT as the newest version.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
-from collections.abc import Iterable, Mapping
+import re
+import shutil
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from statistics import mean
@@ -22,34 +32,122 @@ from typing import Any
 import numpy as np
 import yaml
 
-from benchmarks.methods_numbers import draws, spread
+from benchmarks.clustered import Estimate, agreeing, clustered, paired
+from benchmarks.clustered import Run as Pair
+from benchmarks.methods_numbers import draws, spread, versions
+from benchmarks.toyworld_tune import GRID, SEED, SHARED, trial
 from uqharness import demo
 from uqharness.atomic import write_atomic
+from uqharness.errors import InputError
 from uqharness.leaderboard.figures import Panel, reliability_svg
 from uqharness.metrics import METRICS, combine_draws, reliability_bins
 from uqharness.results import Run, read_results
 
+ROOT = Path(__file__).resolve().parent.parent
+PAGE, DATA, IMAGES = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data", ROOT / "docs" / "img"
+NEWEST = "v2"
+BLOCK = re.compile(r"(<!-- report:(v\d+):([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
+PER_WORLD = "mle-tuned-per-world"
 METHODS = ["mle", "tempscale", "map", "mcd", "ens", "laplace", "bbb", "blob", "melora"]
 METRIC_NAMES = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auroc")
-FIRST = ("oracle", "zero-shot", "mle", "mle-tuned", "tempscale")
-DRAWN = (("zero-shot", 1), ("mle", 1), ("mle-tuned", 1), ("ens", 3), ("laplace", 1), ("blob", 10), ("melora", 10),
+SHOWN = ("acc", "ece", "nll")
+FIRST = ("oracle", "zero-shot", "mle", "mle-tuned", PER_WORLD, "tempscale")
+DRAWN = (("mle", 1), (PER_WORLD, 1), ("tempscale", 1), ("ens", 3), ("laplace", 1), ("blob", 10), ("melora", 10),
          ("oracle", 1))  # fmt: skip
 NEEDED = (("zero-shot", 1), ("mle", 1), ("ens", 3), ("blob", 10), ("oracle", 1))  # by what was expected
+DRAWN_TASKS = (demo.TASKS[0], demo.TASKS[2])
+HEADLINE = (("mle", 1), ("mle-tuned", 1), (PER_WORLD, 1), ("tempscale", 1), ("ens", 3), ("laplace", 1), ("bbb", 10),
+            ("bbb-sum", 10), ("melora", 10), ("blob", 0), ("blob", 10))  # fmt: skip
+# First the questions a reader asks of BLoB, then what of its gain over MLE is there already at the mean.
+DIFFERENCES = (
+    (("blob", 10), ("tempscale", 1)),
+    (("blob", 10), ("mle-tuned", 1)),
+    (("blob", 10), (PER_WORLD, 1)),
+    (("blob", 10), ("blob", 0)),
+    (("blob", 10), ("mle", 1)),
+    (("blob", 0), ("mle", 1)),
+)
 Row = tuple[str, int]  # name, draws
 Key = tuple[str, int, str]  # name, draws, task
 Values = dict[str, list[Any]]  # {"world": [...], "seed": [...], metric: [...]}, one entry per run
 
 
-def run_world(world: Path, out: Path, args: argparse.Namespace, suite: dict[str, Any]) -> None:
+@dataclass(frozen=True)
+class Report:
+    """What a report says: metrics by row and task, and MLE's four trials on each world's validation split."""
+
+    rows: dict[Key, Values]
+    chosen: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    made: dict[str, Any] = field(default_factory=dict)
+
+
+def suite() -> dict[str, Any]:
+    text = files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8")
+    return dict(yaml.safe_load(text))
+
+
+def all_rows() -> list[str]:
+    return [*METHODS, *suite()["report"], PER_WORLD]
+
+
+def run_world(world: Path, out: Path, args: argparse.Namespace) -> None:
     os.environ["UQHARNESS_TOYWORLD"] = str(world.resolve())
-    wanted = argparse.Namespace(
-        out=out, all=False, methods=args.methods, seeds=args.seeds, quick=False, limit=args.limit
-    )
-    cells = demo.plan(wanted, suite)
-    tuned = {**suite["run"], **suite["mle_tuned"]}
-    limit = args.limit or None
-    cells += [demo.Cell(f"mle-tuned/seed{s}", "mle", s, tuned, limit) for s in range(args.seeds)]
+    if PER_WORLD in args.methods:
+        same_recipe(suite()["run"])
+    cells = plan(args, suite(), lambda: best(trials(out, args.workers))["settings"])
     demo.run_cells(out, [cell for cell in cells if not demo.is_done(out, cell)], args.workers)
+
+
+def same_recipe(run: Mapping[str, Any]) -> None:
+    """Refuse to report settings under another recipe than they were chosen under."""
+    differ = [f"{key}: {run.get(key)} and {value}" for key, value in SHARED.items() if run.get(key) != value]
+    if differ:
+        raise InputError(
+            f"the suite and the trials have other run settings ({'; '.join(differ)}); "
+            "choose settings with benchmarks/toyworld_tune.py and put them into uqharness/suites/toyworld.yaml"
+        )
+
+
+def plan(args: argparse.Namespace, grid: Mapping[str, Any], tuned: Callable[[], Mapping[str, Any]]) -> list[demo.Cell]:
+    """The demo's cells, then those of rows that are a method under another name; `tuned` is asked only if needed."""
+    own = {name: grid["report"][name] for name in args.methods if name in grid["report"]}
+    if PER_WORLD in args.methods:
+        own[PER_WORLD] = {"method": "mle", **tuned()}
+    wanted = argparse.Namespace(
+        out=args.out,
+        all=False,
+        methods=[name for name in args.methods if name not in own],
+        seeds=args.seeds,
+        quick=False,
+        limit=args.limit,
+    )
+    cells = [cell for cell in demo.plan(wanted, grid) if wanted.methods or cell.method is None]
+    for name, settings in own.items():
+        merged = {**grid["run"], **{key: value for key, value in settings.items() if key != "method"}}
+        cells += [
+            demo.Cell(f"{name}/seed{s}", settings["method"], s, merged, args.limit or None) for s in range(args.seeds)
+        ]
+    return cells
+
+
+def trials(out: Path, workers: int) -> list[dict[str, Any]]:
+    """MLE's four trials on the validation split of the world in use; OUT/tuned.json keeps them."""
+    path = out / "tuned.json"
+    key = {"version": demo.__version__, "world": demo._world_hash(), "shared": SHARED, "grid": GRID["mle"]}
+    if path.exists() and (stored := json.loads(path.read_text()))["key"] == key:
+        return list(stored["trials"])
+    jobs = [("mle", settings, SEED) for settings in GRID["mle"]]
+    with (
+        demo._one_thread_each(),
+        ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool,
+    ):
+        done = list(pool.map(trial, jobs))
+    write_atomic(path, json.dumps({"key": key, "trials": done}, indent=1) + "\n")
+    return done
+
+
+def best(tried: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    return min(tried, key=lambda one: float(one["nll"]))
 
 
 def cells_of(out: Path) -> Iterable[tuple[str, str, int, Run]]:
@@ -61,26 +159,48 @@ def cells_of(out: Path) -> Iterable[tuple[str, str, int, Run]]:
             yield world, cell["name"].split("/")[0], cell["seed"], run
 
 
-def collect(out: Path) -> dict[Key, Values]:
-    """{(row, draws, task): values over worlds and seeds}."""
-    found: dict[Key, Values] = {}
+def settings_of(out: Path) -> dict[str, dict[str, Any]]:
+    """{row: its settings}, which are the same in every world and at every seed; each world chooses PER_WORLD's."""
+    settings: dict[str, dict[str, Any]] = {}
+    for marker in sorted(out.glob("w*/results/**/demo.json")):
+        cell = json.loads(marker.read_text())["cell"]
+        name = cell["name"].split("/")[0]
+        if name not in (PER_WORLD, *demo.REFERENCES) and settings.setdefault(name, cell["settings"]) != cell["settings"]:
+            raise InputError(
+                f"{marker.parent} was made with other settings than the same row in another world or at another seed; "
+                "run the report again for all worlds, or remove that folder"
+            )
+    return settings
+
+
+def collect(out: Path) -> Report:
+    """Values over worlds and seeds, and the trials of the worlds that have them."""
+    rows: dict[Key, Values] = {}
+    made: dict[str, Any] = {"settings": settings_of(out)}
     for world, name, seed, run in cells_of(out):
+        made |= {"questions": run.record.items, "versions": versions(run) or made.get("versions")}
         for n in draws(run):
             numbers = run.metrics(n)
-            told = {"world": world, "seed": seed, **{m: round(numbers[m], 5) for m in METRIC_NAMES}}
-            values = found.setdefault((name, n, run.task), {key: [] for key in told})
-            for key, value in told.items():
+            entry = {"world": world, "seed": seed, **{m: round(numbers[m], 5) for m in METRIC_NAMES}}
+            values = rows.setdefault((name, n, run.task), {key: [] for key in entry})
+            for key, value in entry.items():
                 values[key].append(value)
-    return found
+    chosen = {path.parent.name: json.loads(path.read_text())["trials"] for path in sorted(out.glob("w*/tuned.json"))}
+    return Report(rows, chosen, made)
 
 
-def load(path: Path) -> dict[Key, Values]:
-    return {(row.pop("row"), row.pop("draws"), row.pop("task")): row for row in json.loads(path.read_text())}
+def load(path: Path) -> Report:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(data, list):  # the first report
+        data = {"rows": data}
+    rows = {(row.pop("row"), row.pop("draws"), row.pop("task")): row for row in data.pop("rows")}
+    return Report(rows, **data)
 
 
-def save(found: Mapping[Key, Values], path: Path) -> None:
-    rows = [json.dumps({"row": n, "draws": d, "task": t, **v}) for (n, d, t), v in sorted(found.items())]
-    write_atomic(path, "[\n" + ",\n".join(rows) + "\n]\n")
+def save(report: Report, path: Path) -> None:
+    rows = [json.dumps({"row": n, "draws": d, "task": t, **v}) for (n, d, t), v in sorted(report.rows.items())]
+    head = json.dumps({"made": report.made, "chosen": report.chosen}, indent=1)[:-2]
+    write_atomic(path, head + ',\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n")
 
 
 def rows_of(found: Mapping[Key, Values]) -> list[Row]:
@@ -119,7 +239,7 @@ def of_world(values: Values, world: str) -> Values:
 
 
 def cell(values: Values) -> str:
-    return " / ".join(spread(values[m], m) if values.get(m) else "–" for m in ("acc", "ece", "nll"))
+    return " / ".join(spread(values[m], m) if values.get(m) else "–" for m in SHOWN)
 
 
 def expectations(found: Mapping[Key, Values]) -> str:
@@ -188,39 +308,149 @@ def diagram(out: Path, found: Mapping[Key, Values], task: str) -> str:
     panels = []
     for row in (r for r in DRAWN if probs[r]):
         numbers = found[row[0], row[1], task]
-        shown = [f"{m.upper()} {spread(numbers[m], m).split(' ')[0]}" for m in ("acc", "ece", "nll")]
+        shown = [f"{m.upper()} {spread(numbers[m], m).split(' ')[0]}" for m in SHOWN]
         bins = reliability_bins(np.concatenate(probs[row]), np.array(gold[row]))
         panels.append(Panel(f"{row[0]}, N = {row[1]}" if row[0] == "blob" else row[0], "  ".join(shown), bins))
     return reliability_svg(panels, f"{task}, all worlds and training seeds, 15 bins; grey: how many")
 
 
-def markdown(found: Mapping[Key, Values]) -> str:
-    by_world = [table_by_world(found, task) for task in tasks_of(found)]
-    return "\n\n".join([table(found), expectations(found), *by_world]) + "\n"
+def runs(values: Values, metric: str) -> dict[Pair, float]:
+    """{(world, training seed): value in the table's unit}."""
+    pairs = zip(values["world"], values["seed"], values[metric], strict=True)
+    return {(world, seed): METRICS[metric].scale * value for world, seed, value in pairs}
+
+
+def digits(metric: str) -> int:
+    return 1 if METRICS[metric].scale > 1 else 3
+
+
+def bracket(estimate: Estimate, metric: str, sign: str = "") -> str:
+    """mean [low, high]; a metric itself, which is never negative, has no end below 0."""
+    low = estimate.low if sign else max(estimate.low, 0.0)
+    shown = [f"{value:{sign}.{digits(metric)}f}" for value in (estimate.mean, low, estimate.high)]
+    return shown[0] if np.isnan(estimate.low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
+
+
+def intervals(found: Mapping[Key, Values]) -> str:
+    """The headline numbers with 95 % intervals over worlds."""
+    tasks = tasks_of(found)
+    lines = [f"| | N | | {' | '.join(tasks)} |", "|---|---|---|" + "---|" * len(tasks)]
+    for name, n in (row for row in HEADLINE if row in rows_of(found)):
+        for metric in SHOWN:
+            cells = [bracket(clustered(runs(found[name, n, t], metric)), metric) for t in tasks]
+            lines.append(f"| {name} | {n} | {metric.upper()} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(found: Mapping[Key, Values]) -> str:
+    """Paired differences with 95 % intervals over worlds, and how many pairs have the sign of the mean."""
+    tasks, rows = tasks_of(found), rows_of(found)
+    lines = [f"| difference | | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
+    for ours, theirs in ((a, b) for a, b in DIFFERENCES if a in rows and b in rows):
+        for metric in SHOWN:
+            cells = [difference(found[(*ours, t)], found[(*theirs, t)], metric) for t in tasks]
+            lines.append(f"| {label(ours)} − {label(theirs)} | {metric.upper()} | {' | '.join(cells)} |")
+    return "\n".join(lines) if len(lines) > 2 else "There are no two rows to compare."
+
+
+def difference(ours: Values, theirs: Values, metric: str) -> str:
+    pairs = paired(runs(ours, metric), runs(theirs, metric))
+    return f"{bracket(clustered(pairs), metric, '+')}, {agreeing(pairs)} of {len(pairs)}"
+
+
+def label(row: Row) -> str:
+    return f"{row[0]} (N = {row[1]})" if row[0] == "blob" else row[0]
+
+
+def chosen(trials_of: Mapping[str, list[dict[str, Any]]]) -> str:
+    """MLE's four trials on each world's validation split; the one that *mle-tuned-per-world* uses is bold."""
+    if not trials_of:
+        return "No setting was chosen per world."
+    lines = [f"| mle, validation ACC / ECE / NLL | {' | '.join(trials_of)} |", "|---|" + "---|" * len(trials_of)]
+    for i, one in enumerate(next(iter(trials_of.values()))):
+        settings = ", ".join(f"{key}={value}" for key, value in one["settings"].items()) or "the shared recipe"
+        cells = []
+        for tried in trials_of.values():
+            numbers = " / ".join(f"{METRICS[m].scale * tried[i][m]:.{digits(m)}f}" for m in SHOWN)
+            cells.append(f"**{numbers}**" if tried[i] is best(tried) else numbers)
+        lines.append(f"| {settings} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+BLOCKS: dict[str, Callable[[Report], str]] = {
+    "table": lambda report: table(report.rows),
+    "expectations": lambda report: expectations(report.rows),
+    "intervals": lambda report: intervals(report.rows),
+    "differences": lambda report: differences(report.rows),
+    "chosen": lambda report: chosen(report.chosen),
+    "by-world": lambda report: table_by_world(report.rows, tasks_of(report.rows)[0]),
+}
+
+
+def markdown(report: Report) -> str:
+    by_world = [table_by_world(report.rows, task) for task in tasks_of(report.rows)[1:]]
+    return "\n\n".join([*(block(report) for block in BLOCKS.values()), *by_world]) + "\n"
+
+
+def filled(page: str) -> str:
+    """The page with every block made anew."""
+    return BLOCK.sub(lambda block: f"{block[1]}{made(block[2], block[3])}\n{block[4]}", page)
+
+
+def made(version: str, block: str) -> str:
+    """One block of the page."""
+    path = DATA / f"toyworld-{version}.json"
+    if not path.exists():
+        return "*Not measured yet.*"
+    if block == "figures":
+        shown = [(task, IMAGES / f"{task}-{version}.svg") for task in demo.TASKS]
+        return "\n\n".join(f"![Reliability, {task}](img/{path.name})" for task, path in shown if path.exists())
+    report = load(path)
+    return source(report, path.name) if block == "source" else BLOCKS[block](report)
+
+
+def source(report: Report, name: str) -> str:
+    """What the runs were made with, and where every value is."""
+    packages = ", ".join(f"{package} {version}" for package, version in (report.made.get("versions") or {}).items())
+    questions = f"{report.made.get('questions', 1500):,} questions per test set"
+    everything = f"all values by world and seed, with Brier score, AUROC and debiased ECE: [{name}](data/{name})"
+    return f"{questions}{f'; {packages}' if packages else ''}; {everything}."
+
+
+def take(out: Path) -> None:
+    """OUT's numbers and figures become the newest version's."""
+    save(load(out / "report.json"), DATA / f"toyworld-{NEWEST}.json")
+    for task in DRAWN_TASKS:
+        shutil.copyfile(out / f"{task}.svg", IMAGES / f"{task}-{NEWEST}.svg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("worlds", nargs="*", type=Path, help="folders made by python -m uqharness.toyworld --full")
     parser.add_argument("--out", type=Path, default=Path("report"))
-    parser.add_argument("--methods", nargs="+", default=METHODS)
+    parser.add_argument("--methods", nargs="+", default=all_rows(), metavar="ROW", help="methods and other rows")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--limit", type=int, default=1500, help="questions per test set; 0: all 6000")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--show", type=Path, metavar="JSON", help="run nothing: print the tables of this report.json")
+    parser.add_argument("--fill", type=Path, nargs="?", const=Path(), metavar="OUT", help="run nothing: fill the page")
     args = parser.parse_args()
     if args.show:
         print(markdown(load(args.show)))
         return
-    suite = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
+    if args.fill is not None:
+        if args.fill != Path():
+            take(args.fill)
+        write_atomic(PAGE, filled(PAGE.read_text(encoding="utf-8")))
+        return
     for world in args.worlds:
-        run_world(world, args.out / f"w{world.name.lstrip('w')}", args, suite)
-    found = collect(args.out)
-    save(found, args.out / "report.json")
-    for task in tasks_of(found):
-        write_atomic(args.out / f"{task}.svg", diagram(args.out, found, task))
-    write_atomic(args.out / "report.md", markdown(found))
-    print(markdown(found))
+        run_world(world, args.out / f"w{world.name.lstrip('w')}", args)
+    report = collect(args.out)
+    save(report, args.out / "report.json")
+    for task in tasks_of(report.rows):
+        write_atomic(args.out / f"{task}.svg", diagram(args.out, report.rows, task))
+    write_atomic(args.out / "report.md", markdown(report))
+    print(markdown(report))
 
 
 if __name__ == "__main__":

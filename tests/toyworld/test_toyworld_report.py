@@ -1,39 +1,49 @@
-"""The numbers in docs/toyworld.md are those of docs/data/toyworld.json, and those say what was run."""
+"""The numbers in docs/toyworld.md are those of docs/data/toyworld-*.json, and those say what was run."""
 
 from __future__ import annotations
 
+import argparse
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-import yaml
+from scipy import stats
 
 from uqharness import demo
 
 ROOT = Path(demo.__file__).resolve().parent.parent
-DATA = ROOT / "docs" / "data" / "toyworld.json"
-if not DATA.exists():
+PAGE, FOLDER = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data"
+if not PAGE.exists():
     pytest.skip("documentation is in a checkout only", allow_module_level=True)
+sys.path.append(str(ROOT))  # the end of it: in front, benchmarks/ and the like would hide what is installed
+report = importlib.import_module("benchmarks.toyworld_report")
+
+VERSIONS = [path.stem.removeprefix("toyworld-") for path in sorted(FOLDER.glob("toyworld-v*.json"))]
+WORLDS = {"v1": (1, 2, 3), "v2": (4, 5, 6)}
 SCALES = {"acc": 100, "ece": 100, "nll": 1}
+Rows = dict[tuple[str, int, str], dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def rows() -> dict[tuple[str, int, str], dict]:
-    return {(r["row"], r["draws"], r["task"]): r for r in json.loads(DATA.read_text(encoding="utf-8"))}
+def rows_of(version: str) -> Rows:
+    data = json.loads((FOLDER / f"toyworld-{version}.json").read_text(encoding="utf-8"))
+    return {(r["row"], r["draws"], r["task"]): r for r in (data if isinstance(data, list) else data["rows"])}
 
 
-def tables() -> dict[str, list[list[str]]]:
-    """{header line: rows of cells, without header and rule} of every table of the page."""
-    text = (ROOT / "docs" / "toyworld.md").read_text(encoding="utf-8")
-    blocks = [block.splitlines() for block in re.findall(r"(?:^\|.*\n)+", text, re.M)]
-    return {b[0]: [[c.strip() for c in line.strip("|").split("|")] for line in b[2:]] for b in blocks}
+def table(version: str, block: str) -> tuple[list[str], list[list[str]]]:
+    """(header, rows of cells) of one block of the page."""
+    page = PAGE.read_text(encoding="utf-8")
+    text = page.partition(f"<!-- report:{version}:{block} -->\n")[2].partition("<!-- end -->")[0]
+    lines = [[c.strip() for c in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
+    return lines[0], lines[2:]
 
 
-def expected(row: dict, world: str | None) -> str:
+def expected(row: dict[str, Any], world: str | None) -> str:
     keep = [world in (None, w) for w in row["world"]]
     parts = []
     for metric, scale in SCALES.items():
@@ -43,11 +53,24 @@ def expected(row: dict, world: str | None) -> str:
     return " / ".join(parts)
 
 
+def test_the_first_report_is_there() -> None:
+    assert "v1" in VERSIONS and set(VERSIONS) <= set(WORLDS)
+
+
+def test_the_page_is_as_the_command_makes_it() -> None:
+    page = PAGE.read_text(encoding="utf-8")
+    assert report.filled(page) == page
+    blocks = re.findall(r"<!-- report:(v\d):([\w-]+) -->\n", page)
+    assert len(blocks) == len(set(blocks)) == page.count("<!-- end -->")
+    assert {block for version, block in blocks if version == "v2"} == {*report.BLOCKS, "figures", "source"}
+
+
+@pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("by_world", [False, True])
-def test_every_number_of_the_tables(rows, by_world: bool) -> None:
-    start = "| toyworld_uq | N | " if by_world else "| | N | "
-    header, body = next((h, b) for h, b in tables().items() if h.startswith(start))
-    columns = re.findall(r"(\w+) ACC / ECE / NLL", header)
+def test_every_number_of_the_tables(version: str, by_world: bool) -> None:
+    rows = rows_of(version)
+    header, body = table(version, "by-world" if by_world else "table")
+    columns = [cell.split(" ")[0] for cell in header[2:]]
     assert len(columns) == 3 and len(body) == len({key[:2] for key in rows})
     for name, draws, *cells in body:
         for column, cell in zip(columns, cells, strict=True):
@@ -55,33 +78,150 @@ def test_every_number_of_the_tables(rows, by_world: bool) -> None:
             assert cell == expected(rows[name, int(draws), task], world), (name, draws, column)
 
 
-def test_every_method_has_all_worlds_and_seeds(rows) -> None:
-    suite = yaml.safe_load((ROOT / "uqharness" / "suites" / "toyworld.yaml").read_text(encoding="utf-8"))
-    assert {*suite["methods"], "bbb", "tempscale", "mle-tuned", *demo.REFERENCES} == {key[0] for key in rows}
+def interval(values: np.ndarray, digits: int, sign: str) -> str:
+    """values [world, seed] -> what the page shows."""
+    means = values.mean(1)
+    low, high = stats.t.interval(0.95, len(means) - 1, loc=means.mean(), scale=stats.sem(means))
+    low = low if sign else max(low, 0.0)
+    return f"{means.mean():{sign}.{digits}f} [{low:{sign}.{digits}f}, {high:{sign}.{digits}f}]"
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_interval_of_the_page(version: str) -> None:
+    rows = rows_of(version)
+
+    def values(row: tuple[str, int], task: str, metric: str) -> np.ndarray:
+        entry = rows[(*row, task)]
+        order = np.lexsort((entry["seed"], entry["world"]))
+        return SCALES[metric] * np.array(entry[metric])[order].reshape(3, 3)
+
+    header, body = table(version, "intervals")
+    assert header[3:] == list(demo.TASKS) and len(body) >= 27
+    for name, draws, metric, *cells in body:
+        digits = 3 if metric == "NLL" else 1
+        for task, cell in zip(demo.TASKS, cells, strict=True):
+            assert cell == interval(values((name, int(draws)), task, metric.lower()), digits, "")
+
+    header, body = table(version, "differences")
+    said = re.compile(r"([\w-]+)(?: \(N = (\d+)\))? − ([\w-]+)(?: \(N = (\d+)\))?")
+    assert header[2:] == list(demo.TASKS) and len(body) == 3 * (6 if version != "v1" else 5)
+    for name, metric, *cells in body:
+        match = said.fullmatch(name)
+        assert match is not None, name
+        ours, theirs = (match[1], int(match[2] or 1)), (match[3], int(match[4] or 1))
+        for task, cell in zip(demo.TASKS, cells, strict=True):
+            gap = values(ours, task, metric.lower()) - values(theirs, task, metric.lower())
+            agree = int((np.sign(gap) == np.sign(gap.mean())).sum())
+            assert cell == f"{interval(gap, 3 if metric == 'NLL' else 1, '+')}, {agree} of 9", (name, metric, task)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_every_method_has_all_worlds_and_seeds(version: str) -> None:
+    rows = rows_of(version)
+    names = {*report.METHODS, "mle-tuned"} if version == "v1" else set(report.all_rows())
+    assert {*names, *demo.REFERENCES} == {key[0] for key in rows}
     assert {key[2] for key in rows} == set(demo.TASKS)
     for (name, _, _), row in rows.items():
         seeds = (0,) if name in demo.REFERENCES else (0, 1, 2)
-        told = sorted(zip(row["world"], row["seed"], strict=True))
-        assert told == [(f"w{world}", seed) for world in (1, 2, 3) for seed in seeds]
-        assert all(len(row[metric]) == len(told) for metric in (*SCALES, "ece_floor", "brier", "auroc"))
-    assert DATA.stat().st_size < 100_000
+        runs = sorted(zip(row["world"], row["seed"], strict=True))
+        assert runs == [(f"w{world}", seed) for world in WORLDS[version] for seed in seeds]
+        assert all(len(row[metric]) == len(runs) for metric in (*SCALES, "ece_floor", "brier", "auroc"))
+    assert (FOLDER / f"toyworld-{version}.json").stat().st_size < 120_000
 
 
-@pytest.mark.parametrize("kept", [None, ("mle", "oracle", "zero-shot")])
-def test_the_report_is_printed_again_also_of_some_methods(rows, tmp_path: Path, kept: tuple[str, ...] | None) -> None:
-    chosen = [row for (name, _, _), row in rows.items() if kept is None or name in kept]
+@pytest.mark.parametrize("names", [None, ("mle", "oracle", "zero-shot")])
+def test_the_report_is_printed_again_also_of_some_methods(tmp_path: Path, names: tuple[str, ...] | None) -> None:
+    chosen = [row for (name, _, _), row in rows_of("v1").items() if names is None or name in names]
     (tmp_path / "report.json").write_text(json.dumps(chosen))
     command = [sys.executable, "-m", "benchmarks.toyworld_report", "--show", str(tmp_path / "report.json")]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    page = (ROOT / "docs" / "toyworld.md").read_text(encoding="utf-8").splitlines()
+    page = PAGE.read_text(encoding="utf-8").splitlines()
     first = [line for line in done.stdout.split("\n\n")[0].splitlines() if line.startswith("| ")]
     verdicts = [line for line in done.stdout.splitlines() if "met: " in line or "met**: " in line]
     assert len(first) > 3 and set(first + verdicts) <= set(page)
-    assert len(verdicts) == (0 if kept else 9)
-    assert ("cannot be judged without blob, N = 10; ens, N = 3." in done.stdout) is bool(kept)
+    assert len(verdicts) == (0 if names else 9)
+    assert ("cannot be judged without blob, N = 10; ens, N = 3." in done.stdout) is bool(names)
+    assert ("There are no two rows to compare." in done.stdout) is bool(names)
 
 
-def test_no_method_beats_the_oracle(rows) -> None:
+@pytest.mark.parametrize("version", VERSIONS)
+def test_no_method_beats_the_oracle(version: str) -> None:
+    rows = rows_of(version)
     for (name, draws, task), row in rows.items():
         assert np.mean(row["nll"]) >= np.mean(rows["oracle", 1, task]["nll"]), (name, draws, task)
+
+
+# ---------------------------------------------------------------- what is run
+
+
+TUNED = {"method": "mle", "steps": 200, "lr": 0.001}
+
+
+def cells(*methods: str, tuned: dict[str, Any] | None = None) -> dict[str, demo.Cell]:
+    def choose() -> dict[str, Any]:
+        assert tuned is not None, "trials were started that nobody asked for"
+        return tuned
+
+    grid = {**report.suite(), "report": {"mle-tuned": TUNED, "bbb-sum": {"method": "bbb", "prior_std": 0.5}}}
+    args = argparse.Namespace(out=Path(), methods=list(methods), seeds=2, limit=7)
+    return {cell.name: cell for cell in report.plan(args, grid, choose)}
+
+
+def test_rows_under_another_name_are_cells_with_their_own_settings() -> None:
+    found = cells("mle", "bbb", "mle-tuned", "bbb-sum", report.PER_WORLD, tuned={"steps": 11})
+    run = report.suite()["run"]
+    rows = ("mle", "bbb", "mle-tuned", "bbb-sum", report.PER_WORLD)
+    assert set(found) == {*demo.REFERENCES, *(f"{name}/seed{s}" for name in rows for s in (0, 1))}
+    sums, chosen, fixed = (found[f"{name}/seed1"] for name in ("bbb-sum", report.PER_WORLD, "mle-tuned"))
+    assert (sums.method, sums.settings) == ("bbb", {**run, "prior_std": 0.5})
+    assert (chosen.method, chosen.settings) == ("mle", {**run, "steps": 11})
+    assert (fixed.method, fixed.settings) == ("mle", {**run, "steps": 200, "lr": 0.001})
+    assert all(cell.limit == 7 for cell in found.values())
+
+
+def test_only_what_is_asked_for_is_run() -> None:
+    assert set(cells("mle-tuned")) == {*demo.REFERENCES, "mle-tuned/seed0", "mle-tuned/seed1"}
+
+
+def test_the_lowest_validation_nll_is_chosen_and_shown() -> None:
+    def trial(settings: dict[str, Any], acc: float, nll: float) -> dict[str, Any]:
+        return {"settings": settings, "acc": acc, "ece": 0.05, "nll": nll}
+
+    a = [trial({}, 0.6, 1.3), trial({"steps": 200}, 0.4, 1.1)]
+    b = [trial({}, 0.6, 1.2), trial({"steps": 200}, 0.7, 1.4)]
+    assert report.best(a)["settings"] == {"steps": 200} and report.best(b)["settings"] == {}
+    assert report.chosen({"w4": a, "w5": b}).splitlines()[2:] == [
+        "| the shared recipe | 60.0 / 5.0 / 1.300 | **60.0 / 5.0 / 1.200** |",
+        "| steps=200 | **40.0 / 5.0 / 1.100** | 70.0 / 5.0 / 1.400 |",
+    ]
+
+
+def test_settings_are_reported_under_the_recipe_that_they_were_chosen_under() -> None:
+    run = {**report.suite()["run"], **report.SHARED}
+    report.same_recipe(run)
+    with pytest.raises(report.InputError, match=r"\(steps: 7 and 800\)"):
+        report.same_recipe({**run, "steps": 7})
+
+
+def test_rows_with_other_settings_in_another_world_are_refused(tmp_path: Path) -> None:
+    def add(world: str, name: str, steps: int) -> None:
+        folder = tmp_path / world / "results" / name
+        folder.mkdir(parents=True)
+        cell = {"name": name, "seed": 0, "settings": {"steps": steps}}
+        (folder / demo.DONE).write_text(json.dumps({"cell": cell}))
+
+    for world, steps in (("w4", 200), ("w5", 400)):
+        add(world, "blob/seed0", 800)
+        add(world, f"{report.PER_WORLD}/seed0", steps)  # which each world chooses
+    assert report.settings_of(tmp_path) == {"blob": {"steps": 800}}
+    add("w6", "blob/seed0", 700)
+    with pytest.raises(report.InputError, match=r"w6/results/blob/seed0 was made with other settings"):
+        report.settings_of(tmp_path)
+
+
+def test_a_saved_report_is_read_again(tmp_path: Path) -> None:
+    first = report.load(FOLDER / "toyworld-v1.json")
+    whole = report.Report(first.rows, {"w4": [{"settings": {}, "nll": 1.0}]}, {"questions": 1500})
+    report.save(whole, tmp_path / "report.json")
+    assert report.load(tmp_path / "report.json") == whole
