@@ -165,7 +165,9 @@ def settings_of(out: Path) -> dict[str, dict[str, Any]]:
     for marker in sorted(out.glob("w*/results/**/demo.json")):
         cell = json.loads(marker.read_text())["cell"]
         name = cell["name"].split("/")[0]
-        if name not in (PER_WORLD, *demo.REFERENCES) and settings.setdefault(name, cell["settings"]) != cell["settings"]:
+        if name in (PER_WORLD, *demo.REFERENCES):
+            continue
+        if settings.setdefault(name, cell["settings"]) != cell["settings"]:
             raise InputError(
                 f"{marker.parent} was made with other settings than the same row in another world or at another seed; "
                 "run the report again for all worlds, or remove that folder"
@@ -199,8 +201,11 @@ def load(path: Path) -> Report:
 
 def save(report: Report, path: Path) -> None:
     rows = [json.dumps({"row": n, "draws": d, "task": t, **v}) for (n, d, t), v in sorted(report.rows.items())]
-    head = json.dumps({"made": report.made, "chosen": report.chosen}, indent=1)[:-2]
-    write_atomic(path, head + ',\n "rows": [\n' + ",\n".join(rows) + "\n ]\n}\n")
+    chosen = [f"{json.dumps(world)}: {json.dumps(tried)}" for world, tried in report.chosen.items()]
+    made = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in report.made.items()]
+    parts = [("made", made, "{}"), ("chosen", chosen, "{}"), ("rows", rows, "[]")]
+    text = ",\n".join(f'"{key}": {left}\n' + ",\n".join(lines) + f"\n{right}" for key, lines, (left, right) in parts)
+    write_atomic(path, "{\n" + text + "\n}\n")
 
 
 def rows_of(found: Mapping[Key, Values]) -> list[Row]:
@@ -443,9 +448,12 @@ def main() -> None:
             take(args.fill)
         write_atomic(PAGE, filled(PAGE.read_text(encoding="utf-8")))
         return
-    for world in args.worlds:
-        run_world(world, args.out / f"w{world.name.lstrip('w')}", args)
-    report = collect(args.out)
+    try:
+        for world in args.worlds:
+            run_world(world, args.out / f"w{world.name.lstrip('w')}", args)
+        report = collect(args.out)
+    except InputError as error:
+        raise SystemExit(f"toyworld_report: {error}") from error
     save(report, args.out / "report.json")
     for task in tasks_of(report.rows):
         write_atomic(args.out / f"{task}.svg", diagram(args.out, report.rows, task))

@@ -28,7 +28,7 @@ def shared() -> dict[str, Any]:
     return {key: value for key, value in run.items() if key not in ("base", "task", "device")}
 
 
-# The suite keeps Adam's ε at 1e-8, which its numbers were made with, until its settings are chosen again under this one.
+# The suite keeps Adam's ε at 1e-8, which its numbers were made with, until its settings are chosen under this one.
 SHARED = {**shared(), "adam_eps": 1e-6}
 # Four configurations each. The run settings (SHARED) are one recipe for all methods, so what is tried is a method's own
 # settings; MLE has none and gets learning rate and steps, reported as a row of its own ("MLE, tuned").
