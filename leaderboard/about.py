@@ -10,18 +10,25 @@ import json
 import re
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import lru_cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from uqharness.config import UNRECORDED, fields_of
-from uqharness.leaderboard.table_sources import last
+from uqharness.config import UNRECORDED, Run, fields_of
+from uqharness.leaderboard.checks import plain_text
 from uqharness.results import content_of, parse, parse_model_args
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
+RUN = frozenset(spec.name for spec in fields(Run))
+# model_args that a command may repeat from a file of others: numbers and switches. Not what loads or contacts anything.
+ARGUMENTS = (
+    "samples", "seed", "mean", "tolerance", "draws", "dtype", "max_length", "add_bos_token", "truncation",
+    "load_in_4bit", "load_in_8bit", "softmax_dtype",
+)  # fmt: skip
+NEVER = ("trust_remote_code", "pretrained")
 
 
 @dataclass(frozen=True)
@@ -94,9 +101,11 @@ def _train(record: Mapping[str, Any], out: str) -> list[str]:
     steps = _train(source, inner) if source and (source.get("run") or source.get("recipe")) else []
     method, given = record["method"], record.get("run") or record.get("recipe") or {}
     name = str(method.get("name"))
-    own = {k: v for k, v in (method.get("settings") or {}).items() if NAME.fullmatch(k)}
+    own = {k: v for k, v in (method.get("settings") or {}).items() if NAME.fullmatch(k) and k not in NEVER}
     free = {*fields_of("io"), "device", "seed", *own}  # a name that both have is the method's (MAP's weight decay)
-    settings = {k: v for k, v in {**UNRECORDED, **given}.items() if k not in free and NAME.fullmatch(k)}
+    settings = {k: v for k, v in {**UNRECORDED, **given}.items() if k not in free and k in RUN}
+    if settings.get("base") != "toyworld":
+        settings |= {"base": "BASE"} if "base" in settings else {}
     if source:
         settings = {k: v for k, v in settings.items() if k in ("task", "max_length", "dtype")}
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items()]
@@ -113,14 +122,14 @@ def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
     told = evaluation(run)
     config = told.get("config") or {}
     given = parse_model_args(config.get("model_args"))
+    kept = {k: v for k, v in given.items() if repeated(k, v)}
     if adapter:
-        kept = {k: v for k, v in given.items() if k not in ("adapter", "peft", "pretrained")}
         held = run["finite"] if run["finite"] is not None else 1 if run["combine"] == "given" else None
         if run["draws"] != held:  # else all that there are
             kept.setdefault("samples", run["draws"])
         words = ["uqharness", "eval", adapter]
     else:
-        kept = {k: (last(v) if k == "pretrained" and str(v).startswith("/") else v) for k, v in given.items()}
+        kept = {**({"pretrained": "MODEL"} if "pretrained" in given else {}), **kept}
         words = ["uqharness", "eval", "--model", str(run["model"])]
     words += ["--tasks", str(run["task"])]
     if kept:
@@ -131,6 +140,29 @@ def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
         if value is not None:
             words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
     return shlex.join([*words, "--output_path", "results"])
+
+
+def repeated(name: str, value: object) -> bool:
+    """Whether a command may repeat this of model_args; a value with a comma would bring further arguments with it."""
+    return name in ARGUMENTS and re.fullmatch(r"[\w.+-]{1,40}", str(value)) is not None
+
+
+def withheld(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """(name, value) of what the file says and the commands leave out: models, code and addresses of whoever wrote it."""
+    record = record_of(run)
+    given = parse_model_args((evaluation(run).get("config") or {}).get("model_args"))
+    replaced = ("adapter", "peft", "pretrained") if record.get("method") else ("adapter",)
+    named = {key: value for key, value in given.items() if key not in replaced and not repeated(key, value)}
+    recipe = record.get("run") or record.get("recipe") or {}
+    if isinstance(recipe, Mapping) and recipe.get("base") not in (None, "", "toyworld"):
+        named = {"base": recipe["base"], **named}
+    return [(plain_text(str(key)), plain_text(str(value))) for key, value in named.items()]
+
+
+def withheld_text(run: Mapping[str, Any]) -> str:
+    """One line about `withheld`; empty where there is nothing."""
+    named = ", ".join(f"{key} = {value}" for key, value in withheld(run))
+    return f"The file also says: {named}. No command repeats this: check it before you use it." if named else ""
 
 
 def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:

@@ -50,6 +50,7 @@ def run_page(board: Board, run_id: str, footer: str) -> tuple[str, str]:
         f'<div class="two"><div>{left}</div><div>{right}</div></div>',
         html.heading("Make it again"),
         *(html.code(public(step)) for step in about.reproduce(run)),
+        *(html.paragraph(public(text)) for text in filter(None, [about.withheld_text(run)])),
     ]
     parts += [html.heading("Most confident and wrong"), *_questions(board, run, record)]
     if told := about.short_record(run):

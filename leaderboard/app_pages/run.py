@@ -42,6 +42,8 @@ with right:
 st.subheader("Make it again")
 for step in about.reproduce(run):
     st.code(step, language="bash", wrap_lines=True, height=300 if step.count("\n") > 12 else "content")
+if left_out := about.withheld_text(run):
+    st.caption(shell.letters(left_out))
 told = about.short_record(run)
 st.subheader("Record of the adapter")
 if told:

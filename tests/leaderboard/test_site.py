@@ -24,6 +24,7 @@ from uqharness.leaderboard import (
     publish,
     run_view,
     site,
+    site_runs,
     site_figures,
     table,
     table_formats,
@@ -306,6 +307,32 @@ def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path
     assert gone[gone.index("--limit") + 1] == "40" and "--limit" not in command
     assert "samples=4" in gone and "INSTRUCTION" in gone
     assert "samples" not in about.reproduce(mle)[-2] and "--num_fewshot" not in about.reproduce(mle)[-2]
+
+
+REMOTE = {"trust_remote_code": "True", "pretrained": "stranger/model", "base_url": "http://stranger.example/"}
+
+
+@pytest.mark.parametrize("plain", [True, False])
+@pytest.mark.parametrize("as_text", [True, False])
+def test_commands_never_repeat_what_loads_or_runs_a_strangers_code(plain: bool, as_text: bool, tmp_path: Path) -> None:
+    settings = {"trust_remote_code": True, "pretrained": "stranger/model"}
+    run = {"base": "stranger/model", "trust_remote_code": True, "lr": 0.5}
+    path = result(tmp_path, plain=plain, settings=settings, run=run)
+    data = json.loads(path.read_text())
+    given = {**REMOTE, "samples": 4, "dtype": "float32" if as_text else "float32,trust_remote_code=True"}
+    data["config"]["model_args"] = ",".join(f"{k}={v}" for k, v in given.items()) if as_text else given
+    path.write_text(json.dumps(data))
+    board = build([tmp_path])
+    shown = board.run(str(board.runs["run_id"].iloc[0]))
+    commands = "\n".join(about.reproduce(shown))
+    assert "trust_remote_code" not in commands and "stranger" not in commands and "samples=4" in commands
+    assert ("--model_args pretrained=MODEL,samples=4" in commands) == plain
+    assert plain or ('base: "BASE"' in commands and "lr: 0.5" in commands)
+    text = about.withheld_text(shown)
+    assert "trust_remote_code = True" in text and "base_url = http://stranger.example/" in text
+    assert ("pretrained = stranger/model" if plain else "base = stranger/model") in text
+    page = site_runs.run_page(board, shown["run_id"], "")[1]
+    assert "check it before you use it" in page
 
 
 def test_a_run_lists_its_metrics_with_intervals_and_its_warnings(exported: tuple[Board, Path]) -> None:
