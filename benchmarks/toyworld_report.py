@@ -96,6 +96,22 @@ def run_world(world: Path, out: Path, args: argparse.Namespace) -> None:
         same_recipe(suite()["run"])
     cells = plan(args, suite(), lambda: best(trials(out, args.workers))["settings"])
     demo.run_cells(out, [cell for cell in cells if not demo.is_done(out, cell)], args.workers)
+    write_atomic(out / "world.json", json.dumps(base_of(world)) + "\n")
+
+
+def base_of(world: Path) -> dict[str, Any]:
+    """Which attempt at pretraining the base is, why those before it were given up, and what it knows."""
+    from transformers import LlamaForCausalLM
+
+    from uqharness.toyworld.files import read_manifest
+    from uqharness.toyworld.pretrain import RARE, Corpus, relations_right
+    from uqharness.toyworld.world import make_world
+
+    manifest = read_manifest(world)
+    corpus, rng = Corpus(make_world(manifest["seed"]), RARE), np.random.default_rng([manifest["seed"], 2])
+    model = LlamaForCausalLM.from_pretrained(world / "base").eval()
+    failed = manifest["pretraining"].get("failed", [])
+    return {"attempt": len(failed) + 1, "failed": failed, "relations": round(relations_right(model, corpus, rng), 4)}
 
 
 def same_recipe(run: Mapping[str, Any]) -> None:
@@ -187,6 +203,7 @@ def collect(out: Path) -> Report:
             values = rows.setdefault((name, n, run.task), {key: [] for key in entry})
             for key, value in entry.items():
                 values[key].append(value)
+    made["worlds"] = {path.parent.name: json.loads(path.read_text()) for path in sorted(out.glob("w*/world.json"))}
     chosen = {path.parent.name: json.loads(path.read_text())["trials"] for path in sorted(out.glob("w*/tuned.json"))}
     return Report(rows, chosen, made)
 
@@ -382,11 +399,27 @@ def chosen(trials_of: Mapping[str, list[dict[str, Any]]]) -> str:
     return "\n".join(lines)
 
 
+def worlds(report: Report) -> str:
+    """What each world's base knows before fine-tuning."""
+    bases = report.made.get("worlds")
+    if not bases:
+        return "What the bases know was not written down."
+    tasks = [task for task in tasks_of(report.rows) if ("zero-shot", 1, task) in report.rows]
+    lines = [f"| world | attempt | relation questions right | {' | '.join(f'zero-shot ACC, {t}' for t in tasks)} |"]
+    lines += ["|---" * (3 + len(tasks)) + "|"]
+    for world, base in bases.items():
+        attempt = f"{base['attempt']}{''.join(f'; {why}' for why in base['failed'])}"
+        accs = [f"{100 * mean(of_world(report.rows['zero-shot', 1, t], world)['acc']):.1f}" for t in tasks]
+        lines.append(f"| {world} | {attempt} | {100 * base['relations']:.1f} % | {' | '.join(accs)} |")
+    return "\n".join(lines)
+
+
 BLOCKS: dict[str, Callable[[Report], str]] = {
     "table": lambda report: table(report.rows),
     "expectations": lambda report: expectations(report.rows),
     "intervals": lambda report: intervals(report.rows),
     "differences": lambda report: differences(report.rows),
+    "worlds": worlds,
     "chosen": lambda report: chosen(report.chosen),
     "by-world": lambda report: table_by_world(report.rows, tasks_of(report.rows)[0]),
 }

@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from uqharness import demo
+from uqharness.toyworld import data_path
 
 ROOT = Path(demo.__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data"
@@ -195,6 +196,15 @@ def test_the_lowest_validation_nll_is_chosen_and_shown() -> None:
         "| the shared recipe | 60.0 / 5.0 / 1.300 | **60.0 / 5.0 / 1.200** |",
         "| steps=200 | **40.0 / 5.0 / 1.100** | 70.0 / 5.0 / 1.400 |",
     ]
+
+
+def test_the_shipped_base_is_described() -> None:
+    base = report.base_of(data_path())
+    assert base == {"attempt": 1, "failed": [], "relations": pytest.approx(0.877, abs=0.002)}  # the page's 87.7 %
+    zero = {"world": ["w1", "w2"], "seed": [0, 0], "acc": [0.25, 0.5]}
+    made = {"worlds": {"w2": {**base, "attempt": 2, "failed": ["copying not learned"]}}}
+    shown = report.worlds(report.Report({("zero-shot", 1, "toyworld_uq"): zero}, {}, made)).splitlines()
+    assert shown[2] == f"| w2 | 2; copying not learned | {100 * base['relations']:.1f} % | 50.0 |"
 
 
 def test_settings_are_reported_under_the_recipe_that_they_were_chosen_under() -> None:
