@@ -10,12 +10,21 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    PreTrainedTokenizerFast,
+    Qwen3Config,
+)
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "Answer:", "Choices:", *"ABCDE", *(f"w{i}" for i in range(40))]
 
 
-def make_base(path: Path, **config: Any) -> Path:
+KINDS: dict[str, Any] = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
+
+
+def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
     """A saved base model with its tokenizer."""
     tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
@@ -30,8 +39,9 @@ def make_base(path: Path, **config: Any) -> Path:
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = LlamaForCausalLM(LlamaConfig(**{**settings, **config}))
-    model.save_pretrained(path)
+        extra = {} if kind == "llama" else {"head_dim": 8}
+        model = AutoModelForCausalLM.from_config(KINDS[kind](**{**settings, **extra, **config}))
+    model.to(dtype).save_pretrained(path)
     return path
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -51,3 +53,20 @@ def ask(text: str, choices: Sequence[str], doc: int) -> list[Instance]:
     """One question's requests, as lm-eval makes them."""
     found = enumerate(choices)
     return [Instance("loglikelihood", {}, (text, c), k, metadata=("some_task", doc, 1)) for k, c in found]
+
+
+@contextmanager
+def lines_of(name: str) -> Iterator[list[str]]:
+    """What a logger says within, wherever its lines go: lm-eval's set-up keeps them from pytest's caplog."""
+    lines: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda entry: lines.append(entry.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger(name)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield lines
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

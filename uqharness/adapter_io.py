@@ -80,7 +80,8 @@ def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
     if not any(".lora_" in name for name in mean):
         raise InputError(f"{folder / MEAN}: no LoRA tensors among its {len(mean)}: only LoRA adapters can be read")
     if record is None:
-        return Point(mean, train_seed=0), None
+        config = _read_json(folder / PEFT_CONFIG)
+        return Point({n: t for n, t in mean.items() if not of_base(n, config)}, train_seed=0), None
     state = read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
     settings = record["posterior"]
     method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
@@ -165,12 +166,17 @@ def base_location(name: str) -> str:
 
 
 def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:
-    """The adapter's tensors are all in the model and the base is the one it was trained on."""
+    """The adapter's tensors are those of the model, and the base is the one it was trained on."""
     state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     missing = [name for name in posterior.mean if name not in state]
     if missing:
         raise InputError(
             f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}"
+        )
+    if lacking := [name for name in state if name not in posterior.mean]:
+        raise InputError(
+            f"{len(lacking)} of {len(state)} tensors that {PEFT_CONFIG} asks for are not in the adapter: "
+            f"{lacking[0]}: copy it again"
         )
     wrong = [name for name, tensor in posterior.mean.items() if tuple(tensor.shape) != state[name]]
     if wrong:
@@ -233,6 +239,23 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"{path}: a JSON object was expected, found {type(content).__name__}")
     return content
+
+
+def of_base(name: str, config: Mapping[str, Any]) -> bool:
+    """Whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers."""
+    module, _, kind = name.removeprefix("base_model.model.").rpartition(".")
+    if ".lora_" in name or "trainable_tokens" in name or kind != "weight":  # biases are trained, or not saved
+        return False
+    parts = module.split(".")
+    parents = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    whole = config.get("modules_to_save") or ()
+    return not any(parent.endswith(str(saved)) for parent in parents for saved in whole)
+
+
+def base_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the base that lie in an adapter's file."""
+    config = _read_json(folder / PEFT_CONFIG)
+    return {name: tensor for name, tensor in read_tensors(folder / MEAN).items() if of_base(name, config)}
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -198,6 +198,8 @@ def _logging(debug: bool) -> None:
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO)
+    # PEFT imports it wherever it is installed, and it speaks of kernels then.
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 if __name__ == "__main__":

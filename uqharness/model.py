@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-from uqharness import adapter_io, leakage
+from uqharness import adapter_io, base_model, leakage
 from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.config import boolean
 from uqharness.errors import InputError
@@ -63,9 +63,8 @@ class BayesLoRA(HFLM):
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         posterior, self.record = adapter_io.load_posterior(self.folder)
         self.base_name = base or recorded_base(self.folder, self.record)
+        kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
         self._load(adapter_io.base_location(self.base_name), kwargs)
-        if self.backend != "causal":
-            raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
         self.posterior, self.mean, self.draws = posterior, mean, draws
         self.engine = self._engine(posterior)
@@ -75,16 +74,27 @@ class BayesLoRA(HFLM):
         self._tell()
 
     def _load(self, base: str, kwargs: dict[str, Any]) -> None:
+        self.quantised = kwargs.pop("quantization_config", None)
         try:
-            super().__init__(pretrained=base, peft=str(self.folder), **kwargs)
+            super().__init__(pretrained=base, **kwargs)
         except OSError as error:
             raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
-        except (RuntimeError, ValueError) as error:
-            if "size mismatch" in str(error) or "Target modules" in str(error):
-                raise InputError(
-                    f"adapter {self.adapter} does not fit base model {base!r}: give its own base"
-                ) from error
-            raise
+
+    def _create_model(self, pretrained: str, dtype: Any = None, quantization_config: Any = None, **kwargs: Any) -> None:
+        """The base as training loads it, and the adapter on it.
+
+        HFLM's own `peft=` shortens padded embeddings to the tokenizer and ties a tied head again, which fails.
+        """
+        if self.backend != "causal":
+            raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
+        dtype = base_model.named_dtype(dtype or base_model.evaluation_dtype(self.device, self.record))
+        computed = dtype if isinstance(dtype, torch.dtype) else getattr(self.config, "dtype", None)
+        self.quantised = base_model.quantisation(kwargs, computed) or self.quantised
+        config = self.quantised or quantization_config  # the base's own
+        super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+        base_model.exact_on_cpu(self._model)
+        base_model.fit_vocabulary(self._model, len(self.tokenizer))
+        self._model = base_model.attach(self._model, self.folder, self.base_name)
 
     def _engine(self, posterior: Posterior) -> Engine:
         how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
@@ -95,6 +105,12 @@ class BayesLoRA(HFLM):
         used = self.engine.samples
         note = f" ({self.samples} asked for; the posterior has no more)" if used < self.samples else ""
         log.info("bayeslora: %s, %d draws%s, seed %d, base %s", name, used, note, self.seed, self.base_name)
+        if note := base_model.tied_head_note(self.model):
+            log.info("bayeslora: %s", note)
+        run, here = (self.record or {}).get("run", {}), str(base_model.quantised_as(self.quantised) or "")[:4]
+        trained = next((bits for bits in ("4bit", "8bit") if run.get(f"load_in_{bits}")), "")
+        if self.record and trained != here:
+            log.warning("trained on a base in %s, evaluated on one in %s", trained or "full", here or "full")
 
     # ------------------------------------------------------------------ likelihoods
 
@@ -286,6 +302,8 @@ class BayesLoRA(HFLM):
             "adapter": self.adapter,
             "adapter_hash": adapter_io.content_hash(self.folder),
             "base": self.base_name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantisation": base_model.quantised_as(self.quantised),
             "samples_asked": "auto" if self.tolerance else self.samples,
             "tolerance": self.tolerance,
             "draws": self.draws,

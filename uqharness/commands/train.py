@@ -140,7 +140,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
     import transformers
 
-    from uqharness.base_model import attach, inject, load_base
+    from uqharness.base_model import attach, inject, load_base, tied_head_note
     from uqharness.data import prepare as read
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
@@ -149,9 +149,12 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     finally:
         transformers.utils.logging.enable_progress_bar()
     if plan.source is None:
-        return inject(base, cell), read(task, tokenizer, cell, plan.method)
-    model = attach(base, plan.source.folder, cell)
-    adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
+        model = inject(base, cell)
+    else:
+        model = attach(base, plan.source.folder, cell.base, trainable=True)
+        adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
+    if note := tied_head_note(model):
+        log.info(note)
     return model, read(task, tokenizer, cell, plan.method)
 
 
@@ -181,6 +184,8 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything needed to make this adapter again, and what it cost."""
+    from uqharness.base_model import training_dtype
+
     cls, courses = type(plan.method), list(data.get("training", ()))
     base = model.get_base_model()
     return {
@@ -192,6 +197,7 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
             "name": cell.base,
             "revision": getattr(base.config, "_commit_hash", None),
             "fingerprint": adapter_io.base_fingerprint(base),
+            "dtype": str(training_dtype(cell)).removeprefix("torch."),
         },
         "run": config.as_json(cell),
         "overridden": dict(plan.overridden),
