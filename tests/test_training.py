@@ -364,13 +364,9 @@ def tiny_bf16_data() -> ChoiceData:
         ({"base": "./nowhere"}, ["base model ./nowhere cannot be loaded: "]),
         ({"base": "./toyworl"}, ["base model ./toyworl cannot be loaded (did you mean toyworld?): "]),
         ({"base": ""}, ["--base"]),
-        ({"load_in_4bit": True}, ["bitsandbytes"]),
     ],
 )
 def test_bad_bases_and_targets_give_one_line(tmp_path, changes, words):
-    if "load_in_4bit" in changes:
-        if __import__("importlib.util").util.find_spec("bitsandbytes"):
-            pytest.skip("bitsandbytes is installed")
     run = run_of(**{"base": str(make_base(tmp_path / "base")), **changes})
     with pytest.raises(InputError) as caught:
         build_model(run)
