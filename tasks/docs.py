@@ -69,6 +69,20 @@ def mmlu(rows: Dataset) -> Dataset:
     return each(_mmlu, rows)
 
 
+def _cloze(row: Row) -> dict[str, Any]:
+    text = row["question"] if "question" in row else row["question_stem"]
+    if "answerKey" not in row:
+        return {"id": "", "question": text.strip(), "choices": row["choices"], "gold": row["answer"]}
+    found = row["choices"]
+    return {"id": str(row["id"]), "question": text, "choices": found["text"],
+            "gold": index(found["label"], row["answerKey"])}
+
+
+def cloze(rows: Dataset) -> Dataset:
+    """ARC, OpenBookQA and MMLU with texts as answers, to the letter as lm-eval's own tasks have them."""
+    return each(_cloze, rows)
+
+
 def toyworld(name: str) -> dict[str, Dataset]:
     """The embedded world's questions, which have our shape already (and `prompt`, `oracle`, `entity`)."""
     return {split: Dataset.from_list(world.questions(name, split)) for split in world.SIZES[name]}

@@ -243,6 +243,8 @@ def test_the_protocol_hash_does_not_depend_on_the_order_of_keys() -> None:
     (("openbookqa_uq", "arc_easy_uq"), "small"), (("openbookqa_uq_test", "arc_challenge_uq_test"), "small"),
     (("openbookqa_uq", "mmlu_college_physics_uq"), "large"), (("winogrande_s_uq", "winogrande_m_uq"), "id"),
     (("toyworld_uq", "toyworld_near_uq"), "small"), (("toyworld_uq", "toyworld_far_uq"), "large"),
+    (("arc_easy_cloze_uq_test", "arc_challenge_cloze_uq_test"), "small"),
+    (("openbookqa_cloze_uq", "mmlu_college_physics_cloze_uq"), "large"), (("arc_easy_cloze_uq", "arc_easy_uq"), None),
     (("arc_easy_uq", "openbookqa_uq"), None), (("arc_easy_uq", "elsewhere"), None),
 ])
 def test_shifts(pair: tuple[str, str], expected: str | None) -> None:

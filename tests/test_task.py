@@ -18,7 +18,8 @@ from lm_eval.utils import make_table
 
 from uqharness.errors import InputError, RunError
 from uqharness.metrics import METRICS
-from uqharness.results import RECORD, metrics, read_results, require_comparable, unpack
+from uqharness.results import RECORD, BMALogProb, metrics, read_results, require_comparable, unpack
+from uqharness.scoring import per_byte
 from uqharness.task import SET_LEVEL, UQTask, doc_hash
 
 
@@ -184,3 +185,39 @@ def test_training_drops_and_counts_what_evaluation_keeps() -> None:
     assert task.train_dropped == {str(k): sizes.count(k) for k in (2, 3) if k in sizes}
     assert unpack(values(evaluate(task))[RECORD]).train_dropped == task.train_dropped
     assert task.tuning_docs() is None and task.split_record("validation")["items"] == 30
+
+
+def test_training_leaves_out_items_that_have_an_answer_twice() -> None:
+    def repeated() -> dict[str, Dataset]:
+        rows = questions()
+        train = [{**row, "choices": ["A", *row["choices"][:-1]]} if i in (2, 7) else row
+                 for i, row in enumerate(rows["train"].to_list())]
+        return {"validation": rows["validation"], "train": Dataset.from_list(train)}
+
+    task = UQTask(config(custom_dataset=repeated, metadata={"version": 1, "uq": {"protocol": "uq-v1"}}))
+    assert len(task.training_docs()) == 10 and task.train_dropped == {"repeated": 2}
+    assert {"q32", "q37"}.isdisjoint(task.training_docs()["id"])
+
+
+def test_normalised_draws_are_each_divided_by_the_answers_bytes() -> None:
+    def by_bytes(rule: str = "bytes") -> UQTask:
+        uq = {"protocol": "uq-v1", "normalise": rule}
+        return UQTask(config(doc_to_choice="{{ ['ü', 'abc', 'abcdef'] }}", process_docs=three,
+                             metadata={"version": 1, "uq": uq}))
+
+    def three(rows: Dataset) -> Dataset:
+        return Dataset.from_list([{**row, "gold": row["gold"] % 3} for row in rows])
+
+    plain = UQTask(config(doc_to_choice="{{ ['ü', 'abc', 'abcdef'] }}", process_docs=three))
+    for draws in (None, 0, 3):
+        lm = Answerer(draws)
+        found, summed = (unpack(values(evaluate(task, lm))[RECORD]).logp for task in (by_bytes(), plain))
+        assert found == pytest.approx(summed / np.array([2, 3, 6]), rel=1e-6, nan_ok=True)
+    with pytest.raises(InputError, match="normalise is 'tokens': write bytes, or leave it out"):
+        evaluate(by_bytes("tokens"))
+
+
+def test_answers_of_a_posterior_are_not_divided() -> None:
+    given = BMALogProb(-1.0, [-1.0], mean=-1.0, combine="given")
+    with pytest.raises(InputError, match="leave normalise out"):
+        per_byte([given, given], ["A", "BC"])

@@ -3,16 +3,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import lm_eval
 import numpy as np
 import pytest
+import torch
 from answerer import Answerer
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
+from peft import LoraConfig, get_peft_model
 
 from uqharness import toyworld
-from uqharness.results import read_results
+from uqharness.bma import make_rows
+from uqharness.errors import InputError
+from uqharness.questions import PairEncoder, read_questions
+from uqharness.results import read_results, require_comparable
 from uqharness.task import UQTask
+from uqharness.training import choice_table, gold_logprobs
 
 FOLDER = Path(__file__).parents[1] / "tasks"
 # Items evaluated, for tuning, left for training, dropped from training; official numbers (PROVENANCE.md).
@@ -27,6 +35,14 @@ COUNTS = {
     "boolq_uq_test": (2180, 1090, 1886, {}),
     "mmlu_college_chemistry_uq": (100, None, None, {}), "mmlu_college_physics_uq": (102, None, None, {}),
     "mmlu_college_mathematics_uq": (100, None, None, {}),
+    "arc_challenge_cloze_uq": (299, None, 1117, {"3": 1, "5": 1}),
+    "arc_easy_cloze_uq": (570, None, 2241, {"3": 6, "5": 4}),
+    "arc_challenge_cloze_uq_test": (1172, 299, 1117, {"3": 1, "5": 1}),
+    "arc_easy_cloze_uq_test": (2376, 570, 2241, {"3": 6, "5": 4}),
+    "openbookqa_cloze_uq": (500, None, 4954, {"repeated": 3}),  # "sky", "roots", "sky", "leaves"
+    "openbookqa_cloze_uq_test": (500, 500, 4954, {"repeated": 3}),
+    "mmlu_college_chemistry_cloze_uq": (100, None, None, {}), "mmlu_college_physics_cloze_uq": (102, None, None, {}),
+    "mmlu_college_mathematics_cloze_uq": (100, None, None, {}),
 }
 ASK = "Select one of the choices that answers the following question: "
 # Table 6 of the BLoB paper, filled in by hand with the first evaluated item: prompt, answers, right one.
@@ -45,6 +61,23 @@ GOLDEN = {
         ASK + "The rate, r, of a zero-order chemical reaction A → B can be expressed as which of the "
         "following? Choices: A. r = k ln[A]. B. r = k [A]^2. C. r = k [A]. D. r = k. Answer:",
         ["A", "B", "C", "D"], 3),
+    "arc_easy_cloze_uq": (
+        "Question: Which technology was developed most recently?\nAnswer:",
+        ["cellular telephone", "television", "refrigerator", "airplane"], 0),
+    "openbookqa_cloze_uq": (
+        "Frilled sharks and angler fish live far beneath the surface of the ocean, which is why they are known as",
+        ["Deep sea animals", "fish", "Long Sea Fish", "Far Sea Animals"], 0),
+    "mmlu_college_chemistry_cloze_uq": (
+        "Question: The rate, r, of a zero-order chemical reaction A → B can be expressed as which of the "
+        "following?\nAnswer:", ["r = k ln[A]", "r = k [A]^2", "r = k [A]", "r = k"], 3),
+}
+STOCK = {  # lm-eval's own task, and its file
+    "arc_challenge_cloze_uq_test": ("arc_challenge", "arc/arc_challenge.yaml"),
+    "arc_easy_cloze_uq_test": ("arc_easy", "arc/arc_easy.yaml"),
+    "openbookqa_cloze_uq_test": ("openbookqa", "openbookqa/openbookqa.yaml"),
+    **{f"mmlu_college_{subject}_cloze_uq": (
+        f"mmlu_college_{subject}_continuation", f"mmlu/continuation/mmlu_college_{subject}.yaml")
+       for subject in ("chemistry", "physics", "mathematics")},
 }
 
 
@@ -83,6 +116,28 @@ def test_golden_prompts(load: Callable[[str], UQTask], name: str) -> None:
     task, doc = load(name), load(name).eval_docs[0]
     assert (task.doc_to_text(doc), task.doc_to_choice(doc), task.doc_to_target(doc)) == GOLDEN[name]
     assert [one.args[1] for one in task.construct_requests(doc, "")] == [f" {x}" for x in GOLDEN[name][1]]
+
+
+@pytest.fixture(scope="module")
+def stock(offline_hub: dict[str, str]) -> Callable[[str], Any]:
+    folder = Path(str(lm_eval.tasks.__file__)).parent
+
+    def one(name: str) -> Any:
+        task, path = STOCK[name]
+        return TaskManager(include_defaults=False, include_path=str((folder / path).parent)).load([task])["tasks"][task]
+
+    return one
+
+
+@pytest.mark.parametrize("name", STOCK)
+def test_cloze_asks_to_the_letter_as_lm_evals_own_task(
+        load: Callable[[str], UQTask], stock: Callable[[str], Any], name: str) -> None:
+    ours, theirs = load(name), stock(name)
+    for task in (ours, theirs):
+        task.build_all_requests(limit=300, rank=0, world_size=1)
+    assert [one.args for one in ours.instances] == [one.args for one in theirs.instances]
+    assert len(ours.eval_docs) == len(theirs.eval_docs)
+    assert [one.doc["gold"] for one in ours.instances] == [int(theirs.doc_to_target(x.doc)) for x in theirs.instances]
 
 
 def test_golden_prompt_of_boolq(load: Callable[[str], UQTask]) -> None:
@@ -142,6 +197,55 @@ def test_a_real_model_of_lm_evals(
         assert np.exp(plain) / np.exp(plain).sum() == pytest.approx(sample["uq_record"]["probs"], abs=1e-6)
 
 
+def test_cloze_is_the_softmax_over_summed_log_probabilities(
+        load: Callable[[str], UQTask], stock: Callable[[str], Any], tiny_real_model: Path,
+        manager: TaskManager) -> None:
+    """Of answers of several tokens: the headline's probabilities and the training loss, against lm-eval's own sums."""
+    limit, ours = 5, load("arc_easy_cloze_uq_test")
+    model = HFLM(pretrained=str(tiny_real_model), dtype="float32", device="cpu", batch_size=4)
+    evaluated = {"limit": limit, "bootstrap_iters": 0, "log_samples": True, "task_manager": manager}
+    theirs = lm_eval.simple_evaluate(model=model, tasks=[stock("arc_easy_cloze_uq_test")], **evaluated)
+    results = lm_eval.simple_evaluate(model=model, tasks=[ours], **evaluated)
+    questions = read_questions(ours, "test", ours.eval_docs, PairEncoder(model.tokenizer), limit=limit)
+    assert all(len(answer) > 1 for question in questions for _, answer in question.pairs)
+    rows = make_rows([question.pairs for question in questions], 2048, 0)
+    gold = torch.tensor([question.gold for question in questions])
+    lora = get_peft_model(model.model, LoraConfig(target_modules=["q_proj"]))  # B = 0: still the base
+    loss, table = 0.0, choice_table(lora, rows).tolist()
+    for sample, plain, row in zip(
+            results["samples"][ours.task_name], theirs["samples"]["arc_easy"], table, strict=True):
+        sums = np.array([float(value) for value, _ in plain["filtered_resps"]])
+        wanted = sums - np.logaddexp.reduce(sums)
+        assert np.log(sample["uq_record"]["probs"]) == pytest.approx(wanted, abs=1e-5)
+        assert row[:len(sums)] == pytest.approx(wanted, abs=1e-4)
+        loss -= wanted[sample["uq_record"]["gold"]] / limit
+    assert -gold_logprobs(lora, rows, gold).mean().item() == pytest.approx(loss, abs=1e-4)
+    run, other = read_results(results)[0], theirs["results"]["arc_easy"]
+    assert run.metrics()["acc"] == pytest.approx(other["acc,none"])
+    assert run.metrics()["nll"] == pytest.approx(loss, abs=1e-4)
+
+
+def test_answers_by_bytes_are_another_protocol(
+        manager: TaskManager, load: Callable[[str], UQTask], tiny_real_model: Path) -> None:
+    by_bytes = TaskManager(include_defaults=False, include_path=str(FOLDER), metadata={"normalise": "bytes"}).load(
+        ["arc_easy_cloze_uq_test"])["tasks"]["arc_easy_cloze_uq_test"]
+    model = HFLM(pretrained=str(tiny_real_model), dtype="float32", device="cpu", batch_size=8)
+    evaluated = {"limit": 12, "bootstrap_iters": 0, "log_samples": True, "task_manager": manager}
+    normalised = lm_eval.simple_evaluate(model=model, tasks=[by_bytes], **evaluated)
+    summed = lm_eval.simple_evaluate(model=model, tasks=[load("arc_easy_cloze_uq_test")], **evaluated)
+    hits = 0
+    for sample, plain in zip(normalised["samples"][by_bytes.task_name], summed["samples"][by_bytes.task_name],
+                             strict=True):
+        sizes = [len(text.encode()) for text in sample["doc"]["choices"]]
+        rates = np.array([float(value) for value, _ in plain["filtered_resps"]]) / sizes
+        assert sample["uq_record"]["probs"] == pytest.approx(np.exp(rates) / np.exp(rates).sum(), abs=1e-6)
+        hits += np.argmax(rates) == sample["doc"]["gold"]  # lm-eval's acc_bytes
+    runs = [read_results(results)[0] for results in (normalised, summed)]
+    assert runs[0].metrics()["acc"] == pytest.approx(hits / 12)
+    with pytest.raises(InputError, match=r"they differ in .*\bnormalise \("):
+        require_comparable(runs)
+
+
 TOYS = [("toyworld", True), ("near", False), ("far", False), ("cloze", True)]
 
 
@@ -160,6 +264,7 @@ def test_the_toy_world_needs_no_hub(name: str, trains: bool, manager: TaskManage
 
 def test_every_yaml_is_found(manager: TaskManager) -> None:
     groups = {"uq_commonsense", "uq_ood_small", "uq_ood_large", "uq_ood", "toyworld"}
+    groups |= {"uq_cloze", "uq_cloze_ood", "uq_cloze_ood_small", "uq_cloze_ood_large"}
     toys = {"toyworld_uq", "toyworld_near_uq", "toyworld_far_uq", "toyworld_cloze_uq"}
     theirs = {name for name in manager.all_tasks if name.endswith(("_uq_bp", "_uq_ll"))}  # test_protocols.py
     assert len(theirs) == 14 and set(manager.all_tasks) == set(COUNTS) | groups | toys | theirs

@@ -180,7 +180,9 @@ def _say(record: Mapping[str, Any]) -> None:
                 "%d items to %s are longer than max_length and lose tokens on the left", count, purpose
             )
     if record["dropped"]:
-        log.info("training leaves out items by their number of choices: %s", record["dropped"])
+        log.info(
+            "training leaves out items by their number of choices, or for a repeated answer: %s", record["dropped"]
+        )
     if record["multi_token_choices"]:
         log.info(
             "%d answer choices are several tokens: their log-probabilities are summed",

@@ -10,9 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from uqharness.errors import RunError
+from uqharness.errors import InputError, RunError
 from uqharness.metrics import METRICS, combine_draws, softmax_draws
-from uqharness.record import item_rows
+from uqharness.record import BMALogProb, item_rows
 
 PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.per_item)
 
@@ -50,3 +50,18 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
             columns[name] = metric.per_item(draws if metric.needs_draws else probs, gold).tolist()
     return [Answer(rows, rule, probs[d, :len(scores[d])].tolist(), {key: columns[key][d] for key in columns})
             for d, (rows, _) in enumerate(parsed)]
+
+
+def per_byte(scores: Sequence[float], answers: Sequence[str]) -> list[float]:
+    """log p(answer) / bytes of the answer, in every draw: lm-eval's `acc_bytes`, as a distribution over the choices."""
+    return [_divided(score, len(answer.encode())) for score, answer in zip(scores, answers, strict=True)]
+
+
+def _divided(score: float, size: int) -> float:
+    if not isinstance(score, BMALogProb):
+        return score / size
+    if score.combine == "given":
+        raise InputError("normalise=bytes divides the log-probabilities of draws, and this posterior answers by "
+                         "probabilities of the choices: leave normalise out")
+    draws = [None if draw is None else draw / size for draw in score.draws]
+    return BMALogProb(score / size, draws, None if score.mean is None else score.mean / size, score.combine)

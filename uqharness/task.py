@@ -5,6 +5,7 @@ choices, draw by draw, keeps the compact record of all of it, and says which pro
 Keys of its own, under `metadata.uq` in the YAML:
   protocol       name of the protocol (ours: uq-v1)
   train_choices  training items with another number of choices are left out (counted in `train_dropped`)
+  normalise      bytes: log p(answer) is divided by the answer's length before the softmax; nothing without it
   slices         {role: [a, b, c]}: the role is rows a*n//c ... b*n//c of its split of n rows
   keep           evaluated items that are left out, by rule and counted (`keep.py`); none without it
 """
@@ -26,7 +27,7 @@ from uqharness.intervals import BINNED_NAMES, NAMES
 from uqharness.metrics import METRICS, compute_all
 from uqharness.record import PackedRecord, count_choices, digest, pack, unpack
 from uqharness.results import RECORD, say_if_not_kept
-from uqharness.scoring import PER_ITEM, Answer, score
+from uqharness.scoring import PER_ITEM, Answer, per_byte, score
 
 SET_LEVEL = (*(name for name in METRICS if name not in PER_ITEM), "ece_floor_q95")
 
@@ -94,16 +95,21 @@ class UQTask(ConfigurableTask):
                                  f"{len(rows)}; items are never trimmed: return one for each")
             self.features = list(rows.features)
             rows = rows.add_column("uq_id", list(range(len(rows))))
-            sizes = [len(self.labelled(doc, role)[0]) for doc in rows.to_list()]
-            self._roles[role] = self._drop(rows, sizes) if role == "training" else self._keep(rows, sizes, role)
+            choices = [self.labelled(doc, role)[0] for doc in rows.to_list()]
+            sizes = [len(answers) for answers in choices]
+            self._roles[role] = self._drop(rows, choices) if role == "training" else self._keep(rows, sizes, role)
         return self._roles[role]
 
-    def _drop(self, rows: Any, sizes: Sequence[int]) -> Any:
+    def _drop(self, rows: Any, choices: Sequence[Sequence[str]]) -> Any:
+        """Leave out training items with another number of choices, and those where two answers are the same text."""
         wanted = self.uq.get("train_choices")
-        if wanted is None:
-            return rows
-        self.train_dropped = count_choices([size for size in sizes if size != wanted])
-        return rows.select([i for i, size in enumerate(sizes) if size == wanted])
+        other = [wanted is not None and len(answers) != wanted for answers in choices]
+        repeated = [len(set(answers)) < len(answers) and not out for answers, out in zip(choices, other, strict=True)]
+        self.train_dropped = count_choices([len(a) for a, out in zip(choices, other, strict=True) if out])
+        if any(repeated):
+            self.train_dropped["repeated"] = sum(repeated)
+        stay = [i for i in range(len(choices)) if not (other[i] or repeated[i])]
+        return rows if len(stay) == len(choices) else rows.select(stay)
 
     def _keep(self, rows: Any, sizes: Sequence[int], role: str) -> Any:
         rule = keep.read_rule(self.config.metadata)
@@ -166,19 +172,20 @@ class UQTask(ConfigurableTask):
             asked[instance.doc["uq_id"]].append(instance)
         for name in self.instances[0].filtered_resps:
             scores = {key: tuple(one.filtered_resps[name][0] for one in ones) for key, ones in asked.items()}
-            gold = [self.labelled(ones[0].doc)[1] for ones in asked.values()]
-            answers = score(list(scores.values()), gold, [f"{self.task_name}: item {key}" for key in asked])
+            labelled = [self.labelled(ones[0].doc) for ones in asked.values()]
+            given = [self._normalised(one, texts) for one, (texts, _) in zip(scores.values(), labelled, strict=True)]
+            answers = score(given, [gold for _, gold in labelled], [f"{self.task_name}: item {key}" for key in asked])
             self._answers |= dict(zip(scores.items(), answers, strict=True))
         return out
 
     def process_results(self, doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
         if "bypass" in self._metric_fn_list:  # --predict_only
             return super().process_results(doc, results)
-        key, gold = doc["uq_id"], self.labelled(doc)[1]
+        key, (texts, gold) = doc["uq_id"], self.labelled(doc)
         scores = tuple(value for value, _ in results)
         answer = self._answers.get((key, scores))
         if answer is None:  # not through `apply_filters`
-            answer = score([scores], [gold], [f"{self.task_name}: item {key}"])[0]
+            answer = score([self._normalised(scores, texts)], [gold], [f"{self.task_name}: item {key}"])[0]
         prompt_hash, answer_hash = self._asked[key]
         out: dict[str, Any] = {"uq_record": {
             "id": key, "gold": gold, "probs": answer.probs, "logp": answer.rows, "combine": answer.rule,
@@ -189,6 +196,17 @@ class UQTask(ConfigurableTask):
         for name in SET_LEVEL:
             out |= dict.fromkeys((name, *beside(name)))
         return out
+
+    def _normalised(self, scores: Sequence[float], answers: Sequence[str]) -> Sequence[float]:
+        return per_byte(scores, answers) if self.normalise else scores
+
+    @property
+    def normalise(self) -> str | None:
+        """The YAML's rule, or `--metadata '{"normalise": "bytes"}'` of the command line."""
+        rule = (self.config.metadata or {}).get("normalise", self.uq.get("normalise"))
+        if rule not in (None, "bytes"):
+            raise InputError(f"{self.task_name}: normalise is {rule!r}: write bytes, or leave it out")
+        return rule
 
     def aggregation(self) -> dict[str, Callable[[Any], Any]]:
         if "bypass" in self._metric_fn_list:
@@ -235,6 +253,7 @@ class UQTask(ConfigurableTask):
             "items": len(items), "documents": digest([item["doc_hash"] for item in items]),
             "prompts": digest([item["prompt_hash"] for item in items]),
             "answers": digest([item["answer_hash"] for item in items]),
+            **({"normalise": self.normalise} if self.normalise else {}),
             **({"keep": rule, "left_out": self.left_out[self.eval_role]} if rule else {}),
         }
 
