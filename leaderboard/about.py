@@ -148,7 +148,7 @@ def repeated(name: str, value: object) -> bool:
 
 
 def withheld(run: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """(name, value) of what the file says and the commands leave out: models, code and addresses of whoever wrote it."""
+    """(name, value) of what the file says and no command repeats: models, code and addresses of strangers."""
     record = record_of(run)
     given = parse_model_args((evaluation(run).get("config") or {}).get("model_args"))
     replaced = ("adapter", "peft", "pretrained") if record.get("method") else ("adapter",)

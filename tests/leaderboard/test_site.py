@@ -24,8 +24,8 @@ from uqharness.leaderboard import (
     publish,
     run_view,
     site,
-    site_runs,
     site_figures,
+    site_runs,
     table,
     table_formats,
 )  # fmt: skip
