@@ -53,7 +53,7 @@ class BLoB(Method):
     prior_std: float = option(0.2, "σp of the prior N(0, σp²)", low=1e-6)
     eps: float = option(0.05, "G starts as U(ε/√2, ε)", low=1e-6)
     kl_lr: float = option(0.01, "learning rate of the KL's SGD (0.002 for RoBERTa)", low=0)
-    train_samples: int = option(1, "K: noise draws per training step", low=1)
+    train_samples: int = option(1, "K: noise draws per training step", low=1, high=1000)
     flipout: Literal["example", "token", "none"] = option(
         "example", "fresh signs per question (paper), per token (authors' code), or one draw for the batch"
     )

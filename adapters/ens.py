@@ -34,7 +34,7 @@ class Ensemble(Method):
     passes: ClassVar[str] = "K forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Members,)
 
-    members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1)
+    members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1, high=1000)
     average: Literal["probs", "logits"] = option(
         "probs", "what is averaged; the BLoB paper's ENS averages logits"
     )

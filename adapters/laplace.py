@@ -226,7 +226,7 @@ class Laplace(Method):
         "Monte Carlo with the joint covariance of the answer logits, with its diagonal, probit, Laplace bridge, "
         "or draws of weights",
     )
-    mc_samples: int = option(4096, "quasi-random logit draws of joint and indep", low=1)
+    mc_samples: int = option(4096, "quasi-random logit draws of joint and indep", low=1, high=2**20)
     rank: int = option(64, "eigenvectors kept of each Kronecker factor; the error bound is recorded", low=1)
     tokens: Tokens = option(
         "sum",

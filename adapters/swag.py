@@ -120,7 +120,7 @@ class SWAG(Method):
 
     start: float = option(0.5, "fraction of the steps before the first snapshot", low=0, high=0.99)
     every: int = option(0, "steps between snapshots (0: one epoch)", low=0)
-    rank: int = option(20, "K: deviations that are kept", low=2)
+    rank: int = option(20, "K: deviations that are kept", low=2, high=1000)
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -90,7 +90,7 @@ class TempScale(Method):
     uses_tune: ClassVar[bool] = True
     uses_source: ClassVar[bool] = True
 
-    samples: int = option(10, "draws of the source that are averaged, here and at evaluation", low=1)
+    samples: int = option(10, "draws of the source that are averaged, here and at evaluation", low=1, high=10_000)
     min_items: int = option(10, "with fewer tuning items than this there is no telling T", low=1)
 
     def __post_init__(self) -> None:

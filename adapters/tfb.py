@@ -57,9 +57,9 @@ class TFB(Method):
         None, "ε: of the NLL relative to the mean's, of the accuracy absolute; none: 0.003 and 0.01", low=0
     )
     per: Literal["set", "item"] = option("set", "item: the NLL's change is divided by the number of items (their code)")
-    samples: int = option(10, "draws that are averaged in the search", low=1)
+    samples: int = option(10, "draws that are averaged in the search", low=1, high=10_000)
     sigma: float = option(0.015, "σ where the search starts", low=1e-9)
-    halvings: int = option(5, "steps of the bisection (of log σ, in a bracket of one doubling)", low=0)
+    halvings: int = option(5, "steps of the bisection (of log σ, in a bracket of one doubling)", low=0, high=100)
     min_items: int = option(10, "fewer tuning items than this are refused", low=1)
 
     def __post_init__(self) -> None:

@@ -47,12 +47,12 @@ class Run:
     base: str = option("", "base model: a folder, a hub id, or 'toyworld'")
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
     out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
-    steps: int = option(5000, "optimiser steps", low=1)
+    steps: int = option(5000, "optimiser steps", low=1, high=10**8)
     lr: float = option(1e-4, "learning rate", low=0)
-    batch_size: int = option(4, "questions per forward", low=1)
-    grad_accumulation: int = option(1, "forwards per optimiser step", low=1)
-    max_length: int = option(300, "tokens of a prompt; longer ones lose tokens on the left", low=2)
-    lora_r: int = option(8, "LoRA rank", low=1)
+    batch_size: int = option(4, "questions per forward", low=1, high=65536)
+    grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
+    max_length: int = option(300, "tokens of a prompt; longer ones lose tokens on the left", low=2, high=2**20)
+    lora_r: int = option(8, "LoRA rank", low=1, high=16384)
     lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout at the LoRA input", low=0, high=0.999)
     target_modules: tuple[str, ...] = option(("q_proj", "v_proj", "lm_head"), "modules that get a LoRA")
@@ -60,7 +60,7 @@ class Run:
     warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
     adam_eps: float = option(1e-6, "AdamW's ε (bayesian-peft: 1e-6; Laplace-LoRA's code: 1e-8)", low=1e-30)
-    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0, role="seed")
+    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0, high=2**32 - 1, role="seed")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
@@ -109,20 +109,32 @@ class Run:
 def check_ranges(settings: Any) -> None:
     """Every number within the range that its field declares, and finite."""
     for spec in dataclasses.fields(settings):
-        value = getattr(settings, spec.name)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            continue
-        low, high = spec.metadata.get("low"), spec.metadata.get("high")
-        if (
-            not math.isfinite(value)
-            or (low is not None and value < low)
-            or (high is not None and value > high)
-        ):
-            wanted = " and ".join(
-                [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
-                or ["finite"]
-            )
-            raise InputError(f"{spec.name} is {value}: it must be {wanted}")
+        check_range(spec, getattr(settings, spec.name))
+
+
+def check_range(spec: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a number outside the range that its field declares; what is no number passes."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high = spec.metadata.get("low"), spec.metadata.get("high")
+    below, above = low is not None and value < low, high is not None and value > high
+    if below or above or (isinstance(value, float) and not math.isfinite(value)):
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise InputError(f"{spec.name} is {_shown(value)}: it must be {' and '.join(bounds or ['finite'])}")
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Check some fields of `cls` by themselves: type and range."""
+    kinds = field_types(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name in values:
+            check_range(spec, convert(kinds[spec.name], values[spec.name], spec.name))
+
+
+def _shown(value: Any) -> str:
+    """For a message: one line of bounded length."""
+    text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 200 else repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def convert(kind: Any, value: Any, name: str) -> Any:
@@ -151,9 +163,8 @@ def convert(kind: Any, value: Any, name: str) -> Any:
     try:
         number = kind(value) if kind is not int or isinstance(value, (int, str)) else int(str(value))
     except (TypeError, ValueError):
-        raise InputError(
-            f"{name} is {value!r}: it must be {'a number' if kind is float else kind.__name__}"
-        ) from None
+        wanted = {float: "a number", int: "an integer"}.get(kind, kind.__name__)
+        raise InputError(f"{name} is {_shown(value)}: it must be {wanted}") from None
     return int(number) if kind is int else number
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -25,6 +26,7 @@ class RunError(UQError):
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean x?)', or nothing when no name is close."""
-    close = difflib.get_close_matches(word, sorted(known), n=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""
+    """' (did you mean x?)', or nothing when no name is close. Hyphens and underscores do not count."""
+    plain = {re.sub("[-_]", "", name): name for name in sorted(known, reverse=True)}
+    close = difflib.get_close_matches(re.sub("[-_]", "", word[:200]), sorted(plain), n=1, cutoff=0.6)
+    return f" (did you mean {plain[close[0]]}?)" if close else ""

@@ -10,9 +10,12 @@ import logging
 import re
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uqharness.errors import InputError, did_you_mean
-from uqharness.posterior import Method
+
+if TYPE_CHECKING:
+    from uqharness.posterior import Method
 
 GROUP = "uqharness.methods"
 ALIASES = {"lap": "laplace"}
@@ -30,8 +33,8 @@ def methods() -> dict[str, EntryPoint]:
     return dict(sorted(found.items()))
 
 
-def get_method(name: str, package: str | None = None) -> type[Method]:
-    """The method's class. `package`: the distribution that a record says it came from."""
+def get_point(name: str, package: str | None = None) -> EntryPoint:
+    """Return where the method of this name is, without importing it."""
     known = methods()
     point = known.get(ALIASES.get(name, name))
     if point is None:
@@ -40,6 +43,14 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
         )
         close = did_you_mean(name, [*known, *ALIASES])
         raise InputError(f"unknown method {name!r}{close}{hint}; installed: {', '.join(known) or 'none'}")
+    return point
+
+
+def get_method(name: str, package: str | None = None) -> type[Method]:
+    """The method's class. `package`: the distribution that a record says it came from."""
+    point = get_point(name, package)
+    from uqharness.posterior import Method  # torch: not before the name is known to be right
+
     try:
         cls = point.load()
     except (ImportError, AttributeError) as error:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import math
 import os
 import re
 import sys
@@ -16,6 +17,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from uqharness.commands import early
 from uqharness.commands.parser import explain
 from uqharness.errors import InputError, did_you_mean
 
@@ -112,13 +114,21 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     if include and not Path(include).is_dir():
         raise InputError(f"--include_path {include} is no folder: give one that holds task YAMLs")
     limit, size = (getattr(args, key, settings.get(key)) for key in ("limit", "batch_size"))
-    if isinstance(limit, (int, float)) and limit < 0:
-        raise InputError(f"--limit {limit:g}: give a number of questions, or a fraction of them below 1")
-    if size is not None and not re.fullmatch(r"0*[1-9]\d*|auto(:\d+(\.\d+)?)?", str(size)):
-        raise InputError(f"--batch_size {size}: give a whole number of at least 1, auto or auto:N")
+    if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
+        raise InputError(f"--limit {limit}: give a number of questions, or a fraction of them between 0 and 1")
+    if size is not None and not re.fullmatch(r"0*[1-9][0-9]{0,4}|auto(:[0-9]{1,4}(\.[0-9]+)?)?", str(size)):
+        raise InputError(f"--batch_size {str(size)[:60]}: give a whole number from 1 to 99999, auto or auto:N")
+    _check_tasks(args.tasks or settings["tasks"], include)
     given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
     if args.model == MODEL and not given.get("adapter"):
         raise InputError("no adapter: give its folder or hub id, `uqharness eval ADAPTER --tasks …`")
+
+
+def _check_tasks(tasks: Any, include: Any) -> None:
+    if isinstance(tasks, str) or (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
+        words = [tasks] if isinstance(tasks, str) else tasks
+        names = [name.strip() for word in words for name in word.split(",")]
+        early.check_tasks(filter(None, names), [include] if include else [])
 
 
 def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:

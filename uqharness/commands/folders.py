@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from uqharness.errors import InputError
 
+LONGEST = 255  # bytes of a name, on every common file system
+
+
+def nameable(name: str, said: str) -> str:
+    """`name`, if a file system takes it as a path. said: the place as the user gave it."""
+    if "\0" in name:
+        raise InputError(f"{said}: a NUL byte in {name!r}; give a path without one")
+    longest = max((len(os.fsencode(part)) for part in re.split(r"[/\\]", name)), default=0)
+    if longest > LONGEST:
+        raise InputError(f"{said[:60]}…: a name of {longest:,} bytes; at most {LONGEST} are possible")
+    return name
+
 
 def writable(out: Path, said: str) -> Path:
     """`out`, if it can be made: what is nearest above it is a folder of ours. said: the place as the user gave it."""
-    parent = next(path for path in out.absolute().parents if path.exists())
+    nameable(str(out), said)
+    try:
+        parent = next((path for path in out.absolute().parents if path.exists()), None)
+    except OSError as error:  # a folder that cannot be entered
+        raise InputError(f"{said}: {error.strerror}; give another place") from error
+    if parent is None:
+        raise InputError(f"{said}: this is the root folder; give a folder below it")
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         found = "is a file" if parent.is_file() else "cannot be written"
         raise InputError(f"{said}: {parent} {found}; give another place")
@@ -19,7 +38,7 @@ def writable(out: Path, said: str) -> Path:
 
 def vacant(name: str) -> Path:
     """A folder that can be written without losing anything."""
-    out = Path(name).expanduser()
+    out = Path(nameable(name, name)).expanduser()
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} exists already: give a folder that does not exist yet")
     return writable(out, str(out))

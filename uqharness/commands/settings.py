@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 from uqharness import config, registry
 from uqharness.config import Run
 from uqharness.errors import InputError, did_you_mean
-from uqharness.posterior import Method
 
 if TYPE_CHECKING:
     from uqharness.commands.source import Source
+    from uqharness.posterior import Method
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Plan:
 def resolve(args: argparse.Namespace) -> Plan:
     """Flags, --set and --config as one plan; anything unknown is refused with a suggestion."""
     cls = registry.get_method(args.method)
-    point = registry.methods()[registry.ALIASES.get(args.method, args.method)]
+    point = registry.get_point(args.method)
     own, shared = split(config.read_file(args.config) if args.config else {}, cls, args.config)
     for name, value in config.parse_set(args.set or []).items():
         _choose(name, cls)(own, shared)[name] = value

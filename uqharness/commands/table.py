@@ -5,8 +5,10 @@ from __future__ import annotations
 import argparse
 import sys
 
+from uqharness.commands.parser import count_of
 from uqharness.errors import InputError, did_you_mean
 
+MAX_DRAWS = 10_000  # of a record: `record.MAX_DRAWS`, which needs numpy
 FORMATS = ("md", "csv", "latex", "json")
 
 
@@ -49,6 +51,6 @@ def _words(given: list[str] | None) -> list[str]:
 
 
 def _draws(word: str) -> int:
-    if not word.isdigit():
-        raise InputError(f"--samples {word!r}: a whole number of at least 0 is needed, or several: 0,5,10")
-    return int(word)
+    if (draws := count_of(word, 0, MAX_DRAWS)) is None:
+        raise InputError(f"--samples {word[:60]!r}: give whole numbers from 0 to {MAX_DRAWS:,}, for example 0,5,10")
+    return draws

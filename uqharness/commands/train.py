@@ -16,9 +16,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import adapter_io, config
+from uqharness import config
 from uqharness.atomic import recover_folder
+from uqharness.commands import early
 from uqharness.commands.folders import writable
+from uqharness.commands.parser import count_of
 from uqharness.commands.settings import Plan, resolve
 from uqharness.config import Run
 from uqharness.errors import InputError
@@ -47,10 +49,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
+    early.check_train(args)  # before torch is imported
     plan = resolve(args)
     for name in ("base", "task", *([] if args.dry_run else ["out"])):
         if not getattr(plan.run, name):
-            raise InputError(f"no {name}: give --{name} ({_WANTED[name]})")
+            raise InputError(f"no {name}: give --{name} ({early.WANTED[name]})")
     if not args.dry_run and os.environ.get("RANK", "0") == "0":
         for cell in plan.cells():
             recover_folder(Path(cell.out))
@@ -70,17 +73,12 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-_WANTED = {
-    "base": "a folder, a hub id or toyworld",
-    "task": "one of `uqharness tasks`, or any multiple-choice lm-eval task with a training split",
-    "out": "the folder to write",
-}
-
-
 def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     """ "to do", or "complete" for a seed of the same settings; anything else in the way is refused."""
     if not cell.out:
         return "to do"
+    from uqharness import adapter_io
+
     out = writable(Path(cell.out), f"--out {cell.out}")
     if not (out.exists() or out.is_symlink()):
         return "to do"
@@ -115,8 +113,6 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
 def _load_task(run: Run, args: argparse.Namespace) -> Any:
     from uqharness.questions import check_trainable, load_task
 
-    if args.include_path and not Path(args.include_path).is_dir():
-        raise InputError(f"--include-path {args.include_path} is no folder: give one that holds task YAMLs")
     task = load_task(run.task, args.include_path)
     check_trainable(task)
     fitted, evaluated = splits(task)
@@ -140,6 +136,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
     import transformers
 
+    from uqharness import adapter_io
     from uqharness.base_model import attach, inject, load_base, tied_head_note
     from uqharness.data import prepare as read
 
@@ -159,6 +156,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
+    from uqharness import adapter_io
     from uqharness.course import drop_checkpoints
 
     model, data = prepare(plan, cell, task)
@@ -184,6 +182,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything needed to make this adapter again, and what it cost."""
+    from uqharness import adapter_io
     from uqharness.base_model import training_dtype
 
     cls, courses = type(plan.method), list(data.get("training", ()))
@@ -272,6 +271,6 @@ def _quiet() -> None:
 
 
 def _count(text: str) -> int:
-    if not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of at least 1")
-    return int(text)
+    if (count := count_of(text, 1, 1000)) is None:
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number of at least 1 and at most 1000")
+    return count
