@@ -25,7 +25,7 @@ from uqharness.errors import InputError
 from uqharness.flipout import Perturbation, perturb, standard
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
-from uqharness.training import Batch, choice_loss, fit_loop
+from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -102,11 +102,27 @@ class BBB(Method):
             return [{"params": adapter}, {"params": list(rho.values()), "weight_decay": 0.0}]
 
         try:
-            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho, method=self)
+            learned = self.learned(rho, weight)
+            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho, method=self, learned=learned)
         finally:
             stack.clear()
         std = {name: F.softplus(r).detach() for name, r in rho.items()}
         return Gaussian(stack.mean(), std, train_seed=run.seed)
+
+    def learned(self, rho: Mapping[str, Tensor], weight: float) -> Learned:
+        """AdamW moves ρ by at most the learning rate at a step, whatever the KL's weight."""
+
+        def std() -> float:
+            return float(torch.cat([F.softplus(r).detach().flatten() for r in rho.values()]).mean())
+
+        def rate(step: int, run: Run) -> float:
+            return weight * run.lr * learning_rate(step, run)
+
+        def needed(now: float) -> float:
+            wanted = max(0.1 * self.prior_std, now)
+            return weight * (math.log(math.expm1(wanted)) - math.log(math.expm1(now)))
+
+        return Learned(std, rate, needed)
 
     def weight(self, items: int, batch: int) -> float:
         """λ, beside the mean loss of a batch."""

@@ -21,7 +21,7 @@ from uqharness.config import Run, check_ranges, option
 from uqharness.flipout import Perturbation, perturb, standard
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
-from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
+from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -49,6 +49,7 @@ class BLoB(Method):
     summary: ClassVar[str] = "Gaussian over LoRA's A, mean and std learned together"
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
+    if_inert: ClassVar[str] = "train for more steps, or raise kl_lr"
 
     prior_std: float = option(0.2, "σp of the prior N(0, σp²)", low=1e-6)
     eps: float = option(0.05, "G starts as U(ε/√2, ε)", low=1e-6)
@@ -102,8 +103,9 @@ class BLoB(Method):
             self.step(random, self.kl_lr * learning_rate(step, run), self.kl_weight(step, cycle))
 
         own = {r.name: r.g for r in random}
+        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": own}
         try:
-            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own, method=self)
+            fit_loop(stack, data, run, **hooks, method=self, learned=self.learned(random, cycle))
         finally:
             stack.clear()
         return Gaussian(stack.mean(), {r.name: self.std(r).detach() for r in random}, train_seed=run.seed)
@@ -143,6 +145,21 @@ class BLoB(Method):
         return perturb(self.flipout, noise, batch, *key)
 
     # ---------------------------------------------------------------- the KL
+
+    def learned(self, random: Sequence[Random], cycle: int) -> Learned:
+        """While Ω is far below σp the KL's SGD adds 4ηλ to Ω = G² (ηλ to log Ω for log(1 + e^G)) at every step."""
+
+        def std() -> float:
+            return float(torch.cat([self.std(r).detach().flatten() for r in random]).mean())
+
+        def needed(now: float) -> float:
+            wanted = max(0.1 * self.prior_std, now)
+            return (wanted - now) / 4 if self.parameterization == "square" else math.log(wanted / now)
+
+        def rate(step: int, run: Run) -> float:
+            return self.kl_lr * learning_rate(step, run) * self.kl_weight(step, cycle)
+
+        return Learned(std, rate, needed, cycle)
 
     def cycle(self, items: int, batch_size: int) -> int:
         """M: steps of one KL cycle, from L* = 100·L0^(π/γ) (Eq. 71; π is the circle constant)."""

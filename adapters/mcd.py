@@ -79,6 +79,7 @@ class MCDropout(Method):
     summary: ClassVar[str] = "dropout at the LoRA's input, N masks at evaluation"
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Dropped,)
+    if_inert: ClassVar[str] = "train for more steps, or raise p"
 
     p: float = option(0.1, "dropout rate (BLoB and Me-LoRA papers: 0.1)", low=0, high=0.99)
     mask: Literal["column", "token"] = option(

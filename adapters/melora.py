@@ -24,7 +24,7 @@ from uqharness.config import Run, check_ranges, option
 from uqharness.flipout import Perturbation, perturb, standard
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
-from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
+from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -92,6 +92,7 @@ class MeLoRA(Method):
         "target_modules": ("q_proj", "v_proj"),
     }
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (CorePosterior,)
+    if_inert: ClassVar[str] = "train for more steps, or raise kl_lr"
 
     kl: Literal["printed", "exact"] = option("printed", "the KL: Eq. 8 as printed, or that of C itself")
     prior_std: float = option(0.2, "σp", low=1e-6)
@@ -129,7 +130,7 @@ class MeLoRA(Method):
         hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step}
         before_b = {name.replace(".lora_A.", ".lora_B."): core for name, core in cores.items()}
         with stack.inputs(before_b):
-            fit_loop(stack, data, run, **hooks, extra=extra, method=self)
+            fit_loop(stack, data, run, **hooks, extra=extra, method=self, learned=self.learned(cores, weight))
         return self.finish(stack, cores, run.seed)
 
     @torch.no_grad()
@@ -163,6 +164,18 @@ class MeLoRA(Method):
             cores[name].noise = perturbation
 
     # ---------------------------------------------------------------- the KL
+
+    def learned(self, cores: Mapping[str, Core], weight: float) -> Learned:
+        """While Ω is far below the prior's std the KL's SGD adds 4ηλ to Ω = H² at every step, as in BLoB."""
+        prior = self.prior_std + 0.5 * self.prior_noise  # E[σp + ε]
+
+        def std() -> float:
+            return float(torch.cat([core.h.detach().square().flatten() for core in cores.values()]).mean())
+
+        def rate(step: int, run: Run) -> float:
+            return self.kl_lr * learning_rate(step, run) * weight
+
+        return Learned(std, rate, lambda now: max(0.0, 0.1 * prior - now) / 4)
 
     def sigma(self, seed: int, step: int) -> float:
         """σp + ε of a step."""

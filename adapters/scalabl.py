@@ -25,7 +25,7 @@ from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
-from uqharness.training import Batch, choice_loss, fit_loop, learning_rate
+from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -87,6 +87,7 @@ class ScalaBL(Method):
     summary: ClassVar[str] = "Gaussian over the diagonal s of B diag(s) A: r random numbers per layer"
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Subspace,)
+    if_inert: ClassVar[str] = "train for more steps, or raise kl_lr"
 
     prior_std: float = option(1.0, "σp of the prior N(0, σp²)", low=1e-6)
     eps: float = option(0.05, "σ starts as U(ε/√2, ε)", low=1e-6)
@@ -117,8 +118,20 @@ class ScalaBL(Method):
         own = {f"{name}.log_mean": d.log_mean for name, d in diagonals.items()}
         own |= {f"{name}.log_std": d.log_std for name, d in diagonals.items()}
         with stack.inputs({name.replace(".lora_A.", ".lora_B."): d for name, d in diagonals.items()}):
-            fit_loop(stack, data, run, loss=loss, groups=groups, after_step=after_step, extra=own, method=self)
+            hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": own}
+            fit_loop(stack, data, run, **hooks, method=self, learned=self.learned(diagonals, schedule, cycle))
         return self.finish(stack, diagonals, run.seed)
+
+    def learned(self, diagonals: Mapping[str, Diagonal], schedule: BLoB, cycle: int) -> Learned:
+        """While σ is far below σp the KL's SGD adds ηλ to log σ at every step."""
+
+        def std() -> float:
+            return float(torch.cat([d.log_std.detach().exp() for d in diagonals.values()]).mean())
+
+        def rate(step: int, run: Run) -> float:
+            return self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle)
+
+        return Learned(std, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, Diagonal]:

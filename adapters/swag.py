@@ -117,6 +117,7 @@ class SWAG(Method):
     passes: ClassVar[str] = "N + 1 forwards"
     suggests: ClassVar[Mapping[str, Any]] = {"schedule": "constant"}
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (LowRank,)
+    if_inert: ClassVar[str] = "take snapshots over more steps (--steps, start), or at a higher --lr"
 
     start: float = option(0.5, "fraction of the steps before the first snapshot", low=0, high=0.99)
     every: int = option(0, "steps between snapshots (0: one epoch)", low=0)

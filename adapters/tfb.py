@@ -48,6 +48,7 @@ class TFB(Method):
     summary: ClassVar[str] = "Gaussian around any trained LoRA: the largest std that keeps the tuning score"
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
+    if_inert: ClassVar[str] = "allow more: a larger tolerance, score=acc or per=item"
     uses_tune: ClassVar[bool] = True
     uses_source: ClassVar[bool] = True
 

@@ -96,8 +96,8 @@ class Board:
         row |= {key: _read(row[key]) for key in ("protocol", "settings", "setup")}
         suspect = tuple(text for flag, text in SUSPECT.items() if flag in flags)
         source = Source(
-            **row, leaked="leaked" in flags, suspect=suspect, number=partial(self.number, run_id),
-            record=partial(self.record, run_id),
+            **row, leaked="leaked" in flags, inert="inert" in flags, suspect=suspect,
+            number=partial(self.number, run_id), record=partial(self.record, run_id),
         )  # fmt: skip
         vars(source).update(texts)  # its cached properties: known here, and slow to make again 10,000 times
         return source

@@ -143,7 +143,7 @@ def cost(record: Mapping[str, Any], name: str, together: Callable[[list[float]],
 
 
 def source_row(source: Source) -> Row:
-    flags = [kind for kind in ("leaked", "reference") if getattr(source, kind)]
+    flags = [kind for kind in ("leaked", "reference", "inert") if getattr(source, kind)]
     return {
         "file": source.file, "task": name_of(source.task, "task"), "method": name_of(source.method, "method"),
         "settings": source.row[1], "setup": source.setup_text,

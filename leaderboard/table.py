@@ -176,6 +176,8 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
     for s in sources:
         if s.mean_is_member and (names[s.row], 0) in rows:
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
+        if s.inert:
+            found.append(f"{names[s.row]} is an inert posterior: its draws do not move the answers, any N is N = 0")
         if s.leaked:
             found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
         if s.mean_taken:

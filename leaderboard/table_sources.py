@@ -46,6 +46,7 @@ class Source:
     mean_is_member: bool = False
     elsewhere: str | None = None  # trained under another protocol than evaluated: what is wrong with that
     suspect: tuple[str, ...] = ()  # why its numbers are not to be relied on
+    inert: bool = False  # its draws do not move the answers: averaging them is the mean
     reference: bool = False  # shown beside others, not ranked with them
     run_id: str = ""
     mean_taken: float | None = None  # with samples=auto, where questions had enough before `draws`
@@ -96,6 +97,7 @@ def describe(run: Run) -> Source:
         recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
         adapter_hash=str(info.get("adapter_hash", "")), leaked=_leaked(info, run.task),
         number=partial(value, held), record=lambda: held, mean_is_member=bool(info.get("mean_is_member")),
+        inert=mapping(record, "activity").get("inert") is True,
         elsewhere=other_protocol(record, run.protocol.get("name")), mean_taken=mean_taken(held),
     )  # fmt: skip
 

@@ -117,7 +117,7 @@ def test_a_wrong_page_is_noticed() -> None:
     wrong = [
         section.replace("| `prior_std` | `0.2` |", "| `prior_std` | `0.1` |"),
         section.replace("| `reweight` | `true` |", "| `reweight` | `false` |"),
-        section.replace("| `weights` | `paper` |", "| `weights` | `code` |"),
+        section.replace("| `weights` | `code` |", "| `weights` | `paper` |"),
         section.replace("| `train_samples` | `1` |", "| `train_samples` | `2` |"),
         section.replace("| `gamma` |", "| `gama` |"),
         re.sub(r"^\| `eps` .*\n", "", section, flags=re.MULTILINE),

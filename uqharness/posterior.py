@@ -202,6 +202,7 @@ class Method(ABC):
     passes: ClassVar[str]  # cost of evaluating N draws, in forward passes
     suggests: ClassVar[Mapping[str, Any]] = {}  # run settings of the paper; what the user overrides is recorded
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+    if_inert: ClassVar[str] = "train for more steps, or with a higher --lr"  # what makes draws move the answers
     uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
     uses_source: ClassVar[bool] = False  # can build on a trained adapter (`--adapter`), `source` of `fit`
 

@@ -7,6 +7,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import tempfile
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Batch",
     "Course",
+    "Learned",
     "choice_loss",
     "collate",
     "fit_loop",
@@ -52,6 +54,45 @@ class Batch:
 
     def to(self, device: torch.device | str, **_: Any) -> Batch:
         return Batch(self.rows.to(device), self.gold.to(device), self.step, self.micro)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method knows of a std that it learns with a KL: for the record, and an inert posterior's warning."""
+
+    std: Callable[[], float]  # of the random weights now, on average
+    rate: Callable[[int, Run], float]  # KL weight × learning rate of a step of a run
+    needed: Callable[[float], float]  # Σ rate with which the KL alone takes the std from here to a tenth of the prior's
+    cycle: int = 1  # steps after which the KL's weights repeat
+
+    def record(self, run: Run, start: float) -> dict[str, Any]:
+        needed = self.needed(start)
+        return {
+            "summed": self.summed(run), "needed": needed, "steps": self.steps(run, needed), "std": [start, self.std()]
+        }  # fmt: skip
+
+    def summed(self, run: Run) -> float:
+        return math.fsum(self.rate(step, run) for step in range(run.steps))
+
+    def steps(self, run: Run, needed: float) -> int | None:
+        """The fewest whole cycles, as steps, whose sum is what is needed, to 1 %; None: not within a million steps."""
+
+        def enough(cycles: int) -> bool:
+            longer = dataclasses.replace(run, steps=cycles * self.cycle)
+            taken = range(cycles) if cycles <= 64 else [round((i + 0.5) * cycles / 64 - 0.5) for i in range(64)]
+            rates = (self.rate(c * self.cycle + k, longer) for c in taken for k in range(self.cycle))
+            return math.fsum(rates) * cycles / len(taken) >= needed
+
+        high = 1
+        while not enough(high):
+            high *= 2
+            if high * self.cycle > 10**6:
+                return None
+        low = high // 2
+        while high - low > max(1, high // 100):
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high * self.cycle
 
 
 Loss = Callable[[LoraStack, Batch], Tensor]
@@ -114,6 +155,7 @@ def fit_loop(
     after_step: Callable[[int], None] | None = None,
     extra: Mapping[str, nn.Parameter] | None = None,
     method: Any = None,
+    learned: Learned | None = None,
 ) -> Course:
     """Train the adapter in place.
 
@@ -121,6 +163,7 @@ def fit_loop(
     after_step: called with the step after the optimiser's, while the gradients are still there.
     extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
     method: its settings are noted in checkpoints, so that one of other settings is not resumed.
+    learned: of a std that is learned with a KL, what an inert posterior's warning needs.
     """
     from uqharness.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
 
@@ -130,6 +173,7 @@ def fit_loop(
     wanted = groups(stack) if groups else [{"params": adapter}]
     course = Course(wrapped.trainable(), run, data, lambda: score(stack, data), method)
     data.courses.append(course)
+    first_std = learned.std() if learned else 0.0
     start = course.newest_checkpoint() if run.resume else None
     with own_randomness(), tempfile.TemporaryDirectory() as scratch:
         trainer = ChoiceTrainer(wrapped, data, run, wanted, course, scratch)
@@ -140,7 +184,8 @@ def fit_loop(
             trainer.train(resume_from_checkpoint=str(start) if start else None)
     course.finish()
     stack.model.eval()
-    data.record.setdefault("training", []).append(course.record())
+    kl = {"kl": learned.record(run, first_std)} if learned else {}
+    data.record.setdefault("training", []).append({**course.record(), **kl})
     return course
 
 

@@ -156,7 +156,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
-    from uqharness import adapter_io
+    from uqharness import adapter_io, inert
     from uqharness.course import drop_checkpoints
 
     model, data = prepare(plan, cell, task)
@@ -171,12 +171,14 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     full["data"] = {k: v for k, v in data.record.items() if k != "training"}
     full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
     full["command"] = shlex.join(["uqharness", *args.argv])
+    full["activity"] = inert.measure(model, posterior, data)
     if source:
         full["source"], full["data"]["tuned_on_fitted"] = source.entry(), shared
         full |= source.recipe()
         used = source.splits(used)
     adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
     drop_checkpoints(data.courses)
+    inert.report(plan.method.name, plan.method.if_inert, full["activity"], full["training"])
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 
 
