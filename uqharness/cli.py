@@ -17,7 +17,8 @@ from types import ModuleType
 
 from uqharness import __version__
 from uqharness.commands.parser import Parser
-from uqharness.errors import InputError, UQError, did_you_mean
+from uqharness.errors import InputError, UQError, did_you_mean, of_system
+from uqharness.terminal import PrintableFormatter, printable, tolerate_encoding
 
 # name -> (module, one line of help, examples)
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -114,6 +115,7 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line; the return value is the exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
+    tolerate_encoding()
     try:
         return _dispatch(given)
     except SystemExit as stop:  # --help and --version
@@ -129,6 +131,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if isinstance(error, UQError):
             return _say(str(error), error.exit_code)
+        if refused := of_system(error):
+            return _say(str(refused), refused.exit_code)
         reason = " ".join(str(error).split())
         return _say(f"{type(error).__name__}: {reason} (add --debug for the traceback)", 1)
 
@@ -139,7 +143,7 @@ def _say(message: str, code: int) -> int:
     for bar in list(bars):
         with contextlib.suppress(Exception):
             bar.close()
-    print(f"uqharness: {message}", file=sys.stderr)
+    print(f"uqharness: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
     return code
 
 
@@ -194,7 +198,7 @@ def _logging(debug: bool) -> None:
     logger = logging.getLogger("uqharness")
     if not logger.handlers:
         handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(PrintableFormatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False
     logger.setLevel(logging.DEBUG if debug else logging.INFO)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import errno
+import os
 import re
 from collections.abc import Iterable
 
@@ -23,6 +25,33 @@ class RunError(UQError):
     """The input was fine but the run failed (exit code 1)."""
 
     exit_code = 1
+
+
+def of_system(error: BaseException) -> UQError | None:
+    """What the operating system refused, as an error of ours; None where it is something else.
+
+    Libraries hide a full disk behind errors of their own, so causes are looked at as well.
+    """
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, OSError) and seen.errno in _FULL or any(text in str(seen) for text in _FULL_TEXTS):
+            place = f"{seen.filename}: " if isinstance(seen, OSError) and seen.filename else "output "
+            reason = os.strerror(seen.errno) if isinstance(seen, OSError) and seen.errno else "No space left on device"
+            return RunError(f"{place}cannot be written: {reason}; free some space or write elsewhere, and run again")
+        seen = seen.__cause__ or seen.__context__
+    if isinstance(error, OSError) and error.errno in _REFUSED:
+        name = str(error.filename or "a file")
+        shown = name if len(name) <= 100 else f"{name[:99]}…"
+        return InputError(f"{shown}: {os.strerror(error.errno)}; give another place, or change its permissions")
+    return None
+
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_FULL_TEXTS = (
+    "No space left on device", "Disk quota exceeded",
+    "PytorchStreamWriter failed", ". unexpected pos ",  # torch.save
+)  # fmt: skip
+_REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:

@@ -20,6 +20,8 @@ def run(args: argparse.Namespace) -> int:
     out = Path(args.out)
     if out.suffix != publish.SUFFIX:
         raise InputError(f"OUT is {args.out!r}; the file's name must end in {publish.SUFFIX}")
+    if out.is_dir():
+        raise InputError(f"OUT {out} is a folder: give the name of a file, for example {out}/results{publish.SUFFIX}")
     count = publish.create([Path(path) for path in args.results], writable(out, str(out)))
     size = out.stat().st_size / 1e6
     print(f"{out}: {count} runs, {size:.2f} MB; metrics exact, probabilities within {publish.STEP / 4:.1g}")

@@ -7,6 +7,7 @@ import sys
 
 from uqharness.commands.parser import count_of
 from uqharness.errors import InputError, did_you_mean
+from uqharness.terminal import printable
 
 MAX_DRAWS = 10_000  # of a record: `record.MAX_DRAWS`, which needs numpy
 FORMATS = ("md", "csv", "latex", "json")
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     runs = [found for path in files for found in read_results(path)]
     seen = {(found.source, found.task): found for found in runs}  # a file and its folder: read once
     tables = table.build(list(seen.values()), names, samples or [None], args.across_recipes)
-    sys.stdout.write(table_formats.FORMATS[args.format](tables))
+    sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
     return 0
 
 
