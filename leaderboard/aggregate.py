@@ -23,7 +23,7 @@ from uqharness.errors import InputError
 from uqharness.leaderboard import publish, reported
 from uqharness.leaderboard.ingest import NUMBERS, problem, record_in, shown_path, without_path
 from uqharness.leaderboard.store import refresh, result_files
-from uqharness.leaderboard.table_sources import Source, labels
+from uqharness.leaderboard.table_sources import Shared, Source, labels
 from uqharness.results import Record
 
 RUN_COLUMNS = (
@@ -45,6 +45,8 @@ SUSPECT = {
     "mismatch": "its file says other numbers than its answers give",
     "range": "it holds probabilities above 1",
 }
+
+SHARED = Shared(0, 0, {})  # how many, and what they change, is among the problems
 
 
 @dataclass(frozen=True)
@@ -96,7 +98,8 @@ class Board:
         row |= {key: _read(row[key]) for key in ("protocol", "settings", "setup")}
         suspect = tuple(text for flag, text in SUSPECT.items() if flag in flags)
         source = Source(
-            **row, leaked="leaked" in flags, inert="inert" in flags, suspect=suspect,
+            **row, leaked="leaked" in flags, shared=SHARED if "shared" in flags else None, inert="inert" in flags,
+            suspect=suspect,
             number=partial(self.number, run_id), record=partial(self.record, run_id),
         )  # fmt: skip
         vars(source).update(texts)  # its cached properties: known here, and slow to make again 10,000 times

@@ -25,7 +25,7 @@ from uqharness.leaderboard.checks import (
     whole_of,
 )
 from uqharness.leaderboard.every_n import every_n
-from uqharness.leaderboard.table_sources import Source, describe, last, mapping
+from uqharness.leaderboard.table_sources import Shared, Source, describe, last, mapping, shown
 from uqharness.metrics import METRICS
 from uqharness.results import Record, Run, content_of, packed_records, parse, read_run, shift
 
@@ -60,7 +60,9 @@ def read_file(path: str) -> Found:
             run = read_run(data, name, task, values, record)
             refuse(run)
             draws, columns = every_n(run.record)
-            row = {**run_row(run, data, found.sha256), "n": draws, **{k: v.tolist() for k, v in columns.items()}}
+            source = describe(run)
+            numbers = {name: values.tolist() for name, values in columns.items()}
+            row = {**run_row(run, source, data, found.sha256), "n": draws, **numbers}
             if row["run_id"] in {other["run_id"] for other in found.runs}:
                 raise InputError("the file holds this task twice: the first counts")
             found.runs.append(row)
@@ -70,9 +72,22 @@ def read_file(path: str) -> Found:
         wrong = list(suspicions(run, data, {name: values[-1] for name, values in columns.items()}))
         if "leaked" in json.loads(row["flags"]):
             found.problems.append(problem(name, "leaked", "fitted, tuned or selected on these questions", task))
+        if source.shared:
+            found.problems.append(problem(name, "shared", said_of(source.shared, row), task))
         row["flags"] = json.dumps([*json.loads(row["flags"]), *dict.fromkeys(kind for kind, _ in wrong)])
         found.problems += [problem(name, kind, reason, task) for kind, reason in wrong]
     return found
+
+
+def said_of(shared: Shared, row: Row) -> str:
+    """How many questions stand in the published training data too, and the metrics with and without them."""
+    names = [name for name in ("acc", "nll", "ece") if name in shared.without]
+    numbers = [
+        f"{METRICS[name].label} {shown(name, row[name][-1])}, without them {shown(name, shared.without[name])}"
+        for name in names
+    ]
+    what = f"{shared.count} of {shared.items} questions stand in the published training data too"
+    return f"{what}: {'; '.join(numbers)}" if numbers else what
 
 
 def record_in(path: str, task: str) -> Record:
@@ -105,9 +120,9 @@ def shown_path(path: str) -> str:
 # ---------------------------------------------------------------- rows
 
 
-def run_row(run: Run, data: Mapping[str, Any], sha256: str) -> Row:
+def run_row(run: Run, source: Source, data: Mapping[str, Any], sha256: str) -> Row:
     """The run as one row of `Board.runs`; a value of a wrong type is an `InputError`."""
-    source, info = describe(run), mapping(run.config, "uqharness")
+    info = mapping(run.config, "uqharness")
     record = mapping(info, "record")
     refuse_record(record)
     trained = mapping(record, "run")
@@ -143,7 +158,7 @@ def cost(record: Mapping[str, Any], name: str, together: Callable[[list[float]],
 
 
 def source_row(source: Source) -> Row:
-    flags = [kind for kind in ("leaked", "reference", "inert") if getattr(source, kind)]
+    flags = [kind for kind in ("leaked", "reference", "inert", "shared") if getattr(source, kind)]
     return {
         "file": source.file, "task": name_of(source.task, "task"), "method": name_of(source.method, "method"),
         "settings": source.row[1], "setup": source.setup_text,

@@ -117,7 +117,7 @@ def create(results: Sequence[Path], out: Path) -> int:
     paths = [path for path, _ in result_files(results)]
     store = refresh(paths, None)
     wrong = [f"{row['file']}: {row['reason']}" for rows in (store.unread, *store.problems.values()) for row in rows
-             if row["kind"] not in ("trimmed", "foreign", "leaked")]  # fmt: skip
+             if row["kind"] not in ("trimmed", "foreign", "leaked", "shared")]  # fmt: skip
     if wrong:
         raise InputError(f"{len(wrong)} problems, nothing is published; the first: {wrong[0]} (uqharness validate)")
     where = {sha: path for path, (_, _, sha) in reversed(store.files.items())}

@@ -16,7 +16,7 @@ from typing import Any
 
 from uqharness.config import UNRECORDED
 from uqharness.errors import InputError
-from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest
+from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest, shown
 from uqharness.metrics import METRICS
 from uqharness.results import Run, shift
 
@@ -155,7 +155,7 @@ def one_table(
         for (i, j, found), known in zip(parts, about, strict=True):
             cells[name, i, j] = cell(found, name, rows[i][1], known)
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)), stopped(filled, rows))
-    table.notes += remarks(sources, names, rows)
+    table.notes += remarks(sources, names, rows, metrics)
     if len({s.setup_text for s in sources if not s.reference}) > 1:
         table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
     else:
@@ -170,9 +170,11 @@ def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[
     return {i: fmean([s.mean_taken or s.draws for s in found]) for i, found in autos.items()}
 
 
-def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]]) -> list[str]:
+def remarks(
+    sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]], metrics: Sequence[str]
+) -> list[str]:
     """What a reader must know about some of the cells."""
-    found = []
+    found = without(sources, names, metrics)
     for s in sources:
         if s.mean_is_member and (names[s.row], 0) in rows:
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
@@ -190,6 +192,25 @@ def remarks(sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[
         if s.reference:
             found.append(f"how {names[s.row]} was trained is not known: for reference, not ranked")
     return list(dict.fromkeys(found))
+
+
+def without(sources: Sequence[Source], names: Mapping[Any, str], metrics: Sequence[str]) -> list[str]:
+    """The questions that the published training data hold too, and the metrics of all draws without them."""
+    groups: dict[tuple[str, str, int], list[Source]] = {}
+    for s in sources:
+        if s.shared:
+            groups.setdefault((names[s.row], s.task, s.shared.count), []).append(s)
+    found = []
+    for (name, task, count), group in groups.items():
+        known = [s.shared.without for s in group if s.shared and s.shared.without]
+        if not known:
+            found.append(f"{name} on {task}: some questions stand in the published training data too (see its runs)")
+            continue
+        means = {metric: fmean([each[metric] for each in known]) for metric in metrics}
+        numbers = ", ".join(f"{METRICS[m].label} {shown(m, value)}" for m, value in means.items() if value == value)
+        what = f"{count} of {group[0].items} questions stand in the published training data too"
+        found.append(f"{name} on {task}: {what}; without them: {numbers}")
+    return found
 
 
 def standing(found: Mapping[str, Source]) -> dict[str, Any]:

@@ -8,15 +8,26 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
+import numpy as np
+
 from uqharness.config import UNRECORDED, fields_of
 from uqharness.errors import InputError
 from uqharness.leakage import LIMIT
 from uqharness.metrics import METRICS, combine_draws, softmax_draws
 from uqharness.provenance import other_protocol
-from uqharness.results import Record, Run
+from uqharness.results import Record, Run, metrics
 
 # The run settings in `config.recipe_hash`; the data come on top.
 RECIPE = fields_of("recipe")
+
+
+@dataclass(frozen=True)
+class Shared:
+    """Questions of a result that the published training data hold as well, and its metrics without them."""
+
+    count: int
+    items: int
+    without: Mapping[str, float]  # of all draws; empty where only the fact is known
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,6 +61,7 @@ class Source:
     reference: bool = False  # shown beside others, not ranked with them
     run_id: str = ""
     mean_taken: float | None = None  # with samples=auto, where questions had enough before `draws`
+    shared: Shared | None = None  # questions that stand in the published training data too
 
     @cached_property
     def row(self) -> tuple[str, str]:
@@ -95,11 +107,17 @@ def describe(run: Run) -> Source:
         method=str(method.get("label") or method.get("name") or _unrecorded(run, info)), settings=settings,
         seed=posterior.get("train_seed", trained.get("seed")), trained_on=mapping(record, "data").get("task"),
         recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
-        adapter_hash=str(info.get("adapter_hash", "")), leaked=_leaked(info, run.task),
+        adapter_hash=str(info.get("adapter_hash", "")), leaked=leaked(info, run.task),
         number=partial(value, held), record=lambda: held, mean_is_member=bool(info.get("mean_is_member")),
         inert=mapping(record, "activity").get("inert") is True,
         elsewhere=other_protocol(record, run.protocol.get("name")), mean_taken=mean_taken(held),
+        shared=shared(info, run),
     )  # fmt: skip
+
+
+def shown(metric: str, number: float) -> str:
+    """A number with the digits and the scale that its metric has in tables."""
+    return f"{number * METRICS[metric].scale:.{METRICS[metric].decimals}f}"
 
 
 def mean_taken(record: Record) -> float | None:
@@ -174,6 +192,39 @@ def labels(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
     return found
 
 
-def _leaked(info: Mapping[str, Any], task: str) -> bool:
-    found = mapping(info, "leaks").get(task, ())
-    return any(each["shared"] > LIMIT * each["items"] for each in found)
+def leaked(info: Mapping[str, Any], task: str) -> bool:
+    """Whether the model's adapter has seen questions of this task that no published training data hold."""
+    found = _overlap(info, task)
+    if isinstance(found, Mapping):
+        count, natural, items = (_count(found, name) for name in ("leaked", "natural", "items"))
+        return count > 0 or natural > LIMIT * items
+    return any(_count(each, "shared") > 0 for each in found)  # of versions that did not tell the two apart
+
+
+def shared(info: Mapping[str, Any], run: Run) -> Shared | None:
+    """The questions in `natural_ids` that the result holds, and what its metrics are without them."""
+    found = _overlap(info, run.task)
+    ids = found.get("natural_ids") if isinstance(found, Mapping) else None
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(type(number) is int for number in ids):
+        raise InputError("natural_ids is not a list of whole numbers; evaluate again")
+    kept = ~np.isin(run.record.ids, np.array(ids, dtype=np.float64))
+    count = int((~kept).sum())
+    if not count:
+        return None
+    return Shared(count, run.record.items, metrics(run.record.only(kept)) if kept.any() else {})
+
+
+def _overlap(info: Mapping[str, Any], task: str) -> Mapping[str, Any] | list[Any]:
+    found = mapping(info, "leaks").get(task) or []
+    if not isinstance(found, (Mapping, list)):
+        raise InputError(f"leaks of {task} is a {type(found).__name__}, not an object; evaluate again")
+    return found
+
+
+def _count(found: object, name: str) -> int:
+    number = found.get(name) if isinstance(found, Mapping) else None
+    if type(number) is not int:
+        raise InputError(f"leaks has no number {name!r}; evaluate again")
+    return number

@@ -10,7 +10,7 @@ from lm_eval.models.huggingface import HFLM
 from tiny import make_base
 from transformers import AutoTokenizer
 
-from uqharness.config import Run
+from uqharness.config import Run, digest, recipe_hash
 from uqharness.data import ChoiceData, PairEncoder, hold_out, load_task, prepare
 from uqharness.errors import InputError
 from uqharness.leakage import fingerprint
@@ -143,6 +143,15 @@ def test_tune_is_the_spare_validation_split(encoder):
     ]
 
 
+def test_the_recipe_is_hashed_by_the_prompts_of_the_items(encoder):
+    """Adapters from before there were hashes of documents keep their recipe's hash, and their held-out items."""
+    record = data_of(make_task({"train": rows(20), "validation": rows(4, 30)}), encoder).record
+    prompts = [q.fingerprint for q in read_questions(make_task({"train": rows(20)}), "train", rows(20), encoder)]
+    older = {"splits": [{"purpose": "fit", "fingerprints": prompts}]}
+    assert recipe_hash(Run(), record) == recipe_hash(Run(), older)
+    assert record["splits"][0]["hash"] == digest(prompts) and record["splits"][0]["fingerprints"] != prompts
+
+
 @pytest.mark.parametrize("held", ["validation", "test"])
 def test_tune_is_never_the_evaluated_split(encoder, held):
     splits = {"train": rows(40), held: rows(8, 50)}
@@ -163,8 +172,8 @@ def test_selection_is_a_part_of_train(encoder):
     data = data_of(task, encoder, select_split="train[-20%]", tune=True)
     parts = [prints(data.train), prints(data.tune), prints(data.select)]
     assert [len(p) for p in parts] == [29, 4, 7] and len(set.union(*parts)) == 40
-    fingerprints = {s["purpose"]: set(s["fingerprints"]) for s in data.record["splits"]}
-    assert fingerprints == {"fit": parts[0], "tune": parts[1], "select": parts[2]}
+    prompts = {s["purpose"]: set(s["prompts"]) for s in data.record["splits"]}
+    assert prompts == {"fit": parts[0], "tune": parts[1], "select": parts[2]}
     again = data_of(make_task({"train": rows(40)[::-1]}), encoder, select_split="train[-20%]", tune=True)
     assert prints(again.select) == parts[2]  # whatever the order of the items
     other = data_of(task, encoder, select_split="train[-20%]", tune=True, seed=1)

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from tests.tiny import make_base, make_lora
 from tests.tiny_task import make_task
-from uqharness import adapter_io
+from uqharness import adapter_io, leakage
 from uqharness.adapters.laplace import Laplace
 from uqharness.adapters.mle import MLE
 from uqharness.cli import main
@@ -107,9 +107,11 @@ def test_it_evaluates_and_stands_beside_its_source(
 def test_tuning_on_items_that_the_source_was_fitted_on_is_counted(world: Path) -> None:
     source = sources.read(str(world / "mle"), Laplace)
     fitted = next(s["fingerprints"] for s in adapter_io.read_splits(world / "mle") if s["purpose"] == "fit")
-    tune = {"purpose": "tune", "hash": "x", "fingerprints": [*fitted[:5], "unseen"]}
-    assert source.tuned_on_fitted([tune, {"purpose": "fit", "fingerprints": fitted}]) == 5
-    assert source.tuned_on_fitted([{**tune, "fingerprints": ["unseen"]}]) == 0
+    tune = {"purpose": "tune", "fingerprints": [*fitted[:5], "unseen"], "prompts": list("abcdef")}
+    assert source.tuned_on_fitted([tune, {"purpose": "fit", "fingerprints": fitted, "prompts": fitted}]) == 5
+    assert source.tuned_on_fitted([{**tune, "fingerprints": ["unseen"], "prompts": ["a"]}]) == 0
+    older = {"purpose": "fit", "fingerprints": ["b", fitted[1]]}  # of version 1: prompts
+    assert leakage.count_seen([tune], [older]) == 1
 
 
 def test_a_method_that_tunes_says_so_in_its_record(world: Path, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def _add_task_folders(manager: ModuleType) -> None:
             return
         given = call.arguments.get("include_path")
         if call.arguments.get("include_defaults", True):  # False: the caller's folders, no others
+            manager.TaskManager._uqharness_include = given  # where the leak check finds a task by its name
             own = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
             # Later folders override earlier ones, so the user's come last.
             call.arguments["include_path"] = [*_task_folders(), *own] or None

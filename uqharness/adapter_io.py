@@ -26,10 +26,12 @@ from safetensors.torch import load_file, save_file
 from uqharness import registry
 from uqharness.atomic import finish_folder, folder_beside, place_folder
 from uqharness.errors import InputError
+from uqharness.leakage import SPLITS
+from uqharness.leakage import read_splits as read_splits
 from uqharness.posterior import Point, Posterior, Tensors
 
 SCHEMA = 1
-RECORD, SPLITS, POSTERIOR = "uq_config.json", "uq_splits.json", "posterior.safetensors"
+RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -63,12 +65,6 @@ def read_record(folder: Path) -> dict[str, Any] | None:
         if not isinstance(record.get(key), dict):
             raise InputError(f"{path}: no {key!r} in the record: the file is damaged, train or download again")
     return record
-
-
-def read_splits(folder: Path) -> list[dict[str, Any]]:
-    """Which splits were used to fit, tune or select, with their items' fingerprints."""
-    path = folder / SPLITS
-    return list(_read_json(path).get("splits", [])) if path.exists() else []
 
 
 def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:

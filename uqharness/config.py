@@ -276,7 +276,8 @@ HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
 
 def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
     """`v2-` and 16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
-    fitted = [split["fingerprints"] for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
+    splits = [split for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
+    fitted = [split.get("prompts", split["fingerprints"]) for split in splits]  # see decisions/no-hidden-leaks.md
     recipe = {name: as_json(getattr(run, name)) for name in fields_of("recipe")}
     for name in ("batch_size", "grad_accumulation"):  # their product counts, over all processes
         del recipe[name]

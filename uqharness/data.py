@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from uqharness import leakage
 from uqharness.config import Run, digest
 from uqharness.errors import InputError
 from uqharness.posterior import Method
@@ -91,9 +92,10 @@ class Part:
     items: list[Question]
 
     def record(self, purpose: str) -> dict[str, Any]:
-        prints = [q.fingerprint for q in self.items]
-        found = {"purpose": purpose, "split": self.name, "items": len(prints), "hash": digest(prints)}
-        return {**found, "fingerprints": prints}
+        """`prompts` are what items are held out by and what the recipe's hash is made of, as ever."""
+        prompts, documents = [q.fingerprint for q in self.items], [q.document for q in self.items]
+        found = {"purpose": purpose, "split": self.name, "items": len(prompts), "hash": digest(prompts)}
+        return {**found, "fingerprint_version": leakage.VERSION, "fingerprints": documents, "prompts": prompts}
 
 
 def divide(

@@ -29,6 +29,7 @@ from uqharness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number
 from uqharness.posterior import Posterior
 from uqharness.provenance import ProtocolCheck
+from uqharness.questions import load_again
 from uqharness.results import BMALogProb
 from uqharness.shortcuts import may_branch
 
@@ -69,7 +70,7 @@ class BayesLoRA(HFLM):
         self.posterior, self.mean, self.draws = posterior, mean, draws
         self.engine = self._engine(posterior)
         self.truncated = 0
-        self.leaks = leakage.LeakCheck(adapter_io.read_splits(self.folder), allow_leak)
+        self.leaks = leakage.LeakCheck(self.folder, self.record, allow_leak, load_again, self.world_size > 1)
         self.protocols = ProtocolCheck(self.record)
         self._tell()
 

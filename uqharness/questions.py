@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 
 from uqharness.bma import Pair
 from uqharness.errors import InputError, UQError, did_you_mean
-from uqharness.leakage import fingerprint
+from uqharness.leakage import document_fingerprint, fingerprint
 
 log = logging.getLogger(__name__)
 Encode = Callable[[Sequence[Instance]], list[Pair]]
@@ -55,6 +55,13 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
             f"{name} is a group of {len(tasks)} tasks: name one of {', '.join(sorted(tasks)[:8])}"
         )
     return next(iter(tasks.values()))
+
+
+def load_again(name: str) -> Any:
+    """A task by name, in the folders that the evaluation under way was told of (`--include_path`)."""
+    from lm_eval.tasks import TaskManager
+
+    return load_task(name, getattr(TaskManager, "_uqharness_include", None))
 
 
 def adds_our_tasks(manager: Any) -> bool:
@@ -97,11 +104,12 @@ class PairEncoder(HFLM):
 
 @dataclass(frozen=True)
 class Question:
-    """A question: one (context, continuation) of token ids per choice, and which choice is right."""
+    """A question: one (context, continuation) of token ids per choice, which choice is right, and its fingerprints."""
 
     pairs: list[Pair]
     gold: int
-    fingerprint: str
+    fingerprint: str  # of what it is asked with at zero shots
+    document: str = ""  # of what is asked (`leakage.document_fingerprint`)
 
     @property
     def tokens(self) -> int:
@@ -132,7 +140,8 @@ def read_questions(
     for (where, gold), size in zip(found, sizes, strict=True):
         chunk = slice(start, start := start + size)
         check_choices(pairs[chunk], requests[chunk], where)
-        questions.append(Question(pairs[chunk], gold, fingerprint([r.args[:2] for r in requests[chunk]])))
+        prompt = fingerprint([r.args[:2] for r in requests[chunk]])
+        questions.append(Question(pairs[chunk], gold, prompt, document_fingerprint(requests[chunk.start].doc)))
     return questions
 
 

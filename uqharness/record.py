@@ -14,7 +14,7 @@ import math
 import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -102,6 +102,12 @@ class Record:
     @property
     def choice_counts(self) -> dict[str, int]:
         return count_choices(self.choices)
+
+    def only(self, kept: np.ndarray) -> Record:
+        """The record of some of its questions, [D] booleans."""
+        hashes = [name for name, stays in zip(self.doc_hashes, kept, strict=True) if stays]
+        return replace(self, logp=self.logp[:, kept], gold=self.gold[kept], choices=self.choices[kept],
+                       ids=self.ids[kept], doc_hashes=hashes)
 
     def rows(self, draws: int | None = None) -> np.ndarray:
         """Log-likelihoods `[n, D, C]` of the first n draws (None: all there are; 0: the posterior mean).

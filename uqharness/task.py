@@ -153,6 +153,7 @@ class UQTask(ConfigurableTask):
         super().build_all_requests(**kwargs)
         for instance in self.instances:
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
+            instance.uq_task = self  # for the leak check, which looks at its splits
         asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for instance in self.instances:
             asked[instance.doc["uq_id"]].append(instance.args[:2])

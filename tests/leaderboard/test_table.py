@@ -99,14 +99,45 @@ def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> 
     assert any("tiny (zero-shot)" in note and "not ranked" in note for note in found.notes)
 
 
-def test_leaked_cells_are_marked_and_never_best(tmp_path: Path) -> None:
-    leaks = {"arc_easy_uq": [{"split": "validation", "purpose": "fit", "shared": 40, "items": 40}]}
+@pytest.mark.parametrize(
+    "leak",
+    [
+        {"items": 40, "leaked": 1, "natural": 2, "natural_ids": [1, 2]},
+        {"items": 40, "leaked": 0, "natural": 21, "natural_ids": []},  # no two splits share half of their items
+        [{"split": "validation", "purpose": "fit", "shared": 40, "items": 40}],
+        [{"split": "a", "purpose": "fit", "shared": 20, "items": 40}, {"split": "b", "purpose": "tune", "shared": 20}],
+    ],
+)
+def test_leaked_cells_are_marked_and_never_best(tmp_path: Path, leak: Any) -> None:
+    leaks = {"arc_easy_uq": leak}
     result(tmp_path, "MLE", numbers=1, leaks=leaks)
     result(tmp_path, "BLoB", numbers=2)
     result(tmp_path, "ENS", numbers=3)
     found = one(tmp_path)
     assert found.cells["acc", 0, 0].leaked and found.cells["acc", 0, 0].rank is None
     assert "†" in table_formats.markdown([found]).splitlines()[4]
+
+
+def test_questions_of_the_published_training_data_are_counted_and_metrics_shown_without_them(tmp_path: Path) -> None:
+    leaks = {"arc_easy_uq": {"items": 40, "leaked": 0, "natural": 3, "natural_ids": [0, 3, 77]}}  # 77 was not asked
+    shared = result(tmp_path, "MLE", numbers=1, leaks=leaks)
+    result(tmp_path, "BLoB", numbers=2)
+    found = one(tmp_path)
+    cell = found.cells["acc", 0, 0]
+    assert not cell.leaked and {found.cells["nll", i, 0].rank for i in range(2)} == {1, 2}
+    notes = [note for note in found.notes if "published training data" in note]
+    record = read_results(shared)[0].record
+    kept = [k for k in range(40) if k not in (0, 3)]
+    probs = np.exp(record.logp[1:, kept].astype(np.float64))
+    right = (probs / probs.sum(-1, keepdims=True)).mean(0).argmax(-1) == record.gold[kept]
+    assert len(notes) == 1 and "2 of 40 questions" in notes[0] and f"ACC {100 * right.mean():.2f}" in notes[0]
+
+
+@pytest.mark.parametrize("leak", [5, {"leaked": "no"}, {"leaked": 0, "natural": 0, "items": 1, "natural_ids": ["a"]}])
+def test_a_record_of_leaks_that_is_none_is_refused(tmp_path: Path, leak: Any) -> None:
+    result(tmp_path, "MLE", leaks={"arc_easy_uq": leak})
+    with pytest.raises(InputError, match="evaluate again"):
+        one(tmp_path)
 
 
 def test_draws_that_a_result_does_not_hold_are_a_note_and_points_are_one_row(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import adapter_io, config
+from uqharness import adapter_io, config, leakage
 from uqharness.config import Run
 from uqharness.errors import InputError
 
@@ -50,16 +50,15 @@ class Source:
 
     def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The new adapter's splits and those the source has seen: it knows all of them."""
-        found = [dict(split) for split in own]
+        found = [leakage.stored(split) for split in own]
         known = {(split.get("purpose"), split.get("hash")) for split in found}
         older = [s for s in adapter_io.read_splits(self.folder) if (s.get("purpose"), s.get("hash")) not in known]
         return found + [{**split, "of": split.get("of", "source")} for split in older]
 
     def tuned_on_fitted(self, own: Iterable[Mapping[str, Any]]) -> int:
         """Items to tune or select on that the source was fitted on: it is surer of them than of others."""
-        held = [set(s["fingerprints"]) for s in own if s["purpose"] != "fit"]
-        seen = [set(s.get("fingerprints", ())) for s in adapter_io.read_splits(self.folder) if s["purpose"] == "fit"]
-        shared = len(set().union(*held) & set().union(*seen))
+        seen = [split for split in adapter_io.read_splits(self.folder) if split["purpose"] == "fit"]
+        shared = leakage.count_seen((split for split in own if split["purpose"] != "fit"), seen)
         if shared:
             log.warning(
                 "%d of the items to tune or select on were used to fit %s, which is surer of them than of others: "

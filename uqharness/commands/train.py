@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import config
+from uqharness import config, leakage
 from uqharness.atomic import recover_folder
 from uqharness.commands import early
 from uqharness.commands.folders import writable
@@ -172,6 +172,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
     full["command"] = shlex.join(["uqharness", *args.argv])
     full["activity"] = inert.measure(model, posterior, data)
+    used = [leakage.stored(split) for split in used]
     if source:
         full["source"], full["data"]["tuned_on_fitted"] = source.entry(), shared
         full |= source.recipe()
@@ -260,7 +261,7 @@ def _version(package: str) -> str | None:
 
 
 def _without_items(split: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in split.items() if k != "fingerprints"}
+    return {k: v for k, v in leakage.stored(split).items() if k != "fingerprints"}
 
 
 def _quiet() -> None:

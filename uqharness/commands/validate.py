@@ -11,7 +11,7 @@ from typing import Any
 from uqharness.errors import InputError, did_you_mean
 
 # Kinds of problems that do not stop a result: it is shown, with a mark, or it is there once already.
-NOTES = ("trimmed", "duplicate", "foreign", "leaked")
+NOTES = ("trimmed", "duplicate", "foreign", "leaked", "shared")
 FORMATS = ("rich", "json", "github")
 
 
