@@ -14,6 +14,8 @@ from lm_eval.models.huggingface import HFLM
 from tests.tiny import make_base, make_lora
 from tests.tiny_adapter import REQUESTS, instances, record
 from uqharness import adapter_io
+from uqharness.base_model import load_base
+from uqharness.config import Run
 from uqharness.errors import InputError
 from uqharness.leakage import fingerprint
 from uqharness.lora import LoraStack
@@ -28,7 +30,20 @@ from uqharness.posterior import Point
         ({"pretrained": "x"}, "did you mean base"),
         ({"samples": -1}, "samples=-1"),
         ({"samples": "many"}, "samples='many'"),
+        ({"samples": 10**6}, "samples=1000000: give a whole number from 0 to 10,000"),
+        ({"samples": 1e6}, "samples=1000000.0: give a whole number"),
+        ({"samples": "²"}, "samples='²': give a whole number"),
+        ({"seed": "9" * 6000}, "give a whole number"),
         ({"base": "./nowhere"}, "cannot be loaded"),
+        ({"backend": "nonsense"}, "backend='nonsense': bayeslora takes causal language models"),
+        ({"backend": "seq2seq"}, "backend='seq2seq': bayeslora takes causal"),
+        ({"softmax_dtype": "float31"}, "softmax_dtype='float31': give float32"),
+        ({"softmax_dtype": "int8"}, "softmax_dtype='int8': give float32"),
+        ({"mixed_precision_dtype": "nonsense"}, "mixed_precision_dtype='nonsense'"),
+        ({"max_length": "long"}, "max_length='long': give a whole number from 1"),
+        ({"max_length": 0}, "max_length=0: give a whole number from 1"),
+        ({"max_length": 10**9}, "max_length=1000000000: give a whole number from 1"),
+        ({"batch_size": 10**9}, "batch_size='1000000000': give a whole number"),
         ({"allow_leak": "maybe"}, "allow_leak is 'maybe': it must be true or false"),
         ({"mean": 2}, "mean is 2: it must be true"),
         ({"load_in_4bit": "si"}, "load_in_4bit is 'si': it must be true"),
@@ -55,6 +70,26 @@ def test_booleans_of_the_command_line_are_what_they_say(blob: Path) -> None:
 def test_a_missing_adapter_is_refused() -> None:
     with pytest.raises(InputError, match="no such folder"):
         BayesLoRA(adapter="./nowhere")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"num_hidden_layers": 10**8}, "its num_hidden_layers is 100,000,000; at most 4,096 are loaded"),
+        ({"vocab_size": 10**30}, "its vocab_size is 100 bits long"),
+        ({"text_config": {"n_layer": 10**8}}, "its n_layer is 100,000,000"),
+    ],
+)
+def test_a_base_of_endless_layers_is_refused_before_it_is_made(
+    blob: Path, tmp_path: Path, change: dict[str, Any], words: str
+) -> None:
+    base = make_base(tmp_path / "base")
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(InputError, match=words):
+        BayesLoRA(adapter=str(blob), base=str(base), device="cpu")
+    with pytest.raises(InputError, match=words):
+        load_base(Run(base=str(base)))
 
 
 def damaged(blob: Path, tmp_path: Path, **change: Any) -> Path:

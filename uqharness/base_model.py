@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import logging
 import math
+import re
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -28,6 +29,7 @@ from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 
 log = logging.getLogger("uqharness.base_model")
+MOST_LAYERS, MOST_ROWS = 4096, 2**24
 
 
 def build_model(run: Run) -> tuple[PeftModel, Any]:
@@ -42,6 +44,7 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
         raise InputError("no base model: give --base with a folder, a hub id or toyworld")
     where, device = base_location(run.base), pick_device(run.device)
     try:
+        check_size(where)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where)
         base = transformers.AutoModelForCausalLM.from_pretrained(where, **_loading(run, device))
     except (OSError, ValueError, KeyError) as error:
@@ -55,6 +58,20 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     else:
         base = base.to(device)
     return base, tokenizer
+
+
+def check_size(where: str, **options: Any) -> None:
+    """Refuse a base whose config.json asks for more layers or rows than any model has, before they are made."""
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(where, **options)
+    except (RecursionError, MemoryError) as error:
+        raise InputError(f"base model {where}: config.json is nested too deeply; give another base") from error
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            most = MOST_LAYERS if re.search("layers?$", name) else MOST_ROWS if name.endswith("size") else None
+            if most and type(value) is int and value > most:
+                shown = f"{value:,}" if value < 10**18 else f"{value.bit_length()} bits long"
+                raise InputError(f"base model {where}: its {name} is {shown}; at most {most:,} are loaded")
 
 
 def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) -> PeftModel:

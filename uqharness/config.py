@@ -106,6 +106,12 @@ class Run:
             )
 
 
+def count_of(text: str, low: int, high: int) -> int | None:
+    """The whole number that `text` spells in ASCII digits; None where it does not, or is out of range."""
+    spelled = text.isascii() and text.isdigit() and len(text) <= 18  # "²" is a digit to Python as well
+    return int(text) if spelled and low <= int(text) <= high else None
+
+
 def check_ranges(settings: Any) -> None:
     """Every number within the range that its field declares, and finite."""
     for spec in dataclasses.fields(settings):

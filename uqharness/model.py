@@ -77,6 +77,8 @@ class BayesLoRA(HFLM):
     def _load(self, base: str, kwargs: dict[str, Any]) -> None:
         self.quantised = kwargs.pop("quantization_config", None)
         try:
+            if not {"gguf_file", "subfolder"} & kwargs.keys():
+                base_model.check_size(base, **({"revision": kwargs["revision"]} if "revision" in kwargs else {}))
             super().__init__(pretrained=base, **kwargs)
         except OSError as error:
             raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error

@@ -5,14 +5,17 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from peft import PeftConfig
 
-from uqharness.config import boolean
+from uqharness.config import boolean, count_of
 from uqharness.errors import InputError
+from uqharness.record import MAX_DRAWS
 
 # What HFLM hands on to transformers' from_pretrained and people do use.
 _LOADING = (
@@ -38,6 +41,7 @@ def check_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
             close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
             hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
             raise InputError(f"bayeslora has no argument {name!r}: {hint}")
+    check_values(kwargs)
     switches = {*_SWITCHES, *(n for n, p in inspect.signature(HFLM).parameters.items() if _is_switch(p.annotation))}
     return {name: switch(name, value) if name in switches else value for name, value in kwargs.items()}
 
@@ -53,11 +57,30 @@ def switch(name: str, value: object) -> bool | None:
     return None if value is None or str(value).lower() == "none" else boolean(name, value)
 
 
-def whole_number(name: str, value: object) -> int:
+def whole_number(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
     """A count from `--model_args`, which may come as text."""
-    if isinstance(value, bool) or not isinstance(value, (int, str)) or not str(value).isdigit():
-        raise InputError(f"{name}={value!r}: a whole number of at least 0 is needed")
-    return int(value)
+    number = count_of(str(value), low, high) if type(value) in (int, str) else None
+    if number is None:
+        raise InputError(f"{name}={value!r:.60}: give a whole number from {low} to {high:,}")
+    return number
+
+
+def check_values(kwargs: Mapping[str, Any]) -> None:
+    """Refuse what HFLM takes and fails on later, or would work on for ever."""
+    given = {name: value for name, value in kwargs.items() if value is not None}
+    if (backend := given.get("backend", "causal")) not in ("default", "causal"):
+        raise InputError(f"backend={str(backend)[:60]!r}: bayeslora takes causal language models; remove it")
+    for name in ("softmax_dtype", "mixed_precision_dtype"):
+        kind = given.get(name, torch.float32)
+        kind = getattr(torch, kind.removeprefix("torch."), None) if isinstance(kind, str) else kind
+        if not (isinstance(kind, torch.dtype) and kind.is_floating_point):
+            raise InputError(f"{name}={str(given[name])[:60]!r}: give float32, bfloat16 or float16")
+    for name, high in (("max_length", 2**20), ("max_batch_size", 99_999)):
+        if name in given:
+            whole_number(name, given[name], 1, high)
+    size = str(given.get("batch_size", "1"))
+    if not (size.partition(":")[0] == "auto" or count_of(size, 1, 99_999)):
+        raise InputError(f"batch_size={size[:60]!r}: give a whole number from 1 to 99999, auto or auto:N")
 
 
 def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[int, float | None]:
@@ -67,7 +90,7 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
     if draws == "antithetic" and samples == "auto":
         raise InputError("samples=auto needs independent draws: leave draws=antithetic out or give a number")
     if samples != "auto":
-        return whole_number("samples", samples), None
+        return whole_number("samples", samples, 0, MAX_DRAWS), None
     try:
         moves = float(tolerance)
     except ValueError:

@@ -20,12 +20,6 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
     return f"{' '.join(message.split())}; see `{parser.prog} --help`"
 
 
-def count_of(text: str, low: int, high: int) -> int | None:
-    """The whole number that `text` spells in ASCII digits; None where it does not, or is out of range."""
-    spelled = text.isascii() and text.isdigit() and len(text) <= 18  # "²" is a digit to Python as well
-    return int(text) if spelled and low <= int(text) <= high else None
-
-
 class Parser(argparse.ArgumentParser):
     """No abbreviations: `--step` is a mistake to be told about, not a guess."""
 

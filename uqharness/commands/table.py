@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
-from uqharness.commands.parser import count_of
+from uqharness.config import count_of
 from uqharness.errors import InputError, did_you_mean
 from uqharness.terminal import printable
 

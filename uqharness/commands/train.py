@@ -20,9 +20,8 @@ from uqharness import config, leakage
 from uqharness.atomic import recover_folder
 from uqharness.commands import early
 from uqharness.commands.folders import writable
-from uqharness.commands.parser import count_of
 from uqharness.commands.settings import Plan, resolve
-from uqharness.config import Run
+from uqharness.config import Run, count_of
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
