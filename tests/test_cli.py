@@ -320,7 +320,7 @@ BAD_TRAIN: dict[str, tuple[list[str], str]] = {
     "choice": (["mle", "--schedule", "linar"], "did you mean linear?"),
     "set": (["blob", "--set", "prior=1"], "did you mean prior_std?"),
     "set with an abbreviation": (["blob", "--set", "klr=1"], "did you mean kl_lr?"),
-    "members": (["ens", "--set", "members=1000000000", "--dry-run"], "members is 1000000000: it must be at least 1 and"),
+    "members": (["ens", "--set", "members=1000000000", "--dry-run"], "members is 1000000000: it must be"),
     "set without =": (["blob", "--set", "prior_std"], "is no key=value"),
     "config": (["mle", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
     "include path": (["mle", "--include-path", "/nowhere"], "--include-path /nowhere is no folder"),

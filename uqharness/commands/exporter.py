@@ -16,6 +16,7 @@ from uqharness.errors import InputError
 if TYPE_CHECKING:
     from uqharness.posterior import Posterior, Tensors
 
+MAX_DRAWS = 10_000
 log = logging.getLogger("uqharness.export")
 
 
@@ -31,8 +32,10 @@ def run(args: argparse.Namespace) -> int:
 
     from uqharness import adapter_io
 
-    if args.samples < 1 or args.seed < 0:
-        raise InputError(f"--samples is {args.samples} and --seed {args.seed}: at least 1 and 0 are needed")
+    if not 1 <= args.samples <= MAX_DRAWS or not 0 <= args.seed < 2**32:
+        raise InputError(
+            f"--samples is {args.samples} and --seed {args.seed}: give 1 to {MAX_DRAWS:,} draws and a seed from 0"
+        )
     out = vacant(args.out)
     folder = adapter_io.fetch(args.adapter)
     posterior, _ = adapter_io.load_posterior(folder)

@@ -17,6 +17,7 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
         words = unknown[1].split()
         wrong = next((word for word in words if word.startswith("-")), words[0])
         message = f"unknown argument {wrong}{did_you_mean(wrong.partition('=')[0], flags)}"
+    message = re.sub(r"invalid functools\.partial\(.*\) value", "invalid value", message)  # of lm-eval's --seed
     return f"{' '.join(message.split())}; see `{parser.prog} --help`"
 
 
