@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import signal
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -457,27 +460,72 @@ def test_other_bad_input_is_one_line_and_code_2(name: str, capsys: pytest.Captur
 # ---------------------------------------------------------------- the rest of the program
 
 
-def test_ctrl_c_is_130_and_leaves_nothing(world: Path, tmp_path: Path) -> None:
-    argv = ["--base", str(world / "base"), "--task", "tiny_uq", "--include-path", str(world / "tasks"), *FAST]
+ENDS = [(signal.SIGINT, 130, "interrupted"), (signal.SIGTERM, 143, "terminated")]
+
+
+def stop(argv: list[str], sent: signal.Signals, log: Path, when: Callable[[str], bool]) -> tuple[int, list[str]]:
+    """Send a signal once `when` holds of what the command has said; (exit code, the lines after it)."""
     # A shell starts its background jobs with Ctrl-C ignored, and so would be what they start.
     start = "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
     start += "from uqharness.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "train", "mle", *argv, "--out", str(tmp_path / "out")]
-    process = subprocess.Popen(
-        [*command, "--steps", "100000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    assert process.stderr is not None
-    try:
-        read = ""
-        while "loss=" not in read and process.poll() is None:  # the progress bar moves: it is training
-            read += process.stderr.read(1)
-        process.send_signal(signal.SIGINT)
-        _, rest = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == 130, read + rest
-    assert rest.splitlines()[-1] == "uqharness: interrupted" and "Traceback" not in rest
-    assert not os.listdir(tmp_path)
+    with open(log, "w") as file, subprocess.Popen(
+        [sys.executable, "-c", start, *argv], stdout=subprocess.DEVNULL, stderr=file
+    ) as process:
+        try:
+            while not when(log.read_text()) and process.poll() is None:
+                time.sleep(0.02)
+            process.send_signal(sent)
+            code = process.wait(timeout=60)
+        finally:
+            process.kill()
+    said = log.read_text()
+    assert "Traceback" not in said
+    return code, said.splitlines()
+
+
+@pytest.mark.parametrize("sent, code, word", ENDS)
+def test_a_signal_ends_training_in_one_line(
+    sent: signal.Signals, code: int, word: str, world: Path, tmp_path: Path
+) -> None:
+    argv = ["train", "mle", "--base", str(world / "base"), "--task", "tiny_uq", "--include-path", str(world / "tasks")]
+    argv += [*FAST, "--out", str(tmp_path / "runs/out"), "--steps", "100000"]
+    done, said = stop(argv, sent, tmp_path / "log", lambda text: "loss=" in text)  # the bar moves: it is training
+    assert done == code and said[-1] == f"uqharness: {word}" and not (tmp_path / "runs").exists()
+    if sent is signal.SIGTERM:
+        where, saving = tmp_path / "runs/out.checkpoints", [*argv, "--save-every", "3"]
+        done, said = stop(saving, sent, tmp_path / "log", lambda _: any(where.glob("checkpoint-*/complete.json")))
+        assert done == code
+        assert said[-1] == f"uqharness: {word}; checkpoints are in {where}: add --resume to the command to go on"
+        newest = max(int(path.parent.name.partition("-")[2]) for path in where.glob("*/complete.json"))
+        resumed = where / f"checkpoint-{newest + 3}/complete.json"
+        done, said = stop([*saving, "--resume"], sent, tmp_path / "log", lambda _: resumed.exists())
+        assert done == code and json.loads(resumed.read_text())["step"] == newest + 3
+        assert not [line for line in said if "step 0" in line]
+
+
+@pytest.mark.parametrize("sent, code, word", ENDS)
+def test_a_signal_ends_an_evaluation_in_one_line(
+    sent: signal.Signals, code: int, word: str, world: Path, tmp_path: Path
+) -> None:
+    argv = ["eval", str(world / "adapters/blob"), "--tasks", "tiny_uq", "--include_path", str(world / "tasks")]
+    argv += ["--model_args", "samples=1000", "--output_path", str(tmp_path / "results")]
+    done, said = stop(argv, sent, tmp_path / "log", lambda text: "Running loglikelihood requests" in text)
+    assert done == code and said[-1] == f"uqharness: {word}", said
+    assert not list(tmp_path.rglob("*.json"))
+
+
+def test_a_method_that_builds_on_an_adapter_says_that_it_trains_one_first(
+    world: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logging.getLogger("uqharness"), "propagate", True)
+    out, source = tmp_path / "a", ["--adapter", str(world / "adapters/mle")]
+    assert train(world, "tempscale", out, "--dry-run", "--tune-fraction", "0.5") == 0
+    (line,) = {line for line in caplog.messages if "--adapter" in line}
+    assert "MLE for 4 steps" in line and line.endswith(f"uqharness train tempscale --adapter DIR --out {out}")
+    caplog.clear()
+    assert train(world, "tempscale", out, "--dry-run", "--tune-fraction", "0.5", *source) == 0
+    assert train(world, "mle", out, "--dry-run") == 0
+    assert not [line for line in caplog.messages if "--adapter" in line]
 
 
 def test_help_is_quick_and_names_every_command() -> None:

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shlex
+import signal
+import subprocess
+import sys
+import time
 from importlib.resources import files
 from pathlib import Path
 
@@ -84,3 +89,38 @@ def test_a_cell_is_trained_on_its_source_where_that_is_there(tmp_path: Path, the
         source = adapter_io.read_record(tmp_path / "adapters/mle/seed1")
         assert source is not None and record["recipe_hash"] == source["recipe_hash"]
         assert record["source"]["method"]["name"] == "mle" and record["run"]["seed"] == 1
+
+
+def children(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def runs(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="children are read from /proc")
+@pytest.mark.parametrize("sent, code", [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_workers_end_when_the_demo_is_killed(sent: signal.Signals, code: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "uqharness", "demo", "--out", str(tmp_path / "demo"), "--methods", "mle"]
+    with subprocess.Popen([*command, "--workers", "1"], stderr=subprocess.PIPE, text=True) as process:
+        try:
+            while not list(tmp_path.glob("demo/logs/*.txt")) and process.poll() is None:
+                time.sleep(0.05)  # until a worker has begun its cell
+            workers = children(process.pid)
+            assert workers and all(map(runs, workers))
+            process.send_signal(sent)
+            said = process.communicate(timeout=30)[1]
+            assert process.returncode == code, said
+            limit = time.monotonic() + 20
+            while (left := list(filter(runs, workers))) and time.monotonic() < limit:
+                time.sleep(0.05)
+        finally:
+            process.kill()
+            for pid in filter(runs, workers):
+                os.kill(pid, signal.SIGKILL)
+    assert not left
+    assert sent is signal.SIGKILL or said.splitlines()[-1] == "uqharness: terminated"

@@ -1,6 +1,6 @@
 """`uqharness COMMAND …`: which command it is, and how it ends. The commands themselves are in `commands/`.
 
-Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C. A command's
+Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C, 143 SIGTERM. A command's
 module is imported only when that command is given, so `--help` stays quick.
 """
 
@@ -18,6 +18,7 @@ from types import ModuleType
 from uqharness import __version__
 from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, UQError, did_you_mean, of_system
+from uqharness.interrupt import catch_sigterm, describe
 from uqharness.terminal import PrintableFormatter, printable, tolerate_encoding
 
 # name -> (module, one line of help, examples)
@@ -117,11 +118,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
     tolerate_encoding()
     try:
-        return _dispatch(given)
+        with catch_sigterm():
+            return _dispatch(given)
     except SystemExit as stop:  # --help and --version
         return int(stop.code or 0) if not isinstance(stop.code, str) else 1
-    except KeyboardInterrupt:
-        return _say("interrupted", 130)
+    except KeyboardInterrupt as stop:
+        return _say(*describe(stop))
     except BrokenPipeError:  # `| head`: the reader has gone, and so may we
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

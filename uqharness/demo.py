@@ -126,7 +126,7 @@ def run_cells(out: Path, cells: Sequence[Cell], workers: int) -> None:
     context = multiprocessing.get_context("spawn")
     with (
         _one_thread_each(),
-        ProcessPoolExecutor(min(workers, len(cells)), mp_context=context, initializer=_warm_up) as pool,
+        ProcessPoolExecutor(min(workers, len(cells)), mp_context=context, initializer=_start_worker) as pool,
     ):
         running: dict[Future[None], Cell] = {}
         try:
@@ -139,7 +139,10 @@ def run_cells(out: Path, cells: Sequence[Cell], workers: int) -> None:
                     future.result()
                     bar.set_postfix_str(f"{cell.name} done, {len(running) + len(left)} cells left", refresh=False)
                     bar.update(cell.weight)
-        except BaseException:
+        except BaseException as error:
+            if not isinstance(error, Exception):  # Ctrl-C or SIGTERM: their cells are made again
+                for process in list((pool._processes or {}).values()):
+                    process.terminate()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     bar.close()
@@ -226,13 +229,26 @@ def _written_to(log: Path) -> Iterator[None]:
                 os.close(saved)
 
 
-def _warm_up() -> None:
-    """Once per worker: the imports, and what lm-eval records of the environment, which takes it seconds to ask."""
+def _start_worker() -> None:
+    """Once per worker: end with the parent; what lm-eval records of the environment takes it seconds to ask."""
     import functools
+    import threading
+
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     from torch.utils import collect_env
 
     collect_env.get_pretty_env_info = functools.lru_cache(maxsize=1)(collect_env.get_pretty_env_info)
+
+
+def _end_with_parent() -> None:
+    """Wait for the end of the parent, however it comes, and end this process."""
+    from multiprocessing import connection
+
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 @contextlib.contextmanager

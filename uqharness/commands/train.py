@@ -59,6 +59,13 @@ def run(args: argparse.Namespace) -> int:
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     _quiet()
     task = _load_task(plan.run, args)
+    if type(plan.method).uses_source and plan.source is None:
+        name = type(plan.method).name
+        log.warning(
+            "%s builds on a trained LoRA and --adapter names none: it first trains one, MLE for %s steps; to build on "
+            "one that exists: uqharness train %s --adapter DIR --out %s",
+            name, f"{plan.run.steps:,}", name, shlex.quote(plan.run.out or "OUT"),
+        )  # fmt: skip
     if args.dry_run:
         from uqharness.commands import dryrun
 
@@ -163,7 +170,12 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     if source:
         shared = source.tuned_on_fitted(data.record["splits"])
     started = time.perf_counter()
-    posterior = plan.method.fit(model, data, cell, source.posterior if source else None)
+    try:
+        posterior = plan.method.fit(model, data, cell, source.posterior if source else None)
+    except KeyboardInterrupt as stop:
+        if any(course.own_checkpoints() for course in data.courses):
+            stop.args = (f"checkpoints are in {cell.checkpoints}: add --resume to the command to go on",)
+        raise
     seconds = time.perf_counter() - started
     used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
     full = record(plan, cell, model, {**data.record, "splits": used}, seconds)

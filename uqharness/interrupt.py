@@ -1,0 +1,40 @@
+"""Ctrl-C and SIGTERM: both unwind the program, which then ends with one line and the exit code of the signal."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, as Ctrl-C is KeyboardInterrupt: whatever cleans up after one cleans up after the other."""
+
+
+@contextlib.contextmanager
+def catch_sigterm(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
+    """Within: SIGTERM raises `Terminated` in the main thread; where `wanted` says no, the process ends as usual."""
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+        yield  # only the main thread may, and somebody else's handler stays
+        return
+
+    def handle(number: int, frame: Any) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a second one ends a program that hangs
+        if not wanted():
+            os.kill(os.getpid(), number)
+        raise Terminated
+
+    signal.signal(signal.SIGTERM, handle)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def describe(stop: KeyboardInterrupt) -> tuple[str, int]:
+    """(what to say, exit code) of an interrupted program."""
+    word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
+    return "; ".join([word, *map(str, stop.args)]), code
