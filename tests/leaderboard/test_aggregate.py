@@ -221,3 +221,20 @@ def test_what_builds_on_an_adapter_costs_that_adapter_too() -> None:
     scaled = {"costs": {"seconds": 1.0}, "source": fitted}
     assert [ingest.cost(record, "seconds", sum) for record in (base, fitted, scaled, {})] == [22.0, 27.0, 28.0, None]
     assert ingest.cost(scaled, "trainable_parameters", max) == 6144 and ingest.cost({"costs": {}}, "x", max) is None
+
+
+def test_questions_of_the_published_training_data_are_noted_in_tables_and_with_numbers_among_the_problems(
+    tmp_path: Path,
+) -> None:
+    leaks = {"arc_easy_uq": {"items": 40, "leaked": 0, "natural": 1, "natural_ids": [3]}}
+    made = tmp_path / "made"
+    made.mkdir()
+    result(made, "MLE", leaks=leaks)
+    result(made, "BLoB", leaks={"arc_easy_uq": {**leaks["arc_easy_uq"], "leaked": 1}})
+    board = build([made])
+    (found,) = table.build(board.sources())
+    assert any(note.startswith("MLE on arc_easy_uq: some questions stand in the published") for note in found.notes)
+    told = {(row["kind"], row["reason"].partition(":")[0]) for row in board.problems.to_dict("records")}
+    assert ("shared", "1 of 40 questions stand in the published training data too") in told
+    assert "leaked" in {kind for kind, _ in told}
+    assert found.cells["acc", 1, 0].leaked and not found.cells["acc", 0, 0].leaked
