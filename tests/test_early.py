@@ -37,7 +37,7 @@ WRONG = {
     "superscript": (["table", "r", "--samples", "²"], "--samples '²': give whole numbers from 0 to 10,000"),
     "limit": (["eval", "r", "--tasks", "toyworld_uq", "--limit", "nan"], "--limit nan: give a number of questions"),
     "infinite limit": (["eval", "r", "--tasks", "toyworld_uq", "--limit", "inf"], "--limit inf: give"),
-    "limit 0": (["eval", "r", "--tasks", "toyworld_uq", "--limit", "0"], "--limit 0.0: give"),
+    "limit 0": (["eval", "r", "--tasks", "toyworld_uq", "--limit", "0"], "--limit 0: give"),
     "eval batch": (["eval", "r", "--tasks", "toyworld_uq", "--batch_size", "1000000000"], "from 1 to 99999"),
 }
 

@@ -66,6 +66,8 @@ def check_tasks(names: Iterable[str], include: Sequence[str | Path] = ()) -> Non
         nameable(name, "task")
         if name in own or os.path.exists(name) or re.search(r"[*?\[\]]", name):
             continue
+        if name.endswith((".yaml", ".yml")):
+            raise InputError(f"task {name}: no such file; give a name from `uqharness tasks` or the path of a YAML")
         hint = did_you_mean(name, own)
         elsewhere: set[str] = set()
         if (not hint or not _OURS.search(name)) and _mentioned(name, elsewhere):

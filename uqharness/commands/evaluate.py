@@ -115,7 +115,8 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise InputError(f"--include_path {include} is no folder: give one that holds task YAMLs")
     limit, size = (getattr(args, key, settings.get(key)) for key in ("limit", "batch_size"))
     if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
-        raise InputError(f"--limit {limit}: give a number of questions, or a fraction of them between 0 and 1")
+        shown = f"{limit:g}" if isinstance(limit, (int, float)) else repr(limit)
+        raise InputError(f"--limit {shown}: give a number of questions, or a fraction of them between 0 and 1")
     if size is not None and not re.fullmatch(r"0*[1-9][0-9]{0,4}|auto(:[0-9]{1,4}(\.[0-9]+)?)?", str(size)):
         raise InputError(f"--batch_size {str(size)[:60]}: give a whole number from 1 to 99999, auto or auto:N")
     _check_tasks(args.tasks or settings["tasks"], include)
