@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
@@ -19,9 +19,10 @@ from tqdm import tqdm
 
 from uqharness.bma import Rows
 from uqharness.config import Run, check_ranges, option
-from uqharness.curvature import STRUCTURES, Curvature, Full, Tokens, collector
+from uqharness.curvature import STRUCTURES, Curvature, Tokens, collector
 from uqharness.errors import InputError, RunError
 from uqharness.kfac import answer_rows, collect, jacobians, last_layer, split
+from uqharness.loose_json import check, shown
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
 from uqharness.training import collate, fit_loop
@@ -32,6 +33,15 @@ if TYPE_CHECKING:
     from uqharness.data import ChoiceData
 
 Predictive = Literal["joint", "indep", "probit", "bridge", "weights"]
+
+
+class _LaplaceFile(TypedDict):
+    structure: Literal["kron", "diag", "full"]
+    layers: list[str]
+    precision: list[float]
+    predictive: Predictive
+    mc_samples: int
+    laplace: dict[str, Any]
 
 
 class LaplacePosterior(Posterior):
@@ -126,12 +136,19 @@ class LaplacePosterior(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> LaplacePosterior:
-        precision = dict(zip(settings["layers"], settings["precision"], strict=True))
+        where = "uq_config.json: posterior"
+        check(dict(settings), _LaplaceFile, where)
+        layers, values = settings["layers"], settings["precision"]
+        if len(layers) != len(values) or len(set(layers)) != len(layers) or not layers:
+            raise InputError(f"{where}: {len(layers)} layers, {len(values)} precisions: expected one for each")
+        if min(values) <= 0 or settings["mc_samples"] < 1:
+            raise InputError(f"{where}: precision and mc_samples: expected positive numbers")
+        if missing := [name for name in layers if name not in mean]:
+            raise InputError(f"{where}: layers: {shown(missing[0], 120)} is not a tensor of the adapter")
         curvature = STRUCTURES[settings["structure"]].restore(state)
-        missing = [name for name in precision if name not in mean or name not in {**curvature.spectra(), "": 0}]
-        if missing and not isinstance(curvature, Full):
-            raise InputError(f"posterior.safetensors has no curvature of {missing[0]}: copy the adapter again")
+        curvature.check_shapes({name: mean[name].shape for name in layers})
         rest = {name: settings[name] for name in ("predictive", "mc_samples")}
+        precision = dict(zip(layers, values, strict=True))
         return cls(mean, curvature, precision, train_seed, **rest, report=settings["laplace"])
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
@@ -18,14 +18,20 @@ from torch import Tensor, nn
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
 from uqharness.input_noise import key64, uniform53
+from uqharness.loose_json import check
 from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator
+from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, split_state
 from uqharness.training import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
     from uqharness.data import ChoiceData
+
+
+class _DroppedFile(TypedDict):
+    p: float
+    mask: Literal["column", "token"]
 
 
 class Dropped(Posterior):
@@ -66,7 +72,11 @@ class Dropped(Posterior):
     def restore(
         cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
     ) -> Dropped:
-        return cls(mean, train_seed, float(settings["p"]), str(settings["mask"]))
+        split_state(state, mean)
+        check(dict(settings), _DroppedFile, "uq_config.json: posterior")
+        if not 0 <= settings["p"] < 1:
+            raise InputError(f"uq_config.json: posterior: p: expected a number from 0 to below 1, got {settings['p']}")
+        return cls(mean, train_seed, float(settings["p"]), settings["mask"])
 
 
 @dataclass(frozen=True)

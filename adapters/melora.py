@@ -21,9 +21,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from uqharness.config import Run, check_ranges, option
+from uqharness.errors import InputError
 from uqharness.flipout import Perturbation, perturb, standard
 from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
+from uqharness.posterior import (
+    Method,
+    Posterior,
+    Tensors,
+    check_tensor,
+    keyed_generator,
+    noise,
+    split_state,
+    unvaried,
+)
 from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -41,7 +51,16 @@ class CorePosterior(Posterior):
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int, parts: Mapping[str, Tensor]) -> None:
         super().__init__(mean, train_seed)
         self.parts: Tensors = {name: tensor.detach().float().cpu() for name, tensor in parts.items()}
-        self.names = [name.removesuffix(".core_std") for name in self.parts if name.endswith(".core_std")]
+        inner, core_mean, core_std = split_state(self.parts, self.mean, ".inner", ".core_mean", ".core_std")
+        if not set(inner) == set(core_mean) == set(core_std):
+            odd = sorted((set(inner) & set(core_mean) & set(core_std)) ^ (set(inner) | set(core_mean) | set(core_std)))
+            raise InputError(f"{odd[0]}: inner, core_mean and core_std are needed, one of them is missing")
+        self.names = list(core_std)
+        for name in self.names:
+            rank = self.mean[name].shape[0]
+            check_tensor(f"{name}.inner", inner[name], self.mean[name].shape)
+            check_tensor(f"{name}.core_mean", core_mean[name], (rank, rank))
+            check_tensor(f"{name}.core_std", core_std[name], (rank, rank), low=0)
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         return {name: torch.stack([self.draw(name, i, seed) for i in range(start, stop)]) for name in self.names}
@@ -59,6 +78,9 @@ class CorePosterior(Posterior):
         cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
     ) -> CorePosterior:
         return cls(mean, train_seed, state)
+
+    def missing(self) -> list[str]:
+        return unvaried(self.mean, self.names)
 
 
 class Core:

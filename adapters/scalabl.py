@@ -24,7 +24,16 @@ from uqharness.adapters.blob import BLoB
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
+from uqharness.posterior import (
+    Method,
+    Posterior,
+    Tensors,
+    check_tensor,
+    keyed_generator,
+    noise,
+    split_state,
+    unvaried,
+)
 from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -43,8 +52,9 @@ class Subspace(Posterior):
         super().__init__(mean, train_seed)
         self.relative: Tensors = {name: t.detach().float().cpu() for name, t in relative.items()}  # σ / μ  [r]
         for name, ratio in self.relative.items():
-            if name not in self.mean or ratio.shape != self.mean[name].shape[:1]:
-                raise InputError(f"σ/μ of {name} has shape {tuple(ratio.shape)}: one number per row of A is needed")
+            if name not in self.mean:
+                raise InputError(f"σ/μ of {name}: the mean has no such tensor")
+            check_tensor(f"σ/μ of {name}", ratio, self.mean[name].shape[:1])
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         return {name: torch.stack([self.draw(name, i, seed) for i in range(start, stop)]) for name in self.relative}
@@ -58,7 +68,11 @@ class Subspace(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Subspace:
-        return cls(mean, {name.removesuffix(".relative_std"): t for name, t in state.items()}, train_seed)
+        (relative,) = split_state(state, mean, ".relative_std")
+        return cls(mean, relative, train_seed)
+
+    def missing(self) -> list[str]:
+        return unvaried(self.mean, self.relative)
 
 
 class Diagonal:

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
+from uqharness.posterior import Method, Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
 from uqharness.training import fit_loop
 
 if TYPE_CHECKING:
@@ -48,10 +48,15 @@ class LowRank(Posterior):
         super().__init__(mean, train_seed)
         self.std: Tensors = {name: t.detach().float().cpu() for name, t in std.items()}
         self.columns: Tensors = {name: t.detach().float().cpu() for name, t in columns.items()}  # [K, ...]
-        counts = {len(t) for t in self.columns.values()}
+        counts = {len(t) if t.ndim else 0 for t in self.columns.values()}
         if set(self.std) != set(self.columns) or len(counts) != 1 or min(counts) < 2:
             raise InputError(f"every tensor needs a std and the same K >= 2 deviations, found K = {sorted(counts)}")
         self.count = counts.pop()
+        for name, t in self.std.items():
+            if name not in self.mean:
+                raise InputError(f"std of {name}: the mean has no such tensor")
+            check_tensor(f"std of {name}", t, self.mean[name].shape, low=0)
+            check_tensor(f"deviations of {name}", self.columns[name], (self.count, *self.mean[name].shape))
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         found: dict[str, list[Tensor]] = {name: [] for name in self.std}
@@ -70,10 +75,11 @@ class LowRank(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> LowRank:
-        def part(suffix: str) -> Tensors:
-            return {name.removesuffix(suffix): t for name, t in state.items() if name.endswith(suffix)}
+        std, columns = split_state(state, mean, ".std", ".columns")
+        return cls(mean, std, columns, train_seed)
 
-        return cls(mean, part(".std"), part(".columns"), train_seed)
+    def missing(self) -> list[str]:
+        return [name for name in self.mean if name not in self.std]
 
 
 class Moments:

@@ -14,7 +14,7 @@ import logging
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from uqharness.adapter_io import posterior_record
 from uqharness.bma import Engine, Rows
 from uqharness.config import Run, check_ranges, option
 from uqharness.errors import InputError
+from uqharness.loose_json import check, shown
 from uqharness.lora import LoraStack
 from uqharness.posterior import Method, Point, Posterior, Tensors
 from uqharness.registry import get_method, methods
@@ -35,6 +36,18 @@ if TYPE_CHECKING:
 
 LOWEST, HIGHEST = 0.01, 100.0  # of T: where all tuning answers are right the NLL falls for ever as T goes to 0
 log = logging.getLogger(__name__)
+
+
+class _SourceFile(TypedDict):
+    restored_by: str
+    train_seed: int
+
+
+class _ScaledFile(TypedDict):
+    temperature: float
+    samples: int
+    seed: int
+    source: _SourceFile
 
 
 class Scaled(Posterior):
@@ -71,10 +84,19 @@ class Scaled(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Scaled:
+        where = "uq_config.json: posterior"
+        check(dict(settings), _ScaledFile, where)
+        if not settings["temperature"] > 0 or settings["samples"] < 1 or settings["seed"] < 0:
+            raise InputError(f"{where}: temperature, samples and seed: expected > 0, >= 1 and >= 0")
         nested = settings["source"]
+        if other := next((name for name in state if not name.startswith("source.")), None):
+            raise InputError(f"posterior.safetensors has {shown(other, 120)}, which this adapter has no place for")
         own = {name.removeprefix("source."): tensor for name, tensor in state.items()}
-        source = get_method(nested["restored_by"]).restore(mean, own, nested, int(nested["train_seed"]))
-        return cls(source, float(settings["temperature"]), int(settings["samples"]), train_seed, int(settings["seed"]))
+        source = get_method(nested["restored_by"]).restore(mean, own, nested, nested["train_seed"])
+        return cls(source, float(settings["temperature"]), settings["samples"], train_seed, settings["seed"])
+
+    def missing(self) -> list[str]:
+        return self.source.missing()
 
 
 @dataclass(frozen=True)

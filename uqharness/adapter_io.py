@@ -13,78 +13,248 @@ import copy
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from uqharness import registry
 from uqharness.atomic import finish_folder, folder_beside, place_folder
-from uqharness.errors import InputError
+from uqharness.errors import InputError, did_you_mean
 from uqharness.leakage import SPLITS
 from uqharness.leakage import read_splits as read_splits
+from uqharness.loose_json import check, read_object, shown
+from uqharness.peft_config import lora_config
 from uqharness.posterior import Point, Posterior, Tensors
 
-SCHEMA = 1
+SCHEMA = 2  # 1: the record lists no tensors
 RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+JSON_LIMIT = 16 * 2**20  # bytes of a configuration or record
 
 
-def fetch(adapter: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The local folder of an adapter: a path, or a repository on the hub (downloaded into its cache)."""
-    path = Path(adapter).expanduser()
-    if path.is_dir():
-        return path
+class _Tensor(TypedDict):
+    dtype: str
+    shape: list[int]
+
+
+class _File(TypedDict):
+    sha256: str
+    tensors: dict[str, _Tensor]
+
+
+class _MethodName(TypedDict):
+    name: str
+
+
+class _Method(_MethodName, total=False):
+    label: str
+    paper: str
+    package: str | None
+    settings: dict[str, Any]
+
+
+class _Posterior(TypedDict):  # what else its class needs, that class checks
+    kind: str
+    train_seed: int
+
+
+class _Base(TypedDict, total=False):
+    name: str | None
+    fingerprint: str | None
+
+
+class _RecordNeeds(TypedDict):
+    schema: int
+    method: _Method
+    posterior: _Posterior
+    base: _Base
+
+
+class RecordFile(_RecordNeeds, total=False):
+    """What is checked of uq_config.json; `files` is there from schema 2 on."""
+
+    files: dict[str, _File]
+    run: dict[str, Any]
+    recipe: dict[str, Any] | None
+    recipe_hash: str | None
+    data: dict[str, Any] | None
+    costs: dict[str, Any] | None
+    source: dict[str, Any] | None
+    imported: dict[str, Any] | None
+
+
+# ---------------------------------------------------------------- finding
+
+
+def fetch(adapter: str | os.PathLike[str]) -> Path:
+    """The local folder of an adapter: a path, a repository in the hub's cache, or `hub:user/name`, which is downloaded.
+
+    A name without `hub:` never leaves this machine, so that a mistyped path cannot become a stranger's adapter.
+    """
     name = str(adapter)
-    if path.exists() or name.startswith((".", "/", "~")) or name.count("/") > 1:
-        raise InputError(f"adapter={name}: no such folder. Give a folder written by `uqharness train`, or a hub id")
-    from huggingface_hub import snapshot_download
+    if name.startswith("hub:"):
+        return _from_hub(name, name.removeprefix("hub:"))
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Path(os.path.abspath(path))  # no library takes an absolute path for a hub id
+    if path.exists():
+        raise InputError(f"adapter={name}: a file: give the folder that holds {PEFT_CONFIG}")
+    is_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name) and not path.is_absolute()
+    cached = _snapshot(name, local_files_only=True) if is_hub_id else None
+    if cached is None:
+        siblings = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings)
+        hub = f", and not in the hub's cache; for an adapter of the hub give hub:{name}" if is_hub_id else ""
+        raise InputError(f"adapter={name}: no such folder{hint}{hub or '; give a folder of `uqharness train`'}")
+    return cached
 
+
+def _from_hub(adapter: str, name: str) -> Path:
+    repository, _, revision = name.partition("@")
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*.safetensors", "*.md"]))
+        folder = _snapshot(repository, revision=revision or None)
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"adapter={name}: neither a folder nor a repository that the hub has ({reason})") from error
+        raise InputError(f"adapter={adapter}: not a repository that the hub has ({reason}); check its name") from error
+    assert folder is not None
+    return folder
+
+
+def _snapshot(name: str, **options: Any) -> Path | None:
+    """The folder of a hub repository; None where only the cache may be asked and has none."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"], **options))
+    except LocalEntryNotFoundError:
+        if options.get("local_files_only"):
+            return None
+        raise
+
+
+# ---------------------------------------------------------------- reading
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """Our record of an adapter; None for a plain PEFT adapter."""
     path = folder / RECORD
     if not path.exists():
+        if (folder / POSTERIOR).exists():
+            raise InputError(f"{folder}: {POSTERIOR} without {RECORD}: the adapter is incomplete, copy it again")
         return None
-    record = _read_json(path)
+    record = read_object(path, JSON_LIMIT)
     schema = record.get("schema")
-    if schema != SCHEMA:
-        raise InputError(f"{path}: schema version {schema!r}, this uqharness reads {SCHEMA}: install the newer one")
-    for key in ("method", "posterior", "base"):
-        if not isinstance(record.get(key), dict):
-            raise InputError(f"{path}: no {key!r} in the record: the file is damaged, train or download again")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise InputError(f"{path}: schema version {shown(schema)}, this uqharness reads {SCHEMA}: install a newer one")
+    check(record, RecordFile, str(path))
+    if schema >= 2 and "files" not in record:
+        raise InputError(f"{path}: 'files' is missing; the file is damaged or incomplete")
     return record
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """PEFT's configuration of an adapter, whose modules and ranks are those of its tensors; no pattern is run."""
+    if not (folder / PEFT_CONFIG).exists():
+        raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
+    content = read_object(folder / PEFT_CONFIG, JSON_LIMIT)
+    shapes = {name: tensor["shape"] for name, tensor in tensors_of(folder / MEAN).items()}
+    return lora_config(content, shapes, str(folder / PEFT_CONFIG))
 
 
 def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
     """The posterior of an adapter folder and its record. A plain PEFT LoRA is a point: one draw."""
-    if not (folder / PEFT_CONFIG).exists():
-        raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
+    config = read_config(folder)
     record = read_record(folder)
+    if record and "files" in record:
+        check_files(folder, record.pop("files"))
     mean = read_tensors(folder / MEAN)
     if not any(".lora_" in name for name in mean):
         raise InputError(f"{folder / MEAN}: no LoRA tensors among its {len(mean)}: only LoRA adapters can be read")
+    if broken := next((name for name, tensor in mean.items() if not bool(tensor.isfinite().all())), None):
+        raise InputError(f"{folder / MEAN}: {shown(broken)} holds NaN or infinity: train again")
     if record is None:
-        config = _read_json(folder / PEFT_CONFIG)
-        return Point({n: t for n, t in mean.items() if not of_base(n, config)}, train_seed=0), None
+        whole = config.modules_to_save
+        return Point({n: t for n, t in mean.items() if not of_base(n, whole)}, train_seed=0), None
     state = read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
     settings = record["posterior"]
     method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
     try:
-        return method.restore(mean, state, settings, int(settings["train_seed"])), record
-    except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: posterior and record do not fit together ({error!r}): copy it again") from error
+        posterior = method.restore(mean, state, settings, settings["train_seed"])
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{folder}: posterior and record do not fit together ({reason}): copy it again") from error
+    if record["schema"] == 1:
+        check_complete(folder, posterior, record)
+    return posterior, record
+
+
+def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"dtype", "shape"}} of a safetensors file, by its header."""
+    with _whole(path), safe_open(path, "pt") as file:
+        parts = {name: file.get_slice(name) for name in sorted(file.keys())}  # noqa: SIM118
+        return {name: {"dtype": part.get_dtype(), "shape": list(part.get_shape())} for name, part in parts.items()}
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """What the record says of a safetensors file that belongs to the adapter."""
+    return {"sha256": _sha256(path), "tensors": tensors_of(path)}
+
+
+def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """The safetensors files and their tensors are those that the record lists, no more and no fewer."""
+    for name in sorted({MEAN, POSTERIOR, *listed}):
+        path, file = folder / name, listed.get(name)
+        if file is None:
+            if path.exists():
+                raise InputError(f"{path}: not a part of this adapter, whose record does not list it: remove it")
+            continue
+        if name not in (MEAN, POSTERIOR):
+            raise InputError(f"{folder / RECORD}: files: {shown(name)} is not a file of an adapter; copy it again")
+        found, expected = tensors_of(path), file["tensors"]
+        for what, names in (
+            ("missing", [tensor for tensor in expected if tensor not in found]),
+            ("not listed in the record", [tensor for tensor in found if tensor not in expected]),
+            ("of another shape or type", [t for t in found if t in expected and found[t] != dict(expected[t])]),
+        ):
+            if names:
+                raise InputError(
+                    f"{path}: {len(names)} of its {len(expected)} tensors {'are' if len(names) > 1 else 'is'} {what}: "
+                    f"{shown(names[0], 120)}; copy the adapter again"
+                )
+        if (own := _sha256(path)) != file["sha256"]:
+            raise InputError(
+                f"{path}: another file than the one that the record lists: SHA-256 {own[:16]}…, "
+                f"recorded {shown(file['sha256'][:16])}…; copy the adapter again"
+            )
+
+
+def check_complete(folder: Path, posterior: Posterior, record: Mapping[str, Any]) -> None:
+    """Schema 1 lists no tensors: every layer that the method makes random has its part of the posterior."""
+    missing = posterior.missing()
+    settings = record["method"].get("settings", {})
+    both = settings.get("asymmetric") is False or settings.get("on") == "AB"  # BLoB and BBB of A and B
+    if both and not missing and not any(".lora_B." in name for name in posterior.state()):
+        missing = [name for name in posterior.mean if ".lora_B." in name]
+    if missing:
+        where = folder / POSTERIOR
+        problem = f"{len(missing)} tensors are missing" if where.exists() else f"{POSTERIOR} is missing"
+        raise InputError(
+            f"{folder}: {problem}: nothing says how {missing[0]} varies between draws; copy the adapter again"
+        )
+
+
+# ---------------------------------------------------------------- writing
 
 
 def save_adapter(
@@ -111,6 +281,9 @@ def save_folder(
         save_peft(temporary, config, posterior.mean)
         if state := posterior.state():
             save_file({k: v.contiguous() for k, v in state.items()}, temporary / POSTERIOR, {"format": "pt"})
+        full["files"] = {
+            name: file_record(temporary / name) for name in (MEAN, POSTERIOR) if (temporary / name).exists()
+        }
         (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
         (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
         (temporary / "README.md").write_text(model_card(full))
@@ -137,10 +310,9 @@ def posterior_record(posterior: Posterior) -> dict[str, Any]:
     }
 
 
-def targets(config: PeftConfig) -> list[str]:
-    """The target modules of a LoRA configuration, which PEFT keeps as a set or as a pattern."""
-    found = getattr(config, "target_modules", None) or ()
-    return [found] if isinstance(found, str) else sorted(found)
+def targets(config: LoraConfig) -> list[str]:
+    """The target modules of a configuration that `lora_config` made: names."""
+    return sorted(config.target_modules or ())
 
 
 def content_hash(folder: Path) -> str:
@@ -155,7 +327,8 @@ def content_hash(folder: Path) -> str:
 def base_location(name: str) -> str:
     """Where transformers finds a base model; `toyworld` is the one that comes with this package."""
     if name != "toyworld":
-        return name
+        # No library takes an absolute path for a hub id, and looks that up.
+        return os.path.abspath(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
     from uqharness import toyworld
 
     return str(toyworld.base_path())
@@ -227,38 +400,47 @@ Everything needed to make it again is in `{RECORD}`.
 """
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise InputError(f"{path}: not readable as JSON ({error}): train or download again") from error
-    if not isinstance(content, dict):
-        raise InputError(f"{path}: a JSON object was expected, found {type(content).__name__}")
-    return content
+def of_base(name: str, whole: Sequence[str] | None) -> bool:
+    """Whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers.
 
-
-def of_base(name: str, config: Mapping[str, Any]) -> bool:
-    """Whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers."""
+    whole: `modules_to_save`, whose weights are the adapter's.
+    """
     module, _, kind = name.removeprefix("base_model.model.").rpartition(".")
     if ".lora_" in name or "trainable_tokens" in name or kind != "weight":  # biases are trained, or not saved
         return False
     parts = module.split(".")
     parents = [".".join(parts[: n + 1]) for n in range(len(parts))]
-    whole = config.get("modules_to_save") or ()
-    return not any(parent.endswith(str(saved)) for parent in parents for saved in whole)
+    return not any(parent.endswith(saved) for parent in parents for saved in whole or ())
 
 
 def base_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the base that lie in an adapter's file."""
-    config = _read_json(folder / PEFT_CONFIG)
-    return {name: tensor for name, tensor in read_tensors(folder / MEAN).items() if of_base(name, config)}
+    whole = read_config(folder).modules_to_save
+    return {name: tensor for name, tensor in read_tensors(folder / MEAN).items() if of_base(name, whole)}
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    if not path.exists():
+    """All tensors of a safetensors file."""
+    with _whole(path):
+        return load_file(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Within: a safetensors file is read; what is wrong with it becomes one line."""
+    if not path.is_file():
         other = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
         raise InputError(f"{path.name} is missing in {path.parent} (found {other}): only safetensors are read")
     try:
-        return load_file(path)
+        yield
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path}: not a whole safetensors file ({error}): train or download again") from error
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a whole safetensors file ({reason}): train or download again") from error
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -23,7 +23,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
-from uqharness.adapter_io import base_location, base_weights
+from uqharness.adapter_io import base_location, base_weights, read_config
 from uqharness.config import Run
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
@@ -79,7 +79,9 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
     check_base_weights(base, folder)
     try:
         with _tied_head():
-            model = PeftModel.from_pretrained(base, str(folder), is_trainable=trainable)  # type: ignore[arg-type,unused-ignore]
+            model = PeftModel.from_pretrained(  # `config`: PEFT would run the patterns of the folder's own file
+                base, str(folder), is_trainable=trainable, config=read_config(folder)  # type: ignore[arg-type,unused-ignore]
+            )
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"adapter {folder} does not fit base model {name}: give its own base ({reason})") from error

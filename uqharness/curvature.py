@@ -7,6 +7,7 @@ precision λ. A collector sums F over the passes of `uqharness.kfac`.
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from uqharness.errors import InputError, RunError
 from uqharness.factors import Factor
 from uqharness.kfac import Collector, per_question, real_tokens
 from uqharness.lora import LoraStack
-from uqharness.posterior import Tensors
+from uqharness.posterior import Tensors, check_tensor
 
 Tokens = Literal["sum", "expand", "reduce"]
 FULL_LIMIT = 8192  # parameters of a dense F
@@ -52,6 +53,13 @@ class Curvature(ABC):
     @classmethod
     @abstractmethod
     def restore(cls, state: Tensors) -> Curvature: ...
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        """Refuse a saved curvature that is not of these layers, each of its shape `[out, in]`."""
+        blocks = self.spectra().keys()
+        if odd := sorted(blocks ^ shapes.keys()):
+            problem = "has no curvature of" if odd[0] in shapes else "has the curvature of another layer,"
+            raise InputError(f"posterior.safetensors {problem} {odd[0]}: copy the adapter again")
 
     def to(self, device: torch.device) -> Curvature:
         return self.restore({name: tensor.to(device) for name, tensor in self.state().items()})
@@ -91,6 +99,19 @@ class Block:
         weight = 1.0 / (precision + self.values.flatten().double())
         return (inside * weight) @ inside.transpose(1, 2) + rest @ rest.transpose(1, 2) / precision
 
+    def check(self, name: str, shape: Sequence[int]) -> None:
+        """Refuse a saved block that is not of a layer `[out, in]`."""
+        rows, count = self.rows, shape[0]
+        if rows is not None:
+            count = len(rows)
+            if rows.dtype != torch.long or rows.ndim != 1 or not bool(((rows >= 0) & (rows < shape[0])).all()):
+                raise InputError(f"rows of {name}: expected indices below {shape[0]}")
+        if not self.out.ndim == self.inp.ndim == self.values.ndim == 2:
+            raise InputError(f"curvature of {name}: expected matrices")
+        check_tensor(f"out of {name}", self.out, (count, self.values.shape[0]))
+        check_tensor(f"inp of {name}", self.inp, (shape[1], self.values.shape[1]))
+        check_tensor(f"values of {name}", self.values, self.values.shape, low=0)
+
     def half(self, x: Tensor, precision: float) -> Tensor:
         inside, rest = self.split(x)
         return self.plus(rest * precision**-0.5, inside * (precision + self.values).rsqrt())
@@ -125,6 +146,11 @@ class Kron(Curvature):
     @classmethod
     def restore(cls, state: Tensors) -> Kron:
         return cls({name: Block(**parts) for name, parts in grouped(state).items()})
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().check_shapes(shapes)
+        for name, block in self.blocks.items():
+            block.check(name, shapes[name])
 
 
 class KronCollector(Collector):
@@ -218,6 +244,11 @@ class Diag(Curvature):
     def restore(cls, state: Tensors) -> Diag:
         return cls({name: parts["diag"] for name, parts in grouped(state).items()})
 
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        super().check_shapes(shapes)
+        for name, value in self.values.items():
+            check_tensor(f"diag of {name}", value, shapes[name], low=0)
+
 
 class Full(Curvature):
     """F over all layers at once, in the order of `shapes`: one block with the parameters as its outputs."""
@@ -245,8 +276,13 @@ class Full(Curvature):
 
     @classmethod
     def restore(cls, state: Tensors) -> Full:
+        if odd := sorted(state.keys() ^ {"all.out", "all.values"}):
+            raise InputError(f"posterior.safetensors: expected all.out and all.values alone, differs in {odd[0]}")
         out, values = state["all.out"], state["all.values"]
         return cls(Block(out, torch.ones(1, 1, device=out.device), values))
+
+    def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
+        self.block.check("all", (sum(math.prod(shape) for shape in shapes.values()), 1))
 
 
 class DenseCollector(Collector):

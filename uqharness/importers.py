@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
-from peft import LoraConfig, PeftConfig
+from peft import LoraConfig
+from torch import Tensor
 
-from uqharness.adapter_io import MEAN, PEFT_CONFIG, read_tensors
+from uqharness.adapter_io import JSON_LIMIT, MEAN, PEFT_CONFIG, read_tensors
 from uqharness.errors import InputError
+from uqharness.loose_json import read_object
+from uqharness.peft_config import lora_config
 from uqharness.posterior import Gaussian, Members, Point, Posterior, Tensors
 
 PREFIX = "base_model.model."
@@ -63,11 +66,11 @@ def read_checkpoint(
 
 def bayesian_peft(folder: Path, eps: float | None, members: int | None, average: str, train_seed: int) -> Imported:
     """MLE, MAP, MCD (one weight vector), BLoB (`lora_A_rho`) or ENS (`adapter_1/` … beside the root's member 0)."""
-    config, tensors = read_config(folder), read_raw(folder)
-    weights, dropped = undouble(tensors, folder)
+    weights, dropped = undouble(read_raw(folder), folder)
+    config = read_config(folder, weights)
     rho = {name: tensor for name, tensor in weights.items() if RHO in name}
     mean = {name: tensor for name, tensor in weights.items() if name not in rho}
-    check_pairs(mean, config, folder)
+    check_pairs(mean, folder)
     details: dict[str, Any] = {"dropped": dropped}
     others = ensemble_folders(folder, members)
     posterior: Posterior = Point(mean, train_seed)
@@ -97,8 +100,9 @@ def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
         if number not in steps:
             raise InputError(f"{folder} has no step_{number}: it has {', '.join(f'step_{n}' for n in sorted(steps))}")
         chosen = steps[number]
-    config, (mean, dropped) = read_config(chosen), drop_base(read_raw(chosen))
-    check_pairs(mean, config, chosen)
+    mean, dropped = drop_base(read_raw(chosen))
+    config = read_config(chosen, mean)
+    check_pairs(mean, chosen)
     details = {"step": number, "dropped": dropped}
     return Imported("laplace-lora", "laplace-lora", "mle", config, Point(mean, train_seed), chosen, details)
 
@@ -106,18 +110,12 @@ def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
 # ---------------------------------------------------------------- files
 
 
-def read_config(folder: Path) -> LoraConfig:
-    """PEFT's own file; what refers to classes of the tool's own code goes."""
-    if not (folder / PEFT_CONFIG).exists():
+def read_config(folder: Path, tensors: Mapping[str, Tensor]) -> LoraConfig:
+    """PEFT's own file; the names of the tensors say which modules have a LoRA."""
+    path = folder / PEFT_CONFIG
+    if not path.exists():
         raise InputError(f"{folder}: no {PEFT_CONFIG}: it was not saved whole, copy it again")
-    try:
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, TypeError, KeyError) as error:
-        raise InputError(f"{folder / PEFT_CONFIG}: PEFT cannot read it ({error}): copy it again") from error
-    if not isinstance(config, LoraConfig):
-        raise InputError(f"{folder} is of type {config.peft_type}: only LoRA checkpoints can be imported")
-    config.auto_mapping, config.inference_mode = None, True
-    return config
+    return lora_config(read_object(path, JSON_LIMIT), {name: t.shape for name, t in tensors.items()}, str(path))
 
 
 def read_raw(folder: Path) -> Tensors:
@@ -152,8 +150,8 @@ def drop_base(tensors: Tensors) -> tuple[Tensors, list[str]]:
     return {name: tensor for name, tensor in tensors.items() if name not in dropped}, dropped
 
 
-def check_pairs(mean: Tensors, config: LoraConfig, folder: Path) -> None:
-    """At least one pair, every A with its B, of the rank that the configuration says; nothing else."""
+def check_pairs(mean: Tensors, folder: Path) -> None:
+    """At least one pair, every A with its B, of one rank; nothing else."""
     names = {name for name in mean if re.search(r"\.lora_[AB]\.weight$", name)}
     if not names:
         raise InputError(f"{folder / MEAN}: none of its {len(mean)} tensors is a LoRA's: not such a checkpoint")
@@ -163,9 +161,9 @@ def check_pairs(mean: Tensors, config: LoraConfig, folder: Path) -> None:
         twin = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
         if twin not in mean:
             raise InputError(f"{folder / MEAN}: {name} without {twin}: it was not saved whole, copy it again")
-        rank = mean[name].shape[0 if ".lora_A." in name else 1]
-        if rank != config.r and not config.rank_pattern:
-            raise InputError(f"{folder}: {name} has rank {rank}, {PEFT_CONFIG} says {config.r}: of which run are they?")
+        a, b = (mean[name], mean[twin]) if ".lora_A." in name else (mean[twin], mean[name])
+        if a.ndim != b.ndim or a.ndim < 2 or a.shape[0] != b.shape[1]:
+            raise InputError(f"{folder / MEAN}: {name} and {twin} are of different ranks: copy it again")
 
 
 # ---------------------------------------------------------------- BLoB and ensembles
@@ -202,13 +200,13 @@ def ensemble_folders(folder: Path, members: int | None) -> list[Path]:
 
 
 def _member(folder: Path, config: LoraConfig, first: Tensors) -> Tensors:
-    other = read_config(folder)
+    tensors, _ = undouble(read_raw(folder), folder)
+    other = read_config(folder, tensors)
     for name in ("r", "lora_alpha", "use_rslora", "target_modules"):
         mine, theirs = _listed(getattr(config, name)), _listed(getattr(other, name))
         if mine != theirs:
             raise InputError(f"{folder}: {name} is {theirs}, that of member 0 is {mine}: they must be equal")
-    tensors, _ = undouble(read_raw(folder), folder)
-    check_pairs(tensors, other, folder)
+    check_pairs(tensors, folder)
     if odd := sorted(set(tensors) ^ set(first)):
         raise InputError(f"{folder}: member 0 and this one do not hold the same tensors ({odd[0]}): copy it again")
     if wrong := [name for name in tensors if tensors[name].shape != first[name].shape]:

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from lm_eval.models.huggingface import HFLM
-from peft import PeftConfig
 
+from uqharness.adapter_io import read_config
 from uqharness.config import boolean, count_of
 from uqharness.errors import InputError
 from uqharness.record import MAX_DRAWS
@@ -102,7 +102,7 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
 
 def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
     """The base model that an adapter was trained on, by our record or PEFT's."""
-    name = record["base"].get("name") if record else PeftConfig.from_pretrained(str(folder)).base_model_name_or_path
+    name = record["base"].get("name") if record else read_config(folder).base_model_name_or_path
     if not name:
         raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
     return str(name)

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from torch import Tensor
 
 from uqharness.errors import InputError
+from uqharness.loose_json import check, shown
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +40,34 @@ def keyed_generator(*key: object) -> torch.Generator:
 def noise(train_seed: int, seed: int, draw: int, name: str, shape: Sequence[int]) -> Tensor:
     """Standard normal noise of one tensor in one draw: fp32, on the CPU, bit for bit the same everywhere."""
     return torch.randn(tuple(shape), generator=keyed_generator("draw", train_seed, seed, draw, name))
+
+
+def split_state(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], *suffixes: str) -> list[Tensors]:
+    """The parts of a saved posterior by their suffix: `{tensor of the mean}{suffix}`; no other names may be there."""
+    parts: list[Tensors] = [{} for _ in suffixes]
+    for name, tensor in state.items():
+        k = next((k for k, suffix in enumerate(suffixes) if name.endswith(suffix)), None)
+        own = None if k is None else name.removesuffix(suffixes[k])
+        if k is None or own not in mean:
+            raise InputError(f"posterior.safetensors has {shown(name, 120)}, which this adapter has no place for")
+        parts[k][own] = tensor
+    return parts
+
+
+def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], low: float | None = None) -> None:
+    """Refuse a tensor of a posterior of another shape, or with values that are not finite or below `low`."""
+    if tuple(tensor.shape) != tuple(shape):
+        raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if not bool(torch.isfinite(tensor).all()) or (low is not None and bool((tensor < low).any())):
+        at_least = "" if low is None else f" of at least {low:g}"
+        raise InputError(f"{name}: expected finite values{at_least}")
+
+
+def unvaried(mean: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
+    """Tensors of the mean that are the same matrix (lora_A, lora_B) as one in `names`, and not in it. None: lora_A."""
+    names = set(names)
+    matrices = {name.rpartition(".lora_")[2] for name in names} or {"A.weight"}
+    return [name for name in mean if name.rpartition(".lora_")[2] in matrices and name not in names]
 
 
 class Posterior(ABC):
@@ -87,6 +116,14 @@ class Posterior(ABC):
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
         """The inverse of (`state`, `settings`)."""
 
+    def missing(self) -> list[str]:
+        """Tensors that this posterior should vary and does not: its saved part is incomplete.
+
+        For adapters of schema 1, whose record does not list its tensors. A method that varies one matrix of each LoRA
+        varies it in every layer.
+        """
+        return []
+
     def usable(self, samples: int) -> int:
         """How many draws `samples` asks for really give: finitely many are used at most once each."""
         return samples if self.finite is None else min(samples, self.finite)
@@ -114,7 +151,13 @@ class Point(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Point:
+        split_state(state, mean)
         return cls(mean, train_seed)
+
+
+class _MembersFile(TypedDict):
+    members: int
+    combine: Literal["probs", "logits"]
 
 
 class Members(Posterior):
@@ -149,14 +192,20 @@ class Members(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Members:
-        count = int(settings["members"])
+        check(dict(settings), _MembersFile, "uq_config.json: posterior")
+        count = settings["members"]
         found = 1 + len({name.split(".", 1)[0] for name in state})
         if found != count:
             raise InputError(f"the record says {count} ensemble members, posterior.safetensors has {found}")
-        members = [mean] + [
-            {name: state[f"member{k}.{name}"] for name in mean if f"member{k}.{name}" in state} for k in range(1, count)
-        ]
-        return cls(members, train_seed, str(settings.get("combine", "probs")))
+        expected = {f"member{k}.{name}": (k, name) for k in range(1, count) for name in mean}
+        if odd := sorted(set(state) ^ set(expected)):
+            problem = "lacks" if odd[0] in expected else "has no place for"
+            raise InputError(f"posterior.safetensors {problem} {shown(odd[0], 120)}: copy the adapter again")
+        members = [dict(mean), *({} for _ in range(1, count))]
+        for saved, (k, name) in expected.items():
+            check_tensor(saved, state[saved], mean[name].shape)
+            members[k][name] = state[saved]
+        return cls(members, train_seed, settings["combine"])
 
 
 class Gaussian(Posterior):
@@ -169,11 +218,9 @@ class Gaussian(Posterior):
         super().__init__(mean, train_seed)
         self.std: Tensors = {name: tensor.detach().float().cpu() for name, tensor in std.items()}
         for name, tensor in self.std.items():
-            if name not in self.mean or self.mean[name].shape != tensor.shape:
-                found = self.mean[name].shape if name in self.mean else "no such tensor"
-                raise InputError(f"std of {name} has shape {tuple(tensor.shape)}, the mean has {found}")
-            if not bool(torch.isfinite(tensor).all()) or bool((tensor < 0).any()):
-                raise InputError(f"std of {name} is not finite and non-negative")
+            if name not in self.mean:
+                raise InputError(f"std of {name}: the mean has no such tensor")
+            check_tensor(f"std of {name}", tensor, self.mean[name].shape, low=0)
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         return {
@@ -188,7 +235,11 @@ class Gaussian(Posterior):
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Gaussian:
-        return cls(mean, {name.removesuffix(".std"): tensor for name, tensor in state.items()}, train_seed)
+        (std,) = split_state(state, mean, ".std")
+        return cls(mean, std, train_seed)
+
+    def missing(self) -> list[str]:
+        return unvaried(self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -28,8 +28,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from peft import PeftConfig
-
     from uqharness import adapter_io
 
     if not 1 <= args.samples <= MAX_DRAWS or not 0 <= args.seed < 2**32:
@@ -41,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     posterior, _ = adapter_io.load_posterior(folder)
     posterior = weights_of(posterior)
     count = posterior.usable(args.samples)
-    config = PeftConfig.from_pretrained(str(folder))
+    config = adapter_io.read_config(folder)
     with folder_beside(out) as temporary:
         for i in range(count):
             adapter_io.save_peft(temporary / f"draw{i}", config, draw(posterior, i, args.seed))

@@ -72,14 +72,9 @@ def read(name: str, cls: type[Method]) -> Source:
     """A folder or a hub id; refused where the method cannot use it."""
     if not cls.uses_source:
         raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: leave --adapter out")
-    from peft import LoraConfig, PeftConfig
-
     folder = adapter_io.fetch(name)
     posterior, record = adapter_io.load_posterior(folder)
-    peft = PeftConfig.from_pretrained(str(folder))
-    if not isinstance(peft, LoraConfig):
-        raise InputError(f"--adapter {name} is of type {peft.peft_type}: only LoRA adapters can be built on")
-    return Source(name, folder, posterior, record, peft)
+    return Source(name, folder, posterior, record, adapter_io.read_config(folder))
 
 
 def fixed(source: Source) -> dict[str, Any]:
