@@ -284,7 +284,16 @@ def test_a_wrong_value_in_the_record_is_one_line(
 
 @pytest.mark.parametrize(
     "splits",
-    [3, {"a": 1}, [3], [{**SEEN[0], "purpose": 1}], [{**SEEN[0], "fingerprints": "abc"}], [{**SEEN[0], "fingerprints": [1]}], [{}], None],
+    [
+        3,
+        {"a": 1},
+        [3],
+        [{**SEEN[0], "purpose": 1}],
+        [{**SEEN[0], "fingerprints": "abc"}],
+        [{**SEEN[0], "fingerprints": [1]}],
+        [{}],
+        None,
+    ],
 )
 def test_splits_of_a_wrong_type_are_one_line(tmp_path: Path, splits: Any) -> None:
     folder = save(tmp_path / "a", "blob")

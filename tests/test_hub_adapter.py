@@ -72,7 +72,7 @@ def hub(blob: Path, tmp_path: Path) -> Iterator[dict[str, str]]:
 CODE = """
 from uqharness.model import BayesLoRA
 from uqharness import adapter_io
-model = BayesLoRA(adapter="someone/blob", samples=2, device="cpu")
+model = BayesLoRA(adapter="hub:someone/blob", samples=2, device="cpu")
 print("HASH", adapter_io.content_hash(model.folder), model.engine.samples, model.adapter)
 """
 
@@ -80,11 +80,21 @@ print("HASH", adapter_io.content_hash(model.folder), model.engine.samples, model
 def test_an_adapter_comes_from_the_hub(hub: dict[str, str]) -> None:
     done = subprocess.run([sys.executable, "-c", CODE], env=hub, text=True, capture_output=True, timeout=120)
     assert done.returncode == 0, done.stderr
-    assert f"HASH {adapter_io.content_hash(Hub.folder)} 2 someone/blob" in done.stdout
+    assert f"HASH {adapter_io.content_hash(Hub.folder)} 2 hub:someone/blob" in done.stdout
+
+
+def test_without_hub_only_the_cache_is_read(hub: dict[str, str]) -> None:
+    code = "from uqharness.adapter_io import fetch; print(fetch('someone/blob'))"
+    done = subprocess.run([sys.executable, "-c", code], env=hub, text=True, capture_output=True, timeout=120)
+    assert "and not in the hub's cache; for an adapter of the hub give hub:someone/blob" in done.stderr.splitlines()[-1]
+    whole = code.replace("print", "fetch('hub:someone/blob@main'); print")
+    for command in (whole, code):
+        done = subprocess.run([sys.executable, "-c", command], env=hub, text=True, capture_output=True, timeout=120)
+        assert COMMIT in done.stdout, done.stderr
 
 
 def test_an_unknown_repository_is_one_line(hub: dict[str, str]) -> None:
-    code = "from uqharness.adapter_io import fetch; fetch('someone/else')"
+    code = "from uqharness.adapter_io import fetch; fetch('hub:someone/else')"
     done = subprocess.run([sys.executable, "-c", code], env=hub, text=True, capture_output=True, timeout=120)
     assert done.returncode != 0
-    assert "InputError: adapter=someone/else: neither a folder nor a repository" in done.stderr.splitlines()[-1]
+    assert "InputError: adapter=hub:someone/else: not a repository that the hub has" in done.stderr.splitlines()[-1]

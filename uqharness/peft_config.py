@@ -164,8 +164,7 @@ def _rank_pattern(file: Mapping[str, Any], ranks: Mapping[str, int | None], wher
         for module, rank in ranks.items():
             if rank not in (None, given[module]):
                 raise InputError(
-                    f"{where}: the rank of {module} is {given[module]}, its tensors have {rank}: "
-                    "copy the adapter again"
+                    f"{where}: the rank of {module} is {given[module]}, its tensors have {rank}: copy the adapter again"
                 )
     return _compressed({module: ranks[module] or given[module] for module in ranks}, file["r"])
 

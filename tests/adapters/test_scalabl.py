@@ -124,7 +124,7 @@ def test_training_moves_mean_and_std() -> None:
 
 
 def test_bad_input_is_one_line() -> None:
-    with pytest.raises(InputError, match="one number per row"):
+    with pytest.raises(InputError, match="σ/μ of q.lora_A.weight: expected shape"):
         Subspace({A: torch.zeros(2, 3)}, {A: torch.ones(3)}, 0)
     with pytest.raises(InputError, match="lora_r of at most 32"):
         fit_tiny(ScalaBL(), dataclasses.replace(TINY, lora_r=40))

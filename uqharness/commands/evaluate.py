@@ -122,7 +122,7 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     _check_tasks(args.tasks or settings["tasks"], include)
     given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
     if args.model == MODEL and not given.get("adapter"):
-        raise InputError("no adapter: give its folder or hub id, `uqharness eval ADAPTER --tasks …`")
+        raise InputError("no adapter: give its folder or hub:user/name, `uqharness eval ADAPTER --tasks …`")
 
 
 def _check_tasks(tasks: Any, include: Any) -> None:

@@ -21,7 +21,7 @@ log = logging.getLogger("uqharness.export")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("adapter", metavar="DIR", help="an adapter folder or a hub id")
+    parser.add_argument("adapter", metavar="DIR", help="an adapter folder, or hub:user/name")
     parser.add_argument("out", metavar="OUT", help="the folder to write: OUT/draw0, OUT/draw1 …")
     parser.add_argument("--samples", type=int, required=True, metavar="N", help="how many draws")
     parser.add_argument("--seed", type=int, default=0, help="as bayeslora's seed: the same draws [0]")

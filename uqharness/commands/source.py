@@ -69,7 +69,7 @@ class Source:
 
 
 def read(name: str, cls: type[Method]) -> Source:
-    """A folder or a hub id; refused where the method cannot use it."""
+    """A folder or `hub:user/name`; refused where the method cannot use it."""
     if not cls.uses_source:
         raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: leave --adapter out")
     folder = adapter_io.fetch(name)

@@ -36,7 +36,7 @@ log = logging.getLogger("uqharness.train")
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "uqharness train METHOD --base BASE --task TASK --out DIR [options]"
     parser.add_argument("method", metavar="METHOD", help="one of `uqharness methods`")
-    parser.add_argument("--adapter", metavar="DIR", help="build on this trained LoRA (folder or hub id)")
+    parser.add_argument("--adapter", metavar="DIR", help="build on this trained LoRA (a folder, or hub:user/name)")
     parser.add_argument("--seeds", type=_count, metavar="N", help="N runs, seeds --seed … into OUT/seed0 …")
     parser.add_argument("--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run")
     parser.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings")
