@@ -27,7 +27,9 @@ from uqharness.posterior import Point
     ("arguments", "words"),
     [
         ({"sample": 3}, "did you mean samples"),
-        ({"pretrained": "x"}, "did you mean base"),
+        ({"pretrained": "x"}, "takes no pretrained=x: write adapter=.*blob,base=x instead"),
+        ({"adapter": "", "peft": "x"}, "takes no peft=x: write adapter=x instead"),
+        ({"adapter": ""}, "no adapter: add adapter=DIR"),
         ({"samples": -1}, "samples=-1"),
         ({"samples": "many"}, "samples='many'"),
         ({"samples": 10**6}, "samples=1000000: give a whole number from 0 to 10,000"),
@@ -52,7 +54,7 @@ from uqharness.posterior import Point
 )
 def test_bad_arguments_are_refused(blob: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
-        BayesLoRA(adapter=str(blob), **{"device": "cpu", **arguments})
+        BayesLoRA(**{"adapter": str(blob), "device": "cpu", **arguments})
 
 
 def test_booleans_of_the_command_line_are_what_they_say(blob: Path) -> None:

@@ -9,7 +9,9 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-WATCHED = ("lm_eval.models", "lm_eval.tasks.manager")
+WATCHED = (
+    "lm_eval.models", "lm_eval.tasks.manager", "lm_eval.loggers.evaluation_tracker", "lm_eval._cli.harness",
+)  # fmt: skip
 
 
 class Finder:

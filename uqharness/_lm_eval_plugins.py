@@ -3,11 +3,17 @@
     lm_eval.models          then: the models of group `lm_eval.models`
     lm_eval.tasks.manager   then: TaskManager reads the folders of group `lm_eval.tasks` before --include_path
 
+and, for runs that use our model or tasks:
+
+    lm_eval.loggers.evaluation_tracker   then: results are written whole or not at all, see saving.py
+    lm_eval._cli.harness    then: our errors, Ctrl-C and SIGTERM end the command in one line
+
 The entry points of every package count, not only ours, as they will in the lm-eval that reads them itself;
 there (`load_plugins`, `discover_plugin_task_paths`) nothing is done. A failure costs one line on stderr.
 """
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable
 from functools import wraps
@@ -110,6 +116,42 @@ def _add_folder(folders: list[str], entry: Any) -> None:
     folders += [folder for folder in spec.submodule_search_locations if folder not in folders]
 
 
+def _save_whole(tracker: ModuleType) -> None:
+    from uqharness.saving import protect
+
+    protect(tracker)
+
+
+def _end_in_one_line(harness: ModuleType) -> None:
+    execute = harness.HarnessCLI.execute
+    if getattr(execute, "_uqharness", False):
+        return
+
+    @wraps(execute)
+    def in_one_line(self: Any, args: Any) -> Any:
+        from uqharness.errors import UQError
+        from uqharness.interrupt import catch_sigterm, describe
+        from uqharness.saving import collect, concerns_us
+        from uqharness.terminal import say
+
+        try:
+            with catch_sigterm(concerns_us), collect():
+                return execute(self, args)
+        except KeyboardInterrupt as stop:
+            if not concerns_us():
+                raise
+            message, code = describe(stop)
+        except UQError as error:
+            if os.environ.get("UQHARNESS_DEBUG", "") not in ("", "0"):
+                raise
+            message, code = str(error), error.exit_code
+        say(message)
+        sys.exit(code)
+
+    in_one_line._uqharness = True  # type: ignore[attr-defined]
+    harness.HarnessCLI.execute = in_one_line
+
+
 def _guarded(step: Callable[..., None], *args: Any) -> None:
     """Run a step; should it fail, say so once and go on: lm_eval must work without us."""
     global _warned
@@ -122,5 +164,10 @@ def _guarded(step: Callable[..., None], *args: Any) -> None:
         _warned = True
 
 
-AFTER = {"lm_eval.models": _register_models, "lm_eval.tasks.manager": _add_task_folders}
+AFTER = {
+    "lm_eval.models": _register_models,
+    "lm_eval.tasks.manager": _add_task_folders,
+    "lm_eval.loggers.evaluation_tracker": _save_whole,
+    "lm_eval._cli.harness": _end_in_one_line,
+}
 _warned = False

@@ -19,7 +19,7 @@ from uqharness import __version__
 from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, UQError, did_you_mean, of_system
 from uqharness.interrupt import catch_sigterm, describe
-from uqharness.terminal import PrintableFormatter, printable, tolerate_encoding
+from uqharness.terminal import PrintableFormatter, say, tolerate_encoding
 
 # name -> (module, one line of help, examples)
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
@@ -140,12 +140,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _say(message: str, code: int) -> int:
-    """The reason is the last line: bars that are still open would print themselves after it."""
-    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
-    for bar in list(bars):
-        with contextlib.suppress(Exception):
-            bar.close()
-    print(f"uqharness: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
+    say(message)
     return code
 
 

@@ -6,7 +6,8 @@ import difflib
 import errno
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 
 class UQError(Exception):
@@ -59,3 +60,14 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     plain = {re.sub("[-_]", "", name): name for name in sorted(known, reverse=True)}
     close = difflib.get_close_matches(re.sub("[-_]", "", word[:200]), sorted(plain), n=1, cutoff=0.6)
     return f" (did you mean {plain[close[0]]}?)" if close else ""
+
+
+def instead(model_args: Mapping[str, Any]) -> str:
+    """What a user of `--model hf` writes instead for bayeslora; '' where nothing points to that habit."""
+    adapter = model_args.get("adapter") or model_args.get("peft") or model_args.get("delta")
+    base = model_args.get("base") or model_args.get("pretrained")
+    if not {"peft", "delta", "pretrained"} & set(model_args):
+        return ""
+    written = ",".join(f"{name}={model_args[name]}" for name in ("pretrained", "peft", "delta") if name in model_args)
+    found = f"adapter={adapter or 'DIR'}" + (f",base={base}" if base else "")
+    return f"bayeslora takes no {written}: write {found} instead"

@@ -47,7 +47,7 @@ class BayesLoRA(HFLM):
 
     def __init__(
         self,
-        adapter: str,
+        adapter: str = "",
         samples: int | str = 10,
         seed: int = 0,
         base: str | None = None,
@@ -58,7 +58,7 @@ class BayesLoRA(HFLM):
         **kwargs: Any,
     ) -> None:
         mean, allow_leak = boolean("mean", mean), boolean("allow_leak", allow_leak)
-        kwargs = check_arguments(type(self), kwargs)
+        kwargs = check_arguments(type(self), adapter, base, kwargs)
         self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))

@@ -14,7 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from uqharness.adapter_io import read_config
 from uqharness.config import boolean, count_of
-from uqharness.errors import InputError
+from uqharness.errors import InputError, instead
 from uqharness.record import MAX_DRAWS
 
 # What HFLM hands on to transformers' from_pretrained and people do use.
@@ -28,17 +28,20 @@ _SWITCHES = (
 ).split()
 DRAWS = ("independent", "antithetic")
 AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
-_INSTEAD = {"pretrained": "base", "peft": "adapter", "delta": "adapter"}
 
 
-def check_arguments(cls: type, kwargs: dict[str, Any]) -> dict[str, Any]:
+def check_arguments(cls: type, adapter: str, base: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
     """What HFLM gets, its booleans as such. What neither `cls`, HFLM nor transformers' loading knows is refused."""
     ours = [n for n in inspect.signature(cls).parameters if n != "kwargs"]
-    theirs = [n for n in inspect.signature(HFLM).parameters if n not in ("kwargs", *_INSTEAD)]
+    theirs = [n for n in inspect.signature(HFLM).parameters if n not in ("kwargs", "pretrained", "peft", "delta")]
     known = [*ours, *theirs, *_LOADING]
+    if habit := instead({**kwargs, **({"adapter": adapter} if adapter else {}), **({"base": base} if base else {})}):
+        raise InputError(habit)
+    if not adapter:
+        raise InputError("bayeslora has no adapter: add adapter=DIR to --model_args, a folder or hub:user/name")
     for name in kwargs:
         if name not in known:
-            close = _INSTEAD.get(name) or next(iter(difflib.get_close_matches(name, known, 1)), None)
+            close = next(iter(difflib.get_close_matches(name, known, 1)), None)
             hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
             raise InputError(f"bayeslora has no argument {name!r}: {hint}")
     check_values(kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import contextlib
 import logging
 import re
 import sys
@@ -22,6 +23,15 @@ _HANDLER = "uqharness.plain"
 def printable(text: str) -> str:
     """Return `text` with control and bidirectional characters as \\uXXXX, which JSON reads as the same text."""
     return _STEERING.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def say(message: str) -> None:
+    """Print how a command ended, as its last line: bars that are still open would print themselves after it."""
+    bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
+    for bar in list(bars):
+        with contextlib.suppress(Exception):
+            bar.close()
+    print(f"uqharness: {printable(' '.join(message.splitlines()))}", file=sys.stderr)
 
 
 class PrintableFormatter(logging.Formatter):

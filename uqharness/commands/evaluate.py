@@ -19,7 +19,8 @@ from typing import Any
 
 from uqharness.commands import early
 from uqharness.commands.parser import explain
-from uqharness.errors import InputError, did_you_mean
+from uqharness.errors import InputError, did_you_mean, instead
+from uqharness.saving import check_place, collect, protect
 
 MODEL = "bayeslora"
 # As in pyproject.toml: a checkout that is not installed has no entry points.
@@ -120,9 +121,12 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
     if size is not None and not re.fullmatch(r"0*[1-9][0-9]{0,4}|auto(:[0-9]{1,4}(\.[0-9]+)?)?", str(size)):
         raise InputError(f"--batch_size {str(size)[:60]}: give a whole number from 1 to 99999, auto or auto:N")
     _check_tasks(args.tasks or settings["tasks"], include)
+    if place := args.output_path or settings.get("output_path"):
+        check_place(str(place))
     given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
     if args.model == MODEL and not given.get("adapter"):
-        raise InputError("no adapter: give its folder or hub:user/name, `uqharness eval ADAPTER --tasks …`")
+        hint = instead(given) or "give its folder or hub:user/name, `uqharness eval ADAPTER --tasks …`"
+        raise InputError(f"no adapter: {hint}")
 
 
 def _check_tasks(tasks: Any, include: Any) -> None:
@@ -143,7 +147,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     from uqharness.commands.tasks_only import lean_tasks
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
-    with lean_tasks():
+    with collect(always=True), lean_tasks():
         args.func(args)
     from uqharness.results import HINT, is_kept
 
@@ -169,6 +173,9 @@ def _register() -> None:
     """What the start-up hook or a newer lm-eval does, for our models alone."""
     import lm_eval.models  # noqa: F401  (the built-ins come first)
     from lm_eval.api import registry
+    from lm_eval.loggers import evaluation_tracker
+
+    protect(evaluation_tracker)
 
     for name, target in MODELS.items():
         if name not in registry.model_registry:
