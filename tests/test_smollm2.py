@@ -36,10 +36,13 @@ def answers(monkeypatch: pytest.MonkeyPatch, model: str, arguments: dict[str, An
 
 
 @pytest.mark.slow
-def test_a_trained_adapter_answers_as_under_hf(smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("targets", [["q_proj", "v_proj"], ["q_proj", "v_proj", "lm_head"]], ids=["attention", "head"])
+def test_a_trained_adapter_answers_as_under_hf(
+    smollm2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, targets: list[str]
+) -> None:
     from transformers import AutoTokenizer
 
-    adapter = train(smollm2, tmp_path / "mle", "--target-modules", "q_proj", "v_proj")
+    adapter = train(smollm2, tmp_path / "mle", "--target-modules", *targets)
     record = adapter_io.read_record(adapter)
     assert record is not None and record["data"]["multi_token_choices"] > 0
     ours = answers(monkeypatch, "bayeslora", {"adapter": str(adapter), "samples": 1})

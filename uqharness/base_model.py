@@ -12,6 +12,7 @@ import inspect
 import logging
 import math
 import re
+import struct
 import warnings
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
@@ -42,15 +43,23 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     """The base where and as the run wants it, and its tokenizer."""
     if not run.base:
         raise InputError("no base model: give --base with a folder, a hub id or toyworld")
-    where, device = base_location(run.base), pick_device(run.device)
+    (where, file), device = base_location(run.base), pick_device(run.device)
+    options = _loading(run, device)
+    if file:
+        check_gguf(run.base, options)
+    gguf = {"gguf_file": file} if file else {}
     try:
-        check_size(where)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where)
-        base = transformers.AutoModelForCausalLM.from_pretrained(where, **_loading(run, device))
+        if file is None:
+            check_size(where)
+        with gguf_errors(run.base, file):
+            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
+            base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         hint = did_you_mean(run.base, ["toyworld"])
         raise InputError(f"base model {run.base} cannot be loaded{hint}: {reason}") from error
+    if file:
+        forget_gguf(base)
     fit_vocabulary(base, len(tokenizer))
     if run.load_in_4bit or run.load_in_8bit:
         exact_on_cpu(base)
@@ -319,6 +328,40 @@ def exact_on_cpu(base: nn.Module) -> None:
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+def check_gguf(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what a base in a GGUF file cannot be loaded with."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"base model {name}: GGUF files need the gguf package, which is missing: pip install gguf")
+    if options.get("quantization_config") is not None:
+        raise InputError(f"base model {name}: a GGUF file is dequantised when it is read: leave 4 and 8 bit out")
+
+
+@contextmanager
+def gguf_errors(name: str, file: str | None) -> Iterator[None]:
+    """Within: a GGUF file that transformers cannot read (its architecture, or no GGUF at all) is an InputError."""
+    try:
+        yield
+    except (ImportError, ValueError, LookupError, RuntimeError, TypeError, struct.error) as error:
+        if file is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"base model {name} cannot be read by transformers {transformers.__version__}: {reason} "
+            "Give the same model as safetensors"
+        ) from error
+
+
+def forget_gguf(base: nn.Module) -> None:
+    """A GGUF file is dequantised when it is read: plain weights, which transformers still takes for quantised ones.
+
+    It would refuse to save them, and to move or train them in some releases.
+    """
+    base.hf_quantizer, base.is_quantized = None, False  # type: ignore[assignment]
+    for name in ("quantization_config", "_is_quantized"):
+        if hasattr(base.config, name):
+            delattr(base.config, name)
 
 
 def _loading(run: Run, device: torch.device) -> dict[str, Any]:

@@ -44,7 +44,7 @@ def option(
 class Run:
     """What every method's training shares. The defaults: BLoB paper, Table 3 (Llama2-7B); ε is its code's."""
 
-    base: str = option("", "base model: a folder, a hub id, or 'toyworld'")
+    base: str = option("", "base model: a folder, a GGUF file, a hub id, or 'toyworld'")
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
     out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
     steps: int = option(5000, "optimiser steps", low=1, high=10**8)
@@ -288,7 +288,7 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
     for name in ("batch_size", "grad_accumulation"):  # their product counts, over all processes
         del recipe[name]
     recipe |= {
-        "base": Path(run.base).name if Path(run.base).is_dir() else run.base,
+        "base": Path(run.base).name if Path(run.base).exists() else run.base,
         "target_modules": sorted(run.target_modules),
         "lora_alpha": float(run.lora_alpha),
         "effective_batch": run.effective_batch,

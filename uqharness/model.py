@@ -26,7 +26,7 @@ from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.config import boolean
 from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
-from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number
+from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number, with_gguf
 from uqharness.posterior import Posterior
 from uqharness.provenance import ProtocolCheck
 from uqharness.questions import load_again
@@ -63,9 +63,9 @@ class BayesLoRA(HFLM):
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         posterior, self.record = adapter_io.load_posterior(self.folder)
-        self.base_name = base or recorded_base(self.folder, self.record)
+        self.base_name = with_gguf(base or recorded_base(self.folder, self.record), kwargs.pop("gguf_file", None))
         kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
-        self._load(adapter_io.base_location(self.base_name), kwargs)
+        self._load(*adapter_io.base_location(self.base_name), kwargs)
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
         self.posterior, self.mean, self.draws = posterior, mean, draws
         self.engine = self._engine(posterior)
@@ -74,12 +74,13 @@ class BayesLoRA(HFLM):
         self.protocols = ProtocolCheck(self.record)
         self._tell()
 
-    def _load(self, base: str, kwargs: dict[str, Any]) -> None:
+    def _load(self, base: str, gguf_file: str | None, kwargs: dict[str, Any]) -> None:
         self.quantised = kwargs.pop("quantization_config", None)
         try:
-            if not {"gguf_file", "subfolder"} & kwargs.keys():
+            if gguf_file is None and "subfolder" not in kwargs:
                 base_model.check_size(base, **({"revision": kwargs["revision"]} if "revision" in kwargs else {}))
-            super().__init__(pretrained=base, **kwargs)
+            with base_model.gguf_errors(self.base_name, gguf_file):
+                super().__init__(pretrained=base, gguf_file=gguf_file, **kwargs)
         except OSError as error:
             raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
@@ -94,7 +95,11 @@ class BayesLoRA(HFLM):
         computed = dtype if isinstance(dtype, torch.dtype) else getattr(self.config, "dtype", None)
         self.quantised = base_model.quantisation(kwargs, computed) or self.quantised
         config = self.quantised or quantization_config  # the base's own
+        if kwargs.get("gguf_file"):
+            base_model.check_gguf(self.base_name, {"quantization_config": self.quantised})
         super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+        if kwargs.get("gguf_file"):
+            base_model.forget_gguf(self._model)
         base_model.exact_on_cpu(self._model)
         base_model.fit_vocabulary(self._model, len(self.tokenizer))
         self._model = base_model.attach(self._model, self.folder, self.base_name)

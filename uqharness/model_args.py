@@ -109,3 +109,14 @@ def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
     if not name:
         raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
     return str(name)
+
+
+def with_gguf(base: str, gguf_file: str | None) -> str:
+    """`base=FOLDER,gguf_file=x.gguf` as the one name that it has everywhere else: FOLDER/x.gguf."""
+    if gguf_file is None:
+        return base
+    if base.lower().endswith(".gguf"):
+        if Path(base).name != Path(gguf_file).name:
+            raise InputError(f"gguf_file={gguf_file}: the base is {base} already: give base=FOLDER, or leave it out")
+        return base
+    return f"{base.rstrip('/')}/{gguf_file}"

@@ -64,7 +64,7 @@ def resolve(args: argparse.Namespace) -> Plan:
         _choose(name, cls)(own, shared)[name] = value
     shared.update(config.from_flags(args, Run))
     base = str(shared.get("base") or "")
-    if base and base != "toyworld" and Path(base).expanduser().is_dir():
+    if base and base != "toyworld" and Path(base).expanduser().exists():
         shared["base"] = str(Path(base).expanduser().resolve())  # the adapter is found from anywhere
     method = config.build(cls, own)
     source, inherited = None, {}
