@@ -358,10 +358,11 @@ def forget_gguf(base: nn.Module) -> None:
 
     It would refuse to save them, and to move or train them in some releases.
     """
-    base.hf_quantizer, base.is_quantized = None, False  # type: ignore[assignment]
+    model: Any = base
+    model.hf_quantizer, model.is_quantized = None, False
     for name in ("quantization_config", "_is_quantized"):
-        if hasattr(base.config, name):
-            delattr(base.config, name)
+        if hasattr(model.config, name):
+            delattr(model.config, name)
 
 
 def _loading(run: Run, device: torch.device) -> dict[str, Any]:
