@@ -170,6 +170,11 @@ def spoil(folder: Path, kind: str) -> None:
         return
     if kind == "no config":
         (folder / "adapter_config.json").unlink()
+    elif kind == "deep config":
+        (folder / "adapter_config.json").write_text("[" * 200_000)
+    elif kind == "rank as text":
+        config = json.loads((folder / "adapter_config.json").read_text())
+        (folder / "adapter_config.json").write_text(json.dumps({**config, "r": "2"}))
     elif kind == "gap":
         shutil.rmtree(folder / "adapter_1")
     elif kind == "rank of a member":
@@ -194,6 +199,8 @@ def spoil(folder: Path, kind: str) -> None:
 BAD = {
     "bin": ([], "only safetensors are read"),
     "no config": ([], "neither adapter_config.json nor step_"),
+    "deep config": ([], "nested too deeply"),
+    "rank as text": ([], 'r: expected an integer, got "2"'),
     "gap": ([], "holds the members adapter_2 beside its own"),
     "rank of a member": ([], "is 4, its tensors have 2"),
     "half": ([], "was not saved whole"),

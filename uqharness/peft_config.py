@@ -143,7 +143,7 @@ def _targets(file: Mapping[str, Any], modules: Iterable[str], where: str) -> lis
     if file.get("target_parameters"):  # their tensors are under the names of modules too
         if isinstance(listed, str):
             raise InputError(f"{where}: target_modules is a pattern beside target_parameters: write a list of names")
-        return listed  # type: ignore[no-any-return]
+        return listed
     modules = list(modules)
     narrowed = any(file.get(key) for key in ("exclude_modules", "layers_pattern")) or (
         file.get("layers_to_transform") is not None

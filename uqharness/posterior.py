@@ -46,9 +46,9 @@ def split_state(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], *suffix
     """The parts of a saved posterior by their suffix: `{tensor of the mean}{suffix}`; no other names may be there."""
     parts: list[Tensors] = [{} for _ in suffixes]
     for name, tensor in state.items():
-        k = next((k for k, suffix in enumerate(suffixes) if name.endswith(suffix)), None)
-        own = None if k is None else name.removesuffix(suffixes[k])
-        if k is None or own not in mean:
+        k = next((k for k, suffix in enumerate(suffixes) if name.endswith(suffix)), -1)
+        own = name.removesuffix(suffixes[k]) if k >= 0 else ""
+        if own not in mean:
             raise InputError(f"posterior.safetensors has {shown(name, 120)}, which this adapter has no place for")
         parts[k][own] = tensor
     return parts
