@@ -280,7 +280,7 @@ def named_dtype(name: object) -> torch.dtype | str:
     found = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
     if not (found == "auto" or isinstance(found, torch.dtype) and found.is_floating_point):
         raise InputError(f"dtype={name}: no precision of weights: give float32, bfloat16, float16 or auto")
-    return found  # type: ignore[return-value]
+    return found
 
 
 def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -> Any:
@@ -325,6 +325,7 @@ def exact_on_cpu(base: nn.Module) -> None:
     The packed form rounds the scales to bfloat16, serves no layer narrower than 64 and no backward pass, so that an
     answer would depend on the mode and on the processor.
     """
+    module: Any
     for module in base.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False

@@ -45,6 +45,8 @@ class BayesLoRA(HFLM):
     draws="antithetic": in pairs that are mirrored at the mean.
     """
 
+    _model: Any  # HFLM's
+
     def __init__(
         self,
         adapter: str = "",
@@ -113,8 +115,8 @@ class BayesLoRA(HFLM):
         used = self.engine.samples
         note = f" ({self.samples} asked for; the posterior has no more)" if used < self.samples else ""
         log.info("bayeslora: %s, %d draws%s, seed %d, base %s", name, used, note, self.seed, self.base_name)
-        if note := base_model.tied_head_note(self.model):
-            log.info("bayeslora: %s", note)
+        if tied := base_model.tied_head_note(self.model):
+            log.info("bayeslora: %s", tied)
         run, here = (self.record or {}).get("run", {}), str(base_model.quantised_as(self.quantised) or "")[:4]
         trained = next((bits for bits in ("4bit", "8bit") if run.get(f"load_in_{bits}")), "")
         if self.record and trained != here:
