@@ -45,7 +45,6 @@ def test_the_page_shows_the_committed_numbers() -> None:
     assert changed != page and len(changed.splitlines()) == len(page.splitlines())
 
 
-@pytest.mark.xfail(strict=True, reason="docs/data/methods.json is of the settings before 2026-11-29: make it again")
 def test_the_committed_numbers_are_of_the_demo_as_it_is_now() -> None:
     suite = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser()
