@@ -91,7 +91,7 @@ def test_what_no_weights_can_hold_is_refused(
 
 @pytest.mark.parametrize(
     "flags, said",
-    [(["--samples", "0"], "at least 1"), (["--samples", "many"], "many"), ([], "--samples")],
+    [(["--samples", "0"], "give 1 to"), (["--samples", "many"], "many"), ([], "--samples")],
 )
 def test_bad_input_is_code_2_and_no_output(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: list[str], said: str
