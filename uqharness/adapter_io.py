@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +34,7 @@ from uqharness.leakage import read_splits as read_splits
 from uqharness.loose_json import check, read_object, shown
 from uqharness.peft_config import lora_config
 from uqharness.posterior import Point, Posterior, Tensors
+from uqharness.prompts import flags
 
 SCHEMA = 2  # 1: the record lists no tensors
 RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
@@ -396,6 +398,7 @@ def model_card(record: Mapping[str, Any]) -> str:
     data, costs = record.get("data") or {}, record.get("costs") or {}
     settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
     imported = record.get("imported")
+    asked = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
     origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
     return f"""---
 base_model: {json.dumps(base.get("name"))}
@@ -408,7 +411,7 @@ tags: [uqharness, bayesian-lora, {method["name"]}]
 method `{method["name"]}` ({method.get("paper", "")}), {settings}; seed {record["posterior"]["train_seed"]}, \
 {costs.get("steps")} steps. PEFT loads the posterior's mean; the draws are averaged by
 
-    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {data.get("task")}
+    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {data.get("task")}{asked}
 
 Everything needed to make it again is in `{RECORD}`.
 """

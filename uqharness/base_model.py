@@ -28,6 +28,7 @@ from uqharness.adapter_io import base_location, base_weights, read_config
 from uqharness.config import Run
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
+from uqharness.prompts import template_text
 
 log = logging.getLogger("uqharness.base_model")
 MOST_LAYERS, MOST_ROWS = 4096, 2**24
@@ -53,6 +54,8 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
             check_size(where)
         with gguf_errors(run.base, file):
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
+            if run.apply_chat_template:
+                template_text(tokenizer, base=run.base)  # before the weights
             base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -51,6 +51,10 @@ class Run:
     lr: float = option(1e-4, "learning rate", low=0)
     batch_size: int = option(4, "questions per forward", low=1, high=65536)
     grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
+    apply_chat_template: bool = option(False, "ask as a chat, by the tokenizer's template, as lm-eval does")
+    system_instruction: str = option("", "the system message, or the first lines without a chat template")
+    num_fewshot: int | None = option(None, "examples before each question (None: the task's own)", low=0, high=99)
+    fewshot_as_multiturn: bool = option(True, "with a chat template: examples as turns of the chat, not in one message")
     max_length: int = option(300, "tokens of a prompt; longer ones lose tokens on the left", low=2, high=2**20)
     lora_r: int = option(8, "LoRA rank", low=1, high=16384)
     lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
@@ -276,7 +280,10 @@ def fields_of(*roles: Role) -> tuple[str, ...]:
 
 FREE = frozenset(fields_of("io", "speed"))  # may differ between a run and the one that resumes it
 # What a record without the key was trained with: the setting was not there yet.
-UNRECORDED: Mapping[str, Any] = {"adam_eps": 1e-8, "weight_decay": 0.0, "group_by_length": False}
+PROMPTS: Mapping[str, Any] = {
+    "apply_chat_template": False, "system_instruction": "", "num_fewshot": None, "fewshot_as_multiturn": True,
+}  # fmt: skip
+UNRECORDED: Mapping[str, Any] = {"adam_eps": 1e-8, "weight_decay": 0.0, "group_by_length": False, **PROMPTS}
 HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
 
 
@@ -294,6 +301,12 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
         "effective_batch": run.effective_batch,
         "data": [run.task, digest(fitted)],
     }
+    form = data_record.get("form")
+    for name, off in PROMPTS.items():  # the form says it all; without one, what differs from what always was
+        if form or recipe[name] == off:
+            del recipe[name]
+    if form and any(form.values()):
+        recipe["form"] = dict(form)
     if run.select == "last":  # then nothing was selected
         del recipe["select_split"], recipe["eval_every"]
     return f"v{HASH_VERSION}-{digest(recipe)}"

@@ -66,6 +66,7 @@ class Course:
         self.peak_memory = 0
         self._unseen: list[tuple[int, Tensor]] = []
         self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
+        self._settings["form"] = data.record.get("form")
         self._settings["data"] = [split["hash"] for split in data.record.get("splits", [])]
         self._settings["method"] = [getattr(method, "name", None), as_json(method)]
         if run.eval_every and not data.select:

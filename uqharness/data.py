@@ -5,10 +5,11 @@ The record says which items went where, by fingerprint, so that evaluating on on
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from uqharness import leakage
 from uqharness.config import Run, digest
 from uqharness.errors import InputError
 from uqharness.posterior import Method
+from uqharness.prompts import Prompting
 from uqharness.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
 
 if TYPE_CHECKING:
@@ -34,6 +36,7 @@ def prepare(task: Any, tokenizer: Any, run: Run, method: type[Method] | Method) 
         tune=method.uses_tune,
         tune_fraction=run.tune_fraction,
         select_split=run.select_split if run.eval_every else None,
+        prompting=Prompting.of(task, tokenizer, run),
     )
 
 
@@ -61,6 +64,7 @@ class ChoiceData:
         select_split: str | None = None,
         seed: int = 0,
         limit: int | None = None,
+        prompting: Prompting | None = None,
     ) -> ChoiceData:
         """`tune`: the method uses `data.tune`. What `tune` and `select` take from `train` is held out of it.
 
@@ -68,16 +72,19 @@ class ChoiceData:
         an adapter and what is built on it. `limit`: the first items of each split, for a trial run.
         """
         check_trainable(task)
-        parts = divide(task, encode, tune or select_split == "tune", tune_fraction, select_split, seed, limit)
+        prompting = prompting or Prompting()
+        read = functools.partial(read_questions, encode=encode, limit=limit, prompting=prompting)
+        parts = divide(task, read, tune or select_split == "tune", tune_fraction, select_split, seed)
         fit, spare, select = parts["fit"], parts["tune"], parts["select"]
         if not tune:  # read for select_split=tune alone
             parts["tune"] = Part("", [])
         used = {purpose: part for purpose, part in parts.items() if part.items}
         record = {
             "task": task.config.task,
+            "form": prompting.form,
             "dropped": _plain(getattr(task, "train_dropped", None)),
             "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
-            "multi_token_choices": sum(len(answer) > 1 for q in fit.items for _, answer in q.pairs),
+            "multi_token_choices": sum(map(count_multi_token, fit.items)),
             "splits": [part.record(purpose) for purpose, part in used.items()],
         }
         _say(record)
@@ -99,16 +106,13 @@ class Part:
 
 
 def divide(
-    task: Any, encode: Encode, tune: bool, fraction: float, select: str | None, seed: int, limit: int | None
+    task: Any, read: Callable[..., list[Question]], tune: bool, fraction: float, select: str | None, seed: int
 ) -> dict[str, Part]:
     """fit, tune, select. To tune: a validation split that the task does not evaluate, else a part of train."""
-    name, rest = (
-        _split_name(task, "training"),
-        read_questions(task, "train", task.training_docs(), encode, limit),
-    )
+    name, rest = _split_name(task, "training"), read(task, "train", task.training_docs())
     parts = {"tune": Part("", []), "select": Part("", [])}
     if tune and task.has_validation_docs() and task.has_test_docs():  # lm-eval evaluates on test then
-        found = read_questions(task, "validation", task.validation_docs(), encode, limit)
+        found = read(task, "validation", task.validation_docs())
         parts["tune"] = Part(_split_name(task, "validation"), found)
     elif tune:
         rest, held = hold_out(rest, max(1, round(len(rest) * fraction)), f"tune{seed}")
@@ -156,6 +160,14 @@ def held_items(split: str, total: int) -> int:
             f"select_split {split} is {count} of {total} training items: both parts need at least one"
         )
     return count
+
+
+def count_multi_token(question: Question) -> int:
+    """Choices of several tokens, where those that all choices begin with (a chat's line break) do not count."""
+    answers = [list(answer) for _, answer in question.pairs]
+    while min(map(len, answers)) > 1 and len({answer[0] for answer in answers}) == 1:
+        answers = [answer[1:] for answer in answers]
+    return sum(len(answer) > 1 for answer in answers)
 
 
 def count_long(items: Sequence[Question], max_length: int) -> int:

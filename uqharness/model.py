@@ -28,8 +28,9 @@ from uqharness.errors import InputError
 from uqharness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.model_args import check_arguments, draws_asked, recorded_base, whole_number, with_gguf
 from uqharness.posterior import Posterior
+from uqharness.prompts import ChatTemplate, ChatText, FormCheck, Message
 from uqharness.provenance import ProtocolCheck
-from uqharness.questions import load_again
+from uqharness.questions import check_letters, load_again
 from uqharness.results import BMALogProb
 from uqharness.shortcuts import may_branch
 
@@ -73,7 +74,8 @@ class BayesLoRA(HFLM):
         self.engine = self._engine(posterior)
         self.truncated = 0
         self.leaks = leakage.LeakCheck(self.folder, self.record, allow_leak, load_again, self.world_size > 1)
-        self.protocols = ProtocolCheck(self.record)
+        self.protocols, self.forms = ProtocolCheck(self.record), FormCheck(self.record)
+        self._template: ChatTemplate | None = None  # once it is asked for
         self._tell()
 
     def _load(self, base: str, gguf_file: str | None, kwargs: dict[str, Any]) -> None:
@@ -125,9 +127,11 @@ class BayesLoRA(HFLM):
     # ------------------------------------------------------------------ likelihoods
 
     def loglikelihood(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        self.forms.check(requests)
         self.leaks.check(requests)
         self.protocols.check(requests)
         self._questions = [(request.task_name, request.doc_id) for request in requests]
+        self._ours = {request.task_name for request in requests if hasattr(request, "uq_task")}
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
 
     @contextmanager
@@ -151,6 +155,7 @@ class BayesLoRA(HFLM):
         # lm-eval repeats a request to fill a rank: a question's continuations are those that differ.
         asked = [(question, tuple(c), tuple(x)) for question, (_, c, x) in zip(self._questions, requests, strict=True)]
         sizes = Counter(question for question, _, _ in set(asked))
+        self._check_letters(requests)
         # A combined answer is about all choices of a question at once; where there are none, draws answer.
         whole = [key for key in dict.fromkeys(asked) if not self.engine.given or sizes[key[0]] > 1]
         found = self._answers(whole, disable_tqdm)
@@ -161,6 +166,15 @@ class BayesLoRA(HFLM):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, found[key])
         return [found[key] for key in asked]
+
+    def _check_letters(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> None:
+        """A `_uq` task whose answers are letters needs a tokenizer that has them."""
+        found: dict[Question, dict[str, Pair]] = {}
+        for question, (strings, context, continuation) in zip(self._questions, requests, strict=True):
+            if question[0] in self._ours:
+                found.setdefault(question, {})[strings[1]] = (context, continuation)
+        for (task, doc), pairs in found.items():
+            check_letters(list(pairs.values()), list(pairs), f"{task}, item {doc}")
 
     def _answers(self, asked: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
         """One answer for each (question, context, continuation), none of them twice."""
@@ -273,6 +287,26 @@ class BayesLoRA(HFLM):
                 **kept,
             )
         return text[: len(context)]
+
+    # ------------------------------------------------------------------ chats
+
+    def chat_template(self, chat_template: bool | str = False) -> str | None:
+        """lm-eval asks for the text by `--apply_chat_template`'s name, for its results file."""
+        if not chat_template:
+            return None
+        name = chat_template if isinstance(chat_template, str) else None
+        self._template = ChatTemplate.of(self.tokenizer, self.chat_template_args, name, self.base_name)
+        return self._template.text
+
+    @property
+    def template(self) -> ChatTemplate:
+        """The tokenizer's, unless `--apply_chat_template` named another."""
+        self._template = self._template or ChatTemplate.of(self.tokenizer, self.chat_template_args, base=self.base_name)
+        return self._template
+
+    def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> ChatText:
+        """The prompt as training renders it."""
+        return self.template(chat_history, add_generation_prompt)
 
     # ------------------------------------------------------------------ bookkeeping
 

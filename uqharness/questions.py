@@ -22,6 +22,7 @@ from lm_eval.models.huggingface import HFLM
 from uqharness.bma import Pair
 from uqharness.errors import InputError, UQError, did_you_mean
 from uqharness.leakage import document_fingerprint, fingerprint
+from uqharness.prompts import FEWSHOT_SEED, Prompting
 
 log = logging.getLogger(__name__)
 Encode = Callable[[Sequence[Instance]], list[Pair]]
@@ -108,7 +109,7 @@ class Question:
 
     pairs: list[Pair]
     gold: int
-    fingerprint: str  # of what it is asked with at zero shots
+    fingerprint: str  # of what it is asked with at zero shots, as plain text
     document: str = ""  # of what is asked (`leakage.document_fingerprint`)
 
     @property
@@ -128,11 +129,20 @@ def check_trainable(task: Any) -> None:
 
 
 def read_questions(
-    task: Any, split: str, docs: Iterable[Mapping[str, Any]], encode: Encode, limit: int | None = None
+    task: Any,
+    split: str,
+    docs: Iterable[Mapping[str, Any]],
+    encode: Encode,
+    limit: int | None = None,
+    prompting: Prompting | None = None,
 ) -> list[Question]:
-    """Every document of a split as lm-eval would ask it at zero shots."""
+    """Every document of a split as lm-eval would ask it; without `prompting` at zero shots, as plain text."""
+    docs = list(itertools.islice(docs, limit))
+    plain = Prompting()
     with compiled_templates():
-        found, requests, sizes = _ask(task, split, docs, limit)
+        found, requests, sizes = _ask(task, split, docs, prompting or plain)
+        # The same items are held out, and are the same items, however they are asked.
+        bare = requests if prompting in (None, plain) else _ask(task, split, docs, plain)[1]
     if not found:
         raise InputError(f"{task.config.task}: its {split} split is empty")
     pairs = encode(_non_empty(requests))
@@ -140,22 +150,24 @@ def read_questions(
     for (where, gold), size in zip(found, sizes, strict=True):
         chunk = slice(start, start := start + size)
         check_choices(pairs[chunk], requests[chunk], where)
-        prompt = fingerprint([r.args[:2] for r in requests[chunk]])
+        check_letters(pairs[chunk], [str(request.args[1]) for request in requests[chunk]], where)
+        prompt = fingerprint([r.args[:2] for r in bare[chunk]])
         questions.append(Question(pairs[chunk], gold, prompt, document_fingerprint(requests[chunk.start].doc)))
     return questions
 
 
 def _ask(
-    task: Any, split: str, docs: Iterable[Mapping[str, Any]], limit: int | None
+    task: Any, split: str, docs: Iterable[Mapping[str, Any]], prompting: Prompting
 ) -> tuple[list[tuple[str, int]], list[Instance], list[int]]:
     """lm-eval's requests for each document, where it stands and which choice is right."""
     found, requests, sizes = [], [], []
-    for index, doc in enumerate(itertools.islice(docs, limit)):
+    if prompting.num_fewshot:
+        task.set_fewshot_seed(FEWSHOT_SEED)
+    for index, doc in enumerate(docs):
         where = f"{task.config.task}, {split} item {index}"
-        context = task.fewshot_context(doc, num_fewshot=0, gen_prefix=task.doc_to_prefix(doc))
         count = len(task.doc_to_choice(doc))
         # Mutual-information metrics append requests with empty contexts: the choices come first.
-        asked = task.construct_requests(doc=doc, ctx=context, metadata=(task.config.task, index, 1))[:count]
+        asked = prompting.requests(task, doc, (task.config.task, index, 1))[:count]
         found.append((where, gold_choice(task, doc, count, where)))
         requests.extend(asked)
         sizes.append(len(asked))
@@ -203,6 +215,22 @@ def check_choices(pairs: Sequence[Pair], requests: Sequence[Instance], where: st
                 f"{where}: choices {seen[key]!r} and {text!r} are the same tokens: tell them apart"
             )
         seen[key] = text
+
+
+def check_letters(pairs: Sequence[Pair], texts: Sequence[str], where: str) -> None:
+    """Answers that are single letters are single tokens, after the tokens that all of them begin with."""
+    letters = [text.strip() for text in texts]
+    if len(set(letters)) < len(letters) or len(letters) < 2 or any(len(letter) != 1 for letter in letters):
+        return
+    tokens = [list(continuation) for _, continuation in pairs]
+    while min(map(len, tokens)) > 1 and len({each[0] for each in tokens}) == 1:
+        tokens = [each[1:] for each in tokens]
+    for letter, rest in zip(letters, tokens, strict=True):
+        if len(rest) > 1:
+            raise InputError(
+                f"{where}: the tokenizer splits the answer letter {letter!r} into {len(rest)} tokens: take a task "
+                "with answers as text (a cloze variant), or another base"
+            )
 
 
 def _non_empty(requests: Sequence[Instance]) -> Sequence[Instance]:

@@ -21,7 +21,7 @@ import numpy as np
 from lm_eval.api.metrics import mean
 from lm_eval.api.task import ConfigurableTask
 
-from uqharness import keep
+from uqharness import keep, prompts
 from uqharness.errors import InputError
 from uqharness.intervals import BINNED_NAMES, NAMES
 from uqharness.metrics import METRICS, compute_all
@@ -149,9 +149,16 @@ class UQTask(ConfigurableTask):
         self._fewshot_seed = seed
         super().set_fewshot_seed(seed)
 
+    def fewshot_context(self, doc: Any, num_fewshot: int, *args: Any, **kwargs: Any) -> Any:
+        with prompts.without_own_shots(self, doc, num_fewshot):
+            return super().fewshot_context(doc, num_fewshot, *args, **kwargs)
+
     def build_all_requests(self, **kwargs: Any) -> None:
+        chat, shots = template_entry(kwargs), self.config.num_fewshot or 0
         super().build_all_requests(**kwargs)
+        form = prompts.make_form(chat, kwargs.get("system_instruction"), shots, kwargs.get("fewshot_as_multiturn"))
         for instance in self.instances:
+            instance.uq_form = form
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
             instance.uq_task = self  # for the leak check, which looks at its splits
         asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
@@ -243,17 +250,19 @@ class UQTask(ConfigurableTask):
         config, asked = self.config, self._asked_with
         start, stop = self.bounds(self.eval_role)
         path, rule = str(config.dataset_path), keep.read_rule(config.metadata)
+        chat = template_entry(asked) or {}
         return {
             "name": self.uq.get("protocol"), "version": self.VERSION, "output_type": self.OUTPUT_TYPE,
             "dataset": None if os.path.isabs(path) else path, "subset": config.dataset_name,
             "split": config[f"{self.eval_role}_split"], "rows": [start, stop],
             **{key: config[key] if isinstance(config[key], (str, list)) else None
                for key in ("doc_to_text", "doc_to_choice", "description", "gen_prefix", "target_delimiter")},
-            "fewshot": self._fewshot(), "chat_template": template_digest(asked),
+            "fewshot": self._fewshot(), "chat_template": chat.get("chat_template"),
             "system_instruction": optional_digest(asked.get("system_instruction")),
             "items": len(items), "documents": digest([item["doc_hash"] for item in items]),
             "prompts": digest([item["prompt_hash"] for item in items]),
             "answers": digest([item["answer_hash"] for item in items]),
+            **({"chat_arguments": chat["chat_arguments"]} if chat.get("chat_arguments") else {}),
             **({"normalise": self.normalise} if self.normalise else {}),
             **({"keep": rule, "left_out": self.left_out[self.eval_role]} if rule else {}),
         }
@@ -285,10 +294,8 @@ def optional_digest(text: str | None) -> str | None:
     return None if text is None else digest(text)
 
 
-def template_digest(asked: Mapping[str, Any]) -> str | None:
-    """Of the chat template where one is applied; lm-eval hands over the model's method and not the text."""
+def template_entry(asked: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The chat template where one is applied; lm-eval hands over the model's method and not the text."""
     if not asked.get("apply_chat_template"):
         return None
-    model = getattr(asked.get("chat_template"), "__self__", None)
-    template = getattr(getattr(model, "tokenizer", None), "chat_template", None)
-    return digest(template if isinstance(template, str) else str(asked.get("tokenizer_name", "")))
+    return prompts.described(asked.get("chat_template"), str(asked.get("tokenizer_name", "")))

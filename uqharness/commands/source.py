@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # What the adapter's files say and no flag can change.
 FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
 # What our record of it suggests: the same questions, seen through the same base.
-INHERITED = ("task", "seed", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "tune_fraction")
+INHERITED = ("task", "seed", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "tune_fraction", *config.PROMPTS)
 log = logging.getLogger("uqharness.train")
 
 

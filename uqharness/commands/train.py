@@ -145,6 +145,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     from uqharness import adapter_io
     from uqharness.base_model import attach, inject, load_base, tied_head_note
     from uqharness.data import prepare as read
+    from uqharness.prompts import difference, recorded_form
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
     try:
@@ -158,7 +159,11 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
         adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
     if note := tied_head_note(model):
         log.info(note)
-    return model, read(task, tokenizer, cell, plan.method)
+    data = read(task, tokenizer, cell, plan.method)
+    if plan.source is not None and (form := recorded_form(plan.source.record)):
+        if problem := difference(form, data.record["form"], (plan.source.record or {}).get("run") or {}):
+            raise InputError(f"--adapter {plan.source.name} has other prompts than this command; it was {problem}")
+    return model, data
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
@@ -251,7 +256,10 @@ def describe(posterior: Posterior) -> str:
 
 def _next(plan: Plan, args: argparse.Namespace) -> None:
     """The last lines say what to type next."""
-    tasks = shlex.quote(plan.run.task)
+    from uqharness.prompts import flags
+
+    words = [plan.run.task, *flags(config.as_json(plan.run))]
+    tasks = " ".join(map(shlex.quote, words))
     include = f" --include_path {shlex.quote(args.include_path)}" if args.include_path else ""
     print("next, evaluate by averaging over 10 draws and see the table:")
     for cell in plan.cells():
