@@ -21,16 +21,20 @@ def command(
 def test_a_real_model_trains_and_evaluates_on_arc(
     offline_hub: dict[str, str], tiny_real_model: Path, tmp_path: Path
 ) -> None:
-    base = ["--base", str(tiny_real_model), "--task", "arc_easy_uq", "--out", "blob", "--steps", "3"]
+    base = ["--base", str(tiny_real_model), "--task", "arc_easy_cloze_uq", "--out", "blob", "--steps", "3"]
     small = ["--target-modules", "q_proj", "v_proj", "--device", "cpu"]
     trained = command(["uqharness", "train", "blob", *base, *small], offline_hub, tmp_path)
     assert trained.returncode == 0, trained.stderr
     assert "lm_eval --model bayeslora" in trained.stdout
+    # " B" is one piece of this tokenizer and " A" are two: its letters are not on equal terms.
+    letters = [*base, *small, "--task", "arc_easy_uq", "--out", "letters"]
+    lettered = command(["uqharness", "train", "blob", *letters], offline_hub, tmp_path)
+    assert lettered.returncode == 2 and "splits the answer letter 'A' into 2 tokens" in lettered.stderr
     asked = [
         "--model_args",
         "adapter=blob,samples=3",
         "--tasks",
-        "arc_easy_uq",
+        "arc_easy_cloze_uq",
         "--limit",
         "50",
         "--output_path",
@@ -42,5 +46,4 @@ def test_a_real_model_trains_and_evaluates_on_arc(
     assert (run.record.items, run.record.draws, run.record.has_mean) == (50, 3, True)
     assert next((tmp_path / "results").iterdir()).name == "blob"
     assert run.config["uqharness"]["leaks"] == {}
-    # A letter of this tokenizer is one piece only after a space; either way the answers are probabilities.
     assert 0.0 < run.metrics()["acc"] < 0.7

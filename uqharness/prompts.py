@@ -14,13 +14,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 import jinja2
 
 from uqharness.config import Run
 from uqharness.errors import InputError
 from uqharness.leakage import document_fingerprint
+from uqharness.loose_json import check
 from uqharness.record import digest
 
 log = logging.getLogger("lm_eval.uqharness")
@@ -240,6 +241,16 @@ def without_own_shots(task: Any, doc: Mapping[str, Any], shots: int = 1) -> Iter
 # ---------------------------------------------------------------- the form that an adapter was trained in
 
 
+class Form(TypedDict, total=False):
+    """A form as an adapter's record has it; what is not there was off."""
+
+    chat_template: str | None
+    chat_arguments: dict[str, Any]
+    system_instruction: str | None
+    num_fewshot: int
+    multiturn: bool
+
+
 def make_form(
     entry: Mapping[str, Any] | None, system_instruction: str | None, num_fewshot: int, multiturn: object
 ) -> dict[str, Any]:
@@ -265,7 +276,7 @@ def recorded_form(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
     form = (record.get("data") or {}).get("form")
     if form is None and record.get("imported"):
         return None
-    return {**PLAIN, **(form or {})}
+    return {**PLAIN, **check({} if form is None else form, Form, "the adapter's record: data: form")}
 
 
 def flags(run: Mapping[str, Any]) -> list[str]:
