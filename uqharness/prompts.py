@@ -134,12 +134,12 @@ def fixed_date() -> Iterator[None]:
     """
     from transformers.utils import chat_template_utils as module
 
-    original = module.datetime  # type: ignore[attr-defined]
-    module.datetime = _Fixed  # type: ignore[attr-defined]
+    original = module.datetime
+    module.datetime = _Fixed
     try:
         yield
     finally:
-        module.datetime = original  # type: ignore[attr-defined]
+        module.datetime = original
 
 
 @functools.lru_cache(maxsize=1)
