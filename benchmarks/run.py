@@ -23,9 +23,8 @@ from benchmarks.timing import Row, show
 from uqharness.atomic import write_atomic
 
 # Each has `rows(quick: bool) -> Iterator[Row]`.
-MODULES = [
-    m for m in ("training", "laplace", "evaluation", "leaderboard") if importlib.util.find_spec(f"benchmarks.{m}")
-]
+NAMES = ("training", "laplace", "evaluation", "layers", "leaderboard")
+MODULES = [name for name in NAMES if importlib.util.find_spec(f"benchmarks.{name}")]
 
 
 def main(words: Sequence[str] | None = None) -> None:

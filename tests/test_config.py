@@ -16,6 +16,7 @@ from uqharness.config import (
     add_flags,
     as_json,
     build,
+    chosen_layers,
     convert,
     from_flags,
     option,
@@ -135,7 +136,7 @@ def test_recipe_hash_sees_the_recipe_and_nothing_else():
         assert recipe_hash(dataclasses.replace(run, **change), data) == recipe_hash(run, data), change
     other = [{"lr": 1e-3}, {"lora_r": 4}, {"steps": 9}, {"dtype": "float32"}, {"target_modules": ("q_proj",)}]
     other += [{"base": "c"}, {"lora_dropout": 0.1}, {"schedule": "constant"}, {"max_length": 9}]
-    other += [{"weight_decay": 0.5}, {"adam_eps": 1e-8}, {"group_by_length": True}]
+    other += [{"weight_decay": 0.5}, {"adam_eps": 1e-8}, {"group_by_length": True}, {"layers": "last:2"}]
     found = {recipe_hash(dataclasses.replace(run, **change), data) for change in other}
     found.add(recipe_hash(run, {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}))
     assert len(found) == len(other) + 1 and recipe_hash(run, data) not in found
@@ -150,10 +151,29 @@ def test_every_setting_of_the_recipe_is_in_its_hash():
         int: lambda v: v + 1, float: lambda v: v / 2 + 0.25, bool: lambda v: not v, str: lambda v: v + "x",
         tuple: lambda v: (*v, "x"),
     }  # fmt: skip
-    named = {"dtype": "float32", "schedule": "constant", "select": "best:acc", "num_fewshot": 2}
+    named = {"dtype": "float32", "schedule": "constant", "select": "best:acc", "num_fewshot": 2, "layers": "last:2"}
     for spec in dataclasses.fields(Run):
         value = getattr(run, spec.name)
         changed_to = named[spec.name] if spec.name in named else other[type(value)](value)
         change = {spec.name: changed_to} if spec.name != "device" else {}
         changed = recipe_hash(dataclasses.replace(run, **change), data) != recipe_hash(run, data)
         assert changed == (spec.metadata["role"] == "recipe" or spec.name == "task"), spec.name
+
+
+def test_recipes_from_before_layers_could_be_chosen_keep_their_hash():
+    data = {"splits": [{"purpose": "fit", "fingerprints": ["a", "b"]}]}
+    assert recipe_hash(Run(base="b", task="t"), data) == "v2-086d46eebdfd4028"
+
+
+def test_layers_by_their_numbers():
+    assert chosen_layers("all", 4) is None
+    assert chosen_layers("last:2", 4) == [2, 3] == chosen_layers("2-3", 4) == chosen_layers("3, 2-3", 4)
+    assert chosen_layers("0,2-3", 4) == [0, 2, 3] and chosen_layers("last:4", 4) == [0, 1, 2, 3]
+    for text in ("last:5", "4", "0-4", "last:40"):
+        with pytest.raises(InputError, match="the base has 4 layers, numbered 0 to 3"):
+            chosen_layers(text, 4)
+    wrong = ["", "last", "last:", "last:0", "last:-1", "last:x", "last:²", "first:2"]
+    for text in (*wrong, "3-2", "1-2-3", "-1", "a", "1,,2", "9" * 99):
+        with pytest.raises(InputError, match="give all, last:K, or numbers from 0"):
+            Run(layers=text)
+    assert Run(layers="last:40").layers == "last:40"  # how many there are the base says

@@ -25,7 +25,7 @@ from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_t
 from torch import Tensor, nn
 
 from uqharness.adapter_io import base_location, base_weights, read_config
-from uqharness.config import Run
+from uqharness.config import Run, chosen_layers
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.prompts import template_text
@@ -52,6 +52,9 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     try:
         if file is None:
             check_size(where)
+            if run.layers != "all":  # before the weights are read
+                config = transformers.AutoConfig.from_pretrained(where).get_text_config()
+                chosen_layers(run.layers, config.num_hidden_layers)
         with gguf_errors(run.base, file):
             tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
             if run.apply_chat_template:
@@ -105,6 +108,11 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
 def inject(base: nn.Module, run: Run) -> PeftModel:
     """LoRA on the run's target modules, initialised from the run's seed."""
     check_targets(base, run.target_modules)
+    targets: list[str] | str = list(run.target_modules)
+    if run.layers != "all":
+        targets = targets_in_layers(base, run)
+    elif run.target_modules == ("all-linear",):
+        targets = "all-linear"
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
     config = LoraConfig(
@@ -112,7 +120,7 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type,unused-ignore]
         lora_dropout=run.lora_dropout,
-        target_modules="all-linear" if run.target_modules == ("all-linear",) else list(run.target_modules),
+        target_modules=targets,
         **untied,
     )
     with torch.random.fork_rng(), _tied_head():  # PEFT draws A too; ours replaces it
@@ -239,6 +247,31 @@ def check_targets(base: nn.Module, targets: tuple[str, ...]) -> None:
                 f"target module {target!r} {problem} in {type(base).__name__}{did_you_mean(target, linear)}; "
                 f"it has: {', '.join(sorted(linear))}"
             )
+
+
+def targets_in_layers(base: nn.Module, run: Run) -> list[str]:
+    """The target modules in the run's layers, and the output head where it is a target, by their full names.
+
+    Names and not PEFT's `layers_to_transform`, which leaves out all that is in no layer.
+    """
+    modules = dict(base.named_modules())
+    count: int = base.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
+    stacks = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not stacks:
+        raise InputError(f"{type(base).__name__} has no list of {count} layers: leave --layers out")
+    chosen = tuple(f"{stacks[0]}.{number}." for number in chosen_layers(run.layers, count) or range(count))
+    every, head = run.target_modules == ("all-linear",), base.get_output_embeddings()  # type: ignore[operator]
+
+    def wanted(name: str) -> bool:
+        return every or any(name == target or name.endswith(f".{target}") for target in run.target_modules)
+
+    inside = {name: module for name, module in modules.items() if name.startswith(chosen)}
+    found = [name for name, module in inside.items() if wanted(name) and _is_linear(module)]
+    if not found:
+        targets = ", ".join(run.target_modules)
+        raise InputError(f"layers {run.layers} have none of {targets}: give other layers, or leave --layers out")
+    heads = [name for name, module in modules.items() if module is head and wanted(name)]
+    return found if every else found + heads
 
 
 def pick_device(device: str) -> torch.device:

@@ -1,7 +1,8 @@
 """Bayesian model averaging: p(y | x) ≈ 1/S Σ_s p(y | x, θ_s), θ_s ~ q   (BLoB, arXiv:2406.11675, Eq. 1).
 
 The engine runs token rows through all draws, folded into the batch, and reads the output head only where an
-answer is read. It knows tokens and draws, not tasks or metrics. Slow twin: `tests/slow_twin.py`.
+answer is read. The layers below the first one that differs between draws run once for all draws (`trunk.py`). It knows
+tokens and draws, not tasks or metrics. Slow twin: `tests/slow_twin.py`.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from peft import PeftModel
@@ -24,6 +26,7 @@ from uqharness.lora import LoraStack
 from uqharness.posterior import Posterior, antithetic
 from uqharness.rows import Pair, Rows, make_rows, model_input
 from uqharness.shortcuts import read, read_only
+from uqharness.trunk import agree, trunk
 
 __all__ = ["Engine", "Pair", "Rows", "Scores", "choice_logprobs", "continuation_logprobs", "make_rows", "model_input",
            "read_logits"]  # fmt: skip
@@ -121,6 +124,8 @@ class Engine:
         # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
         self.tensors = {name: self._stacked(name, tensor) for name, tensor in drawn.items()}
         self.count = self.separate_mean + (self.samples if varied else 1)
+        self.trunk = trunk(model, [*drawn, *self.noisy]) if self.count > 1 else None
+        self.trunk_checked = False
         # The bound is on averaged probabilities: other rules get all draws.
         stops = auto is not None and varied and posterior.combine == "probs"
         self.auto = Auto(self.samples, auto) if auto is not None and stops else None
@@ -138,15 +143,18 @@ class Engine:
         first, start, left = int(self.separate_mean), 0, rows
         stop = min(first + FIRST_LOOK, self.count) if self.auto else self.count
         slots, places = torch.arange(len(rows.question)), torch.arange(len(rows.row))  # of what is left
+        state = self._shared(rows)
         while True:
-            found, part = self._run(left, start, stop)
+            found, part = self._run(left, start, stop, state)
             values[start:stop, slots] = found.cpu()
             mixture = part if mixture is None else mixture.index_add(0, places.to(part.device), part)
             if self.auto is None or stop == self.count:
                 break
             taken[slots] = stop - first
             table = choice_logprobs(values[first:stop, slots].to(found.device), left)
-            left, kept, read = left.take(self.auto.unsettled(table))
+            unsettled = self.auto.unsettled(table)
+            state = None if state is None else state[unsettled[left.example]]
+            left, kept, read = left.take(unsettled)
             slots, places = slots[kept.cpu()], places[read.cpu()]
             if not len(slots):
                 break
@@ -157,10 +165,10 @@ class Engine:
             scores.draws, scores.taken = self.posterior.given(self.stack, rows).double().cpu()[None], taken.fill_(1)
         return scores
 
-    def _run(self, rows: Rows, start: int, stop: int) -> tuple[Tensor, Tensor]:
+    def _run(self, rows: Rows, start: int, stop: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Functions start … stop−1: log p(continuation) `[F, K]` and the draws' summed next-token p `[U, V]`."""
         values, mixture = [], None
-        for logits in self._chunks(rows, start, stop):  # [F, U, V]
+        for logits in self._chunks(rows, start, stop, state):  # [F, U, V]
             values.append(continuation_logprobs(logits, rows))
             skip = 1 if self.separate_mean and start == 0 else 0  # the mean is no part of the mixture
             start += len(logits)
@@ -178,14 +186,41 @@ class Engine:
         shown = values[0] if self.posterior.finite == 1 or self.posterior.mean_is_member else None
         return Scores(values, shown, greedy, taken)
 
-    def _chunks(self, rows: Rows, start: int = 0, end: int | None = None) -> Iterator[Tensor]:
-        """Logits of successive chunks of functions; halves the chunk when the GPU is full."""
+    def _shared(self, rows: Rows) -> Tensor | None:
+        """Hidden states that all functions share `[R, T, H]`; None where the first layer differs already.
+
+        On the first batch, what comes out is compared with a full forward.
+        """
+        if self.trunk is None:
+            return None
+        with self._autocast(rows):
+            state = self.trunk.run(lambda: read_logits(self.model, rows, skip=True))
+        if not self.trunk_checked:
+            self.trunk_checked, prefixes = True, prefix_tables(rows) if self.noisy else None
+            last = self.count - 1
+            full, short = (self._forward(rows, last, last + 1, prefixes, s) for s in (None, state))
+            if not agree(full, short):
+                log.warning(
+                    "the %d layers below the first that differs between draws are not what the draws share in %s: "
+                    "each draw runs in full", self.trunk.depth, type(self.model.get_base_model()).__name__,
+                )  # fmt: skip
+                self.trunk = None
+                return None
+        return state
+
+    def _chunks(
+        self, rows: Rows, start: int = 0, end: int | None = None, state: Tensor | None = None
+    ) -> Iterator[Tensor]:
+        """Logits of successive chunks of functions; halves the chunk when the GPU is full.
+
+        state: what `_shared` returned; without it each function runs in full.
+        """
         end, prefixes = self.count if end is None else end, prefix_tables(rows) if self.noisy else None
         while start < end:
             size = 1 if self.one_by_one else max(1, self.tokens // rows.input_ids.numel())
             stop = min(start + size, end)
             try:
-                logits = self._forward(rows, start, stop, prefixes)
+                logits = self._forward(rows, start, stop, prefixes, state)
             except torch.cuda.OutOfMemoryError:
                 if stop - start == 1:
                     raise
@@ -196,11 +231,16 @@ class Engine:
             yield logits
             start = stop
 
-    def _forward(self, rows: Rows, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None) -> Tensor:
-        device = rows.input_ids.device.type
-        amp = torch.autocast(device, self.autocast) if self.autocast else contextlib.nullcontext()
-        with self.using(start, stop, prefixes), amp:
+    def _forward(
+        self, rows: Rows, start: int, stop: int, prefixes: dict[Shape, Tensor] | None, state: Tensor | None
+    ) -> Tensor:
+        below = self.trunk.replaced(state, stop - start) if self.trunk else contextlib.nullcontext()
+        with self.using(start, stop, prefixes), self._autocast(rows), below:
             return read_logits(self.model, rows, stop - start, skip=True)
+
+    def _autocast(self, rows: Rows) -> contextlib.AbstractContextManager[Any]:
+        on = self.autocast is not None
+        return torch.autocast(rows.input_ids.device.type, self.autocast) if on else contextlib.nullcontext()
 
     @contextlib.contextmanager
     def using(self, start: int, stop: int, prefixes: dict[Shape, Tensor] | None = None) -> Iterator[None]:

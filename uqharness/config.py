@@ -60,6 +60,7 @@ class Run:
     lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout at the LoRA input", low=0, high=0.999)
     target_modules: tuple[str, ...] = option(("q_proj", "v_proj", "lm_head"), "modules that get a LoRA")
+    layers: str = option("all", "layers whose target modules get one: all, last:K, or numbers from 0 (20-29, 0,8-11)")
     schedule: Literal["linear", "constant"] = option("linear", "learning rate after the warm-up")
     warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
@@ -102,6 +103,7 @@ class Run:
             raise InputError("load_in_4bit and load_in_8bit are both set: choose one")
         if not self.target_modules:
             raise InputError("target_modules is empty: name at least one module, for example q_proj")
+        chosen_layers(self.layers)
         if (self.save_every or self.resume) and not self.out:
             raise InputError("save_every and resume need a place for checkpoints: give --out")
         if self.select != "last" and not self.eval_every:
@@ -114,6 +116,32 @@ def count_of(text: str, low: int, high: int) -> int | None:
     """The whole number that `text` spells in ASCII digits; None where it does not, or is out of range."""
     spelled = text.isascii() and text.isdigit() and len(text) <= 18  # "²" is a digit to Python as well
     return int(text) if spelled and low <= int(text) <= high else None
+
+
+def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
+    """The layers of a model of `count` that `all`, `last:K` or `0,8-11` names; None: all. Unknown count: the syntax."""
+    if text == "all":
+        return None
+    most = 10**6
+    spans: list[tuple[int, int]] = []
+    if text.startswith("last:"):
+        if number := count_of(text.removeprefix("last:"), 1, most):
+            spans.append(((count or most) - number, (count or most) - 1))
+    else:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            ends = count_of(first, 0, most), count_of(last if dash else first, 0, most)
+            if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+                spans = []
+                break
+            spans.append((ends[0], ends[1]))
+    if not spans:
+        raise InputError(f"layers is {_shown(text)}: give all, last:K, or numbers from 0 as in 20-29 or 0,8-11")
+    if count is None:
+        return []
+    if any(first < 0 or last >= count for first, last in spans):
+        raise InputError(f"layers is {text}: the base has {count} layers, numbered 0 to {count - 1}")
+    return sorted({number for first, last in spans for number in range(first, last + 1)})
 
 
 def check_ranges(settings: Any) -> None:
@@ -283,7 +311,9 @@ FREE = frozenset(fields_of("io", "speed"))  # may differ between a run and the o
 PROMPTS: Mapping[str, Any] = {
     "apply_chat_template": False, "system_instruction": "", "num_fewshot": None, "fewshot_as_multiturn": True,
 }  # fmt: skip
-UNRECORDED: Mapping[str, Any] = {"adam_eps": 1e-8, "weight_decay": 0.0, "group_by_length": False, **PROMPTS}
+UNRECORDED: Mapping[str, Any] = {
+    "adam_eps": 1e-8, "weight_decay": 0.0, "group_by_length": False, "layers": "all", **PROMPTS,
+}  # fmt: skip
 HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
 
 
@@ -309,6 +339,8 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
         recipe["form"] = dict(form)
     if run.select == "last":  # then nothing was selected
         del recipe["select_split"], recipe["eval_every"]
+    if run.layers == "all":  # as in recipes from before there was a choice
+        del recipe["layers"]
     return f"v{HASH_VERSION}-{digest(recipe)}"
 
 

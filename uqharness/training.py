@@ -234,5 +234,9 @@ def check_tune(name: str, data: ChoiceData, least: int) -> None:
 
 def _prepare_memory(model: PeftModel, run: Run) -> None:
     if run.gradient_checkpointing:
-        model.enable_input_require_grads()
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base = model.get_base_model()
+        if hasattr(base, "_require_grads_hook"):
+            # transformers makes the embedding's output ask for gradients. The reentrant kind alone needs that, and it
+            # sends the backward pass through all layers below the first LoRA.
+            base.disable_input_require_grads()

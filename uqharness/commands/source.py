@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from uqharness.posterior import Method, Posterior
 
 # What the adapter's files say and no flag can change.
-FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules")
+FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers")
 # What our record of it suggests: the same questions, seen through the same base.
 INHERITED = ("task", "seed", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "tune_fraction", *config.PROMPTS)
 log = logging.getLogger("uqharness.train")
@@ -78,12 +78,22 @@ def read(name: str, cls: type[Method]) -> Source:
 
 
 def fixed(source: Source) -> dict[str, Any]:
-    """The run settings that PEFT's configuration of the adapter decides."""
+    """The run settings that PEFT's configuration of the adapter decides.
+
+    An adapter of ours in some of the layers has its modules by their full names there, and what was asked for here.
+    """
+    run: Mapping[str, Any] = (source.record or {}).get("run") or {}
+    some = run.get("layers", Run.layers) != Run.layers
     return {
         "lora_r": source.peft.r,
         "lora_alpha": float(source.peft.lora_alpha),
         "lora_dropout": float(source.peft.lora_dropout),
-        "target_modules": tuple(adapter_io.targets(source.peft)),
+        "target_modules": config.convert(
+            config.field_types(Run)["target_modules"],
+            run.get("target_modules") if some else adapter_io.targets(source.peft),
+            "target_modules",
+        ),
+        "layers": str(run["layers"]) if some else Run.layers,
     }
 
 
