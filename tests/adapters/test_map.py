@@ -41,7 +41,7 @@ def by_hand(data: ChoiceData, decay: float) -> dict[str, torch.Tensor]:
                 m.mul_(0.9).add_(0.1 * g)
                 v.mul_(0.999).add_(0.001 * g * g)
                 m_hat, v_hat = m / (1 - 0.9 ** (step + 1)), v / (1 - 0.999 ** (step + 1))
-                p.sub_(lr * m_hat / (v_hat.sqrt() + 1e-8))
+                p.sub_(lr * m_hat / (v_hat.sqrt() + TINY.adam_eps))
     return stack.mean()
 
 
