@@ -356,6 +356,20 @@ def test_an_adapter_is_asked_in_the_form_that_it_was_trained_in(
         assert entry["chat_arguments"] == {"enable_thinking": False}
 
 
+@pytest.mark.parametrize("uq", [True, False])
+def test_split_letters_are_refused_in_our_tasks_and_summed_in_stock_ones(
+    world: Path, adapters: dict[str, str], uq: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    name = f"split_{uq}"
+    make_task(world / "tasks", name, uq=uq, doc_to_choice=["A", "F", "G"])
+    if uq:
+        with pytest.raises(InputError, match="split_True, item 0: the tokenizer splits the answer letter 'F' into 2"):
+            evaluate(world, adapters["before"], name)
+    else:
+        assert "acc,none" in evaluate(world, adapters["before"], name)["results"][name]
+
+
 def test_training_records_and_prints_the_form(
     world: Path, adapters: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
