@@ -313,7 +313,7 @@ def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> 
 
 def named_dtype(name: object) -> torch.dtype | str:
     """`bfloat16` as torch's; "auto" stays."""
-    found = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
+    found: Any = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
     if not (found == "auto" or isinstance(found, torch.dtype) and found.is_floating_point):
         raise InputError(f"dtype={name}: no precision of weights: give float32, bfloat16, float16 or auto")
     return found

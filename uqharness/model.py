@@ -102,11 +102,12 @@ class BayesLoRA(HFLM):
         if kwargs.get("gguf_file"):
             base_model.check_gguf(self.base_name, {"quantization_config": self.quantised})
         super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+        base: Any = self.model
         if kwargs.get("gguf_file"):
-            base_model.forget_gguf(self._model)
-        base_model.exact_on_cpu(self._model)
-        base_model.fit_vocabulary(self._model, len(self.tokenizer))
-        self._model = base_model.attach(self._model, self.folder, self.base_name)
+            base_model.forget_gguf(base)
+        base_model.exact_on_cpu(base)
+        base_model.fit_vocabulary(base, len(self.tokenizer))
+        self._model = base_model.attach(base, self.folder, self.base_name)
 
     def _engine(self, posterior: Posterior) -> Engine:
         how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
