@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
+import shlex
+import subprocess
+import threading
+from functools import partial
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from peft import PeftModel
@@ -16,8 +25,10 @@ from uqharness import adapter_io
 from uqharness.adapters.mcd import MCDropout
 from uqharness.bma import Engine, make_rows
 from uqharness.cli import main
+from uqharness.commands import serving
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian
+from uqharness.scores import combine_draws
 
 PAIRS = [([1, 12, 13, 14, 4], [6]), ([1, 12, 13, 14, 4], [7, 9]), ([1, 20, 4], [8])]
 
@@ -43,7 +54,7 @@ def save(folder: Path, model: PeftModel, posterior: object, method: str, base: P
 def test_every_draw_answers_as_ours(world: Path, tmp_path: Path, seed: int) -> None:
     """Our engine folds all draws into one forward of one model; PEFT loads each by itself."""
     command = ["export", str(world / "blob"), str(tmp_path / "draws"), "--samples", "3", "--seed", str(seed)]
-    assert main(command) == 0 and sorted(os.listdir(tmp_path / "draws")) == ["draw0", "draw1", "draw2"]
+    assert main(command) == 0 and sorted(os.listdir(tmp_path / "draws")) == ["README.md", "draw0", "draw1", "draw2"]
     posterior, _ = adapter_io.load_posterior(world / "blob")
     base = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(world / "blob")).eval()
@@ -71,9 +82,7 @@ def test_the_first_of_many_are_the_few_and_the_rest_is_the_mean(world: Path, tmp
     assert all(torch.equal(one[name], mean[name]) == (".lora_B." in name) for name in one)
 
 
-def test_what_no_weights_can_hold_is_refused(
-    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_no_weights_can_hold_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_lora(world / "base")
     mean = LoraStack(model).mean()
     kind = MCDropout.posteriors[0]
@@ -102,3 +111,104 @@ def test_bad_input_is_code_2_and_no_output(
     assert not os.listdir(tmp_path)
     assert main(["export", str(world / "blob"), str(world / "base"), "--samples", "1"]) == 2
     assert "exists already" in capsys.readouterr().err
+
+
+# ---------------------------------------------------------------- README.md
+
+
+def serving_command(readme: str) -> list[str]:
+    """The words of the vLLM command."""
+    (command,) = re.findall(r"^    (vllm serve (?:.*\\\n)*.*)$", readme, flags=re.MULTILINE)
+    return shlex.split(command)
+
+
+def flag(words: list[str], name: str) -> str:
+    return words[words.index(name) + 1]
+
+
+def test_the_readme_serves_each_draw_by_its_name(world: Path, tmp_path: Path) -> None:
+    assert main(["export", str(world / "blob"), str(tmp_path / "draws"), "--samples", "3", "--seed", "4"]) == 0
+    readme = (tmp_path / "draws" / "README.md").read_text()
+    words = serving_command(readme)
+    assert words[:4] == ["vllm", "serve", str(world / "base"), "--enable-lora"]
+    assert words[words.index("--lora-modules") + 1 :] == [f"draw{i}=./draw{i}" for i in range(3)]
+    # r is 4; the smallest rank that vLLM takes and that holds it is 8
+    assert (flag(words, "--max-lora-rank"), flag(words, "--max-loras")) == ("8", "3")
+    assert "samples=3,seed=4" in readme and "mean of the draws' probabilities" in readme
+
+
+def test_many_draws_are_named_by_the_shell(world: Path) -> None:
+    posterior, _ = adapter_io.load_posterior(world / "blob")
+    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, 200, 0)
+    ((_, loop),) = re.findall(r"(--lora-modules) (.*)$", readme, flags=re.MULTILINE)
+    words = subprocess.run(["bash", "-c", f"echo {loop}"], capture_output=True, text=True).stdout.split()
+    assert words == [f"draw{i}=./draw{i}" for i in range(200)]
+    assert "--max-loras 32 --max-cpu-loras 200 " in readme
+
+
+@pytest.mark.parametrize("targets, trap", [(["q_proj", "lm_head"], True), (["q_proj"], False)])
+def test_the_trap_is_said_where_the_head_has_a_lora(
+    world: Path, tmp_path: Path, targets: list[str], trap: bool
+) -> None:
+    model = make_lora(world / "base", target_modules=targets)
+    mean = LoraStack(model).mean()
+    std = {name: torch.full_like(t, 0.1) for name, t in mean.items() if ".lora_A." in name}
+    save(tmp_path / "in", model, Gaussian(mean, std, train_seed=5), "blob", world / "base")
+    assert main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--samples", "1"]) == 0
+    readme = (tmp_path / "out" / "README.md").read_text()
+    assert "https://github.com/vllm-project/vllm/issues/51594" in readme
+    assert ("Do not score answers by `prompt_logprobs`" in readme) == trap
+    assert ("These draws have no LoRA on the output head" in readme) != trap
+
+
+def test_what_vllm_does_not_take_is_said(world: Path) -> None:
+    posterior, _ = adapter_io.load_posterior(world / "blob")
+    config = adapter_io.read_config(world / "blob")
+    config.use_dora, config.modules_to_save = True, ["lm_head"]
+    said = serving.readme("a", "b", config, posterior, 1, 0)
+    assert "**vLLM refuses this adapter**: it is a DoRA adapter; it holds whole modules (lm_head)." in said
+
+
+class Completions(BaseHTTPRequestHandler):
+    """Answers as vLLM's /v1/completions does, each draw by its own table."""
+
+    tops = {"draw0": {" A": -0.1, " B": -3.0, " x": -4.0}, "draw1": {" A": -2.5, " B": -0.2, " x": -6.0}}
+
+    def log_message(self, *args: object) -> None:
+        return None
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/completions" and asked["max_tokens"] == 1 and "echo" not in asked
+        answer = {"choices": [{"logprobs": {"top_logprobs": [self.tops[asked["model"]]]}}]}
+        body = json.dumps(answer).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.mark.parametrize("rule", ["probs", "logits"])
+def test_the_readmes_client_averages_as_the_posterior_does(
+    world: Path, rule: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Against `scores.combine_draws`, which is what our own records are computed by."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    posterior, _ = adapter_io.load_posterior(world / "blob")
+    monkeypatch.setattr(type(posterior), "combine", rule)
+    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, 2, 0)
+    (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Completions)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        ask = partial(names["probabilities"], "question", url=f"http://127.0.0.1:{server.server_port}")
+        found = ask([" A", " B"])
+        with pytest.raises(LookupError, match="C.*not among the 3 most probable"):
+            ask([" A", " C"])
+    finally:
+        server.shutdown()
+        server.server_close()
+    logp = np.array([[[top[" A"], top[" B"]]] for top in Completions.tops.values()])  # [S, D, C]
+    assert found == pytest.approx(combine_draws(logp, rule)[0])

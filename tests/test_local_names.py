@@ -15,7 +15,7 @@ from tests.tiny_task import make_task
 from uqharness import adapter_io
 from uqharness.adapter_io import fetch
 from uqharness.cli import main
-from uqharness.errors import InputError
+from uqharness.errors import InputError, RunError
 
 
 @pytest.fixture
@@ -107,7 +107,7 @@ def test_a_missing_folder_is_an_error_without_a_question_to_the_hub(
 
 def test_a_name_with_hub_is_asked_for(asked: list[object], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
-    with pytest.raises(InputError, match="hub:runs/blob: not a repository that the hub has"):
+    with pytest.raises(RunError, match="hub:runs/blob: the hub cannot be reached"):
         fetch("hub:runs/blob")
     assert asked
 

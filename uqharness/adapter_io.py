@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +25,7 @@ from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from uqharness import registry
+from uqharness import hub, model_card, registry
 from uqharness.atomic import finish_folder, folder_beside, place_folder
 from uqharness.errors import InputError, did_you_mean
 from uqharness.leakage import SPLITS
@@ -34,11 +33,12 @@ from uqharness.leakage import read_splits as read_splits
 from uqharness.loose_json import check, read_object, shown
 from uqharness.peft_config import lora_config
 from uqharness.posterior import Point, Posterior, Tensors
-from uqharness.prompts import flags
 
 SCHEMA = 2  # 1: the record lists no tensors
 RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CARD = "README.md"
+FILES = (PEFT_CONFIG, MEAN, POSTERIOR, RECORD, SPLITS, CARD)  # of an adapter folder; no other file is read or pushed
 JSON_LIMIT = 16 * 2**20  # bytes of a configuration or record
 
 
@@ -102,45 +102,21 @@ def fetch(adapter: str | os.PathLike[str]) -> Path:
     A name without `hub:` never leaves this machine, so that a mistyped path cannot become a stranger's adapter.
     """
     name = str(adapter)
-    if name.startswith("hub:"):
-        return _from_hub(name, name.removeprefix("hub:"))
+    if name.startswith(hub.PREFIX):
+        return hub.download(name.removeprefix(hub.PREFIX), FILES)
     path = Path(name).expanduser()
     if path.is_dir():
         return Path(os.path.abspath(path))  # no library takes an absolute path for a hub id
     if path.exists():
         raise InputError(f"adapter={name}: a file: give the folder that holds {PEFT_CONFIG}")
     is_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name) and not path.is_absolute()
-    cached = _snapshot(name, local_files_only=True) if is_hub_id else None
+    cached = hub.cached(name, FILES) if is_hub_id else None
     if cached is None:
         siblings = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
         hint = did_you_mean(path.name, siblings)
-        hub = f", and not in the hub's cache; for an adapter of the hub give hub:{name}" if is_hub_id else ""
-        raise InputError(f"adapter={name}: no such folder{hint}{hub or '; give a folder of `uqharness train`'}")
+        other = f", and not in the hub's cache; for an adapter of the hub give hub:{name}" if is_hub_id else ""
+        raise InputError(f"adapter={name}: no such folder{hint}{other or '; give a folder of `uqharness train`'}")
     return cached
-
-
-def _from_hub(adapter: str, name: str) -> Path:
-    repository, _, revision = name.partition("@")
-    try:
-        folder = _snapshot(repository, revision=revision or None)
-    except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"adapter={adapter}: not a repository that the hub has ({reason}); check its name") from error
-    assert folder is not None
-    return folder
-
-
-def _snapshot(name: str, **options: Any) -> Path | None:
-    """The folder of a hub repository; None where only the cache may be asked and has none."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.md"], **options))
-    except LocalEntryNotFoundError:
-        if options.get("local_files_only"):
-            return None
-        raise
 
 
 # ---------------------------------------------------------------- reading
@@ -288,7 +264,7 @@ def save_folder(
         }
         (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
         (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
-        (temporary / "README.md").write_text(model_card(full))
+        (temporary / CARD).write_text(str(model_card.make(full)))
         finish_folder(temporary)
         place_folder(temporary, out)
 
@@ -390,31 +366,6 @@ def base_fingerprint(model: torch.nn.Module) -> str:
         if not tensor.is_meta:
             digest.update(tensor.bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def model_card(record: Mapping[str, Any]) -> str:
-    """README.md of an adapter, for the hub."""
-    method, base = record["method"], record["base"]
-    data, costs = record.get("data") or {}, record.get("costs") or {}
-    settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
-    imported = record.get("imported")
-    asked = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
-    origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
-    return f"""---
-base_model: {json.dumps(base.get("name"))}
-library_name: peft
-tags: [uqharness, bayesian-lora, {method["name"]}]
----
-# {method.get("label", method["name"])} adapter of {base.get("name")}
-
-{origin} [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}) on `{data.get("task")}`: \
-method `{method["name"]}` ({method.get("paper", "")}), {settings}; seed {record["posterior"]["train_seed"]}, \
-{costs.get("steps")} steps. PEFT loads the posterior's mean; the draws are averaged by
-
-    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {data.get("task")}{asked}
-
-Everything needed to make it again is in `{RECORD}`.
-"""
 
 
 def of_base(name: str, whole: Sequence[str] | None) -> bool:

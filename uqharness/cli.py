@@ -94,6 +94,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
         "write draws of an adapter as plain PEFT adapters",
         ("uqharness export runs/blob draws --samples 10",),
     ),
+    "push": (
+        "uqharness.commands.push",
+        "put an adapter on the Hugging Face hub",
+        (
+            "uqharness push runs/blob me/blob --dry-run",
+            "uqharness push runs/blob me/blob --private --results results",
+            "uqharness eval hub:me/blob --tasks arc_easy_uq --output_path results",
+        ),
+    ),
     "methods": ("uqharness.commands.listing", "the installed methods", ("uqharness methods --json",)),
     "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),
     "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),

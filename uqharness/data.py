@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import logging
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class ChoiceData:
         record = {
             "task": task.config.task,
             "form": prompting.form,
+            "dataset": _dataset(task),
+            "subset": task.config.dataset_name,
             "dropped": _plain(getattr(task, "train_dropped", None)),
             "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
             "multi_token_choices": sum(map(count_multi_token, fit.items)),
@@ -173,6 +176,12 @@ def count_multi_token(question: Question) -> int:
 def count_long(items: Sequence[Question], max_length: int) -> int:
     """Items that lose tokens on the left, as in HFLM: the model sees all but the last token."""
     return sum(any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
+
+
+def _dataset(task: Any) -> str | None:
+    """The data set as lm-eval names it; None for a folder of this machine."""
+    path = task.config.dataset_path
+    return None if not path or os.path.isabs(str(path)) else str(path)
 
 
 def _split_name(task: Any, role: str) -> str:

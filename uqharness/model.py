@@ -21,7 +21,7 @@ from lm_eval.models.huggingface import HFLM
 from torch import Tensor
 from tqdm import tqdm
 
-from uqharness import adapter_io, base_model, leakage
+from uqharness import adapter_io, base_model, hub, leakage
 from uqharness.bma import Engine, Pair, Scores, make_rows, model_input
 from uqharness.config import boolean
 from uqharness.errors import InputError
@@ -346,6 +346,7 @@ class BayesLoRA(HFLM):
         info["uqharness"] = {
             "adapter": self.adapter,
             "adapter_hash": adapter_io.content_hash(self.folder),
+            "adapter_revision": hub.commit_of(self.folder),
             "base": self.base_name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantisation": base_model.quantised_as(self.quantised),

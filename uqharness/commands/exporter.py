@@ -29,6 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     from uqharness import adapter_io
+    from uqharness.commands import serving
 
     if not 1 <= args.samples <= MAX_DRAWS or not 0 <= args.seed < 2**32:
         raise InputError(
@@ -36,19 +37,23 @@ def run(args: argparse.Namespace) -> int:
         )
     out = vacant(args.out)
     folder = adapter_io.fetch(args.adapter)
-    posterior, _ = adapter_io.load_posterior(folder)
+    posterior, record = adapter_io.load_posterior(folder)
     posterior = weights_of(posterior)
     count = posterior.usable(args.samples)
     config = adapter_io.read_config(folder)
+    base = str((record or {}).get("base", {}).get("name") or config.base_model_name_or_path or "BASE")
     with folder_beside(out) as temporary:
         for i in range(count):
             adapter_io.save_peft(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
+        (temporary / "README.md").write_text(serving.readme(args.adapter, base, config, posterior, count, args.seed))
         finish_folder(temporary)
         place_folder(temporary, out)
+    said = "average their logits, as this posterior does"
+    if posterior.combine != "logits":
+        said = "average their probabilities, not their weights or logits"
     fewer = f" ({args.samples} asked for; the posterior has no more)" if count < args.samples else ""
     print(f"{out}: {count} plain PEFT adapter{'s' * (count > 1)}, draw0 … draw{count - 1}{fewer}")
-    print("average their probabilities, not their weights or logits"
-          if posterior.combine != "logits" else "average their logits, as this posterior does")  # fmt: skip
+    print(f"{said}: {out / 'README.md'} has the command that serves them and a client")
     return 0
 
 

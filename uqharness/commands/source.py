@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import adapter_io, config, leakage
+from uqharness import adapter_io, config, hub, leakage
 from uqharness.config import Run
 from uqharness.errors import InputError
 
@@ -41,7 +41,9 @@ class Source:
     def entry(self) -> dict[str, Any]:
         """What the record of a method that builds on it says of it: all that its own record says."""
         plain = {"method": {"name": "peft", "label": "PEFT LoRA"}}
-        return {"adapter": self.name, "content_hash": self.hash, **(self.record or plain)}
+        commit = hub.commit_of(self.folder)
+        revision = {"adapter_revision": commit} if commit else {}
+        return {"adapter": self.name, "content_hash": self.hash, **revision, **(self.record or plain)}
 
     def recipe(self) -> dict[str, Any]:
         """How the weights were trained: the source's own, so that it and what is built on it compare."""

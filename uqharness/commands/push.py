@@ -1,0 +1,118 @@
+"""`uqharness push DIR user/name`: an adapter folder as a repository of the Hugging Face hub.
+
+The folder passes the checks of a reader first, all its files arrive in one commit, and no other file is sent.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from uqharness.errors import InputError
+
+if TYPE_CHECKING:
+    from uqharness.model_card import Evaluation
+
+log = logging.getLogger("uqharness.push")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("adapter", metavar="DIR", help="an adapter folder, ours or a plain PEFT LoRA")
+    parser.add_argument("repository", metavar="user/name", help="the repository; it is made where it does not exist")
+    parser.add_argument("--private", action="store_true", help="make the repository private")
+    parser.add_argument("--revision", "--branch", default="main", metavar="BRANCH", help="the branch [main]")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--results", nargs="+", metavar="RESULTS", help="results of this very adapter, for its card")
+    parser.add_argument("--dry-run", action="store_true", help="check, and list what would be pushed")
+
+
+def run(args: argparse.Namespace) -> int:
+    from uqharness import adapter_io, hub, leakage, model_card
+
+    repository = hub.check_name(args.repository)
+    folder = Path(args.adapter).expanduser()
+    if not folder.is_dir():
+        problem = "a file" if folder.exists() else "no such folder"
+        raise InputError(f"{args.adapter}: {problem}; give an adapter folder, for example one of `uqharness train`")
+    _, record = adapter_io.load_posterior(folder)
+    leakage.seen_splits(folder, record)
+    base = (record or {}).get("base", {}).get("name") or adapter_io.read_config(folder).base_model_name_or_path
+    text = _read(folder / adapter_io.CARD)
+    card = model_card.complete(text, record, base, repository)
+    if args.results:
+        model_card.add_results(card, repository.partition("/")[2], evaluations(args.results, folder))
+    if base != "toyworld" and not model_card.facts(record or {"base": {"name": base}}).get("base_model"):
+        log.warning("the base is %s, which is not on the hub: who takes this adapter has to give base=MODEL", base)
+    files: dict[str, Path | bytes] = {
+        name: folder / name for name in adapter_io.FILES if (folder / name).is_file() and name != adapter_io.CARD
+    }
+    files[adapter_io.CARD] = str(card).encode()
+    sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
+    if args.dry_run:
+        print(f"would push to {repository}, branch {args.revision}; nothing was sent:")
+        for name, size in sizes.items():
+            print(f"  {name:<26} {size:>13,} bytes")
+        print(f"{adapter_io.CARD} begins with\n---\n{card.data.to_yaml()}\n---")
+        return 0
+    message = args.message or f"Add {adapter_io.content_hash(folder)} with uqharness"
+    done = hub.push(
+        repository, files, owned=adapter_io.FILES, branch=args.revision, private=args.private, message=message
+    )
+    print(f"{done.url}: {len(files)} files, {sum(sizes.values()) / 1e6:.1f} MB, branch {done.branch}, {done.commit}")
+    task = ((record or {}).get("data") or {}).get("task") or "TASK"
+    print("evaluate it by")
+    print(f"  lm_eval --model bayeslora --model_args adapter=hub:{repository}@{done.commit},samples=10 --tasks {task}")
+    return 0
+
+
+def evaluations(results: list[str], folder: Path) -> list[Evaluation]:
+    """The results of the adapter in `folder`, one for each task and protocol; why others do not count is logged."""
+    from uqharness import adapter_io
+    from uqharness.leaderboard import checks, table_sources
+    from uqharness.model_card import METRICS, Evaluation
+    from uqharness.results import read_results
+
+    own, others, usable = adapter_io.content_hash(folder), set(), []
+    runs = {(run.source, run.task): run for path in dict.fromkeys(results) for run in read_results(path)}
+    for run in runs.values():
+        where = f"{run.source}: {run.task}"
+        info: Any = run.config.get("uqharness")
+        adapter = info.get("adapter_hash") if isinstance(info, dict) else None
+        if adapter != own:
+            others.add(checks.plain_text(str(adapter or "a model without an adapter"), 40))
+            continue
+        try:
+            checks.refuse(run)
+            source = table_sources.describe(run)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
+        rows = checks.rows_of(run)
+        if source.leaked:
+            log.warning("%s: left out: the adapter has seen its questions", where)
+        elif rows is not None and "keep" not in run.record.protocol and run.record.items < rows:
+            log.warning("%s: left out: %d of the %d questions (--limit?)", where, run.record.items, rows)
+        else:
+            usable.append(source)
+    if not usable:
+        found = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
+        raise InputError(f"--results: none that count for this adapter, {own}{found}; evaluate it, or leave it out")
+    notes: list[str] = []
+    best = table_sources.newest(usable, notes)
+    for note in notes:
+        log.info(note)
+    return [
+        Evaluation(
+            source.task, source.protocol, source.protocol_hash, source.draws, source.items,
+            {metric: source.number(metric, source.draws) for metric in METRICS},
+        )
+        for source in sorted(best, key=lambda source: (source.task, source.protocol_hash))
+    ]  # fmt: skip
+
+
+def _read(path: Path) -> str | None:
+    try:
+        return path.read_text(encoding="utf-8") if path.is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from error
