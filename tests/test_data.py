@@ -59,6 +59,15 @@ def data_of(task: Any, encoder: PairEncoder, **options: Any) -> ChoiceData:
     return ChoiceData.from_task(task, encoder, 32, **options)
 
 
+@pytest.mark.parametrize(
+    "path, recorded", [("allenai/ai2_arc", "allenai/ai2_arc"), ("/home/me/secret", None), (None, None)]
+)
+def test_the_record_names_the_data_set_but_no_folder_of_this_machine(encoder, path, recorded):
+    config = {"dataset_path": path, "dataset_name": "ARC-Easy"} if path else {}
+    record = data_of(make_task({"train": rows(6), "test": rows(6)}, **config), encoder).record
+    assert (record["dataset"], record["subset"]) == (recorded, "ARC-Easy" if path else None)
+
+
 def test_questions_are_the_requests_of_the_evaluation(encoder):
     """Oracle: lm-eval's own build_all_requests on the same documents."""
     items = rows(7)

@@ -312,6 +312,17 @@ def test_only_whole_results_of_this_very_adapter_count(
     assert len(names) == len(set(names)) == 6
 
 
+@pytest.mark.parametrize(
+    "base, revision, name",
+    [
+        ("gpt2", "f" * 40, "gpt2"), ("gpt2", None, None), ("me/llama/q4.gguf", None, "me/llama"),
+        ("/models/llama", "f" * 40, None), ("toyworld", None, None), (None, None, None),
+    ],
+)  # fmt: skip
+def test_only_a_base_of_the_hub_is_named(base: str | None, revision: str | None, name: str | None) -> None:
+    assert model_card.facts({"base": {"name": base, "revision": revision}}).get("base_model") == name
+
+
 def test_a_card_says_what_is_known_and_keeps_what_people_wrote() -> None:
     record = {
         "method": {"name": "blob", "label": "BLoB", "settings": {}},

@@ -53,23 +53,25 @@ def complete(text: str | None, record: Mapping[str, Any] | None, base: str | Non
     except Exception as error:  # YAML's own errors, and what the hub's classes make of odd values
         raise InputError(f"README.md: its metadata cannot be read ({' '.join(str(error).split())[:200]})") from error
     card.text = card.text.replace("adapter=THIS_FOLDER", f"adapter=hub:{name}")
-    fields, own = facts(known), card.data.to_dict()
+    data: Any = card.data  # whose fields huggingface_hub does not declare
+    fields, own = facts(known), data.to_dict()
     local = [entry for entry in _names(own.get("base_model")) if not hub.is_id(entry) and "/" in entry]
     if local:  # PEFT writes the path of a local base, which the hub refuses
-        card.data.base_model = fields.get("base_model")
+        data.base_model = fields.get("base_model")
     for key, value in fields.items():
         if not own.get(key):
-            setattr(card.data, key, value)
+            setattr(data, key, value)
     tags = [tag for tag in _names(own.get("tags")) if not any(tag.endswith(f":{path}") for path in local)]
-    card.data.tags = list(dict.fromkeys([*tags, *fields["tags"]]))
+    data.tags = list(dict.fromkeys([*tags, *fields["tags"]]))
     return card
 
 
 def add_results(card: ModelCard, name: str, evaluations: Sequence[Evaluation]) -> None:
     """State evaluation results as the hub's `model-index` and as a table; those of an earlier call are replaced."""
-    card.data.model_name = name
-    card.data.metrics = [kind for kind, _ in METRICS.values()]
-    card.data.eval_results = [result for each in evaluations for result in _eval_results(each)]
+    data: Any = card.data
+    data.model_name = name
+    data.metrics = [kind for kind, _ in METRICS.values()]
+    data.eval_results = [result for each in evaluations for result in _eval_results(each)]
     header = "| task | draws averaged | questions | accuracy | ECE | NLL | protocol |\n|---|---|---|---|---|---|---|"
     rows = [
         f"| {each.task} | {each.draws or 'the mean'} | {each.items:,} | {100 * each.values['acc']:.2f} % | "
@@ -87,8 +89,7 @@ def facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata that a record supports, by the names of the hub."""
     base, method, data = record.get("base") or {}, record.get("method") or {}, record.get("data") or {}
     found: dict[str, Any] = {"library_name": "peft"}
-    name = base.get("name")
-    if hub.is_id(name) or (name and base.get("revision")):  # a base with a revision came from the hub
+    if name := _hub_id(str(base.get("name") or ""), base.get("revision")):
         found["base_model"] = name
     if hub.is_id(data.get("dataset")):
         found["datasets"] = [data["dataset"]]
@@ -122,7 +123,7 @@ def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
 
 def _text(record: Mapping[str, Any]) -> str:
     method, base, name = record["method"], record["base"], str(record["base"].get("name"))
-    if not hub.is_id(name):
+    if not _hub_id(name, base.get("revision")):
         name = os.path.basename(name.rstrip("/"))  # the rest of a path says something of this machine alone
     data, costs = record.get("data") or {}, record.get("costs") or {}
     settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
@@ -142,6 +143,12 @@ PEFT loads the posterior's mean; the draws are averaged by
 
 Everything needed to make it again is in `uq_config.json`.
 """
+
+
+def _hub_id(base: str, revision: object) -> str | None:
+    """The hub's id of a base: `owner/name`, that of `owner/name/file.gguf`, or a bare name that came from the hub."""
+    name = "/".join(base.split("/")[:2]) if base.endswith(".gguf") and not os.path.exists(base) else base
+    return name if hub.is_id(name) or (revision and re.fullmatch(r"[\w.-]+", name)) else None
 
 
 def _names(value: object) -> list[str]:
