@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import io
 import json
+import logging
 import os
 import resource
 import subprocess
@@ -15,6 +16,7 @@ import pytest
 import torch
 from made_results import result
 
+from uqharness import cli
 from uqharness.cli import main
 from uqharness.errors import InputError, RunError, of_system
 from uqharness.terminal import printable
@@ -95,3 +97,16 @@ def test_places_that_the_system_refuses_are_input_errors(tmp_path: Path, capsys:
     assert "is a folder: give the name of a file" in capsys.readouterr().err
     assert main(["validate", "a" * 300]) == 2 and len(capsys.readouterr().err.splitlines()) == 1
     assert main(["export-site", str(tmp_path), "/"]) == 2 and "root folder" in capsys.readouterr().err
+
+
+def test_log_lines_go_to_what_is_stderr_now(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler is made once in a process, whose stderr may be another one later."""
+    logger, first, second = logging.getLogger("uqharness"), io.StringIO(), io.StringIO()
+    for name in ("handlers", "propagate", "level"):
+        monkeypatch.setattr(logger, name, [] if name == "handlers" else getattr(logger, name))
+    monkeypatch.setattr(sys, "stderr", first)
+    cli._logging(False)
+    first.close()
+    monkeypatch.setattr(sys, "stderr", second)
+    logger.warning("a line")
+    assert second.getvalue() == "a line\n"

@@ -199,11 +199,21 @@ def _module(name: str) -> ModuleType:
     return importlib.import_module(path)
 
 
+class _Stderr(logging.Handler):
+    """Write to what is stderr now: a stream that was stderr when the handler was made may be closed."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            print(self.format(record), file=sys.stderr, flush=True)
+        except Exception:
+            self.handleError(record)
+
+
 def _logging(debug: bool) -> None:
     """Our own notes go to stderr as plain lines."""
     logger = logging.getLogger("uqharness")
     if not logger.handlers:
-        handler = logging.StreamHandler()
+        handler = _Stderr()
         handler.setFormatter(PrintableFormatter("%(message)s"))
         logger.addHandler(handler)
         logger.propagate = False

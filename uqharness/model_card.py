@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from uqharness import hub
 from uqharness.errors import InputError
+from uqharness.prompts import flags
 
 METRICS = {"acc": ("accuracy", "Accuracy"), "ece": ("ece", "ECE (15 bins)"), "nll": ("nll", "NLL (nats)")}
 _RESULTS = re.compile(r"\n*<!-- uqharness results -->.*?<!-- /uqharness results -->\n*", re.DOTALL)
@@ -127,6 +129,7 @@ def _text(record: Mapping[str, Any]) -> str:
         name = os.path.basename(name.rstrip("/"))  # the rest of a path says something of this machine alone
     data, costs = record.get("data") or {}, record.get("costs") or {}
     settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
+    asked = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
     imported, task = record.get("imported"), data.get("task")
     origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
     on = f" on `{task}`" if task else ""
@@ -139,7 +142,7 @@ def _text(record: Mapping[str, Any]) -> str:
 `{method["name"]}`{paper}, {settings}; seed {record["posterior"]["train_seed"]}{steps}. \
 PEFT loads the posterior's mean; the draws are averaged by
 
-    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{revision}
+    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{asked}{revision}
 
 Everything needed to make it again is in `uq_config.json`.
 """

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import logging
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from uqharness import adapter_io, hub, leakage, model_card
+    from uqharness import adapter_io, hub, leakage, model_card, prompts
 
     repository = hub.check_name(args.repository)
     folder = Path(args.adapter).expanduser()
@@ -61,9 +62,11 @@ def run(args: argparse.Namespace) -> int:
         repository, files, owned=adapter_io.FILES, branch=args.revision, private=args.private, message=message
     )
     print(f"{done.url}: {len(files)} files, {sum(sizes.values()) / 1e6:.1f} MB, branch {done.branch}, {done.commit}")
-    task = ((record or {}).get("data") or {}).get("task") or "TASK"
+    known = record or {}
+    words = ["--tasks", str((known.get("data") or {}).get("task") or "TASK"), *prompts.flags(known.get("run") or {})]
     print("evaluate it by")
-    print(f"  lm_eval --model bayeslora --model_args adapter=hub:{repository}@{done.commit},samples=10 --tasks {task}")
+    adapter = f"adapter=hub:{repository}@{done.commit},samples=10"
+    print(f"  lm_eval --model bayeslora --model_args {adapter} {shlex.join(words)}")
     return 0
 
 

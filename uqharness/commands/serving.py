@@ -70,7 +70,7 @@ In this folder:
 
 ## Average on the client's side
 
-One request per draw, with its name as `model`:
+One request per draw, with its name as `model`; `prompt` is the whole text, a chat template included:
 
 ```python
 {client}```
