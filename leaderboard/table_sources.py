@@ -187,7 +187,8 @@ def labels(sources: Iterable[Source]) -> dict[tuple[str, str], str]:
         keys = sorted({key for settings in group.values() for key in settings})
         differ = [k for k in keys if len({json.dumps(settings.get(k)) for settings in group.values()}) > 1]
         for row, settings in group.items():
-            text = ", ".join(f"{k}={settings.get(k, UNRECORDED.get(k, "not recorded"))}" for k in differ)
+            values = {k: settings.get(k, UNRECORDED.get(k, "not recorded")) for k in differ}
+            text = ", ".join(f"{k}={value}" for k, value in values.items())
             found[row] = f"{method} ({text})" if text else method
     return found
 
