@@ -21,6 +21,7 @@ from tests.tiny_adapter import lines_of, save
 from tests.tiny_task import make_task
 from uqharness import adapter_io, model_card
 from uqharness.cli import main
+from uqharness.errors import InputError
 from uqharness.results import read_results
 
 OURS = ["README.md", "adapter_config.json", "adapter_model.safetensors", "posterior.safetensors", "uq_config.json",
@@ -119,16 +120,19 @@ def test_the_results_file_names_the_commit_and_fills_the_card(
 # ---------------------------------------------------------------- loading
 
 
-def test_without_hub_only_the_cache_is_read(hub: FakeHub, blob: Path, tmp_path: Path) -> None:
+def test_without_hub_only_the_cache_is_read(
+    hub: FakeHub, blob: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     commit = hub.create("someone/blob", blob)
-    environment = hub.environment(tmp_path / "home", token=None)
-    code = "from uqharness.adapter_io import fetch; print(fetch('someone/blob'))"
-    done = subprocess.run([sys.executable, "-c", code], env=environment, text=True, capture_output=True, timeout=120)
-    assert "and not in the hub's cache; for an adapter of the hub give hub:someone/blob" in done.stderr.splitlines()[-1]
-    whole = code.replace("print", "fetch('hub:someone/blob@main'); print")
-    for command in (whole, code):
-        done = subprocess.run([sys.executable, "-c", command], env=environment, text=True, capture_output=True)
-        assert commit in done.stdout, done.stderr
+    with pytest.raises(InputError, match="and not in the hub's cache; .* give hub:someone/blob"):
+        adapter_io.fetch("someone/blob")
+    with pytest.raises(InputError, match="no such folder"):
+        adapter_io.fetch("some--one/blob")  # a path like any other; no repository can have this name
+    assert hub.asked == []
+    monkeypatch.delenv("HF_TOKEN")
+    folder = adapter_io.fetch("hub:someone/blob@main")
+    assert adapter_io.fetch("someone/blob") == folder and folder.name == commit
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,11 @@ def commit_of(folder: Path) -> str | None:
 def cached(repository: str, files: Sequence[str]) -> Path | None:
     """The folder of a repository in the hub's cache; None where the cache has none. Asks no server."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(snapshot_download(repository, allow_patterns=list(files), local_files_only=True))
-    except LocalEntryNotFoundError:
+    except (LocalEntryNotFoundError, HFValidationError):
         return None
 
 
