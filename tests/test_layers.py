@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_base
-from tests.tiny_adapter import gaussian, record
+from tests.tiny_adapter import gaussian, lines_of, record
 from uqharness import adapter_io
 from uqharness.base_model import attach, inject
+from uqharness.bma import model_input
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
+from uqharness.prefix_cache import _KEPT
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training import Batch, _prepare_memory, choice_loss, collate, fit_loop
 
@@ -172,3 +176,70 @@ def test_from_training_to_an_adapter_that_is_built_on(tmp_path: Path, capsys: py
     said = capsys.readouterr().err
     assert "layers is last:40: the base has 3 layers, numbered 0 to 2" in said and "Traceback" not in said
     assert not (tmp_path / "no").exists()
+
+
+# ---------------------------------------------------------------- states that are kept
+
+
+@contextmanager
+def counted(model: PeftModel) -> Iterator[list[int]]:
+    """Rows that the first and the last layer have run on within."""
+    layers: Any = model.get_base_model().model.layers
+    counts, handles = [0, 0], []
+    for n, layer in enumerate((layers[0], layers[-1])):
+        def count(_: object, args: tuple[torch.Tensor], n: int = n) -> None:
+            counts[n] += len(args[0])
+
+        handles.append(layer.input_layernorm.register_forward_pre_hook(count))
+    yield counts
+    for handle in handles:
+        handle.remove()
+
+
+def trained(run: Any, **config: Any) -> tuple[dict[str, torch.Tensor], list[float], list[int]]:
+    model = inject(tiny_llama(num_hidden_layers=4, **config), run)
+    with counted(model) as counts:
+        course = fit_loop(model, tiny_data(), run)
+    return LoraStack(model).mean(), course.losses, counts
+
+
+@pytest.mark.parametrize("change", [{}, {"lora_dropout": 0.3}, {"gradient_checkpointing": True}])
+def test_later_epochs_start_at_the_first_lora_with_the_same_numbers(change: dict[str, Any]) -> None:
+    _KEPT.clear()
+    run = dataclasses.replace(RUN, steps=8, **change)  # two epochs of 16 questions
+    cached = dataclasses.replace(run, cache_prefix=1.0)
+    one, losses, _ = trained(run)
+    two, others, (first, last) = trained(cached)
+    inputs = {model_input(*pair, 24) for question in tiny_data().train for pair in question.pairs}
+    checked = 4 * 3  # rows of the first batch, at most, that run in full once more
+    assert len(inputs) <= first <= len(inputs) + checked < last
+    assert others == pytest.approx(losses, abs=1e-5)
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=1e-3, atol=1e-5)
+    _, again, (first, _) = trained(dataclasses.replace(cached, seed=1))  # another seed in the same process
+    assert first <= 2 * checked and again != others
+
+
+def test_another_base_gets_nothing_of_the_first_and_the_budget_holds() -> None:
+    _KEPT.clear()
+    run = dataclasses.replace(RUN, steps=4, cache_prefix=1.0)
+    trained(run)
+    (key,) = _KEPT
+    fit_loop(inject(tiny_llama(seed=1, num_hidden_layers=4), run), tiny_data(), run)
+    (other,) = _KEPT
+    assert other != key
+    _KEPT.clear()
+    small = 3000 / 2**30  # bytes: a few inputs of 32 numbers a token
+    with lines_of("uqharness.train") as lines:
+        _, losses, _ = trained(dataclasses.replace(run, steps=8, cache_prefix=small))
+    (states,) = _KEPT.values()
+    assert 0 < sum(state.nbytes for state in states.values()) <= 3000
+    assert [line for line in lines if "is full after" in line] == lines and len(lines) == 1
+    assert losses == pytest.approx(trained(dataclasses.replace(run, steps=8, cache_prefix=0.0))[1], abs=1e-5)
+
+
+def test_kept_states_are_refused_where_they_cannot_be() -> None:
+    with pytest.raises(InputError, match="no layers that are known to be alike"):
+        trained(dataclasses.replace(RUN, layers="all", cache_prefix=1.0))
+    with pytest.raises(InputError, match="dropout of its own"):
+        trained(dataclasses.replace(RUN, cache_prefix=1.0), attention_dropout=0.1)

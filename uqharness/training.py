@@ -7,6 +7,7 @@ uninterrupted one.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -24,6 +25,7 @@ from uqharness.config import Run
 from uqharness.course import Course, own_randomness
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
+from uqharness.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from uqharness.data import ChoiceData
@@ -130,16 +132,19 @@ def learning_rate(step: int, run: Run) -> float:
 class LossModel(nn.Module):
     """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
 
-    def __init__(self, stack: LoraStack, loss: Loss, extra: Mapping[str, nn.Parameter]) -> None:
+    def __init__(
+        self, stack: LoraStack, loss: Loss, extra: Mapping[str, nn.Parameter], prefix: PrefixCache | None = None
+    ) -> None:
         super().__init__()
-        self.stack, self.loss, self.model = stack, loss, stack.model
+        self.stack, self.loss, self.model, self.prefix = stack, loss, stack.model, prefix
         # Not inside PEFT's modules: it would save them as part of the mean. Module names must not have dots.
         self.extra = nn.ParameterDict(
             {name.replace(".", "/"): parameter for name, parameter in extra.items()}
         )
 
     def forward(self, batch: Batch) -> Tensor:
-        return self.loss(self.stack, batch)
+        with self.prefix.below(batch.rows) if self.prefix else contextlib.nullcontext():
+            return self.loss(self.stack, batch)
 
     def trainable(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
@@ -168,7 +173,7 @@ def fit_loop(
     from uqharness.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
 
     stack = model if isinstance(model, LoraStack) else LoraStack(model)
-    wrapped = LossModel(stack, loss, extra or {})
+    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None)
     adapter = [p for p in stack.parameters.values() if p.requires_grad]
     wanted = groups(stack) if groups else [{"params": adapter}]
     course = Course(wrapped.trainable(), run, data, lambda: score(stack, data), method)
