@@ -77,7 +77,7 @@ class Run:
     load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
     gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time", role="speed")
     cache_prefix: float = option(
-        0.0, "GiB for hidden states below the first LoRA: later epochs start there (0: off)", low=0, high=2**16, role="speed"
+        0.0, "GiB for states below the first LoRA: later epochs start there (0: off)", low=0, high=2**16, role="speed"
     )
     group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
     eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)

@@ -60,8 +60,8 @@ class PrefixCache:
     @torch.no_grad()
     def state(self, rows: Rows) -> Tensor:
         """`[R, T, H]`, zero at the places that nobody reads and nobody that is read attends to."""
-        lengths = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
-        lengths = lengths.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
+        ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
+        lengths: list[int] = ends.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
         keys = [tuple(ids[:length]) for ids, length in zip(rows.input_ids.tolist(), lengths, strict=True)]
         new = [k for k, key in enumerate(keys) if key not in self.states or not self.checked]
         fresh: States = {}
