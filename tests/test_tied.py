@@ -26,7 +26,7 @@ PADDED = 64  # rows of the embedding; the tokenizer has 51 tokens
 BASES = {
     "llama": ("llama", {}),
     "qwen3": ("qwen3", {}),
-    "gemma3": ("gemma3", {}),
+    "gemma3": ("gemma3_text", {}),
     "llama, padded": ("llama", {"vocab_size": PADDED}),
     "untied, padded": ("llama", {"vocab_size": PADDED, "tie_word_embeddings": False}),
 }

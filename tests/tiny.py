@@ -10,18 +10,26 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import (
-    AutoModelForCausalLM,
-    Gemma3TextConfig,
-    LlamaConfig,
-    PreTrainedTokenizerFast,
-    Qwen3Config,
-)
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "Answer:", "Choices:", *"ABCDE", *(f"w{i}" for i in range(40))]
 
 
-KINDS: dict[str, Any] = {"llama": LlamaConfig, "qwen3": Qwen3Config, "gemma3": Gemma3TextConfig}
+# Settings of an architecture beside those of all.
+KINDS: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "qwen3": {"head_dim": 8},
+    "gemma3_text": {"head_dim": 8},
+    "gemma3": {"image_token_index": 50, "boi_token_index": 49, "eoi_token_index": 48, "mm_tokens_per_image": 4},
+    "mistral": {"head_dim": 8},
+    "phi3": {},
+    "smollm3": {},
+    "gpt2": {},
+    "openai-gpt": {},
+    "mixtral": {"num_local_experts": 4},
+    "qwen3_moe": {"head_dim": 8, "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
+}
+VISION = {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
 def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
@@ -39,8 +47,11 @@ def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float3
     )  # fmt: skip
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        extra = {} if kind == "llama" else {"head_dim": 8}
-        model = AutoModelForCausalLM.from_config(KINDS[kind](**{**settings, **extra, **config}))
+        settings = {**settings, **KINDS[kind], **config}
+        if kind == "gemma3":  # a multimodal one
+            text = {**settings, "head_dim": 8}
+            settings |= {"text_config": text, "vision_config": {**VISION, "hidden_size": 16, "intermediate_size": 24}}
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
     model.to(dtype).save_pretrained(path)
     return path
 

@@ -29,6 +29,7 @@ from uqharness.config import Run, chosen_layers
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.prompts import template_text
+from uqharness.targets import peft_targets
 
 log = logging.getLogger("uqharness.base_model")
 MOST_LAYERS, MOST_ROWS = 4096, 2**24
@@ -49,21 +50,16 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     if file:
         check_gguf(run.base, options)
     gguf = {"gguf_file": file} if file else {}
-    try:
+    with _load_errors(run.base, file):
         if file is None:
             check_size(where)
             if run.layers != "all":  # before the weights are read
                 config = transformers.AutoConfig.from_pretrained(where).get_text_config()
                 chosen_layers(run.layers, config.num_hidden_layers)
-        with gguf_errors(run.base, file):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
-            if run.apply_chat_template:
-                template_text(tokenizer, base=run.base)  # before the weights
-            base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
-    except (OSError, ValueError, KeyError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        hint = did_you_mean(run.base, ["toyworld"])
-        raise InputError(f"base model {run.base} cannot be loaded{hint}: {reason}") from error
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
+        if run.apply_chat_template:
+            template_text(tokenizer, base=run.base)  # before the weights
+        base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
     if file:
         forget_gguf(base)
     fit_vocabulary(base, len(tokenizer))
@@ -73,6 +69,28 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     else:
         base = base.to(device)
     return base, tokenizer
+
+
+def skeleton(name: str) -> nn.Module:
+    """The base without its weights: its layers, from its configuration alone."""
+    where, file = base_location(name)
+    with _load_errors(name, file), torch.device("meta"):
+        if file is None:
+            check_size(where)
+        config = transformers.AutoConfig.from_pretrained(where, **({"gguf_file": file} if file else {}))
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@contextmanager
+def _load_errors(name: str, file: str | None) -> Iterator[None]:
+    """Within: a base that cannot be loaded is an InputError of one line."""
+    try:
+        with gguf_errors(name, file):
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        hint = did_you_mean(name, ["toyworld"])
+        raise InputError(f"base model {name} cannot be loaded{hint}: {reason}") from error
 
 
 def check_size(where: str, **options: Any) -> None:
@@ -93,7 +111,7 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
     """A trained adapter on its base, called `name`; rank, scaling and targets are what its own files say."""
     check_base_weights(base, folder)
     try:
-        with _tied_head():
+        with _known_warnings():
             model = PeftModel.from_pretrained(  # `config`: PEFT would run the patterns of the folder's own file
                 base, str(folder), is_trainable=trainable, config=read_config(folder)  # type: ignore[arg-type,unused-ignore]
             )
@@ -107,12 +125,6 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
 
 def inject(base: nn.Module, run: Run) -> PeftModel:
     """LoRA on the run's target modules, initialised from the run's seed."""
-    check_targets(base, run.target_modules)
-    targets: list[str] | str = list(run.target_modules)
-    if run.layers != "all":
-        targets = targets_in_layers(base, run)
-    elif run.target_modules == ("all-linear",):
-        targets = "all-linear"
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
     config = LoraConfig(
@@ -120,10 +132,10 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type,unused-ignore]
         lora_dropout=run.lora_dropout,
-        target_modules=targets,
+        target_modules=peft_targets(base, run.target_modules, run.layers),
         **untied,
     )
-    with torch.random.fork_rng(), _tied_head():  # PEFT draws A too; ours replaces it
+    with torch.random.fork_rng(), _known_warnings():  # PEFT draws A too; ours replaces it
         model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
     config.base_model_name_or_path = run.base  # get_peft_model writes the folder that the base was read from
     init_adapter(model, run.seed)
@@ -168,9 +180,10 @@ def _stay_tied(*_: Any, **__: Any) -> None:
 
 
 @contextmanager
-def _tied_head() -> Iterator[None]:
-    """Within: PEFT's paragraph on tied heads is left out, we say it in a line."""
+def _known_warnings() -> Iterator[None]:
+    """Within: PEFT's paragraph on tied heads is left out, we say it in a line; so is what it does for Conv1D."""
     with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
         yield
 
@@ -233,59 +246,12 @@ def uniform(like: Tensor, scale: float, *key: object) -> Tensor:
     return torch.empty(like.shape).uniform_(-bound, bound, generator=keyed_generator(*key))
 
 
-def check_targets(base: nn.Module, targets: tuple[str, ...]) -> None:
-    """Every wanted module exists and is a linear layer."""
-    if targets == ("all-linear",):
-        return
-    kinds = {name: module for name, module in base.named_modules() if name}
-    linear = {name.rsplit(".", 1)[-1] for name, module in kinds.items() if _is_linear(module)}
-    for target in targets:
-        matched = [module for name, module in kinds.items() if name == target or name.endswith(f".{target}")]
-        if not matched or not any(_is_linear(module) for module in matched):
-            problem = "is no linear layer" if matched else "does not exist"
-            raise InputError(
-                f"target module {target!r} {problem} in {type(base).__name__}{did_you_mean(target, linear)}; "
-                f"it has: {', '.join(sorted(linear))}"
-            )
-
-
-def targets_in_layers(base: nn.Module, run: Run) -> list[str]:
-    """The target modules in the run's layers, and the output head where it is a target, by their full names.
-
-    Names and not PEFT's `layers_to_transform`, which leaves out all that is in no layer.
-    """
-    modules = dict(base.named_modules())
-    count: int = base.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
-    stacks = [name for name, module in modules.items() if isinstance(module, nn.ModuleList) and len(module) == count]
-    if not stacks:
-        raise InputError(f"{type(base).__name__} has no list of {count} layers: leave --layers out")
-    chosen = tuple(f"{stacks[0]}.{number}." for number in chosen_layers(run.layers, count) or range(count))
-    every, head = run.target_modules == ("all-linear",), base.get_output_embeddings()  # type: ignore[operator]
-
-    def wanted(name: str) -> bool:
-        return every or any(name == target or name.endswith(f".{target}") for target in run.target_modules)
-
-    inside = {name: module for name, module in modules.items() if name.startswith(chosen)}
-    found = [name for name, module in inside.items() if wanted(name) and _is_linear(module)]
-    if not found:
-        targets = ", ".join(run.target_modules)
-        raise InputError(f"layers {run.layers} have none of {targets}: give other layers, or leave --layers out")
-    heads = [name for name, module in modules.items() if module is head and wanted(name)]
-    return found if every else found + heads
-
-
 def pick_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no GPU: use --device cpu")
     return torch.device(device)
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # bitsandbytes' and other quantised linears keep the two numbers; GPT-2's Conv1D is the exception.
-    named = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return named or type(module).__name__ == "Conv1D"
 
 
 # -------------------------------------------------------------------- precision and quantisation

@@ -26,6 +26,7 @@ T = TypeVar("T")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 
 
+AUTO, ALL_LINEAR = ("auto",), ("all-linear",)  # target modules: the architecture's, every linear layer but the head
 Role = Literal["recipe", "data", "seed", "speed", "io"]
 
 
@@ -59,7 +60,11 @@ class Run:
     lora_r: int = option(8, "LoRA rank", low=1, high=16384)
     lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
     lora_dropout: float = option(0.0, "dropout at the LoRA input", low=0, high=0.999)
-    target_modules: tuple[str, ...] = option(("q_proj", "v_proj", "lm_head"), "modules that get a LoRA")
+    target_modules: tuple[str, ...] = option(
+        AUTO,
+        "modules that get a LoRA; auto: query, value and output head by the architecture's names (q_proj v_proj "
+        "lm_head), all-linear: every linear layer but the head",
+    )
     layers: str = option("all", "layers whose target modules get one: all, last:K, or numbers from 0 (20-29, 0,8-11)")
     schedule: Literal["linear", "constant"] = option("linear", "learning rate after the warm-up")
     warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
@@ -106,6 +111,9 @@ class Run:
             raise InputError("load_in_4bit and load_in_8bit are both set: choose one")
         if not self.target_modules:
             raise InputError("target_modules is empty: name at least one module, for example q_proj")
+        for word in (*AUTO, *ALL_LINEAR):
+            if word in self.target_modules and len(self.target_modules) > 1:
+                raise InputError(f"target_modules has {word} beside names: give {word} alone, or names alone")
         chosen_layers(self.layers)
         if (self.save_every or self.resume) and not self.out:
             raise InputError("save_every and resume need a place for checkpoints: give --out")

@@ -99,6 +99,8 @@ def size(count: float) -> str:
 
 
 def _origin(name: str, plan: Plan) -> str:
+    if name == "target_modules" and plan.architecture:
+        return f"  (auto, for {plan.architecture})"
     if name in plan.overridden:
         return f"  (the method suggests {_text(plan.overridden[name]['suggested'])})"
     if name in plan.inherited:

@@ -34,6 +34,7 @@ class Plan:
     seeds: int | None = None
     source: Source | None = None  # the trained adapter that the method builds on
     inherited: frozenset[str] = frozenset()  # run settings that come from it
+    architecture: str = ""  # of the base, where it chose the target modules
 
     def cells(self) -> list[Run]:
         """One run per seed; with --seeds N they go to OUT/seed0 … ."""

@@ -106,6 +106,8 @@ def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
         if key not in given:
             continue
         asked = config.convert(kinds[key], given[key], key)
+        if asked == config.AUTO:
+            continue
         same = set(asked) == set(theirs[key]) if isinstance(asked, tuple) else asked == theirs[key]
         if not same:
             raise InputError(

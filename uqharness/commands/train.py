@@ -6,6 +6,7 @@ With `--adapter DIR` the method builds on a trained adapter, whose files say whi
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import logging
 import os
 import shlex
@@ -56,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and os.environ.get("RANK", "0") == "0":
         for cell in plan.cells():
             recover_folder(Path(cell.out))
+    plan = _with_targets(plan)
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     _quiet()
     task = _load_task(plan.run, args)
@@ -77,6 +79,21 @@ def run(args: argparse.Namespace) -> int:
             _train(plan, cell, task, args)
     _next(plan, args)
     return 0
+
+
+def _with_targets(plan: Plan) -> Plan:
+    """The plan with its target modules by name: what is printed, recorded and hashed."""
+    if plan.run.target_modules != config.AUTO:
+        return plan
+    from uqharness.base_model import skeleton
+    from uqharness.targets import architecture, default_targets
+
+    base = skeleton(plan.run.base)
+    kind, targets = architecture(base), default_targets(base)
+    log.info("target modules: %s (auto, for %s; --target-modules names others)", " ".join(targets), kind)
+    return dataclasses.replace(
+        plan, run=dataclasses.replace(plan.run, target_modules=targets), architecture=kind
+    )
 
 
 def state(cell: Run, plan: Plan, overwrite: bool) -> str:
