@@ -34,6 +34,8 @@ TINY = "--steps 3 --max-length 24 --device cpu --lr 0.05".split()
 QUERY_VALUE_HEAD = ["q_proj", "v_proj", "lm_head"]
 PADDED = 64  # rows of the embedding; the tokenizer has 51 tokens
 
+WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -46,8 +48,7 @@ class Architecture:
 ARCHITECTURES = {
     "Llama 3.2, SmolLM2": Architecture("llama", True),
     "Qwen3": Architecture("qwen3", True, config={"vocab_size": PADDED}),
-    "Gemma 3 (text)": Architecture("gemma3_text", True, config={"sliding_window": 4, "vocab_size": PADDED,
-                                                                "layer_types": ["sliding_attention", "full_attention"]}),
+    "Gemma 3 (text)": Architecture("gemma3_text", True, config={"vocab_size": PADDED, **WINDOWS}),
     "Gemma 3 (multimodal)": Architecture("gemma3", True),
     "Mistral": Architecture("mistral", False, config={"sliding_window": 6}),
     "Phi-3, Phi-4": Architecture("phi3", False, ["qkv_proj", "lm_head"], {"vocab_size": PADDED}),
@@ -142,7 +143,7 @@ def test_what_nobody_reads_changes_nothing(made: Made) -> None:
         for branch in {False, may_branch(ours.model, 24)}:
             rows = make_rows(questions, 24, branch=branch)
             for skip in (False, True):
-                with ours.engine.using(0, 3):
+                with ours.engine.using(0, 3):  # the mean and two draws
                     found.append(continuation_logprobs(read_logits(ours.model, rows, 3, skip=skip), rows))
     for values in found[1:]:
         torch.testing.assert_close(values, found[0], rtol=0, atol=3e-5)
@@ -153,7 +154,8 @@ def test_a_base_in_4_bit(made: Made) -> None:
     pytest.importorskip("bitsandbytes")
     assert made.train("mle", "four", "--load-in-4bit") == 0
     ours = BayesLoRA(adapter=str(made.root / "four"), samples=1, device="cpu", load_in_4bit=True)
-    quantised = {name.split(".base_layer")[0] for name, m in ours.model.named_modules() if type(m).__name__ == "Linear4bit"}
+    kinds = {name.split(".base_layer")[0]: type(module).__name__ for name, module in ours.model.named_modules()}
+    quantised = {name for name, kind in kinds.items() if kind == "Linear4bit"}
     adapted = {name.split(".lora_")[0] for name in ours.posterior.mean}
     assert {name for name in adapted if not name.endswith("lm_head")} <= quantised
     assert not any(name.endswith("lm_head") for name in quantised)
