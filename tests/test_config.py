@@ -162,7 +162,8 @@ def test_every_setting_of_the_recipe_is_in_its_hash():
 
 def test_recipes_from_before_layers_could_be_chosen_keep_their_hash():
     data = {"splits": [{"purpose": "fit", "fingerprints": ["a", "b"]}]}
-    assert recipe_hash(Run(base="b", task="t"), data) == "v2-086d46eebdfd4028"
+    run = Run(base="b", task="t", target_modules=("q_proj", "v_proj", "lm_head"))
+    assert recipe_hash(run, data) == "v2-086d46eebdfd4028"
 
 
 def test_layers_by_their_numbers():
