@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, XGLMConfig
+from transformers import AutoConfig, AutoModelForCausalLM, XGLMConfig
 
 from tests.slow_twin import logprob, per_draw
 from tests.tiny import WORDS, make_base
@@ -263,3 +263,25 @@ def test_named_targets_of_a_multimodal_base_are_in_its_language_model(
     names = {name.split(".lora_")[0] for name in load_file(tmp_path / "mle" / adapter_io.MEAN)}
     assert all(name.startswith("base_model.model.model.language_model.layers.") for name in names)
     assert len(names) == 2 * (7 if targets == ["all-linear"] else 1)
+
+
+def test_a_multimodal_base_that_is_no_causal_language_model_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Qwen2.5-VL and its like: transformers loads them for images and text only."""
+    made = Made("", tmp_path)
+    make_base(tmp_path / "base")
+    make_task(tmp_path / "tasks")
+    assert made.train("mle", "mle") == 0
+    AutoConfig.for_model("qwen2_5_vl").save_pretrained(tmp_path / "base")
+    capsys.readouterr()
+    evaluate = ["eval", str(tmp_path / "mle"), "--tasks", "tiny_uq", "--include_path", str(tmp_path / "tasks")]
+    for command in (
+        lambda: made.train("mle", "x"),
+        lambda: made.train("mle", "x", "--target-modules", "q_proj"),
+        lambda: main([*evaluate, "--device", "cpu"]),
+    ):
+        assert command() == 2
+        (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("uqharness: ")]
+        assert "Qwen2_5_VLConfig" in line or "qwen2_5_vl" in line
+        assert "language model" in line and "give a base" in line

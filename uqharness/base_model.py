@@ -50,7 +50,7 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     if file:
         check_gguf(run.base, options)
     gguf = {"gguf_file": file} if file else {}
-    with _load_errors(run.base, file):
+    with load_errors(run.base, file):
         if file is None:
             check_size(where)
             if run.layers != "all":  # before the weights are read
@@ -74,7 +74,7 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
 def skeleton(name: str) -> nn.Module:
     """The base without its weights: its layers, from its configuration alone."""
     where, file = base_location(name)
-    with _load_errors(name, file), torch.device("meta"):
+    with load_errors(name, file), torch.device("meta"):
         if file is None:
             check_size(where)
         config = transformers.AutoConfig.from_pretrained(where, **({"gguf_file": file} if file else {}))
@@ -82,13 +82,18 @@ def skeleton(name: str) -> nn.Module:
 
 
 @contextmanager
-def _load_errors(name: str, file: str | None) -> Iterator[None]:
+def load_errors(name: str, file: str | None) -> Iterator[None]:
     """Within: a base that cannot be loaded is an InputError of one line."""
     try:
         with gguf_errors(name, file):
             yield
     except (OSError, ValueError, KeyError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if other := re.match(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>", reason):
+            raise InputError(
+                f"base model {name} is no causal language model of transformers {transformers.__version__} "
+                f"({other[1]}): give a base that is a language model alone"
+            ) from error
         hint = did_you_mean(name, ["toyworld"])
         raise InputError(f"base model {name} cannot be loaded{hint}: {reason}") from error
 

@@ -101,7 +101,8 @@ class BayesLoRA(HFLM):
         config = self.quantised or quantization_config  # the base's own
         if kwargs.get("gguf_file"):
             base_model.check_gguf(self.base_name, {"quantization_config": self.quantised})
-        super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+        with base_model.load_errors(self.base_name, kwargs.get("gguf_file")):
+            super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
         base: Any = self.model
         if kwargs.get("gguf_file"):
             base_model.forget_gguf(base)
