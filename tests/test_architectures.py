@@ -15,7 +15,7 @@ import pytest
 import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, XGLMConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, XGLMConfig
 
 from tests.slow_twin import logprob, per_draw
 from tests.tiny import WORDS, make_base
@@ -34,6 +34,8 @@ TINY = "--steps 3 --max-length 24 --device cpu --lr 0.05".split()
 QUERY_VALUE_HEAD = ["q_proj", "v_proj", "lm_head"]
 PADDED = 64  # rows of the embedding; the tokenizer has 51 tokens
 
+CHAT = "{% for turn in messages %}w1 {{ turn['content'] }} w2 {% endfor %}{% if add_generation_prompt %}w3 {% endif %}"
+HEADER = "| base | model type | default targets | tied head | LoRA on the head | chat | 4 bit |\n"
 WINDOWS = {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -167,18 +169,33 @@ def test_a_base_in_4_bit(made: Made) -> None:
     assert max(abs(a - b) for a, b in zip(values, plain, strict=True)) > 1e-3
 
 
+def test_it_is_asked_through_a_chat_template(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lm_eval.evaluator.add_env_info", lambda results: None)
+    tokenizer = AutoTokenizer.from_pretrained(made.root / "base")
+    tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(made.root / "base")
+    assert made.train("mle", "chat", "--apply-chat-template", "--steps", "1") == 0
+    command = ["eval", str(made.root / "chat"), "--tasks", "tiny_uq", "--include_path", str(made.root / "tasks")]
+    words = ["--apply_chat_template", "--limit", "2", "--device", "cpu", "--log_samples"]
+    assert main([*command, *words, "--output_path", str(made.root / "chat results")]) == 0
+    (samples,) = (made.root / "chat results").rglob("samples_tiny_uq_*.jsonl")
+    prompt = json.loads(samples.read_text().splitlines()[0])["arguments"]["gen_args_0"]["arg_0"]
+    assert prompt.startswith("w1 w") and prompt.rstrip().endswith("Answer: w2 w3")
+
+
 def test_the_documented_table_is_what_these_tests_show() -> None:
     page = (Path(__file__).parents[1] / "docs/adapters.md").read_text(encoding="utf-8")
-    _, _, rows = page.partition("| base | model type | default targets | tied head | LoRA on the head | 4 bit |\n")
+    _, _, rows = page.partition(HEADER)
     table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.split("\n\n")[0].splitlines()[1:]]
     assert "shared prompts\n([performance](performance.md)) are for `llama`, `mistral`, `qwen2` and `qwen3`" in page
     assert KNOWN == ("llama", "mistral", "qwen2", "qwen3")
     shown = {name: cells for name, *cells in table}
     assert shown.keys() == ARCHITECTURES.keys()
     for name, made in ARCHITECTURES.items():
-        kind, targets, tied, head, four = shown[name]
+        kind, targets, tied, *others = shown[name]
         assert (kind, targets) == (f"`{made.kind}`", f"`{' '.join(made.targets)}`"), name
-        assert (tied.split()[0], head, four) == ("yes" if made.tied else "no", "yes", "yes"), name
+        assert tied.split()[0] == ("yes" if made.tied else "no"), name
+        assert others == ["yes", "yes", "yes"], name  # the tests above, for each
 
 
 def test_it_is_evaluated_and_stands_in_the_table(
