@@ -74,6 +74,8 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
 def skeleton(name: str) -> nn.Module:
     """The base without its weights: its layers, from its configuration alone."""
     where, file = base_location(name)
+    if file:
+        check_gguf(name, {})
     with load_errors(name, file), torch.device("meta"):
         if file is None:
             check_size(where)
