@@ -315,3 +315,10 @@ def test_tensors_of_a_wrong_shape_or_value_are_one_line(tmp_path: Path, kind: st
 def test_a_copied_folder_reads_where_it_lies(tmp_path: Path) -> None:
     shutil.copytree(save(tmp_path / "a", "blob"), tmp_path / "b" / "c")
     assert load_posterior(tmp_path / "b" / "c")[0].kind == "gaussian"
+
+
+def test_the_configuration_is_written_in_an_order_of_its_own(tmp_path: Path) -> None:
+    """PEFT keeps the targets in a set, whose order differs from process to process; the content hash sees the file."""
+    names = [f"layer{k}" for k in range(40)]
+    adapter_io.save_peft(tmp_path, LoraConfig(target_modules=names), {"a": torch.zeros(1)})
+    assert json.loads((tmp_path / PEFT_CONFIG).read_text())["target_modules"] == sorted(names)

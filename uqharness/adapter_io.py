@@ -273,6 +273,9 @@ def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
     """Write the two files that PEFT reads."""
     config = copy.copy(config)
     config.inference_mode = True
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # its order is that of this process's string hashes
+            setattr(config, name, sorted(value))
     config.save_pretrained(str(folder))
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / MEAN, {"format": "pt"})
 
