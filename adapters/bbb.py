@@ -101,9 +101,10 @@ class BBB(Method):
             adapter = [p for p in stack.parameters.values() if p.requires_grad]
             return [{"params": adapter}, {"params": list(rho.values()), "weight_decay": 0.0}]
 
+        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "extra": rho}
+        hooks |= {"learned": self.learned(rho, weight), "per_token": self.flipout == "token"}
         try:
-            learned = self.learned(rho, weight)
-            fit_loop(stack, data, run, loss=loss, groups=groups, extra=rho, method=self, learned=learned)
+            fit_loop(stack, data, run, **hooks, method=self)
         finally:
             stack.clear()
         std = {name: F.softplus(r).detach() for name, r in rho.items()}

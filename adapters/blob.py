@@ -104,8 +104,9 @@ class BLoB(Method):
 
         own = {r.name: r.g for r in random}
         hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": own}
+        hooks |= {"learned": self.learned(random, cycle), "per_token": self.flipout == "token"}
         try:
-            fit_loop(stack, data, run, **hooks, method=self, learned=self.learned(random, cycle))
+            fit_loop(stack, data, run, **hooks, method=self)
         finally:
             stack.clear()
         return Gaussian(stack.mean(), {r.name: self.std(r).detach() for r in random}, train_seed=run.seed)

@@ -304,7 +304,10 @@ def adopt(stack: LoraStack, source: Posterior) -> None:
 
 
 def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows, Tensor]]:
-    """By length: a sum has no order, and padding costs."""
+    """By length: a sum has no order, and padding costs.
+
+    Choices keep rows of their own: a Kronecker factor is a sum over tokens, in which a shared prompt would count once.
+    """
     device = next(iter(stack.parameters.values())).device
     train = sorted(data.train, key=lambda question: question.tokens)
     for start in tqdm(range(0, len(train), run.batch_size), desc="Fisher", unit="batch", leave=False):

@@ -149,10 +149,11 @@ class MeLoRA(Method):
 
         extra = {f"{name}.m": c.m for name, c in cores.items()}
         extra |= {f"{name}.h": c.h for name, c in cores.items()}
-        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step}
+        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": extra}
+        hooks |= {"learned": self.learned(cores, weight), "per_token": self.flipout == "token"}
         before_b = {name.replace(".lora_A.", ".lora_B."): core for name, core in cores.items()}
         with stack.inputs(before_b):
-            fit_loop(stack, data, run, **hooks, extra=extra, method=self, learned=self.learned(cores, weight))
+            fit_loop(stack, data, run, **hooks, method=self)
         return self.finish(stack, cores, run.seed)
 
     @torch.no_grad()

@@ -5,6 +5,7 @@ Ours run as `uqharness train` runs them, in the Trainer; the peer is a bare loop
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator
 from unittest.mock import patch
@@ -66,6 +67,21 @@ def ours(method: Method, model: PeftModel, run: Run, data: ChoiceData, clock: Cl
     return steps
 
 
+def shared_prompts(quick: bool) -> Iterator[Row]:
+    """Choices of 8 tokens after a prompt of 60: a row for each question against a row for each choice."""
+    shape, run = dataclasses.replace(Shape.of(quick), tokens=60), run_of(batch=4, steps=2 if quick else 7)
+    data = questions(shape, 64, answer=8)
+    shared, apart = (ours(MLE(), adapter(shape, run), run, data) for _ in range(2))
+
+    def alone() -> Seconds:
+        with patch("uqharness.training.may_branch", lambda *_: False):
+            return apart()
+
+    times = interleave({"shared": shared, "apart": alone}, 1 if quick else 11)
+    row = "mle training step, 4 choices of 8 tokens after 60, a row for each question / for each choice"
+    yield figure(row, "predicted 0.40", 0.44, ratio(times, "shared", "apart"))
+
+
 def rows(quick: bool) -> Iterator[Row]:
     shape, run = Shape.of(quick), run_of(batch=4, steps=2 if quick else 7)
     data = questions(shape, 64)
@@ -77,5 +93,6 @@ def rows(quick: bool) -> Iterator[Row]:
     yield figure("BLoB training step / our mle step", "", 1.05, ratio(times, "blob", "mle"))
     peer = "paper 1.40–1.55"
     yield figure("Me-LoRA training step / our mle step", peer, 1.05, ratio(times, "melora", "mle"))
+    yield from shared_prompts(quick)
     peaks = {name: peak_bytes(fits[name]) for name in ("mle", "melora")}
     yield figure("Me-LoRA training, peak memory / our mle", "", 1.01, [peaks["melora"] / peaks["mle"]])

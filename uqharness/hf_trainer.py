@@ -97,7 +97,7 @@ class ChoiceTrainer(Trainer):
 
     def _batch(self, items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
         micro = items[0][0] // self.run.batch_size
-        rows, gold = collate([question for _, question in items], self.data)
+        rows, gold = collate([question for _, question in items], self.data, self.wrapped.branch)
         return {
             "batch": Batch(rows, gold, micro // (self.run.grad_accumulation * self.args.world_size), micro)
         }

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from uqharness.bma import Engine, choice_logprobs
 from uqharness.posterior import Posterior, Tensors
+from uqharness.shortcuts import may_branch
 from uqharness.training import collate
 
 if TYPE_CHECKING:
@@ -73,7 +74,7 @@ def answers(model: PeftModel, posterior: Posterior, data: ChoiceData, asked: Seq
     """(mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
     engine, size, gaps, information = Engine(model, posterior, DRAWS, SEED), 8, [], []
     for start in range(0, len(asked), size):
-        rows, _ = collate(asked[start : start + size], data)
+        rows, _ = collate(asked[start : start + size], data, may_branch(model, data.max_length))
         scores = engine.score(rows)
         assert scores.mean is not None or not engine.separate_mean
         draws = choice_logprobs(scores.draws, rows).exp()  # [S, Q, C]

@@ -1,7 +1,7 @@
 """`--cache-prefix GIB`: what the layers below the first LoRA make of a question, kept for when it comes again.
 
-It depends on the base and the tokens alone: not on step, seed, noise or method. In the memory of the process, so that
-later epochs, and the later seeds of `--seeds`, start at the first layer that is trained.
+It depends on the base, the tokens and where they branch alone: not on step, seed, noise or method. In the memory of the
+process, so that later epochs, and the later seeds of `--seeds`, start at the first layer that is trained.
 """
 
 from __future__ import annotations
@@ -19,10 +19,11 @@ from uqharness.config import Run
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 from uqharness.rows import Rows
+from uqharness.shortcuts import drops
 from uqharness.trunk import agree, trunk
 
 log = logging.getLogger("uqharness.train")
-States = dict[tuple[int, ...], Tensor]  # tokens -> [their number, H]
+States = dict[tuple[int, ...], Tensor]  # a row's tokens and their depths -> [their number, H]
 _KEPT: dict[Hashable, States] = {}  # of one base and depth: the last that was trained with
 
 
@@ -37,10 +38,7 @@ class PrefixCache:
                 "give --layers last:K, or leave --cache-prefix out"
             )
         base = stack.model.get_base_model()
-        drops = float(getattr(base.config, "attention_dropout", 0) or 0) or any(
-            module.p for layer in shared.layers for module in layer.modules() if isinstance(module, nn.Dropout)
-        )
-        if drops:
+        if any(drops(layer, base.config) for layer in shared.layers):
             raise InputError("cache_prefix is set, but the base has dropout of its own: leave --cache-prefix out")
         device = next(iter(stack.parameters.values())).device
         key = (base_fingerprint(base), str(base.dtype), run.load_in_4bit, run.load_in_8bit, str(device), shared.depth)
@@ -62,12 +60,15 @@ class PrefixCache:
         """`[R, T, H]`, zero at the places that nobody reads and nobody that is read attends to."""
         ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
         lengths: list[int] = ends.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
-        keys = [tuple(ids[:length]) for ids, length in zip(rows.input_ids.tolist(), lengths, strict=True)]
+        # In depth-first order the depths say who sees whom.
+        inputs = zip(rows.input_ids.tolist(), rows.depth.tolist(), lengths, strict=True)
+        keys = [(*ids[:length], *depth[:length]) for ids, depth, length in inputs]
         new = [k for k, key in enumerate(keys) if key not in self.states or not self.checked]
         fresh: States = {}
         if new:
-            ids = rows.input_ids[new]
-            made = self.trunk.run(lambda: self.model(input_ids=ids, use_cache=False))
+            ids, attention = rows.input_ids[new], rows.attention(self.model.dtype)
+            attention = {name: tensor[new] for name, tensor in attention.items()}
+            made = self.trunk.run(lambda: self.model(input_ids=ids, use_cache=False, **attention))
             fresh = {keys[k]: state[: lengths[k]] for k, state in zip(new, made, strict=True)}
         states = [fresh[key] if key in fresh else self.states[key] for key in keys]
         whole = torch.stack([

@@ -27,6 +27,12 @@ def may_branch(model: PeftModel, max_length: int) -> bool:
     return config.model_type in KNOWN and free
 
 
+def drops(model: nn.Module, config: object) -> bool:
+    """Whether a forward of `model` in training mode has dropout, that is, random numbers for each token."""
+    own = float(getattr(config, "attention_dropout", 0) or 0)
+    return own > 0 or any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout))
+
+
 @contextmanager
 def read_only(model: PeftModel, rows: Rows, draws: int, keep: Collection[nn.Module] = ()) -> Iterator[None]:
     """Within: a forward of `rows`, repeated for `draws`, leaves out what nobody reads. keep: not in these."""

@@ -26,6 +26,7 @@ from uqharness.course import Course, own_randomness
 from uqharness.errors import InputError
 from uqharness.lora import LoraStack
 from uqharness.prefix_cache import PrefixCache
+from uqharness.shortcuts import drops, may_branch
 
 if TYPE_CHECKING:
     from uqharness.data import ChoiceData
@@ -116,8 +117,13 @@ def choice_table(model: PeftModel, rows: Rows) -> Tensor:
     return choice_logprobs(continuation_logprobs(read_logits(model, rows, skip=True), rows), rows)[0]
 
 
-def collate(questions: Sequence[Question], data: ChoiceData) -> tuple[Rows, Tensor]:
-    rows = make_rows([q.pairs for q in questions], data.max_length, data.pad)
+def collate(questions: Sequence[Question], data: ChoiceData, branch: bool = False) -> tuple[Rows, Tensor]:
+    """branch: a question's choices share what they begin with, where that leaves fewer tokens."""
+    pairs = [q.pairs for q in questions]
+    rows = make_rows(pairs, data.max_length, data.pad)
+    if branch and len(rows.input_ids) > len(questions):
+        shared = make_rows(pairs, data.max_length, data.pad, branch=True)
+        rows = shared if shared.input_ids.numel() < rows.input_ids.numel() else rows
     return rows, torch.tensor([q.gold for q in questions])
 
 
@@ -133,10 +139,15 @@ class LossModel(nn.Module):
     """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
 
     def __init__(
-        self, stack: LoraStack, loss: Loss, extra: Mapping[str, nn.Parameter], prefix: PrefixCache | None = None
+        self,
+        stack: LoraStack,
+        loss: Loss,
+        extra: Mapping[str, nn.Parameter],
+        prefix: PrefixCache | None = None,
+        branch: bool = False,
     ) -> None:
         super().__init__()
-        self.stack, self.loss, self.model, self.prefix = stack, loss, stack.model, prefix
+        self.stack, self.loss, self.model, self.prefix, self.branch = stack, loss, stack.model, prefix, branch
         # Not inside PEFT's modules: it would save them as part of the mean. Module names must not have dots.
         self.extra = nn.ParameterDict(
             {name.replace(".", "/"): parameter for name, parameter in extra.items()}
@@ -161,6 +172,7 @@ def fit_loop(
     extra: Mapping[str, nn.Parameter] | None = None,
     method: Any = None,
     learned: Learned | None = None,
+    per_token: bool = False,
 ) -> Course:
     """Train the adapter in place.
 
@@ -169,11 +181,15 @@ def fit_loop(
     extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
     method: its settings are noted in checkpoints, so that one of other settings is not resumed.
     learned: of a std that is learned with a KL, what an inert posterior's warning needs.
+    per_token: the loss draws noise for each token of its rows. Then, as with dropout, every choice of several tokens
+    keeps a row of its own: shared tokens would get other noise, and the choices the same. Else they may share.
     """
     from uqharness.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
 
     stack = model if isinstance(model, LoraStack) else LoraStack(model)
-    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None)
+    branch = may_branch(stack.model, data.max_length) and not per_token
+    branch = branch and not drops(stack.model, stack.model.get_base_model().config)
+    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None, branch)
     adapter = [p for p in stack.parameters.values() if p.requires_grad]
     wanted = groups(stack) if groups else [{"params": adapter}]
     course = Course(wrapped.trainable(), run, data, lambda: score(stack, data), method)
@@ -200,9 +216,9 @@ def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
     stack.clear()  # a method's noise has served its step
     was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
     stack.model.eval()
-    nll, hits, size = 0.0, 0, 16
+    nll, hits, size, branch = 0.0, 0, 16, may_branch(stack.model, data.max_length)
     for start in range(0, len(data.select), size):
-        rows, gold = collate(data.select[start : start + size], data)
+        rows, gold = collate(data.select[start : start + size], data, branch)
         table = choice_table(stack.model, rows.to(device)).cpu()  # [Q, C]
         nll -= float(table[torch.arange(len(gold)), gold].sum())
         hits += int((table.argmax(-1) == gold).sum())
@@ -222,8 +238,8 @@ def averaged(engine: Engine, rows: Rows) -> Tensor:
 
 def tune_table(engine: Engine, data: ChoiceData, size: int = 16) -> Tensor:
     """`averaged` of the whole tuning split: `[Q, C]`."""
-    starts = range(0, len(data.tune), size)
-    parts = [averaged(engine, collate(data.tune[i : i + size], data)[0]) for i in starts]
+    starts, branch = range(0, len(data.tune), size), may_branch(engine.model, data.max_length)
+    parts = [averaged(engine, collate(data.tune[i : i + size], data, branch)[0]) for i in starts]
     width = max(part.shape[1] for part in parts)
     pads = [(0, width - part.shape[1]) for part in parts]
     return torch.cat([nn.functional.pad(p, pad, value=-math.inf) for p, pad in zip(parts, pads, strict=True)])
