@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from importlib.resources import files
 from pathlib import Path
@@ -24,7 +24,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from transformers import PreTrainedTokenizerFast
 
-from benchmarks.setting import Shape, adapter, questions, run_of
+from benchmarks.setting import QVH, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, peak_bytes, ratio, spread
 from uqharness import adapter_io, cli
 from uqharness.bma import Engine, make_rows
@@ -64,14 +64,19 @@ def forwards(shape: Shape, batch: int, rounds: int) -> Times:
     return interleave({"plain": plain(adapter(shape, run_of()), ids), **scores}, rounds)
 
 
-def saved(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
-    """A base with words w4, w5 … for tokens, the mean's plain PEFT adapter, and an adapter with a posterior."""
-    model = adapter(shape, run_of())
+def save_tokenizer(folder: Path, vocab: int) -> None:
+    """Words w4, w5 … for tokens."""
     special = {"unk_token": "<unk>", "pad_token": "<pad>", "bos_token": "<s>", "eos_token": "</s>"}
-    words = [*special.values(), *(f"w{i}" for i in range(len(special), shape.vocab))]
+    words = [*special.values(), *(f"w{i}" for i in range(len(special), vocab))]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = WhitespaceSplit()
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder / "base")
+    PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special).save_pretrained(folder)
+
+
+def saved(folder: Path, shape: Shape, targets: Sequence[str] = QVH) -> tuple[Path, Path, Path]:
+    """A base with words for tokens, the mean's plain PEFT adapter, and an adapter with a posterior."""
+    model = adapter(shape, run_of(targets=targets))
+    save_tokenizer(folder / "base", shape.vocab)
     mean = gaussian(model)
     record = {"method": {"name": "blob", "settings": {}}, "base": {"name": str(folder / "base")}}
     adapter_io.save_adapter(folder / "blob", model, mean, record)
@@ -80,10 +85,11 @@ def saved(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
     return folder / "base", folder / "plain", folder / "blob"
 
 
-def requests(data: ChoiceData) -> list[Instance]:
-    def text(ids: Any) -> str:
-        return " ".join(f"w{i}" for i in ids)
+def words_of(ids: Sequence[int]) -> str:
+    return " ".join(f"w{i}" for i in ids)
 
+
+def requests(data: ChoiceData, text: Callable[[Sequence[int]], str] = words_of) -> list[Instance]:
     return [
         Instance("loglikelihood", {}, (text(context), " " + text(answer)), k, metadata=("stock", n, 1))
         for n, question in enumerate(data.train)

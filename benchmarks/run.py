@@ -23,7 +23,7 @@ from benchmarks.timing import Row, show
 from uqharness.atomic import write_atomic
 
 # Each has `rows(quick: bool) -> Iterator[Row]`.
-NAMES = ("training", "laplace", "evaluation", "layers", "leaderboard")
+NAMES = ("training", "laplace", "evaluation", "layers", "real", "leaderboard")
 MODULES = [name for name in NAMES if importlib.util.find_spec(f"benchmarks.{name}")]
 
 
