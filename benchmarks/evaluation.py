@@ -118,9 +118,9 @@ def memory(shape: Shape) -> float:
     return ten / one
 
 
-def answered(adapter: Path, samples: int | str, limit: int | None) -> list[Run]:
+def answered(adapter: Path, samples: int | str, limit: int | None, device: str = "cpu") -> list[Run]:
     """The three test sets of the toy world."""
-    model = BayesLoRA(adapter=str(adapter), samples=samples, mean=False, batch_size=50, device="cpu")
+    model = BayesLoRA(adapter=str(adapter), samples=samples, mean=False, batch_size=50, device=device)
     manager = TaskManager(include_path=str(files("uqharness.tasks")), include_defaults=False)
     found = simple_evaluate(model, tasks=TOY, task_manager=manager, limit=limit, bootstrap_iters=0)
     return read_results({"results": found["results"]})

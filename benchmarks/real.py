@@ -1,7 +1,7 @@
 """`bayeslora` against `lm_eval --model hf,peft=` on real weights: SmolLM2-135M-Instruct in float32, LoRA on q and v.
 
-The same adapter, not merged, and the same requests through lm-eval's `loglikelihood`. The letter task has four choices of
-one token after 60, the cloze task four answers of five tokens. N = 1 is the plain adapter; N = 10 runs its mean as well.
+The same adapter, not merged, and the same requests through lm-eval's `loglikelihood`. The letter task has four choices
+of one token after 60, the cloze task four answers of five. N = 1 is the plain adapter; N = 10 runs its mean as well.
 The weights are those of `tools/real_models.py`, in the folder that UQHARNESS_REAL_MODELS names; without them the rows
 are skipped. Peak memory is that of a process of its own, from the end of loading on.
 """
@@ -72,8 +72,9 @@ def asked(folders: Folders, shape: Shape, answer: int, count: int, real: bool) -
     if not real:
         return requests(data)
     tokenizer = AutoTokenizer.from_pretrained(folders.base)
-    words = [word for i in range(1000, 20_000) if re.fullmatch(" [a-z]{3,}", word := tokenizer.decode([i]))]
-    found = requests(data, lambda ids: "".join(words[i % len(words)] for i in ids).strip())
+    known = tokenizer.get_vocab()
+    words = sorted(word for word in known if re.fullmatch("[a-z]{3,}", word) and f"Ġ{word}" in known)  # Ġ: a space
+    found = requests(data, lambda ids: " ".join(words[i % len(words)] for i in ids))
     for instance in found:
         context, tail = cast(tuple[str, str], instance.args)
         lengths = [len(tokenizer(text).input_ids) for text in (context + tail, tail)]

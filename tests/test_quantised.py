@@ -15,7 +15,7 @@ from tests.tiny import make_base
 from tests.tiny_adapter import REQUESTS, instances, lines_of, save
 from tests.tiny_task import make_task
 from uqharness import adapter_io
-from uqharness.base_model import evaluation_dtype, load_base
+from uqharness.base_model import evaluation_dtype, load_base, pick_device
 from uqharness.cli import main
 from uqharness.config import Run
 from uqharness.errors import InputError
@@ -147,3 +147,12 @@ def test_elsewhere_the_precision_is_that_of_training(world: Path, tmp_path: Path
     assert evaluation_dtype(cpu, {"base": {"dtype": "bfloat16"}}) == "float32"
     assert evaluation_dtype(cuda, {"base": {}, "run": {"dtype": "bfloat16"}}) == "bfloat16"  # records of before
     assert evaluation_dtype(cuda, None) == evaluation_dtype(cuda, {"run": {"dtype": "auto"}}) == "auto"
+
+
+def test_each_process_of_a_launch_loads_its_base_on_a_card_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All on the first one, a quantised base could not be trained: it cannot move."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert [str(pick_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda", "cuda", "cpu"]
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert [str(pick_device(name)) for name in ("auto", "cuda", "cpu")] == ["cuda:3", "cuda:3", "cpu"]

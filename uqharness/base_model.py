@@ -11,6 +11,7 @@ import importlib.util
 import inspect
 import logging
 import math
+import os
 import re
 import struct
 import warnings
@@ -254,11 +255,13 @@ def uniform(like: Tensor, scale: float, *key: object) -> Tensor:
 
 
 def pick_device(device: str) -> torch.device:
+    """auto: a GPU where there is one. Each process of an `accelerate launch` has a GPU of its own."""
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device is cuda, but torch sees no GPU: use --device cpu")
-    return torch.device(device)
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device(device, int(rank)) if device == "cuda" and rank else torch.device(device)
 
 
 # -------------------------------------------------------------------- precision and quantisation
