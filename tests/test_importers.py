@@ -114,7 +114,7 @@ def test_an_ensembles_members_are_its_adapters(base: Path, tmp_path: Path) -> No
     assert (posterior.finite, posterior.combine, posterior.mean_is_member) == (3, "logits", True)
     assert record is not None and record["imported"]["members"] == 3
     assert main(["export", str(tmp_path / "ours"), str(tmp_path / "draws"), "--samples", "10"]) == 0
-    assert sorted(os.listdir(tmp_path / "draws")) == ["draw0", "draw1", "draw2"]
+    assert sorted(os.listdir(tmp_path / "draws")) == ["README.md", "draw0", "draw1", "draw2"]
     for k, values in enumerate(expected.values()):
         plain = AutoModelForCausalLM.from_pretrained(base)
         member = PeftModel.from_pretrained(plain, str(tmp_path / "draws" / f"draw{k}"))

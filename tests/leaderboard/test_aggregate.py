@@ -67,7 +67,7 @@ def test_sources_are_filtered_by_columns_and_rows_have_labels(folder: Path) -> N
     board = build([folder])
     assert {s.task for s in board.sources(task="boolq_uq")} == {"boolq_uq"}
     assert {(s.method, s.seed) for s in board.sources(method=["MLE", "ENS"], seed=1)} == {("MLE", 1), ("ENS", 1)}
-    assert set(board.runs["row"]) == {"MLE", "ENS", "BLoB (kl=None)", "BLoB (kl=2)"}
+    assert set(board.runs["row"]) == {"MLE", "ENS", "BLoB (kl=not recorded)", "BLoB (kl=2)"}
     for source in board.sources():
         text = vars(source).pop("row"), vars(source).pop("setup_text")
         assert text == (source.row, source.setup_text)
