@@ -26,7 +26,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from uqharness import hub, model_card, registry
-from uqharness.atomic import finish_folder, folder_beside, place_folder
+from uqharness.atomic import finish_folder, folder_beside, place_folder, sha256_of
 from uqharness.errors import InputError, did_you_mean
 from uqharness.leakage import SPLITS
 from uqharness.leakage import read_splits as read_splits
@@ -186,7 +186,7 @@ def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
 
 def file_record(path: Path) -> dict[str, Any]:
     """What the record says of a safetensors file that belongs to the adapter."""
-    return {"sha256": _sha256(path), "tensors": tensors_of(path)}
+    return {"sha256": sha256_of(path), "tensors": tensors_of(path)}
 
 
 def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
@@ -210,7 +210,7 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
                     f"{path}: {len(names)} of its {len(expected)} tensors {'are' if len(names) > 1 else 'is'} {what}: "
                     f"{shown(names[0], 120)}; copy the adapter again"
                 )
-        if (own := _sha256(path)) != file["sha256"]:
+        if (own := sha256_of(path)) != file["sha256"]:
             raise InputError(
                 f"{path}: another file than the one that the record lists: SHA-256 {own[:16]}…, "
                 f"recorded {shown(file['sha256'][:16])}…; copy the adapter again"
@@ -386,8 +386,9 @@ def of_base(name: str, whole: Sequence[str] | None) -> bool:
 
 def base_weights(folder: Path) -> dict[str, torch.Tensor]:
     """The weights of the base that lie in an adapter's file."""
-    whole = read_config(folder).modules_to_save
-    return {name: tensor for name, tensor in read_tensors(folder / MEAN).items() if of_base(name, whole)}
+    whole, path = read_config(folder).modules_to_save, folder / MEAN
+    with _whole(path), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if of_base(name, whole)}  # noqa: SIM118
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
@@ -407,11 +408,3 @@ def _whole(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"{path}: not a whole safetensors file ({reason}): train or download again") from error
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

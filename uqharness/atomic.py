@@ -113,6 +113,15 @@ def finish_folder(folder: Path) -> None:
         sync_folder(path)
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, which is read in pieces."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(2**20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
 def sync_folder(folder: Path) -> None:
     """Flush the names of a folder's entries, where the file system can."""
     with contextlib.suppress(OSError):

@@ -155,6 +155,11 @@ def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
     return sorted({number for first, last in spans for number in range(first, last + 1)})
 
 
+def is_main_process() -> bool:
+    """Whether this is the process that writes, of those of an `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def check_ranges(settings: Any) -> None:
     """Every number within the range that its field declares, and finite."""
     for spec in dataclasses.fields(settings):

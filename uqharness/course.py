@@ -9,7 +9,6 @@ Knows tensors and files; not the Trainer, not methods.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
 import math
@@ -30,8 +29,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 from transformers.utils.logging import tqdm
 
-from uqharness.atomic import write_atomic
-from uqharness.config import FREE, Run, as_json
+from uqharness.atomic import sha256_of, write_atomic
+from uqharness.config import FREE, Run, as_json, is_main_process
 from uqharness.errors import InputError, RunError
 
 if TYPE_CHECKING:
@@ -83,7 +82,7 @@ class Course:
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
         self._clock = time.perf_counter()
-        quiet = not _is_main()  # several processes, one bar
+        quiet = not is_main_process()  # several processes, one bar
         steps = {"total": self.run.steps, "initial": self.step}
         self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
@@ -232,7 +231,7 @@ class Course:
 
     def clear_partial(self) -> None:
         """Delete what a killed run has left of a checkpoint that it was writing."""
-        if self.run.checkpoints is not None and _is_main():
+        if self.run.checkpoints is not None and is_main_process():
             shutil.rmtree(self.run.checkpoints / PARTIAL, ignore_errors=True)
 
     def _load(self, folder: Path) -> None:
@@ -262,7 +261,7 @@ class Course:
 
 def drop_checkpoints(courses: Iterable[Course]) -> None:
     """Delete the checkpoints of these runs. Logs (`report_to`) and all that is not theirs stay."""
-    for course in courses if _is_main() else ():
+    for course in courses if is_main_process() else ():
         where = course.run.checkpoints
         if where is None or not where.is_dir():
             continue
@@ -296,22 +295,13 @@ def own_randomness() -> Iterator[None]:
             np.random.set_state(numpy_state)
 
 
-def _is_main() -> bool:
-    """Whether this is the process that writes, of those of an `accelerate launch`."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 def _tell(line: str) -> None:
-    if _is_main():
+    if is_main_process():
         log.warning(line)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-        return {"bytes": file.tell(), "sha256": digest.hexdigest()}
+    return {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:

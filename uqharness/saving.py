@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from uqharness.atomic import write_atomic
+from uqharness.config import is_main_process
 from uqharness.errors import InputError, RunError, of_system
 
 _OURS = re.compile(r"bayeslora|toyworld|(^|[_,=])uq(_|,|$)|_uq\b")  # in the words of a command line
@@ -103,7 +104,7 @@ def protect(module: ModuleType) -> None:
 
 
 def _check(tracker: Any) -> None:
-    if tracker.output_path and os.environ.get("RANK", "0") == "0" and concerns_us():
+    if tracker.output_path and is_main_process() and concerns_us():
         check_place(str(tracker.output_path))
 
 

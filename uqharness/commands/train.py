@@ -22,7 +22,7 @@ from uqharness.atomic import recover_folder
 from uqharness.commands import early
 from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
-from uqharness.config import Run, count_of
+from uqharness.config import Run, count_of, is_main_process
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def run(args: argparse.Namespace) -> int:
     for name in ("base", "task", *([] if args.dry_run else ["out"])):
         if not getattr(plan.run, name):
             raise InputError(f"no {name}: give --{name} ({early.WANTED[name]})")
-    if not args.dry_run and os.environ.get("RANK", "0") == "0":
+    if not args.dry_run and is_main_process():
         for cell in plan.cells():
             recover_folder(Path(cell.out))
     plan = _with_targets(plan)
