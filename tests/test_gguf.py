@@ -16,6 +16,7 @@ from uqharness.base_model import load_base
 from uqharness.cli import main
 from uqharness.config import Run
 from uqharness.errors import InputError
+from uqharness.fingerprint import base_fingerprint
 from uqharness.model import BayesLoRA
 
 LAYERS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 32
@@ -168,4 +169,4 @@ def test_smollm2s_own_file_equals_the_converted_folder(smollm2: Path) -> None:
     ids = own("Question: Which technology was developed most recently?\nAnswer:", return_tensors="pt").input_ids
     with torch.inference_mode():
         assert torch.equal(read(ids).logits, converted(ids).logits)
-    assert adapter_io.base_fingerprint(read) == adapter_io.base_fingerprint(converted)
+    assert base_fingerprint(read) == base_fingerprint(converted)

@@ -14,6 +14,7 @@ from peft import PeftModel
 
 from tests.tiny import make_lora
 from uqharness import adapter_io
+from uqharness.fingerprint import base_fingerprint
 from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian
 
@@ -40,7 +41,7 @@ def save(folder: Path, base: Path, std: float | None = 0.2, **lora: Any) -> Path
 def record(base: Path, model: PeftModel, method: str) -> dict[str, Any]:
     return {
         "method": {"name": method, "label": method, "settings": {}},
-        "base": {"name": str(base), "fingerprint": adapter_io.base_fingerprint(model.get_base_model())},
+        "base": {"name": str(base), "fingerprint": base_fingerprint(model.get_base_model())},
     }
 
 

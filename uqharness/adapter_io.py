@@ -28,6 +28,7 @@ from safetensors.torch import load_file, save_file
 from uqharness import hub, model_card, registry
 from uqharness.atomic import finish_folder, folder_beside, place_folder, sha256_of
 from uqharness.errors import InputError, did_you_mean
+from uqharness.fingerprint import base_fingerprint
 from uqharness.leakage import SPLITS
 from uqharness.leakage import read_splits as read_splits
 from uqharness.loose_json import check, read_object, shown
@@ -350,25 +351,6 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
     if recorded and recorded != (found_print := base_fingerprint(model.get_base_model())):
         name = (record or {})["base"].get("name")
         raise InputError(f"base {base} ({found_print}) is not the one recorded, {name} ({recorded}): give base={name}")
-
-
-def base_fingerprint(model: torch.nn.Module) -> str:
-    """A checksum of the base that survives dtype and 4/8-bit loading: its vectors and first embedding rows."""
-    digest = hashlib.sha256()
-    foreign = (".lora_", ".uq_", "modules_to_save.")
-    picked = {
-        name.replace("base_layer.", "").replace("original_module.", ""): parameter.detach()
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 1 and not any(part in name for part in foreign)
-    }
-    tensors = [picked[name] for name in sorted(picked)]
-    embeddings: Any = getattr(model, "get_input_embeddings", lambda: None)()
-    if embeddings is not None:
-        tensors.append(embeddings.weight.detach()[:4])
-    for tensor in tensors:
-        if not tensor.is_meta:
-            digest.update(tensor.bfloat16().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def of_base(name: str, whole: Sequence[str] | None) -> bool:

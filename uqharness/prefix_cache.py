@@ -13,10 +13,10 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from uqharness.adapter_io import base_fingerprint
 from uqharness.bma import read_logits
 from uqharness.config import Run
 from uqharness.errors import InputError
+from uqharness.fingerprint import base_fingerprint
 from uqharness.lora import LoraStack
 from uqharness.rows import Rows
 from uqharness.shortcuts import drops

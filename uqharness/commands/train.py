@@ -218,8 +218,8 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything needed to make this adapter again, and what it cost."""
-    from uqharness import adapter_io
     from uqharness.base_model import training_dtype
+    from uqharness.fingerprint import base_fingerprint
 
     cls, courses = type(plan.method), list(data.get("training", ()))
     base = model.get_base_model()
@@ -231,7 +231,7 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
         "base": {
             "name": cell.base,
             "revision": getattr(base.config, "_commit_hash", None),
-            "fingerprint": adapter_io.base_fingerprint(base),
+            "fingerprint": base_fingerprint(base),
             "dtype": str(training_dtype(cell)).removeprefix("torch."),
         },
         "run": config.as_json(cell),
