@@ -2,7 +2,7 @@
 
 They are shown beside measured results, marked, and never averaged or ranked with them: budgets, prompts, bases and
 ways of averaging differ between papers (footnotes). `status`: ok, failed (starred in its paper), suspect (the paper
-contradicts itself, or its correction).
+contradicts itself, or its correction). A run that failed without printing a number has NaN as its value.
 """
 
 from __future__ import annotations
@@ -43,6 +43,16 @@ def load() -> pd.DataFrame:
     return pd.DataFrame([*_results(), *_costs(), *_parameters()], columns=list(COLUMNS))
 
 
+@lru_cache(maxsize=1)
+def hyperparameters() -> tuple[dict[str, str], ...]:
+    """Return the papers' settings, one row per paper, table, base and setting.
+
+    `value` is what the paper states in our notation, empty where it states nothing; `used` is what our suites take;
+    `words` are the paper's. A row is `suspect` where the two differ for a reason that `note` gives.
+    """
+    return tuple(_read("hyperparameters.csv"))
+
+
 def _read(name: str) -> Iterator[dict[str, str]]:
     text = (files("uqharness.leaderboard") / "papers" / name).read_text(encoding="utf-8")
     yield from csv.DictReader(text.splitlines())
@@ -54,7 +64,7 @@ def _results() -> Iterator[dict[str, Any]]:
         scale = 0.01 if metric in PER_CENT else 1.0
         other = row["trained_on"] != row["evaluated_on"]
         yield _row(
-            row, row["evaluated_on"], metric, float(row["mean"]) * scale,
+            row, row["evaluated_on"], metric, float(row["mean"] or "nan") * scale,
             trained_on=row["trained_on"], setting=f"trained on {row['trained_on']}" if other else "",
             std=float(row["std"]) * scale if row["std"] else None,
             draws=int(row["samples"]) if row["samples"] else None, status=row["status"], note=row["note"],

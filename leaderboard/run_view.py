@@ -103,9 +103,9 @@ def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}
     for row in kept.to_dict("records"):
-        scale, decimals = METRICS[row["metric"]].scale, METRICS[row["metric"]].decimals
-        spread = "" if row["std"] is None or row["std"] != row["std"] else f" ± {row['std'] * scale:.{decimals}f}"
-        text = f"{row['value'] * scale:.{decimals}f}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
+        spread = number(row["std"], row["metric"])
+        spread = "" if spread == "–" else f" ± {spread}"
+        text = f"{number(row['value'], row['metric'])}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
         paper = f"{row['paper']}, table {row['table']}"
         cells.setdefault((paper, row["base"], row["setting"] or "–", METRICS[row["metric"]].label), {})[
             row["dataset"]
