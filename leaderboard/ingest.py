@@ -25,7 +25,7 @@ from uqharness.leaderboard.checks import (
     whole_of,
 )
 from uqharness.leaderboard.every_n import every_n
-from uqharness.leaderboard.table_sources import Shared, Source, describe, last, mapping, shown
+from uqharness.leaderboard.table_sources import Shared, Source, base_of, describe, last, mapping, shown
 from uqharness.metrics import METRICS
 from uqharness.results import Record, Run, content_of, packed_records, parse, read_run, shift
 
@@ -132,7 +132,7 @@ def run_row(run: Run, source: Source, data: Mapping[str, Any], sha256: str) -> R
         **source_row(source),
         "run_id": hashlib.sha256(f"{sha256} {run.task}".encode("utf-8", "surrogatepass")).hexdigest()[:16],
         "model": name_of(run.model, "model"),
-        "base": name_of(last(recipe.get("base") or info.get("base") or given.get("pretrained") or run.model), "base"),
+        "base": name_of(base_of(run), "base"),
         "shift": shift(source.trained_on, run.task) if source.trained_on else None,
         "protocol_name": optional_name(run.protocol.get("name"), "protocol name"),
         "adapter": name_of(last(info.get("adapter") or given.get("adapter") or given.get("peft") or ""), "adapter"),

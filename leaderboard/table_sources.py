@@ -104,7 +104,7 @@ def describe(run: Run) -> Source:
     return Source(
         file=run.source, task=run.task, protocol=run.protocol, protocol_hash=run.protocol_hash, items=held.items,
         draws=held.draws, has_mean=held.has_mean, combine=held.combine, date=run.date,
-        method=str(method.get("label") or method.get("name") or _unrecorded(run, info)), settings=settings,
+        method=str(method.get("label") or method.get("name") or _unrecorded(run)), settings=settings,
         seed=posterior.get("train_seed", trained.get("seed")), trained_on=mapping(record, "data").get("task"),
         recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
         adapter_hash=str(info.get("adapter_hash", "")), leaked=leaked(info, run.task),
@@ -144,10 +144,18 @@ def mapping(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:
     return data
 
 
-def _unrecorded(run: Run, info: Mapping[str, Any]) -> str:
+def base_of(run: Run) -> str:
+    """What the base's folder called itself where the results say so, else the last part of its name."""
+    info = mapping(run.config, "uqharness")
+    recipe = mapping(info, "record", "recipe") or mapping(info, "record", "run")
+    named = recipe.get("base") or info.get("base") or run.model_args.get("pretrained") or run.model
+    return str(run.config.get("base_label") or last(named))
+
+
+def _unrecorded(run: Run) -> str:
     """A name for a model without our record: a plain adapter by its folder, a base alone as zero-shot."""
     given = run.model_args
-    base = last(given.get("pretrained") or info.get("base") or run.model)
+    base = base_of(run)
     adapter = given.get("adapter") or given.get("peft")
     if adapter:
         return f"{last(adapter)} on {base}"

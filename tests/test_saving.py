@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ import pytest
 from tests.tiny_task import make_task
 from uqharness.cli import main
 from uqharness.errors import RunError
+from uqharness.leaderboard.table_sources import base_of, describe
 from uqharness.results import read_results
 from uqharness.saving import check_place, collect
 
@@ -160,3 +162,18 @@ def test_failures_are_raised_at_the_end_of_a_command() -> None:
         saving._fail("two")
     with pytest.raises(RunError, match="three"):
         saving._fail("three")  # no command: whoever calls the tracker must know
+
+
+@pytest.mark.parametrize("model", ["hf", "bayeslora"])
+def test_results_and_board_call_a_base_what_its_folder_calls_itself(
+    base: Path, blob: Path, tasks: Path, tmp_path: Path, model: str
+) -> None:
+    """tools/real_models.py makes folders whose names do not say that their weights were 4 bit once."""
+    folder = shutil.copytree(base, tmp_path / "tiny-1m")
+    (folder / "provenance.json").write_text(json.dumps({"label": "Tiny-1M, dequantised Q4_1"}))
+    given = f"pretrained={folder},dtype=float32" if model == "hf" else f"adapter={blob},base={folder}"
+    words = ["--tasks", "tiny_uq", "--include_path", str(tasks), "--device", "cpu"]
+    assert main(["eval", "--model", model, "--model_args", given, *words, "--output_path", str(tmp_path / "out")]) == 0
+    (run,) = read_results(tmp_path / "out")
+    assert base_of(run) == "Tiny-1M, dequantised Q4_1"
+    assert describe(run).method == ("Tiny-1M, dequantised Q4_1 (zero-shot)" if model == "hf" else "blob")

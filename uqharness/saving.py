@@ -24,6 +24,7 @@ from typing import Any
 from uqharness.atomic import write_atomic
 from uqharness.config import is_main_process
 from uqharness.errors import InputError, RunError, of_system
+from uqharness.loose_json import read_object
 
 _OURS = re.compile(r"bayeslora|toyworld|(^|[_,=])uq(_|,|$)|_uq\b")  # in the words of a command line
 _failures: list[str] | None = None  # those of the command that runs; None: no command, raise at once
@@ -86,6 +87,8 @@ def protect(module: ModuleType) -> None:
     def save_results_aggregated(self: Any, results: dict[str, Any], samples: Any = None) -> None:
         if not self.output_path or not concerns_us():
             return aggregated(self, results=results, samples=samples)
+        if label := _base_label(results.get("config") or {}):
+            results["config"]["base_label"] = label
         with _staged(self, module) as move:
             aggregated(self, results=results, samples=samples)
             again = {"indent": 2, "default": module.handle_non_serializable, "ensure_ascii": False}
@@ -101,6 +104,16 @@ def protect(module: ModuleType) -> None:
 
     tracker.__init__, tracker._uqharness = checked, True
     tracker.save_results_aggregated, tracker.save_results_samples = save_results_aggregated, save_results_samples
+
+
+def _base_label(config: dict[str, Any]) -> str | None:
+    """What `provenance.json` in the base's folder calls it: weights can be more than the folder's name says."""
+    given = config.get("model_args")
+    base = (config.get("uqharness") or {}).get("base") or (given.get("pretrained") if isinstance(given, dict) else None)
+    with contextlib.suppress(InputError):  # a name of the hub, or a folder without such a file
+        label = read_object(Path(str(base), "provenance.json"), limit=2**20).get("label")
+        return label if isinstance(label, str) else None
+    return None
 
 
 def _check(tracker: Any) -> None:
