@@ -25,5 +25,5 @@ clean:
 .venv/installed: pyproject.toml hatch_build.py uqharness.pth uqharness.start
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --editable ".[test]"
-	$(BIN)/python -m compileall -q uqharness/__init__.py uqharness/_lm_eval_hook.py
+	$(BIN)/python -m compileall -q uqharness/__init__.py uqharness/harness/hook.py
 	touch $@

@@ -3,6 +3,7 @@
 Without this, hatchling would copy `adapters/`, `tasks/` and `leaderboard/` into site-packages, where the
 copies would hide later edits.
 """
+
 from __future__ import annotations
 
 from typing import Any

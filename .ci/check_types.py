@@ -1,4 +1,5 @@
 """Run mypy on the built wheel: in the checkout it cannot see that `adapters/` is `uqharness.adapters`."""
+
 from __future__ import annotations
 
 import os

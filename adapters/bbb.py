@@ -20,17 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.flipout import Perturbation, perturb, standard
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.flipout import Perturbation, perturb, standard
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
-from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.method import Method
+from uqharness.posterior import Gaussian, Posterior, keyed_generator
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
@@ -63,12 +64,8 @@ class BBB(Method):
         "gaussian", "N(0, prior_std²), closed-form KL; or Blundell's scale mixture, Monte Carlo KL"
     )
     prior_std: float = option(1.0, "std of the Gaussian prior, and of the mixture's wide part", low=1e-6)
-    narrow_std: float = option(
-        math.exp(-6), "std of the mixture's narrow part (Blundell: e^−6 to e^−8)", low=1e-12
-    )
-    pi: float = option(
-        0.5, "weight of the mixture's wide part (Blundell: 1/4, 1/2 or 3/4)", low=0.01, high=0.99
-    )
+    narrow_std: float = option(math.exp(-6), "std of the mixture's narrow part (Blundell: e^−6 to e^−8)", low=1e-12)
+    pi: float = option(0.5, "weight of the mixture's wide part (Blundell: 1/4, 1/2 or 3/4)", low=0.01, high=0.99)
     kl_reduce: Literal["mean", "sum"] = option(
         "mean",
         "a layer's KL is the mean over its weights, and counts 1/batch size (Bayesian-Torch); or the sum (the bound)",
@@ -155,9 +152,7 @@ class BBB(Method):
         parts = {name: e * F.softplus(rho[name]) for name, e in noise.items()}
         return perturb(self.flipout, parts, batch, seed, batch.micro)
 
-    def kl(
-        self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]
-    ) -> Tensor:
+    def kl(self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         """Σ_l KL_l of q and p, or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""
         parts = [self._kl(means[name], F.softplus(r), noise[name]) for name, r in rho.items()]
         return torch.stack(parts).sum()

@@ -16,17 +16,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uqharness.base_model import uniform
-from uqharness.config import Run, check_ranges, option
-from uqharness.flipout import Perturbation, perturb, standard
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian, Method, Posterior, keyed_generator
-from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.engine.flipout import Perturbation, perturb, standard
+from uqharness.engine.lora import LoraStack
+from uqharness.method import Method
+from uqharness.posterior import Gaussian, Posterior, keyed_generator
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.base_model import uniform
+from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 @dataclass
@@ -66,18 +67,14 @@ class BLoB(Method):
     )
     rescale: bool = option(True, "M from the rescaled data set size (Eq. 71); else from the data set's own")
     gamma: float = option(8.0, "γ of Eq. 71", low=0.1)
-    parameterization: Literal["square", "softplus"] = option(
-        "square", "Ω = G² (RP, Table 8), or log(1 + e^G)"
-    )
+    parameterization: Literal["square", "softplus"] = option("square", "Ω = G² (RP, Table 8), or log(1 + e^G)")
     asymmetric: bool = option(True, "only A is random (AB in Table 8); else A and B")
     std_scale_b: float = option(0.01, "B's G is scaled by this (starred rows of Table 8: G/100)", low=1e-6)
     std_optimizer: Literal["sgd", "shared"] = option(
         "sgd",
         "G's likelihood gradient: the KL's SGD (authors' code), or M's AdamW (Algorithm 1: one optimiser)",
     )
-    mean_init: Literal["paper", "peft"] = option(
-        "paper", "M ~ U(±√(6/n)) (Algorithm 1), or PEFT's U(±√(1/n))"
-    )
+    mean_init: Literal["paper", "peft"] = option("paper", "M ~ U(±√(6/n)) (Algorithm 1), or PEFT's U(±√(1/n))")
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -124,9 +121,7 @@ class BLoB(Method):
             if is_a and self.mean_init == "paper":
                 layer.weight.copy_(uniform(layer.weight, 6.0, "blob mean", seed, name))
             generator = keyed_generator("blob std", seed, name)
-            g = torch.empty(layer.weight.shape).uniform_(
-                self.eps / math.sqrt(2), self.eps, generator=generator
-            )
+            g = torch.empty(layer.weight.shape).uniform_(self.eps / math.sqrt(2), self.eps, generator=generator)
             g = g if self.parameterization == "square" else g.square().expm1().log()
             scale = 1.0 if is_a else self.std_scale_b
             random.append(Random(name, layer.weight, nn.Parameter(g.to(layer.weight.device)), scale))
@@ -137,9 +132,7 @@ class BLoB(Method):
         g = r.g if r.scale == 1.0 else r.scale * r.g
         return g.square() if self.parameterization == "square" else r.scale * F.softplus(r.g)
 
-    def perturbations(
-        self, random: Sequence[Random], batch: Batch, k: int, seed: int
-    ) -> dict[str, Perturbation]:
+    def perturbations(self, random: Sequence[Random], batch: Batch, k: int, seed: int) -> dict[str, Perturbation]:
         """Noise of sample k of a batch, drawn now and kept until the backward pass is done (Eq. 12)."""
         key = (seed, batch.micro, k)
         noise = {r.name: standard(r.g, *key, r.name) * self.std(r) for r in random}

@@ -11,16 +11,17 @@ import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
-from uqharness.base_model import init_adapter
-from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack
-from uqharness.posterior import Members, Method, Posterior
-from uqharness.training import fit_loop
+from uqharness.engine.lora import LoraStack
+from uqharness.method import Method
+from uqharness.posterior import Members, Posterior
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.base_model import init_adapter
+from uqharness.training.fit import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 @dataclass(frozen=True)
@@ -35,9 +36,7 @@ class Ensemble(Method):
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Members,)
 
     members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1, high=1000)
-    average: Literal["probs", "logits"] = option(
-        "probs", "what is averaged; the BLoB paper's ENS averages logits"
-    )
+    average: Literal["probs", "logits"] = option("probs", "what is averaged; the BLoB paper's ENS averages logits")
 
     def __post_init__(self) -> None:
         check_ranges(self)

@@ -17,20 +17,21 @@ from torch import Tensor
 from torch.quasirandom import SobolEngine
 from tqdm import tqdm
 
-from uqharness.bma import Rows
-from uqharness.config import Run, check_ranges, option
-from uqharness.curvature import STRUCTURES, Curvature, Tokens, collector
+from uqharness.curvature.fisher import answer_rows, collect, jacobians, last_layer, split
+from uqharness.curvature.laplace import STRUCTURES, Curvature, Tokens, collector
+from uqharness.engine.engine import Rows
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError, RunError
-from uqharness.kfac import answer_rows, collect, jacobians, last_layer, split
 from uqharness.loose_json import check, shown
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, noise
-from uqharness.training import collate, fit_loop
+from uqharness.method import Method
+from uqharness.posterior import Posterior, Tensors, keyed_generator, noise
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import collate, fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 Predictive = Literal["joint", "indep", "probit", "bridge", "weights"]
 
@@ -117,9 +118,11 @@ class LaplacePosterior(Posterior):
         return self._noise[choices]
 
     def open_form(self) -> Posterior:
-        return self if self.predictive == "weights" else LaplacePosterior(
-            self.mean, self.curvature, self.precision, self.train_seed, "weights"
-        )  # fmt: skip
+        return (
+            self
+            if self.predictive == "weights"
+            else LaplacePosterior(self.mean, self.curvature, self.precision, self.train_seed, "weights")
+        )
 
     def state(self) -> Tensors:
         return self.curvature.state()
@@ -223,9 +226,14 @@ class Laplace(Method):
     summary: ClassVar[str] = "Gaussian around a trained LoRA from its Kronecker-factored Fisher; after training"
     passes: ClassVar[str] = "1 forward, C − 1 backwards"
     suggests: ClassVar[Mapping[str, Any]] = {
-        "lr": 5e-5, "warmup": 0.0, "lora_dropout": 0.1, "weight_decay": 0.0, "batch_size": 8, "steps": 10_000,
+        "lr": 5e-5,
+        "warmup": 0.0,
+        "lora_dropout": 0.1,
+        "weight_decay": 0.0,
+        "batch_size": 8,
+        "steps": 10_000,
         "adam_eps": 1e-8,
-    }  # fmt: skip
+    }
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (LaplacePosterior,)
     uses_source: ClassVar[bool] = True
 

@@ -12,16 +12,17 @@ import logging
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Point, Posterior
-from uqharness.training import fit_loop
+from uqharness.method import Method
+from uqharness.posterior import Point, Posterior
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 log = logging.getLogger(__name__)
 

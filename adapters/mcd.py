@@ -15,18 +15,19 @@ import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.input_noise import key64, uniform53
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.input_noise import key64, uniform53
 from uqharness.loose_json import check
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, keyed_generator, split_state
-from uqharness.training import fit_loop
+from uqharness.method import Method
+from uqharness.posterior import Posterior, Tensors, keyed_generator, split_state
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 class _DroppedFile(TypedDict):
@@ -69,9 +70,7 @@ class Dropped(Posterior):
         return {"p": self.p, "mask": self.mask}
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> Dropped:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Dropped:
         split_state(state, mean)
         check(dict(settings), _DroppedFile, "uq_config.json: posterior")
         if not 0 <= settings["p"] < 1:
@@ -101,9 +100,7 @@ class MCDropout(Method):
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
         if run.lora_dropout not in (0.0, self.p):
-            raise InputError(
-                f"mcd drops with p={self.p}, lora_dropout is {run.lora_dropout}: give --set p=… alone"
-            )
+            raise InputError(f"mcd drops with p={self.p}, lora_dropout is {run.lora_dropout}: give --set p=… alone")
         stack = LoraStack(model)
         set_dropout(model, stack.adapter, self.p)
         fit_loop(stack, data, run, method=self)

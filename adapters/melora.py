@@ -20,26 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.flipout import Perturbation, perturb, standard
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.flipout import Perturbation, perturb, standard
-from uqharness.lora import LoraStack
-from uqharness.posterior import (
-    Method,
-    Posterior,
-    Tensors,
-    check_tensor,
-    keyed_generator,
-    noise,
-    split_state,
-    unvaried,
-)
-from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.method import Method
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 class CorePosterior(Posterior):
@@ -74,9 +66,7 @@ class CorePosterior(Posterior):
         return self.parts
 
     @classmethod
-    def restore(
-        cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int
-    ) -> CorePosterior:
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> CorePosterior:
         return cls(mean, train_seed, state)
 
     def missing(self) -> list[str]:

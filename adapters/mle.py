@@ -5,15 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Point, Posterior
-from uqharness.training import fit_loop
+from uqharness.engine.lora import LoraStack
+from uqharness.method import Method
+from uqharness.posterior import Point, Posterior
+from uqharness.training.fit import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.config import Run
-    from uqharness.data import ChoiceData
+    from uqharness.settings import Run
+    from uqharness.training.data import ChoiceData
 
 
 @dataclass(frozen=True)

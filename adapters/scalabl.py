@@ -21,25 +21,17 @@ import torch
 from torch import Tensor, nn
 
 from uqharness.adapters.blob import BLoB
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
-from uqharness.posterior import (
-    Method,
-    Posterior,
-    Tensors,
-    check_tensor,
-    keyed_generator,
-    noise,
-    split_state,
-    unvaried,
-)
-from uqharness.training import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.method import Method
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 class Subspace(Posterior):

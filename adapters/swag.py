@@ -22,16 +22,17 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
-from uqharness.training import fit_loop
+from uqharness.method import Method
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 log = logging.getLogger(__name__)
 

@@ -19,20 +19,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypedDict
 import torch
 from torch import Tensor
 
-from uqharness.adapter_io import posterior_record
-from uqharness.bma import Engine, Rows
-from uqharness.config import Run, check_ranges, option
+from uqharness.adapter_io.folder import posterior_record
+from uqharness.engine.engine import Engine, Rows
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
 from uqharness.loose_json import check, shown
-from uqharness.lora import LoraStack
-from uqharness.posterior import Method, Point, Posterior, Tensors
+from uqharness.method import Method
+from uqharness.posterior import Point, Posterior, Tensors
 from uqharness.registry import get_method, methods
-from uqharness.training import averaged, check_tune, fit_loop, tune_table
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import averaged, check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 LOWEST, HIGHEST = 0.01, 100.0  # of T: where all tuning answers are right the NLL falls for ever as T goes to 0
 log = logging.getLogger(__name__)

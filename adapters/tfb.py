@@ -23,17 +23,18 @@ from typing import TYPE_CHECKING, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from uqharness.bma import Engine
-from uqharness.config import Run, check_ranges, option
+from uqharness.engine.engine import Engine
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError, RunError
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian, Method, Point, Posterior, Tensors
-from uqharness.training import check_tune, fit_loop, tune_table
+from uqharness.method import Method
+from uqharness.posterior import Gaussian, Point, Posterior, Tensors
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 log = logging.getLogger(__name__)
 

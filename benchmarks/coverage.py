@@ -13,7 +13,8 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from uqharness import calibration, intervals, scores
+from uqharness.metrics import calibration, intervals
+from uqharness.metrics import points as scores
 
 Array = NDArray[np.float64]
 WORLDS = {"calibrated": 1.0, "mild": 1.3, "heavy": 3.0, "under": 0.7, "corner": -1.0}

@@ -26,13 +26,14 @@ from transformers import PreTrainedTokenizerFast
 
 from benchmarks.setting import QVH, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, peak_bytes, ratio, spread
-from uqharness import adapter_io, cli
-from uqharness.bma import Engine, make_rows
-from uqharness.data import ChoiceData
-from uqharness.lora import LoraStack
-from uqharness.model import BayesLoRA
+from uqharness import cli
+from uqharness.adapter_io import folder as adapter_io
+from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.lora import LoraStack
+from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import Gaussian
-from uqharness.results import Run, read_results
+from uqharness.results.reading import Run, read_results
+from uqharness.training.data import ChoiceData
 
 TOY = ["toyworld_uq", "toyworld_near_uq", "toyworld_far_uq"]
 PEER = "bayesian-peft 11.2–11.6, without a mean"

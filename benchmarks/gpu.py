@@ -48,13 +48,14 @@ from uqharness.adapters.laplace import Laplace
 from uqharness.adapters.melora import MeLoRA
 from uqharness.adapters.mle import MLE
 from uqharness.atomic import write_atomic
-from uqharness.base_model import build_model, load_base
-from uqharness.bma import Engine, Rows, choice_logprobs
-from uqharness.config import Run
-from uqharness.data import ChoiceData
-from uqharness.lora import LoraStack
-from uqharness.posterior import Gaussian, Method, Point, keyed_generator
-from uqharness.training import collate
+from uqharness.engine.engine import Engine, Rows, choice_logprobs
+from uqharness.engine.lora import LoraStack
+from uqharness.method import Method
+from uqharness.posterior import Gaussian, Point, keyed_generator
+from uqharness.settings import Run
+from uqharness.training.base_model import build_model, load_base
+from uqharness.training.data import ChoiceData
+from uqharness.training.fit import collate
 
 # 1b: Llama 3.2 1B, whose head is tied to its embedding.
 SHAPES = {
@@ -88,9 +89,12 @@ class Bench:
         self.shape, self.device = shape, device
         how = {"load_in_4bit": True} if precision == "4bit" else {"dtype": precision}
         self.run = dataclasses.replace(
-            run_of(batch, QVH, steps), base=str(base), device=device.type, dtype=how.get("dtype", "auto"),
+            run_of(batch, QVH, steps),
+            base=str(base),
+            device=device.type,
+            dtype=how.get("dtype", "auto"),
             load_in_4bit=precision == "4bit",
-        )  # fmt: skip
+        )
         self.model, _ = build_model(self.run)
         random_adapter(self.model)
         self.data = questions(shape, 4 * batch)

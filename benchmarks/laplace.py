@@ -17,14 +17,14 @@ from torch import Tensor, nn
 from benchmarks.setting import QV, QVH, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, figure, interleave, peak_bytes, ratio, spread
 from uqharness.adapters.laplace import Laplace, LaplacePosterior
-from uqharness.bma import Rows
-from uqharness.config import Run
-from uqharness.curvature import collector
-from uqharness.data import ChoiceData
-from uqharness.kfac import answer_rows, collect
-from uqharness.lora import LoraStack
+from uqharness.curvature.fisher import answer_rows, collect
+from uqharness.curvature.laplace import collector
+from uqharness.engine.engine import Rows
+from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Point, keyed_generator
-from uqharness.training import collate
+from uqharness.settings import Run
+from uqharness.training.data import ChoiceData
+from uqharness.training.fit import collate
 
 BATCH = 8  # as in Laplace-LoRA
 

@@ -20,9 +20,9 @@ from benchmarks.setting import QV, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, ratio
 from benchmarks.training import ours
 from uqharness.adapters.mle import MLE
-from uqharness.base_model import build_model
-from uqharness.bma import Engine, make_rows
-from uqharness.config import Run
+from uqharness.engine.engine import Engine, make_rows
+from uqharness.settings import Run
+from uqharness.training.base_model import build_model
 
 REAL = os.environ.get("UQHARNESS_REAL_MODELS", "")
 SMOLLM2 = Path(REAL, "smollm2-135m-instruct")

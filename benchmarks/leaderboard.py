@@ -24,14 +24,19 @@ import numpy as np
 
 from benchmarks.timing import Row, figure
 from uqharness.leaderboard.aggregate import build
-from uqharness.record import Record, digest, encode
-from uqharness.results import RECORD
+from uqharness.results.reading import RECORD
+from uqharness.results.record import Record, digest, encode
 
 METHODS = ("MLE", "MAP", "MCD", "ENS", "BBB", "LAP", "BLoB", "Me-LoRA", "TS", "TFB", "SWAG", "ScalaBL")
 TASKS = (
-    "winogrande_s_uq", "arc_challenge_uq", "arc_easy_uq", "openbookqa_uq", "winogrande_m_uq", "boolq_uq",
+    "winogrande_s_uq",
+    "arc_challenge_uq",
+    "arc_easy_uq",
+    "openbookqa_uq",
+    "winogrande_m_uq",
+    "boolq_uq",
     "mmlu_college_physics_uq",
-)  # fmt: skip
+)
 ITEMS, DRAWS, CHOICES = 500, 10, 4
 
 
@@ -43,8 +48,9 @@ def record_of(task: str, rng: np.random.Generator, items: int = ITEMS, draws: in
     logp = (logits - np.log(np.exp(logits).sum(axis=2, keepdims=True))).astype(np.float32)
     hashes = [f"{i:016x}" for i in range(items)]
     protocol = {"name": "uq-v1", "subset": task, "rows": [0, items], "items": items, "documents": digest(hashes)}
-    return Record(logp, gold, np.full(items, CHOICES), np.arange(items), hashes, "probs", True, task, protocol,
-                  digest(protocol))  # fmt: skip
+    return Record(
+        logp, gold, np.full(items, CHOICES), np.arange(items), hashes, "probs", True, task, protocol, digest(protocol)
+    )
 
 
 def content(number: int, items: int = ITEMS, draws: int = DRAWS) -> dict[str, Any]:
@@ -53,21 +59,36 @@ def content(number: int, items: int = ITEMS, draws: int = DRAWS) -> dict[str, An
     rest, task = divmod(rest, len(TASKS))
     setting, seed = divmod(rest, 3)
     name, label = TASKS[task], METHODS[method]
-    run = {"base": "org/base-7b", "lr": 1e-4, "steps": 5000, "seed": seed, "lora_r": 8, "lora_alpha": 16.0,
-           "target_modules": ["q_proj", "v_proj"], "batch_size": 4, "schedule": "linear", "warmup": 0.06}  # fmt: skip
+    run = {
+        "base": "org/base-7b",
+        "lr": 1e-4,
+        "steps": 5000,
+        "seed": seed,
+        "lora_r": 8,
+        "lora_alpha": 16.0,
+        "target_modules": ["q_proj", "v_proj"],
+        "batch_size": 4,
+        "schedule": "linear",
+        "warmup": 0.06,
+    }
     adapter = {
         "method": {"label": label, "name": label.lower(), "settings": {"kl": setting, "prior_std": 0.2}},
-        "run": run, "recipe": run, "recipe_hash": digest([name, 1]), "data": {"task": name},
+        "run": run,
+        "recipe": run,
+        "recipe_hash": digest([name, 1]),
+        "data": {"task": name},
         "posterior": {"train_seed": seed, "finite": None},
         "costs": {"seconds": 100.0 + number, "peak_memory_bytes": 10**9, "trainable_parameters": 4_000_000},
         "training": [{"loss": [[step, 1.0 / (1 + step)] for step in range(0, 5000, 50)]}],
-    }  # fmt: skip
+    }
     info = {"adapter": f"adapters/{number}", "adapter_hash": digest(number), "functions": draws + 1, "record": adapter}
     packed = encode(record_of(name, np.random.default_rng(number), items, draws))
     return {
-        "results": {name: {f"{RECORD},none": packed}}, "config": {"model": "bayeslora", "uqharness": info},
-        "n-samples": {name: {"original": items, "effective": items}}, "date": 1.7e9 + number,
-    }  # fmt: skip
+        "results": {name: {f"{RECORD},none": packed}},
+        "config": {"model": "bayeslora", "uqharness": info},
+        "n-samples": {name: {"original": items, "effective": items}},
+        "date": 1.7e9 + number,
+    }
 
 
 def write(folder: Path, numbers: range, items: int = ITEMS, draws: int = DRAWS) -> None:

@@ -27,11 +27,16 @@ PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", 
 # page -> filters: (kind, label, which of the choices in the first round)
 FILTERS = {
     "": [("pill", "flat", 0), ("pill", "papers", 0), ("pill", "OOD", 0), ("pill", "Paper", 0), ("many", "Method", 2)],
-    "calibration": [("one", "Data set", 1), ("one", "Bins", 0)], "uncertainty": [("one", "Training seed", 1)],
-    "draws": [("one", "Data set", 1)], "cost": [("one", "Data set", 1)], "compare": [("many", "Runs", 0)],
+    "calibration": [("one", "Data set", 1), ("one", "Bins", 0)],
+    "uncertainty": [("one", "Training seed", 1)],
+    "draws": [("one", "Data set", 1)],
+    "cost": [("one", "Data set", 1)],
+    "compare": [("many", "Runs", 0)],
     "items": [("one", "Questions", 1), ("one", "Order", 1)],
-    "method": [("one", "Method", 1)], "run": [("one", "Data set", 1)], "problems": [],
-}  # fmt: skip
+    "method": [("one", "Method", 1)],
+    "run": [("one", "Data set", 1)],
+    "problems": [],
+}
 # What a page shows last, where it is not a table.
 LAST = {**dict.fromkeys(("calibration", "uncertainty", "draws", "cost", "compare"), ".main-svg"), "problems": "h3"}
 PATIENCE = 60_000
@@ -71,7 +76,7 @@ def changed(page: Page, kind: str, label: str, further: int) -> float:
         either = [page.get_by_role(role, name=label, exact=True) for role in ("radio", "button")]
         either[0].or_(either[1]).click()
     else:
-        box = page.locator(f'[data-testid={"stSelectbox" if kind == "one" else "stMultiSelect"}]')
+        box = page.locator(f"[data-testid={'stSelectbox' if kind == 'one' else 'stMultiSelect'}]")
         box.filter(has=page.get_by_text(label, exact=True)).locator("input").click()
         choices = page.locator("[role=option]:not([aria-selected=true])")
         choices.first.wait_for()

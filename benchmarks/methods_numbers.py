@@ -17,9 +17,9 @@ from statistics import mean, stdev
 from typing import Any
 
 from uqharness.atomic import write_atomic
-from uqharness.demo import DONE, TASKS
-from uqharness.metrics import METRICS
-from uqharness.results import Run, read_results
+from uqharness.commands.demo import DONE, TASKS
+from uqharness.metrics.registry import METRICS
+from uqharness.results.reading import Run, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "methods.json"

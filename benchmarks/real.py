@@ -28,8 +28,8 @@ from benchmarks.evaluation import gaussian, requests, saved
 from benchmarks.layers import SMOLLM2, model_of
 from benchmarks.setting import QV, Shape, questions, run_of
 from benchmarks.timing import Row, figure, interleave, ratio, spread
-from uqharness import adapter_io
-from uqharness.model import BayesLoRA
+from uqharness.adapter_io import folder as adapter_io
+from uqharness.harness.model import BayesLoRA
 
 SHAPE = Shape(576, 30, 60, 49152)
 # {task: (tokens of an answer, questions, predicted ratio to hf at N = 1 and N = 10)}

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 
-from uqharness.base_model import inject
-from uqharness.bma import Pair
-from uqharness.config import Run
-from uqharness.data import ChoiceData, Question
+from uqharness.engine.engine import Pair
 from uqharness.posterior import keyed_generator
+from uqharness.settings import Run
 from uqharness.testing import tiny_llama
+from uqharness.training.base_model import inject
+from uqharness.training.data import ChoiceData, Question
 
 QVH, QV = ("q_proj", "v_proj", "lm_head"), ("q_proj", "v_proj")
 
@@ -39,10 +39,16 @@ def run_of(batch: int = 4, targets: Sequence[str] = QVH, steps: int = 1) -> Run:
 def adapter(shape: Shape, run: Run, seed: int = 0) -> PeftModel:
     """A random Llama with a LoRA whose A and B are both random, as if it had been trained."""
     base = tiny_llama(
-        seed, vocab_size=shape.vocab, hidden_size=shape.width, intermediate_size=11 * shape.width // 4,
-        num_hidden_layers=shape.layers, num_attention_heads=8, num_key_value_heads=8,
-        max_position_embeddings=2 * shape.tokens, initializer_range=0.02,
-    )  # fmt: skip
+        seed,
+        vocab_size=shape.vocab,
+        hidden_size=shape.width,
+        intermediate_size=11 * shape.width // 4,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=8,
+        num_key_value_heads=8,
+        max_position_embeddings=2 * shape.tokens,
+        initializer_range=0.02,
+    )
     model = inject(base, run)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

@@ -36,12 +36,12 @@ from benchmarks.clustered import Estimate, agreeing, clustered, paired
 from benchmarks.clustered import Run as Pair
 from benchmarks.methods_numbers import draws, spread, versions
 from benchmarks.toyworld_tune import GRID, SEED, SHARED, trial
-from uqharness import demo
 from uqharness.atomic import write_atomic
+from uqharness.commands import demo
 from uqharness.errors import InputError
 from uqharness.leaderboard.figures import Panel, reliability_svg
-from uqharness.metrics import METRICS, combine_draws, reliability_bins
-from uqharness.results import Run, read_results
+from uqharness.metrics.registry import METRICS, combine_draws, reliability_bins
+from uqharness.results.reading import Run, read_results
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA, IMAGES = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data", ROOT / "docs" / "img"
@@ -52,12 +52,31 @@ METHODS = ["mle", "tempscale", "map", "mcd", "ens", "laplace", "bbb", "blob", "m
 METRIC_NAMES = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auroc")
 SHOWN = ("acc", "ece", "nll")
 FIRST = ("oracle", "zero-shot", "mle", "mle-tuned", PER_WORLD, "tempscale")
-DRAWN = (("mle", 1), (PER_WORLD, 1), ("tempscale", 1), ("ens", 3), ("laplace", 1), ("blob", 10), ("melora", 10),
-         ("oracle", 1))  # fmt: skip
+DRAWN = (
+    ("mle", 1),
+    (PER_WORLD, 1),
+    ("tempscale", 1),
+    ("ens", 3),
+    ("laplace", 1),
+    ("blob", 10),
+    ("melora", 10),
+    ("oracle", 1),
+)
 NEEDED = (("zero-shot", 1), ("mle", 1), ("ens", 3), ("blob", 10), ("oracle", 1))  # by what was expected
 DRAWN_TASKS = (demo.TASKS[0], demo.TASKS[2])
-HEADLINE = (("mle", 1), ("mle-tuned", 1), (PER_WORLD, 1), ("tempscale", 1), ("ens", 3), ("laplace", 1), ("bbb", 10),
-            ("bbb-sum", 10), ("melora", 10), ("blob", 0), ("blob", 10))  # fmt: skip
+HEADLINE = (
+    ("mle", 1),
+    ("mle-tuned", 1),
+    (PER_WORLD, 1),
+    ("tempscale", 1),
+    ("ens", 3),
+    ("laplace", 1),
+    ("bbb", 10),
+    ("bbb-sum", 10),
+    ("melora", 10),
+    ("blob", 0),
+    ("blob", 10),
+)
 # First the questions a reader asks of BLoB, then what of its gain over MLE is there already at the mean.
 DIFFERENCES = (
     (("blob", 10), ("tempscale", 1)),
@@ -238,8 +257,10 @@ def table(found: Mapping[Key, Values]) -> str:
     """One column per task: mean ± standard deviation over all worlds and training seeds."""
     tasks = tasks_of(found)
     lines = [f"| | N | {' | '.join(f'{t} ACC / ECE / NLL' for t in tasks)} |", "|---|---|" + "---|" * len(tasks)]
-    lines += [f"| {name} | {n} | {' | '.join(cell(found.get((name, n, t), {})) for t in tasks)} |"
-              for name, n in rows_of(found)]  # fmt: skip
+    lines += [
+        f"| {name} | {n} | {' | '.join(cell(found.get((name, n, t), {})) for t in tasks)} |"
+        for name, n in rows_of(found)
+    ]
     floors = [f"{t} {100 * mean(found['oracle', 1, t]['ece_floor']):.1f}" for t in tasks if ("oracle", 1, t) in found]
     return "\n".join([*lines, "", f"ECE floor at the oracle's confidences: {', '.join(floors)}"])
 

@@ -57,12 +57,12 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     """Train one configuration and score it on the validation split."""
     import torch
 
-    from uqharness.bma import Engine, choice_logprobs, make_rows
     from uqharness.commands import train
     from uqharness.commands.parser import Parser
     from uqharness.commands.settings import resolve
-    from uqharness.metrics import compute_all
-    from uqharness.questions import PairEncoder, load_task, read_questions
+    from uqharness.engine.engine import Engine, choice_logprobs, make_rows
+    from uqharness.metrics.registry import compute_all
+    from uqharness.training.questions import PairEncoder, load_task, read_questions
 
     torch.set_num_threads(1)
     name, settings, seed = job

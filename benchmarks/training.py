@@ -18,10 +18,10 @@ from benchmarks.timing import Row, Seconds, figure, interleave, peak_bytes, rati
 from uqharness.adapters.blob import BLoB
 from uqharness.adapters.melora import MeLoRA
 from uqharness.adapters.mle import MLE
-from uqharness.config import Run
-from uqharness.course import Course
-from uqharness.data import ChoiceData
-from uqharness.posterior import Method
+from uqharness.method import Method
+from uqharness.settings import Run
+from uqharness.training.checkpoints import Course
+from uqharness.training.data import ChoiceData
 
 Steps = Callable[[], Seconds]
 Clock = Callable[[], float]
@@ -74,7 +74,7 @@ def shared_prompts(quick: bool) -> Iterator[Row]:
     shared, apart = (ours(MLE(), adapter(shape, run), run, data) for _ in range(2))
 
     def alone() -> Seconds:
-        with patch("uqharness.training.may_branch", lambda *_: False):
+        with patch("uqharness.training.fit.may_branch", lambda *_: False):
             return apart()
 
     times = interleave({"shared": shared, "apart": alone}, 1 if quick else 11)

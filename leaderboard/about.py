@@ -16,18 +16,28 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from uqharness.config import UNRECORDED, Run, fields_of
 from uqharness.leaderboard.checks import plain_text
-from uqharness.results import content_of, parse, parse_model_args
+from uqharness.results.reading import content_of, parse, parse_model_args
+from uqharness.settings import UNRECORDED, Run, fields_of
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
 RUN = frozenset(spec.name for spec in fields(Run))
 # model_args that a command may repeat from a file of others: numbers and switches. Not what loads or contacts anything.
 ARGUMENTS = (
-    "samples", "seed", "mean", "tolerance", "draws", "dtype", "max_length", "add_bos_token", "truncation",
-    "load_in_4bit", "load_in_8bit", "softmax_dtype",
-)  # fmt: skip
+    "samples",
+    "seed",
+    "mean",
+    "tolerance",
+    "draws",
+    "dtype",
+    "max_length",
+    "add_bos_token",
+    "truncation",
+    "load_in_4bit",
+    "load_in_8bit",
+    "softmax_dtype",
+)
 NEVER = ("trust_remote_code", "pretrained")
 
 

@@ -24,21 +24,72 @@ from uqharness.leaderboard import publish, reported
 from uqharness.leaderboard.ingest import NUMBERS, problem, record_in, shown_path, without_path
 from uqharness.leaderboard.store import refresh, result_files
 from uqharness.leaderboard.table_sources import Shared, Source, labels
-from uqharness.results import Record
+from uqharness.results.reading import Record
 
 RUN_COLUMNS = (
-    "run_id", "file", "task", "model", "base", "method", "row", "settings", "trained_on", "shift", "protocol",
-    "protocol_hash", "protocol_name", "recipe_hash", "setup", "seed", "finite", "draws", "has_mean", "combine",
-    "mean_is_member", "items", "origin", "flags", "date", "adapter", "adapter_hash", "train_seconds", "peak_memory",
-    "trainable", "passes", "device", "dtype", "eval_seconds", "elsewhere", "mean_taken",
+    "run_id",
+    "file",
+    "task",
+    "model",
+    "base",
+    "method",
+    "row",
+    "settings",
+    "trained_on",
+    "shift",
+    "protocol",
+    "protocol_hash",
+    "protocol_name",
+    "recipe_hash",
+    "setup",
+    "seed",
+    "finite",
+    "draws",
+    "has_mean",
+    "combine",
+    "mean_is_member",
+    "items",
+    "origin",
+    "flags",
+    "date",
+    "adapter",
+    "adapter_hash",
+    "train_seconds",
+    "peak_memory",
+    "trainable",
+    "passes",
+    "device",
+    "dtype",
+    "eval_seconds",
+    "elsewhere",
+    "mean_taken",
     "record",
-)  # fmt: skip
+)
 # Fields of `Source` that are columns of `runs`.
 SOURCE_COLUMNS = (
-    "file", "task", "protocol", "protocol_hash", "items", "draws", "has_mean", "combine", "date", "method", "settings",
-    "seed", "trained_on", "recipe_hash", "setup", "finite", "adapter_hash", "mean_is_member", "elsewhere", "mean_taken",
-    "run_id", "flags",
-)  # fmt: skip
+    "file",
+    "task",
+    "protocol",
+    "protocol_hash",
+    "items",
+    "draws",
+    "has_mean",
+    "combine",
+    "date",
+    "method",
+    "settings",
+    "seed",
+    "trained_on",
+    "recipe_hash",
+    "setup",
+    "finite",
+    "adapter_hash",
+    "mean_is_member",
+    "elsewhere",
+    "mean_taken",
+    "run_id",
+    "flags",
+)
 PROBLEM_COLUMNS = ("file", "task", "kind", "reason")
 # Flags of runs that are shown and never ranked, with what a reader is told.
 SUSPECT = {
@@ -98,10 +149,14 @@ class Board:
         row |= {key: _read(row[key]) for key in ("protocol", "settings", "setup")}
         suspect = tuple(text for flag, text in SUSPECT.items() if flag in flags)
         source = Source(
-            **row, leaked="leaked" in flags, shared=SHARED if "shared" in flags else None, inert="inert" in flags,
+            **row,
+            leaked="leaked" in flags,
+            shared=SHARED if "shared" in flags else None,
+            inert="inert" in flags,
             suspect=suspect,
-            number=partial(self.number, run_id), record=partial(self.record, run_id),
-        )  # fmt: skip
+            number=partial(self.number, run_id),
+            record=partial(self.record, run_id),
+        )
         vars(source).update(texts)  # its cached properties: known here, and slow to make again 10,000 times
         return source
 
@@ -178,8 +233,21 @@ def assemble(table: pa.Table, problems: list[dict[str, Any]], snapshot: str) -> 
 
 
 # What makes two results the same run: with the same start, of two answers at most one is what the model gave.
-CLAIM = ["task", "date", "adapter_hash", "adapter", "model", "method", "settings", "setup", "recipe_hash", "seed",
-         "protocol_hash", "draws", "has_mean"]  # fmt: skip
+CLAIM = [
+    "task",
+    "date",
+    "adapter_hash",
+    "adapter",
+    "model",
+    "method",
+    "settings",
+    "setup",
+    "recipe_hash",
+    "seed",
+    "protocol_hash",
+    "draws",
+    "has_mean",
+]
 
 
 def claimed_twice(runs: pd.DataFrame, problems: list[dict[str, Any]]) -> list[int]:

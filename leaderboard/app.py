@@ -13,9 +13,17 @@ import streamlit as st
 from uqharness.leaderboard import item_html, markup_view, shell, table_html
 
 PAGES = {
-    "table": "Table", "calibration": "Calibration", "uncertainty": "Uncertainty", "draws": "Draws", "cost": "Cost",
-    "compare": "Compare", "items": "Items", "method": "Method", "run": "Run", "problems": "Submit",
-}  # fmt: skip
+    "table": "Table",
+    "calibration": "Calibration",
+    "uncertainty": "Uncertainty",
+    "draws": "Draws",
+    "cost": "Cost",
+    "compare": "Compare",
+    "items": "Items",
+    "method": "Method",
+    "run": "Run",
+    "problems": "Submit",
+}
 
 here = Path(__file__).parent
 # A file of ours: an icon by name or an emoji would be fetched from another host.

@@ -29,16 +29,25 @@ def stacked(
 ) -> str:
     """The layout of panels that share their axes, as JSON: made once, since Plotly takes long for it."""
     fig = make_subplots(
-        rows=rows, cols=columns, shared_xaxes=True if columns == 1 else "all",
-        shared_yaxes=False if columns == 1 else "all", vertical_spacing=spacing,
-        horizontal_spacing=0.06 if columns > 1 else None, row_heights=list(heights) or None,
+        rows=rows,
+        cols=columns,
+        shared_xaxes=True if columns == 1 else "all",
+        shared_yaxes=False if columns == 1 else "all",
+        vertical_spacing=spacing,
+        horizontal_spacing=0.06 if columns > 1 else None,
+        row_heights=list(heights) or None,
         subplot_titles=titles or None,
-    )  # fmt: skip
+    )
     fig.update_layout(
-        template="none", margin={"l": 56, "r": 14, "t": 34, "b": 46}, paper_bgcolor=CLEAR, plot_bgcolor=CLEAR,
-        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0}, bargap=0, hoverlabel={"namelength": -1},
+        template="none",
+        margin={"l": 56, "r": 14, "t": 34, "b": 46},
+        paper_bgcolor=CLEAR,
+        plot_bgcolor=CLEAR,
+        legend={"orientation": "h", "y": 1.02, "yanchor": "bottom", "x": 0},
+        bargap=0,
+        hoverlabel={"namelength": -1},
         modebar={"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
-    )  # fmt: skip
+    )
     fig.update_xaxes(gridcolor=GRID, zeroline=False, automargin=False)
     fig.update_yaxes(gridcolor=GRID, zeroline=False, automargin=False)
     return json.dumps(fig.to_plotly_json()["layout"])

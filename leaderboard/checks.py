@@ -14,14 +14,23 @@ import numpy as np
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table_sources import mapping
-from uqharness.results import Run, digest
+from uqharness.results.reading import Run, digest
 
 MAX_NAME = 300
 # Metrics that have one definition everywhere: a file made by another version of ours must agree in these.
 STABLE = (
-    "acc", "nll", "brier", "ece", "ece10", "auroc", "aurc", "entropy", "entropy_norm", "mutual_information",
+    "acc",
+    "nll",
+    "brier",
+    "ece",
+    "ece10",
+    "auroc",
+    "aurc",
+    "entropy",
+    "entropy_norm",
+    "mutual_information",
     "mutual_information_norm",
-)  # fmt: skip
+)
 TOLERANCE = 1e-6
 ABOVE_ONE = 0.01  # on a log-likelihood, and on a sum of probabilities: half precision rounds
 PARTS = ("method", "run", "recipe", "posterior", "data", "costs")

@@ -13,29 +13,39 @@ from uqharness.leaderboard import ranking
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics import METRICS, correct
-from uqharness.results import Record
+from uqharness.metrics.registry import METRICS, correct
+from uqharness.results.reading import Record
 
 MOST = 4
 TESTED = ("acc", "nll", "brier", "ece")
 # Where an adapter lies, when it was made and what it cost say nothing about what it is.
 IGNORED = ("out", "resume", "report_to", "save_every", "device", "task", "seed", "train_seed", "package", "version")
 COSTS = {
-    "train_seconds": "training time (s)", "peak_memory": "peak memory (bytes)", "trainable": "trainable parameters",
-    "passes": "forward passes per answer", "device": "device", "dtype": "dtype", "eval_seconds": "evaluation time (s)",
-}  # fmt: skip
+    "train_seconds": "training time (s)",
+    "peak_memory": "peak memory (bytes)",
+    "trainable": "trainable parameters",
+    "passes": "forward passes per answer",
+    "device": "device",
+    "dtype": "dtype",
+    "eval_seconds": "evaluation time (s)",
+}
 
 
 def settings(run: Mapping[str, Any]) -> dict[str, str]:
     """What made this run, flat: `method.kl_lr`, `recipe.lr`, `protocol.fewshot` …"""
     record = json.loads(run["record"] or "{}")
     parts = {
-        "evaluated on": run["task"], "trained on": run["trained_on"], "training seed": run["seed"],
-        "draws": run["draws"], "method": run["method"], "setting": json.loads(run["settings"] or "{}"),
+        "evaluated on": run["task"],
+        "trained on": run["trained_on"],
+        "training seed": run["seed"],
+        "draws": run["draws"],
+        "method": run["method"],
+        "setting": json.loads(run["settings"] or "{}"),
         "recipe": {**(record.get("recipe") or {}), **json.loads(run["setup"] or "{}")},
-        "posterior": record.get("posterior") or {}, "protocol": json.loads(run["protocol"] or "{}"),
+        "posterior": record.get("posterior") or {},
+        "protocol": json.loads(run["protocol"] or "{}"),
         "built on": (record.get("source") or {}).get("method") or {},
-    }  # fmt: skip
+    }
     return {key: text for key, text in _flat(parts) if key.rsplit(".", 1)[-1] not in IGNORED}
 
 
@@ -86,12 +96,19 @@ def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
                 winner = names[i] if better[i, j] else names[j] if better[j, i] else ""
-                rows.append({
-                    "metric": found.metric, "one": names[i], "other": names[j], "difference": found.difference[i, j],
-                    "low": found.difference[i, j] - found.half[i, j],
-                    "high": found.difference[i, j] + found.half[i, j],
-                    "p": found.p[i, j], "holm": found.adjusted[i, j], "better": winner,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "metric": found.metric,
+                        "one": names[i],
+                        "other": names[j],
+                        "difference": found.difference[i, j],
+                        "low": found.difference[i, j] - found.half[i, j],
+                        "high": found.difference[i, j] + found.half[i, j],
+                        "p": found.p[i, j],
+                        "holm": found.adjusted[i, j],
+                        "better": winner,
+                    }
+                )
     return pd.DataFrame(rows)
 
 
@@ -101,11 +118,17 @@ def shown_tests(found: pd.DataFrame) -> pd.DataFrame:
     for row in found.to_dict("records"):
         known = METRICS[row["metric"]]
         one, low, high = (f"{row[k] * known.scale:+.{known.decimals}f}" for k in ("difference", "low", "high"))
-        rows.append({
-            "Metric": known.label, "Pair": f"{row['one']} − {row['other']}", "Difference": one,
-            "95 % interval": f"{low} … {high}", "p": _p(row["p"]), "p (Holm)": _p(row["holm"]),
-            "Better": row["better"] or "no clear difference",
-        })  # fmt: skip
+        rows.append(
+            {
+                "Metric": known.label,
+                "Pair": f"{row['one']} − {row['other']}",
+                "Difference": one,
+                "95 % interval": f"{low} … {high}",
+                "p": _p(row["p"]),
+                "p (Holm)": _p(row["holm"]),
+                "Better": row["better"] or "no clear difference",
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -12,13 +12,15 @@ import pandas as pd
 from uqharness.leaderboard.curves import front
 from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.table_formats import number, shown_range, titled
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 # column of Board.runs -> (title, factor, decimals)
 COSTS = {
-    "train_seconds": ("Training, s", 1.0, 1), "peak_memory": ("Peak memory, MiB", 2.0**-20, 0),
-    "trainable": ("Trainable parameters", 1.0, 0), "passes": ("Forward passes", 1.0, 0),
-}  # fmt: skip
+    "train_seconds": ("Training, s", 1.0, 1),
+    "peak_memory": ("Peak memory, MiB", 2.0**-20, 0),
+    "trainable": ("Trainable parameters", 1.0, 0),
+    "passes": ("Forward passes", 1.0, 0),
+}
 QUALITY = ("nll", "brier", "acc", "ece_debiased")
 
 

@@ -8,7 +8,7 @@ from math import isnan, nan
 from uqharness.leaderboard.curves import Answers, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics import (
+from uqharness.metrics.registry import (
     METRICS,
     accuracy_at_coverage,
     aurc,
@@ -36,11 +36,17 @@ def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> R
         if not equal_mass:
             floor = f"{100 * ece_floor_mean(found.probs, bins):.2f}"
             debiased = f"{100 * ece_debiased(found.probs, found.gold, bins):.2f}"
-        rows.append([
-            found.row, f"{100 * ece(*asked):.2f}", floor, debiased,
-            f"{100 * mce(*asked):.2f}", f"{100 * correct(found.probs, found.gold).mean():.2f}",
-            f"{100 * confidence(found.probs).mean():.2f}",
-        ])  # fmt: skip
+        rows.append(
+            [
+                found.row,
+                f"{100 * ece(*asked):.2f}",
+                floor,
+                debiased,
+                f"{100 * mce(*asked):.2f}",
+                f"{100 * correct(found.probs, found.gold).mean():.2f}",
+                f"{100 * confidence(found.probs).mean():.2f}",
+            ]
+        )
     return header, rows
 
 
@@ -95,8 +101,14 @@ def coverage_rows(shown: Sequence[Answers]) -> Rows:
 
 def part_rows(shown: Sequence[Answers]) -> Rows:
     """Means of the two parts over all questions, those answered right and those answered wrong; per log C."""
-    header = ["Method", *(f"{part}, {which}" for part in ("Expected entropy", "Mutual information")
-                          for which in ("all", "right", "wrong"))]  # fmt: skip
+    header = [
+        "Method",
+        *(
+            f"{part}, {which}"
+            for part in ("Expected entropy", "Mutual information")
+            for which in ("all", "right", "wrong")
+        ),
+    ]
     rows = []
     for found in shown:
         if found.draws is not None:

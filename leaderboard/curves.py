@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.metrics import (
+from uqharness.metrics.registry import (
     Floats,
     combine_draws,
     confidence,
@@ -22,7 +22,7 @@ from uqharness.metrics import (
     predictive_entropy,
     softmax_draws,
 )
-from uqharness.record import Record
+from uqharness.results.record import Record
 
 SCORES = {"entropy": "Predictive entropy", "confidence": "1 − confidence", "information": "Mutual information"}
 

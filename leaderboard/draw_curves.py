@@ -9,8 +9,8 @@ import numpy as np
 
 from uqharness.leaderboard.every_n import every_n, in_orders
 from uqharness.leaderboard.table_sources import Source
-from uqharness.metrics import METRICS, Floats
-from uqharness.record import Record
+from uqharness.metrics.registry import METRICS, Floats
+from uqharness.results.record import Record
 
 ALL = tuple(METRICS)
 

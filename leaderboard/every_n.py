@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uqharness.calibration import BINS, bin_items_torchmetrics, binomial_mad, debias, sum_mad
 from uqharness.errors import InputError
-from uqharness.metrics import METRICS, PROB_FLOOR, Floats
-from uqharness.results import Record
+from uqharness.metrics.calibration import BINS, bin_items_torchmetrics, binomial_mad, debias, sum_mad
+from uqharness.metrics.registry import METRICS, PROB_FLOOR, Floats
+from uqharness.results.reading import Record
 
 Columns = dict[str, Floats]
 AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor

@@ -14,8 +14,12 @@ from uqharness.leaderboard import grids, table_formats
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Table
 
-KINDS = {"CSV": ("csv", "text/csv"), "Markdown": ("md", "text/markdown"), "LaTeX": ("tex", "text/x-tex"),
-         "JSON": ("json", "application/json")}  # fmt: skip
+KINDS = {
+    "CSV": ("csv", "text/csv"),
+    "Markdown": ("md", "text/markdown"),
+    "LaTeX": ("tex", "text/x-tex"),
+    "JSON": ("json", "application/json"),
+}
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,9 @@ from uqharness.leaderboard.chart_frame import Figure, as_json
 # Public, if in an odd place: Streamlit serves a folder's files under its component's name, here Plotly's own.
 v1.declare_component("library", path=str(Path(plotly.__file__).parent / "package_data"))
 LIBRARY = f"component/{__name__}.library/plotly.min.js"
-JS = files("uqharness.leaderboard").joinpath("figure.js").read_text(encoding="utf-8") + """
+JS = (
+    files("uqharness.leaderboard").joinpath("figure.js").read_text(encoding="utf-8")
+    + """
 export default async function ({ data, parentElement }) {
   const box = parentElement.querySelector(".uq-figure"), figure = JSON.parse(data.figure);
   box.setAttribute("aria-label", data.alt);
@@ -32,6 +34,7 @@ export default async function ({ data, parentElement }) {
   catch { box.textContent = `${data.alt}: ${data.library} could not be loaded.`; return; }
   drawFigure(box, figure, data.name, data.format);
 }"""
+)
 CSS = """.uq-figure { width: 100%; }
 .uq-figure:fullscreen { background: var(--st-background-color); color: var(--st-text-color); }"""
 FORMAT = "uq.image"  # key of the widget
@@ -46,10 +49,13 @@ def figure(fig: Figure, name: str, alt: str) -> None:
     component(
         key=f"figure.{name}",
         data={
-            "figure": as_json(fig), "name": name, "alt": alt,
-            "format": st.session_state.get(FORMAT, "SVG").lower(), "library": f"{base and f'/{base}'}/{LIBRARY}",
+            "figure": as_json(fig),
+            "name": name,
+            "alt": alt,
+            "format": st.session_state.get(FORMAT, "SVG").lower(),
+            "library": f"{base and f'/{base}'}/{LIBRARY}",
         },
-    )  # fmt: skip
+    )
 
 
 def image_format() -> None:

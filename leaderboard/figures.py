@@ -31,11 +31,14 @@ def reliability_svg(panels: Sequence[Panel], caption: str, columns: int = 4) -> 
     width, height = LEFT + columns * cell[0], rows * cell[1] + FOOT + 14
     body = [_panel(p, LEFT + (i % columns) * cell[0], (i // columns) * cell[1]) for i, p in enumerate(panels)]
     legend = [
-        _rect(LEFT, height - 26, 11, 11, BAR), _text(LEFT + 16, height - 16, "accuracy"),
-        _rect(LEFT + 80, height - 26, 11, 11, OVER), _text(LEFT + 96, height - 16, "over-confident by"),
-        _rect(LEFT + 208, height - 26, 11, 11, UNDER), _text(LEFT + 224, height - 16, "under-confident by"),
+        _rect(LEFT, height - 26, 11, 11, BAR),
+        _text(LEFT + 16, height - 16, "accuracy"),
+        _rect(LEFT + 80, height - 26, 11, 11, OVER),
+        _text(LEFT + 96, height - 16, "over-confident by"),
+        _rect(LEFT + 208, height - 26, 11, 11, UNDER),
+        _text(LEFT + 224, height - 16, "under-confident by"),
         _text(LEFT + 344, height - 16, caption, FAINT_TEXT),
-    ]  # fmt: skip
+    ]
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" '
         f'font-family="Helvetica, Arial, sans-serif" role="img" aria-label="{escape(caption)}">\n'
@@ -71,11 +74,13 @@ def _bar(bins: Mapping[str, Sequence[float]], k: int, x: float, top: float) -> s
     left, width = x + lo * SIZE + 0.5, max((hi - lo) * SIZE - 1, 0.5)
     share = count / max(bins["count"])
     low, high = sorted((acc, conf))
-    return "".join([
-        _rect(left, top + SIZE * (1 - acc), width, SIZE * acc, BAR, 0.75),
-        _rect(left, top + SIZE * (1 - high), width, SIZE * (high - low), OVER if conf > acc else UNDER, 0.7),
-        _rect(left, top + SIZE + 4, width, (COUNTS - 8) * share, FAINT),
-    ])  # fmt: skip
+    return "".join(
+        [
+            _rect(left, top + SIZE * (1 - acc), width, SIZE * acc, BAR, 0.75),
+            _rect(left, top + SIZE * (1 - high), width, SIZE * (high - low), OVER if conf > acc else UNDER, 0.7),
+            _rect(left, top + SIZE + 4, width, (COUNTS - 8) * share, FAINT),
+        ]
+    )
 
 
 def _rect(x: float, y: float, width: float, height: float, fill: str, opacity: float = 1.0) -> str:

@@ -26,8 +26,8 @@ from uqharness.leaderboard.checks import (
 )
 from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Shared, Source, base_of, describe, last, mapping, shown
-from uqharness.metrics import METRICS
-from uqharness.results import Record, Run, content_of, packed_records, parse, read_run, shift
+from uqharness.metrics.registry import METRICS
+from uqharness.results.reading import Record, Run, content_of, packed_records, parse, read_run, shift
 
 Row = dict[str, Any]
 NUMBERS = tuple(METRICS)
@@ -144,7 +144,7 @@ def run_row(run: Run, source: Source, data: Mapping[str, Any], sha256: str) -> R
         "dtype": name_of(last(run.config.get("model_dtype") or recipe.get("dtype") or "", "."), "dtype"),
         "eval_seconds": number_of(data.get("total_evaluation_time_seconds"), "total_evaluation_time_seconds"),
         "record": json.dumps(record),
-    }  # fmt: skip
+    }
 
 
 def cost(record: Mapping[str, Any], name: str, together: Callable[[list[float]], float]) -> float | None:
@@ -160,16 +160,28 @@ def cost(record: Mapping[str, Any], name: str, together: Callable[[list[float]],
 def source_row(source: Source) -> Row:
     flags = [kind for kind in ("leaked", "reference", "inert", "shared") if getattr(source, kind)]
     return {
-        "file": source.file, "task": name_of(source.task, "task"), "method": name_of(source.method, "method"),
-        "settings": source.row[1], "setup": source.setup_text,
-        "trained_on": optional_name(source.trained_on, "trained on"), "protocol": json.dumps(dict(source.protocol)),
-        "protocol_hash": source.protocol_hash, "recipe_hash": optional_name(source.recipe_hash, "recipe hash"),
-        "seed": whole_of(source.seed, "seed"), "finite": whole_of(source.finite, "finite", 1), "draws": source.draws,
-        "has_mean": source.has_mean, "combine": source.combine, "mean_is_member": source.mean_is_member,
-        "items": source.items, "date": number_of(source.date, "date"),
-        "adapter_hash": name_of(source.adapter_hash, "adapter hash"), "elsewhere": source.elsewhere,
-        "mean_taken": source.mean_taken, "flags": json.dumps(flags),
-    }  # fmt: skip
+        "file": source.file,
+        "task": name_of(source.task, "task"),
+        "method": name_of(source.method, "method"),
+        "settings": source.row[1],
+        "setup": source.setup_text,
+        "trained_on": optional_name(source.trained_on, "trained on"),
+        "protocol": json.dumps(dict(source.protocol)),
+        "protocol_hash": source.protocol_hash,
+        "recipe_hash": optional_name(source.recipe_hash, "recipe hash"),
+        "seed": whole_of(source.seed, "seed"),
+        "finite": whole_of(source.finite, "finite", 1),
+        "draws": source.draws,
+        "has_mean": source.has_mean,
+        "combine": source.combine,
+        "mean_is_member": source.mean_is_member,
+        "items": source.items,
+        "date": number_of(source.date, "date"),
+        "adapter_hash": name_of(source.adapter_hash, "adapter hash"),
+        "elsewhere": source.elsewhere,
+        "mean_taken": source.mean_taken,
+        "flags": json.dumps(flags),
+    }
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from uqharness.leaderboard.items import Items
 from uqharness.leaderboard.texts import Text
-from uqharness.metrics import Floats
+from uqharness.metrics.registry import Floats
 
 LONGEST = 6000  # letters of a prompt that are shown
 MOST_DRAWS = 100

@@ -25,12 +25,19 @@ def item_rows(found: Items, kept: pd.DataFrame, words: Sequence[Text | None]) ->
         known = text if text is not None and len(text.choices) == row["choices"] else None
         names = known.choices if known else [f"choice {c + 1}" for c in range(most)]
         draws = np.zeros(0) if found.shown.draws is None else found.shown.draws[:, d, gold]  # [S]
-        rows.append([
-            str(row["id"]), found.record.doc_hashes[d], text.prompt if text else "–",
-            names[gold], names[int(row["predicted"])], "yes" if row["right"] else "no",
-            *(_shown(row[name]) for name in NUMBERS), *(_shown(p) for p in probs[:most]),
-            " ".join(_shown(p) for p in draws if not np.isnan(p)) or "–",
-        ])  # fmt: skip
+        rows.append(
+            [
+                str(row["id"]),
+                found.record.doc_hashes[d],
+                text.prompt if text else "–",
+                names[gold],
+                names[int(row["predicted"])],
+                "yes" if row["right"] else "no",
+                *(_shown(row[name]) for name in NUMBERS),
+                *(_shown(p) for p in probs[:most]),
+                " ".join(_shown(p) for p in draws if not np.isnan(p)) or "–",
+            ]
+        )
     return header, rows
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 
 from uqharness.leaderboard.curves import Answers, answers
-from uqharness.metrics import confidence, correct, mutual_information, nll_items, predicted, predictive_entropy
-from uqharness.results import Record
+from uqharness.metrics.registry import confidence, correct, mutual_information, nll_items, predicted, predictive_entropy
+from uqharness.results.reading import Record
 
 SURE = 0.8  # from here on an answer counts as confident
 MOST = 0.9  # quantile of mutual information above which it counts as high
@@ -55,14 +55,23 @@ def items(record: Record, row: str, draws: int | None = None, base: Record | Non
     right = correct(shown.probs, shown.gold)
     before = None if plain is None else correct(plain.probs, shown.gold)
     nothing = np.zeros(len(right), dtype=bool)
-    frame = pd.DataFrame({
-        "at": np.arange(record.items), "id": record.ids, "gold": record.gold, "choices": record.choices,
-        "predicted": predicted(shown.probs), "confidence": confidence(shown.probs),
-        "p_gold": shown.probs[np.arange(record.items), record.gold], "right": right,
-        "nll": nll_items(shown.probs, shown.gold), "entropy": predictive_entropy(shown.probs),
-        "mutual_information": np.nan if shown.draws is None else mutual_information(shown.draws),
-        "base_right": nothing if before is None else before, "base_wrong": nothing if before is None else ~before,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "at": np.arange(record.items),
+            "id": record.ids,
+            "gold": record.gold,
+            "choices": record.choices,
+            "predicted": predicted(shown.probs),
+            "confidence": confidence(shown.probs),
+            "p_gold": shown.probs[np.arange(record.items), record.gold],
+            "right": right,
+            "nll": nll_items(shown.probs, shown.gold),
+            "entropy": predictive_entropy(shown.probs),
+            "mutual_information": np.nan if shown.draws is None else mutual_information(shown.draws),
+            "base_right": nothing if before is None else before,
+            "base_wrong": nothing if before is None else ~before,
+        }
+    )
     return Items(record, shown, mean, plain, frame)
 
 

@@ -11,8 +11,11 @@ HEIGHT = 360
 LETTER, LINE, MARKER = 7, 15, 9  # px
 # Plotly's name -> where the middle of the label is from its point, in (half widths + marker, lines)
 PLACES = {
-    "top center": (0.0, 1.0), "middle right": (1.0, 0.0), "middle left": (-1.0, 0.0), "bottom center": (0.0, -1.0),
-}  # fmt: skip
+    "top center": (0.0, 1.0),
+    "middle right": (1.0, 0.0),
+    "middle left": (-1.0, 0.0),
+    "bottom center": (0.0, -1.0),
+}
 
 
 def places(x: Sequence[float], y: Sequence[float], names: Sequence[str]) -> list[str]:

@@ -13,7 +13,7 @@ from statistics import mean, stdev
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
 from uqharness.leaderboard.table_sources import Source, labels, newest
 from uqharness.leaderboard.theme import OTHERS, PAPERS
-from uqharness.results import shift
+from uqharness.results.reading import shift
 
 FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
 

@@ -36,10 +36,10 @@ from uqharness.leaderboard.published_rows import (
     unpack_answers,
 )
 from uqharness.leaderboard.store import SCHEMA, refresh, result_files
-from uqharness.metrics import combine_draws
-from uqharness.record import Record
-from uqharness.results import MAX_BYTES, content_of
-from uqharness.scores import log_softmax
+from uqharness.metrics.points import log_softmax
+from uqharness.metrics.registry import combine_draws
+from uqharness.results.reading import MAX_BYTES, content_of
+from uqharness.results.record import Record
 
 SUFFIX = ".parquet"
 MAX_ROWS = 100_000
@@ -47,9 +47,7 @@ OF_RECORD = ("run_id", "task", "items", "has_mean", "draws", "protocol", "protoc
 # The folders of an absolute path. One with spaces has a known end only as the whole text or between quotes;
 # in the middle of a text, "/home/my name/x" loses what is before the space: more would take words of that text with it.
 SPACED = r"""[^\s/"'](?:(?! -| /|[,:;] )[^/"'\n])*"""
-ABSOLUTE = re.compile(
-    rf"""(?:\A|(?<=["']))/(?:{SPACED}/)+(?=(?:{SPACED})?(?:\Z|["']))|(?<![\w./-])/(?:[\w.+-]+/)+"""
-)
+ABSOLUTE = re.compile(rf"""(?:\A|(?<=["']))/(?:{SPACED}/)+(?=(?:{SPACED})?(?:\Z|["']))|(?<![\w./-])/(?:[\w.+-]+/)+""")
 
 
 @dataclass(frozen=True)
@@ -116,8 +114,12 @@ def create(results: Sequence[Path], out: Path) -> int:
     """All sound runs of these results -> `out`; how many. Paths of this machine are cut to what is below the folder."""
     paths = [path for path, _ in result_files(results)]
     store = refresh(paths, None)
-    wrong = [f"{row['file']}: {row['reason']}" for rows in (store.unread, *store.problems.values()) for row in rows
-             if row["kind"] not in ("trimmed", "foreign", "leaked", "shared")]  # fmt: skip
+    wrong = [
+        f"{row['file']}: {row['reason']}"
+        for rows in (store.unread, *store.problems.values())
+        for row in rows
+        if row["kind"] not in ("trimmed", "foreign", "leaked", "shared")
+    ]
     if wrong:
         raise InputError(f"{len(wrong)} problems, nothing is published; the first: {wrong[0]} (uqharness validate)")
     where = {sha: path for path, (_, _, sha) in reversed(store.files.items())}
@@ -197,9 +199,18 @@ def record(path: str, run_id: str) -> Averaged:
     answers = unpack_answers(row["answers"], choices, held(row))
     logp = answers if row["has_mean"] else np.concatenate([np.full_like(answers[:1], np.nan), answers])
     return Averaged(
-        logp.astype(np.float32), gold, choices, ids, hashes, "given", row["has_mean"], row["task"],
-        json.loads(row["protocol"]), row["protocol_hash"], averaged=row["draws"],
-    )  # fmt: skip
+        logp.astype(np.float32),
+        gold,
+        choices,
+        ids,
+        hashes,
+        "given",
+        row["has_mean"],
+        row["task"],
+        json.loads(row["protocol"]),
+        row["protocol_hash"],
+        averaged=row["draws"],
+    )
 
 
 def digest_of(path: str) -> str:

@@ -26,9 +26,9 @@ from uqharness.leaderboard.checks import (
 )
 from uqharness.leaderboard.ingest import NUMBERS, Row
 from uqharness.leaderboard.store import REAL, SCHEMA, TEXTS
-from uqharness.metrics import brier_items, correct, nll_items
-from uqharness.record import MAX_VALUES, RULES, digest
-from uqharness.scores import log_softmax
+from uqharness.metrics.points import log_softmax
+from uqharness.metrics.registry import brier_items, correct, nll_items
+from uqharness.results.record import MAX_VALUES, RULES, digest
 
 STEP = 1 / 1024
 LIMIT = 30.0  # a probability below 1e-13 is one

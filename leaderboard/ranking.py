@@ -25,7 +25,7 @@ from scipy.special import bdtr, stdtr, stdtrit
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table import ANY_RECIPE, Table
-from uqharness.metrics import METRICS, Floats, bin_probs, correct, debias, gap_noise
+from uqharness.metrics.registry import METRICS, Floats, bin_probs, correct, debias, gap_noise
 
 # What a column of this metric is ranked by; the others have no test and no rank.
 TESTED = {"acc": "acc", "nll": "nll", "brier": "brier", "ece": "ece_debiased", "ece_debiased": "ece_debiased"}

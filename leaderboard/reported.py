@@ -17,9 +17,21 @@ from typing import Any
 import pandas as pd
 
 COLUMNS = (
-    "paper", "table", "base", "method", "dataset", "trained_on", "setting", "metric", "value", "std", "draws", "status",
-    "note", "footnotes",
-)  # fmt: skip
+    "paper",
+    "table",
+    "base",
+    "method",
+    "dataset",
+    "trained_on",
+    "setting",
+    "metric",
+    "value",
+    "std",
+    "draws",
+    "status",
+    "note",
+    "footnotes",
+)
 METRIC_NAMES = {"ACC": "acc", "ECE": "ece", "NLL": "nll", "train_time": "train_seconds", "memory": "peak_memory"}
 PER_CENT = ("acc", "ece")
 # (paper, method) -> what a reader must know before comparing; "" stands for every paper or method.
@@ -64,11 +76,17 @@ def _results() -> Iterator[dict[str, Any]]:
         scale = 0.01 if metric in PER_CENT else 1.0
         other = row["trained_on"] != row["evaluated_on"]
         yield _row(
-            row, row["evaluated_on"], metric, float(row["mean"] or "nan") * scale,
-            trained_on=row["trained_on"], setting=f"trained on {row['trained_on']}" if other else "",
+            row,
+            row["evaluated_on"],
+            metric,
+            float(row["mean"] or "nan") * scale,
+            trained_on=row["trained_on"],
+            setting=f"trained on {row['trained_on']}" if other else "",
             std=float(row["std"]) * scale if row["std"] else None,
-            draws=int(row["samples"]) if row["samples"] else None, status=row["status"], note=row["note"],
-        )  # fmt: skip
+            draws=int(row["samples"]) if row["samples"] else None,
+            status=row["status"],
+            note=row["note"],
+        )
 
 
 def _costs() -> Iterator[dict[str, Any]]:
@@ -89,6 +107,13 @@ def _row(row: dict[str, str], dataset: str, metric: str, value: float, **more: A
     notes = [text for who, what, text in FOOTNOTES if who in ("", paper) and what in ("", method)]
     filled = {"trained_on": dataset, "setting": "", "std": None, "draws": None, "status": "ok", "note": "", **more}
     return {
-        "paper": paper, "table": row["table"], "base": row["base_model"], "method": method, "dataset": dataset,
-        "metric": metric, "value": value, **filled, "footnotes": json.dumps(notes),
-    }  # fmt: skip
+        "paper": paper,
+        "table": row["table"],
+        "base": row["base_model"],
+        "method": method,
+        "dataset": dataset,
+        "metric": metric,
+        "value": value,
+        **filled,
+        "footnotes": json.dumps(notes),
+    }

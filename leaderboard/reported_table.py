@@ -12,7 +12,7 @@ import pandas as pd
 
 from uqharness.leaderboard.reported import FOOTNOTES
 from uqharness.leaderboard.table import Cell, Column, Table, rank
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 PRINTED = ("nll", "acc", "ece")
 

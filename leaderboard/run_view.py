@@ -12,8 +12,8 @@ import pandas as pd
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics import METRICS, NAMES, interval
-from uqharness.results import Record
+from uqharness.metrics.registry import METRICS, NAMES, interval
+from uqharness.results.reading import Record
 
 LISTED = ("nll", "brier", "acc", "ece", "ece_debiased")
 STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of draws that get a column
@@ -30,18 +30,29 @@ Linked = tuple[str, str]
 def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """(what, value) of what identifies a run; what is not known is left out."""
     told = {
-        "method": run["row"], "evaluated on": run["task"], "questions": f"{run['items']:,}",
+        "method": run["row"],
+        "evaluated on": run["task"],
+        "questions": f"{run['items']:,}",
         "shift": {"id": "in distribution", "small": "small", "large": "large"}.get(run["shift"] or ""),
-        "trained on": run["trained_on"], "base model": run["base"], "training seed": run["seed"],
+        "trained on": run["trained_on"],
+        "base model": run["base"],
+        "training seed": run["seed"],
         "draws": f"{run['draws']}{' and the mean' if run['has_mean'] else ''}",
-        "draws are combined as": run["combine"], "protocol": f"{run['protocol_name'] or '–'} ({run['protocol_hash']})",
-        "recipe": run["recipe_hash"], "adapter": run["adapter"], "adapter hash": run["adapter_hash"],
+        "draws are combined as": run["combine"],
+        "protocol": f"{run['protocol_name'] or '–'} ({run['protocol_hash']})",
+        "recipe": run["recipe_hash"],
+        "adapter": run["adapter"],
+        "adapter hash": run["adapter_hash"],
         "training time": _with(run["train_seconds"], " s", ",.0f"),
         "peak memory": _with(run["peak_memory"], " MiB", ",.0f", 2.0**-20),
         "trainable parameters": _with(run["trainable"], "", ",.0f"),
-        "forward passes": _with(run["passes"], "", ",.0f"), "device": run["device"], "precision": run["dtype"],
-        "evaluated": _day(run["date"]), "source": run["origin"], "file": run["file"],
-    }  # fmt: skip
+        "forward passes": _with(run["passes"], "", ",.0f"),
+        "device": run["device"],
+        "precision": run["dtype"],
+        "evaluated": _day(run["date"]),
+        "source": run["origin"],
+        "file": run["file"],
+    }
     return [(key, str(value)) for key, value in told.items() if value not in (None, "")]
 
 

@@ -39,8 +39,8 @@ from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_sources import Source
 from uqharness.leaderboard.url_view import View
-from uqharness.metrics import Floats
-from uqharness.record import Record
+from uqharness.metrics.registry import Floats
+from uqharness.results.record import Record
 
 T = TypeVar("T")
 # How the command tells the app: a JSON list of result files and folders, and a parquet to keep what was computed.
@@ -200,9 +200,14 @@ def export_button(view: View, name: str, shown: Shown | Callable[[], Shown], lab
     with st.popover(label, icon=":material/download:"):
         for kind, (ending, mime) in export.KINDS.items():
             st.download_button(
-                kind, partial(made, kind), f"{name}.{ending}", mime, key=f"{view.page}.{name}.{kind}",
-                on_click="ignore", width="stretch",
-            )  # fmt: skip
+                kind,
+                partial(made, kind),
+                f"{name}.{ending}",
+                mime,
+                key=f"{view.page}.{name}.{kind}",
+                on_click="ignore",
+                width="stretch",
+            )
 
 
 def copy_link(snapshot: str) -> None:

@@ -32,7 +32,7 @@ from uqharness.leaderboard import (
     table_formats,
     table_html,
     table_view,
-)  # fmt: skip
+)
 from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers
@@ -40,7 +40,7 @@ from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.site_runs import METRICS, MOST_TABLES, method_page, public, public_notes, run_page
 from uqharness.leaderboard.table import Cell, Table
 from uqharness.leaderboard.theme import OTHERS, PAPERS
-from uqharness.metrics import Floats
+from uqharness.metrics.registry import Floats
 
 MOST_PAGES = 2000  # runs that get a page of their own
 OWN_PAGES = re.compile(r"(run|method)-[a-z0-9-]+\.html")

@@ -18,7 +18,7 @@ from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.site_runs import MOST_TABLES
 from uqharness.leaderboard.table_formats import titled
 from uqharness.leaderboard.table_sources import Source
-from uqharness.metrics import BINS, METRICS
+from uqharness.metrics.registry import BINS, METRICS
 
 MOST_ROWS = 25  # of a table or a legend
 CURVES = ("nll", "acc", "ece_debiased")

@@ -12,9 +12,15 @@ from uqharness.leaderboard.chart_frame import Figure, as_json
 from uqharness.leaderboard.theme import OTHERS, PAPERS
 
 PAGES = {
-    "index": "Table", "reported": "Reported in papers", "calibration": "Calibration", "uncertainty": "Uncertainty",
-    "draws": "Draws", "cost": "Cost", "methods": "Methods", "problems": "Problems",
-}  # fmt: skip
+    "index": "Table",
+    "reported": "Reported in papers",
+    "calibration": "Calibration",
+    "uncertainty": "Uncertainty",
+    "draws": "Draws",
+    "cost": "Cost",
+    "methods": "Methods",
+    "problems": "Problems",
+}
 MARK = " · uqharness leaderboard</title>"  # by it a page is known as ours
 
 

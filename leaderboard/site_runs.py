@@ -13,7 +13,7 @@ from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.publish import ABSOLUTE
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_html import Link
-from uqharness.results import Record
+from uqharness.results.reading import Record
 
 METRICS = ("nll", "brier", "acc", "ece")
 MOST_TABLES = 20

@@ -28,18 +28,42 @@ from uqharness.errors import InputError
 from uqharness.leaderboard.ingest import NUMBERS, Found, Row, problem, read_file, shown_path
 
 TEXTS = (
-    "sha256", "run_id", "task", "model", "base", "method", "settings", "trained_on", "shift", "protocol",
-    "protocol_hash", "protocol_name", "recipe_hash", "setup", "combine", "flags", "adapter", "adapter_hash", "device",
-    "dtype", "elsewhere", "record",
-)  # fmt: skip
+    "sha256",
+    "run_id",
+    "task",
+    "model",
+    "base",
+    "method",
+    "settings",
+    "trained_on",
+    "shift",
+    "protocol",
+    "protocol_hash",
+    "protocol_name",
+    "recipe_hash",
+    "setup",
+    "combine",
+    "flags",
+    "adapter",
+    "adapter_hash",
+    "device",
+    "dtype",
+    "elsewhere",
+    "record",
+)
 WHOLE = ("seed", "finite", "draws", "items")
 FLAGS = ("has_mean", "mean_is_member")
 REAL = ("date", "train_seconds", "peak_memory", "trainable", "passes", "eval_seconds", "mean_taken")
-SCHEMA = pa.schema([
-    *((name, pa.string()) for name in TEXTS), *((name, pa.int64()) for name in WHOLE),
-    *((name, pa.bool_()) for name in FLAGS), *((name, pa.float64()) for name in REAL),
-    ("n", pa.list_(pa.int32())), *((name, pa.list_(pa.float64())) for name in NUMBERS),
-])  # fmt: skip
+SCHEMA = pa.schema(
+    [
+        *((name, pa.string()) for name in TEXTS),
+        *((name, pa.int64()) for name in WHOLE),
+        *((name, pa.bool_()) for name in FLAGS),
+        *((name, pa.float64()) for name in REAL),
+        ("n", pa.list_(pa.int32())),
+        *((name, pa.list_(pa.float64())) for name in NUMBERS),
+    ]
+)
 # The numbers depend on these files of ours: another version of them, and everything is computed again.
 CODE = (
     ("leaderboard", ("checks", "every_n", "ingest", "store", "table_sources")),

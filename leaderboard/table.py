@@ -14,11 +14,11 @@ from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
-from uqharness.config import UNRECORDED
 from uqharness.errors import InputError
 from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest, shown
-from uqharness.metrics import METRICS
-from uqharness.results import Run, shift
+from uqharness.metrics.registry import METRICS
+from uqharness.results.reading import Run, shift
+from uqharness.settings import UNRECORDED
 
 DEFAULT = ("acc", "ece", "nll")
 ANY_RECIPE = "any"

@@ -14,12 +14,27 @@ from dataclasses import asdict
 from typing import Any
 
 from uqharness.leaderboard.table import Cell, Column, Table
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 CSV_FIELDS = (
-    "table", "metric", "method", "samples", "task", "trained_on", "shift", "items", "seeds", "mean", "std",
-    "floor", "rank", "leaked", "suspect", "protocol_hash", "recipe_hash",
-)  # fmt: skip
+    "table",
+    "metric",
+    "method",
+    "samples",
+    "task",
+    "trained_on",
+    "shift",
+    "items",
+    "seeds",
+    "mean",
+    "std",
+    "floor",
+    "rank",
+    "leaked",
+    "suspect",
+    "protocol_hash",
+    "recipe_hash",
+)
 MARKS = {1: ("**", "**"), 2: ("<u>", "</u>")}
 TEX_MARKS = {1: (r"\textbf{", "}"), 2: (r"\underline{", "}")}
 EXPLAINED = "mean ± standard deviation over training seeds; best bold, second underlined"
@@ -123,12 +138,32 @@ def latex(tables: Sequence[Table]) -> str:
 
 
 TEX = {
-    "_": r"\_", "%": r"\%", "&": r"\&", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
-    "−": "$-$", "…": r"\ldots{}", "×": r"$\times$", "·": r"$\cdot$", "<": r"\textless{}",
-    ">": r"\textgreater{}", "|": r"\textbar{}", "±": r"$\pm$", "–": "--", "‡": r"$^\ddagger$", "†": r"$^\dagger$",
-    "[": "{[}", "*": "{*}",  # at the start of a row they would belong to the \\ before it
-}  # fmt: skip
+    "_": r"\_",
+    "%": r"\%",
+    "&": r"\&",
+    "#": r"\#",
+    "$": r"\$",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "\\": r"\textbackslash{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "−": "$-$",
+    "…": r"\ldots{}",
+    "×": r"$\times$",
+    "·": r"$\cdot$",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "±": r"$\pm$",
+    "–": "--",
+    "‡": r"$^\ddagger$",
+    "†": r"$^\dagger$",
+    "[": "{[}",
+    "*": "{*}",  # at the start of a row they would belong to the \\ before it
+}
 
 
 def tex_letters(text: str) -> str:
@@ -161,12 +196,21 @@ def as_csv(tables: Sequence[Table], link: str = "") -> str:
             method, draws = table.rows[i]
             numbers = {"mean": cell.mean, "std": cell.std, "floor": cell.floor}
             shown = {name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()}
-            writer.writerow({
-                "table": k, "metric": metric, "method": cautious(method), "samples": _known(draws),
-                **{name: cautious(value) for name, value in _about_column(table.columns[j]).items()},
-                "seeds": len(cell.values), **shown, "rank": cell.rank, "leaked": cell.leaked,
-                "suspect": cell.suspect, **linked,
-            })  # fmt: skip
+            writer.writerow(
+                {
+                    "table": k,
+                    "metric": metric,
+                    "method": cautious(method),
+                    "samples": _known(draws),
+                    **{name: cautious(value) for name, value in _about_column(table.columns[j]).items()},
+                    "seeds": len(cell.values),
+                    **shown,
+                    "rank": cell.rank,
+                    "leaked": cell.leaked,
+                    "suspect": cell.suspect,
+                    **linked,
+                }
+            )
     return out.getvalue()
 
 
@@ -205,5 +249,8 @@ def _plain(table: Table) -> dict[str, Any]:
 
 
 FORMATS: dict[str, Callable[[Sequence[Table]], str]] = {
-    "md": markdown, "csv": as_csv, "latex": latex, "json": as_json,
-}  # fmt: skip
+    "md": markdown,
+    "csv": as_csv,
+    "latex": latex,
+    "json": as_json,
+}

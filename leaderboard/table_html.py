@@ -12,7 +12,7 @@ from html import escape
 from uqharness.leaderboard.table import Cell, Column, Table
 from uqharness.leaderboard.table_formats import arrow, number, shown_draws, shown_range
 from uqharness.leaderboard.theme import style
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 Link = Callable[[Cell, int], str]  # a cell and its number of draws -> the address of what is behind it
 # What a reader of a table needs to know about a metric, in few words.
@@ -156,9 +156,14 @@ def _block(metric: str, width: int, measured: bool) -> str:
 
 
 def _row(
-    table: Table, metric: str, i: int, ranks: Mapping[int, Mapping[int, int]], link: Link | None,
-    measured: bool, ranked: bool,
-) -> str:  # fmt: skip
+    table: Table,
+    metric: str,
+    i: int,
+    ranks: Mapping[int, Mapping[int, int]],
+    link: Link | None,
+    measured: bool,
+    ranked: bool,
+) -> str:
     name, draws = table.rows[i]
     cells = [table.cells.get((metric, i, j)) for j in range(len(table.columns))]
     seeds = [len(c.values) for c in cells if c]

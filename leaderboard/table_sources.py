@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.config import UNRECORDED, fields_of
 from uqharness.errors import InputError
-from uqharness.leakage import LIMIT
-from uqharness.metrics import METRICS, combine_draws, softmax_draws
-from uqharness.provenance import other_protocol
-from uqharness.results import Record, Run, metrics
+from uqharness.metrics.registry import METRICS, combine_draws, softmax_draws
+from uqharness.results.leakage import LIMIT
+from uqharness.results.provenance import other_protocol
+from uqharness.results.reading import Record, Run, metrics
+from uqharness.settings import UNRECORDED, fields_of
 
 # The run settings in `config.recipe_hash`; the data come on top.
 RECIPE = fields_of("recipe")
@@ -102,17 +102,32 @@ def describe(run: Run) -> Source:
         settings["on"] = built_on.get("label")
     held = run.record
     return Source(
-        file=run.source, task=run.task, protocol=run.protocol, protocol_hash=run.protocol_hash, items=held.items,
-        draws=held.draws, has_mean=held.has_mean, combine=held.combine, date=run.date,
-        method=str(method.get("label") or method.get("name") or _unrecorded(run)), settings=settings,
-        seed=posterior.get("train_seed", trained.get("seed")), trained_on=mapping(record, "data").get("task"),
-        recipe_hash=record.get("recipe_hash"), setup=setup, finite=posterior.get("finite") if record else 1,
-        adapter_hash=str(info.get("adapter_hash", "")), leaked=leaked(info, run.task),
-        number=partial(value, held), record=lambda: held, mean_is_member=bool(info.get("mean_is_member")),
+        file=run.source,
+        task=run.task,
+        protocol=run.protocol,
+        protocol_hash=run.protocol_hash,
+        items=held.items,
+        draws=held.draws,
+        has_mean=held.has_mean,
+        combine=held.combine,
+        date=run.date,
+        method=str(method.get("label") or method.get("name") or _unrecorded(run)),
+        settings=settings,
+        seed=posterior.get("train_seed", trained.get("seed")),
+        trained_on=mapping(record, "data").get("task"),
+        recipe_hash=record.get("recipe_hash"),
+        setup=setup,
+        finite=posterior.get("finite") if record else 1,
+        adapter_hash=str(info.get("adapter_hash", "")),
+        leaked=leaked(info, run.task),
+        number=partial(value, held),
+        record=lambda: held,
+        mean_is_member=bool(info.get("mean_is_member")),
         inert=mapping(record, "activity").get("inert") is True,
-        elsewhere=other_protocol(record, run.protocol.get("name")), mean_taken=mean_taken(held),
+        elsewhere=other_protocol(record, run.protocol.get("name")),
+        mean_taken=mean_taken(held),
         shared=shared(info, run),
-    )  # fmt: skip
+    )
 
 
 def shown(metric: str, number: float) -> str:

@@ -17,28 +17,38 @@ from uqharness.leaderboard.reported_table import names as paper_tables
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table import Cell, Column, Table
 from uqharness.leaderboard.table_formats import number, shown_draws
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 ALL_DRAWS = "all"
 ROWS = (25, 100, 500)  # of a table that are shown
 SHIFTS = ("id", "small", "large", "unknown")
 # filter -> column of Board.runs
 FILTERS = {
-    "base": "base", "trained": "trained_on", "method": "method", "protocol": "protocol_name", "source": "origin",
+    "base": "base",
+    "trained": "trained_on",
+    "method": "method",
+    "protocol": "protocol_name",
+    "source": "origin",
     "shift": "shift",
-}  # fmt: skip
+}
 FILTER_LABELS = {
-    "base": "Base model", "shift": "Shift", "method": "Method", "trained": "Trained on", "protocol": "Protocol",
+    "base": "Base model",
+    "shift": "Shift",
+    "method": "Method",
+    "trained": "Trained on",
+    "protocol": "Protocol",
     "source": "Source",
-}  # fmt: skip
+}
 PRESETS: dict[str, dict[str, Any]] = {
     "Paper": {"metric": ("nll", "brier", "acc", "ece"), "shift": (), "layout": "papers", "cost": False},
     "OOD": {
-        "metric": ("nll", "brier", "acc", "ece_debiased", "auroc"), "shift": ("small", "large"), "layout": "papers",
+        "metric": ("nll", "brier", "acc", "ece_debiased", "auroc"),
+        "shift": ("small", "large"),
+        "layout": "papers",
         "cost": False,
     },
     "Cost": {"metric": ("nll", "acc", "ece_debiased"), "shift": ("id",), "layout": "flat", "cost": True},
-}  # fmt: skip
+}
 
 
 def fields(runs: pd.DataFrame, reported: pd.DataFrame) -> list[Field]:
@@ -53,14 +63,21 @@ def fields(runs: pd.DataFrame, reported: pd.DataFrame) -> list[Field]:
     return [
         Field("metric", PRESETS["Paper"]["metric"], list(METRICS), "Metric"),
         Field("samples", (ALL_DRAWS,), draws, "N"),
-        *(Field(name, (), SHIFTS if name == "shift" else there(column), name.capitalize())
-          for name, column in FILTERS.items()),
+        *(
+            Field(name, (), SHIFTS if name == "shift" else there(column), name.capitalize())
+            for name, column in FILTERS.items()
+        ),
         Field("layout", "papers", ("papers", "flat"), "Layout"),
-        Field("cost", False), Field("ranks", True), Field("recipes", False),
-        Field("sort", "", ("", *METRICS), "Sort by"), Field("on", "", ("", *tasks), "Data set"),
-        Field("worst", False), Field("page", 1), Field("rows", ROWS[0], ROWS, "Rows"),
+        Field("cost", False),
+        Field("ranks", True),
+        Field("recipes", False),
+        Field("sort", "", ("", *METRICS), "Sort by"),
+        Field("on", "", ("", *tasks), "Data set"),
+        Field("worst", False),
+        Field("page", 1),
+        Field("rows", ROWS[0], ROWS, "Rows"),
         Field("paper", (papers := paper_tables(reported))[0], papers, "Table of a paper"),
-    ]  # fmt: skip
+    ]
 
 
 def summary(runs: pd.DataFrame, problems: pd.DataFrame, snapshot: str) -> str:
@@ -70,11 +87,13 @@ def summary(runs: pd.DataFrame, problems: pd.DataFrame, snapshot: str) -> str:
         return f"{count:,} {one if count == 1 else more or one + 's'}"
 
     parts = [
-        of(len(runs), "run"), of(runs["method"].nunique(), "method"), of(runs["task"].nunique(), "data set"),
+        of(len(runs), "run"),
+        of(runs["method"].nunique(), "method"),
+        of(runs["task"].nunique(), "data set"),
         of(runs["base"].nunique(), "base model"),
         *[of(len(problems), "remark on files", "remarks on files")] * bool(len(problems)),
         f"results {snapshot}",
-    ]  # fmt: skip
+    ]
     return " · ".join(parts)
 
 

@@ -15,18 +15,40 @@ NEUTRAL = "#808495"  # lines and texts of a figure that must be seen on both
 GRID = "rgba(128, 132, 149, 0.22)"
 
 PAPERS = {
-    "MLE": "#7f7f7f", "MAP": "#1e6987", "MCD": "#c32db4", "ENS": "#e1781e", "BBB": "#a587d2", "LAP": "#d23c00",
-    "BLoB": "#1f7ae0", "Me-LoRA": "#a53c5a",
-}  # fmt: skip
+    "MLE": "#7f7f7f",
+    "MAP": "#1e6987",
+    "MCD": "#c32db4",
+    "ENS": "#e1781e",
+    "BBB": "#a587d2",
+    "LAP": "#d23c00",
+    "BLoB": "#1f7ae0",
+    "Me-LoRA": "#a53c5a",
+}
 OTHERS = {
-    "TS": "#3ca587", "TFB": "#4b7800", "SWAG": "#c30f87", "ScalaBL": "#7887ff", "oracle": "#8a7350",
+    "TS": "#3ca587",
+    "TFB": "#4b7800",
+    "SWAG": "#c30f87",
+    "ScalaBL": "#7887ff",
+    "oracle": "#8a7350",
     "zero-shot": "#5a874b",
-}  # fmt: skip
+}
 SPARE = ("#c35aa5", "#1e5af0", "#969669", "#2d7869", "#b4692d", "#875a96")
 SYMBOLS = (
-    "circle", "square", "diamond", "triangle-up", "triangle-down", "cross", "x", "star", "pentagon", "hexagon",
-    "triangle-left", "triangle-right", "hourglass", "bowtie",
-)  # fmt: skip
+    "circle",
+    "square",
+    "diamond",
+    "triangle-up",
+    "triangle-down",
+    "cross",
+    "x",
+    "star",
+    "pentagon",
+    "hexagon",
+    "triangle-left",
+    "triangle-right",
+    "hourglass",
+    "bowtie",
+)
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 

@@ -4,6 +4,7 @@
 is what they stand for; `gold` is an index, -1 where the row's label is none of its choices (UQTask names the
 item and refuses it). White space around a text goes, the text itself and every row stay.
 """
+
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,8 +23,13 @@ def each(one: Callable[[Row], dict[str, Any]], rows: Dataset) -> Dataset:
 
 
 def question(key: Any, text: str, texts: Sequence[str], gold: int) -> dict[str, Any]:
-    return {"id": str(key), "question": text.strip(), "choices": list(LETTERS[:len(texts)]),
-            "texts": [text.strip() for text in texts], "gold": gold}
+    return {
+        "id": str(key),
+        "question": text.strip(),
+        "choices": list(LETTERS[: len(texts)]),
+        "texts": [text.strip() for text in texts],
+        "gold": gold,
+    }
 
 
 def index(labels: Sequence[str], answer: str) -> int:
@@ -42,8 +48,14 @@ def _lettered(row: Row) -> dict[str, Any]:
 
 def _boolq(row: Row) -> dict[str, Any]:
     answers = ["True", "False"]
-    return {"id": str(row["idx"]), "question": row["question"].strip(), "passage": row["passage"].strip(),
-            "choices": answers, "texts": answers, "gold": {1: 0, 0: 1}.get(row["label"], -1)}
+    return {
+        "id": str(row["idx"]),
+        "question": row["question"].strip(),
+        "passage": row["passage"].strip(),
+        "choices": answers,
+        "texts": answers,
+        "gold": {1: 0, 0: 1}.get(row["label"], -1),
+    }
 
 
 def _mmlu(row: Row) -> dict[str, Any]:
@@ -74,8 +86,12 @@ def _cloze(row: Row) -> dict[str, Any]:
     if "answerKey" not in row:
         return {"id": "", "question": text.strip(), "choices": row["choices"], "gold": row["answer"]}
     found = row["choices"]
-    return {"id": str(row["id"]), "question": text, "choices": found["text"],
-            "gold": index(found["label"], row["answerKey"])}
+    return {
+        "id": str(row["id"]),
+        "question": text,
+        "choices": found["text"],
+        "gold": index(found["label"], row["answerKey"]),
+    }
 
 
 def cloze(rows: Dataset) -> Dataset:

@@ -2,6 +2,7 @@
 
 Facts of their code, one function each; `docs.py` has the shape and the rows of uq-v1. Texts are as they stand.
 """
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
@@ -12,11 +13,23 @@ from datasets import Dataset
 from uqharness.tasks.docs import LETTERS, Row, each, index
 
 
-def _item(key: Any, question: str, labels: Sequence[str], texts: Sequence[str], gold: int,
-          choices: Sequence[str] | None = None) -> dict[str, Any]:
+def _item(
+    key: Any,
+    question: str,
+    labels: Sequence[str],
+    texts: Sequence[str],
+    gold: int,
+    choices: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """`labels`: what the prompt calls the choices; `choices`: the answers that are scored."""
-    return {"id": str(key), "question": question, "labels": list(labels), "texts": list(texts), "gold": gold,
-            "choices": list(LETTERS[:len(texts)] if choices is None else choices)}
+    return {
+        "id": str(key),
+        "question": question,
+        "labels": list(labels),
+        "texts": list(texts),
+        "gold": gold,
+        "choices": list(LETTERS[: len(texts)] if choices is None else choices),
+    }
 
 
 def _lettered(row: Row) -> tuple[str, str, Sequence[str], Sequence[str], int]:
@@ -52,8 +65,13 @@ def bp_arc(rows: Dataset) -> Dataset:
 
 def _bp_boolq(row: Row) -> dict[str, Any]:
     """Label 1 (true) is read as index 1 of ("True", "False"): inverted. The passage is cut at 1,024 characters."""
-    return {"id": str(row["idx"]), "question": row["question"], "passage": row["passage"][:1024],
-            "choices": ["True", "False"], "gold": row["label"] if row["label"] in (0, 1) else -1}
+    return {
+        "id": str(row["idx"]),
+        "question": row["question"],
+        "passage": row["passage"][:1024],
+        "choices": ["True", "False"],
+        "gold": row["label"] if row["label"] in (0, 1) else -1,
+    }
 
 
 def bp_boolq(rows: Dataset) -> Dataset:
@@ -71,7 +89,7 @@ def _sentence(text: str) -> str:
 
 def _ll_lettered(row: Row) -> dict[str, Any]:
     key, text, _, texts, gold = _lettered(row)
-    return _item(key, text, LETTERS[:len(texts)], [_sentence(each_text) for each_text in texts], gold)
+    return _item(key, text, LETTERS[: len(texts)], [_sentence(each_text) for each_text in texts], gold)
 
 
 def ll_lettered(rows: Dataset) -> Dataset:
@@ -80,8 +98,13 @@ def ll_lettered(rows: Dataset) -> Dataset:
 
 
 def _ll_boolq(row: Row) -> dict[str, Any]:
-    return {"id": str(row["idx"]), "question": row["question"], "passage": row["passage"],
-            "choices": ["False", "True"], "gold": row["label"] if row["label"] in (0, 1) else -1}
+    return {
+        "id": str(row["idx"]),
+        "question": row["question"],
+        "passage": row["passage"],
+        "choices": ["False", "True"],
+        "gold": row["label"] if row["label"] in (0, 1) else -1,
+    }
 
 
 def ll_boolq(rows: Dataset) -> Dataset:

@@ -1,4 +1,5 @@
 """An lm-eval model whose answers, with their draws, depend on the text alone."""
+
 from __future__ import annotations
 
 import hashlib
@@ -7,7 +8,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import LM
 
-from uqharness.results import BMALogProb
+from uqharness.results.reading import BMALogProb
 
 
 class Answerer(LM):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from uqharness import scores
+from uqharness.metrics import points as scores
 
 Array = NDArray[np.float64]
 Answers = NDArray[np.int64]

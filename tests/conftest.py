@@ -3,6 +3,7 @@
 The hub must run before `datasets` is imported, which reads the environment once, so it starts here, and the
 workers of pytest-xdist use the controller's.
 """
+
 from __future__ import annotations
 
 import atexit

@@ -11,15 +11,15 @@ from scipy import optimize
 from torch import Tensor
 
 from uqharness.adapters.laplace import Laplace, LaplacePosterior
-from uqharness.base_model import inject
-from uqharness.bma import make_rows
-from uqharness.config import Run
-from uqharness.curvature import Block
-from uqharness.data import ChoiceData, Question
-from uqharness.kfac import jacobians
-from uqharness.lora import LoraStack
+from uqharness.curvature.fisher import jacobians
+from uqharness.curvature.laplace import Block
+from uqharness.engine.engine import make_rows
+from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Point
+from uqharness.settings import Run
 from uqharness.testing import TINY, tiny_llama
+from uqharness.training.base_model import inject
+from uqharness.training.data import ChoiceData, Question
 
 RUN = dataclasses.replace(TINY, target_modules=("q_proj", "v_proj", "lm_head"), lora_r=2)
 
@@ -118,9 +118,11 @@ def check_against_dense(posterior: LaplacePosterior, stack: LoraStack, data: Cho
     wanted = dense_evidence(fisher, likelihood, theta, precision)
     assert posterior.report["log_evidence"] == pytest.approx(wanted, rel=1e-5)
     best = optimize.minimize_scalar(
-        lambda x: -dense_evidence(fisher, likelihood, theta, math.exp(x)), bounds=(-12, 12), method="bounded",
+        lambda x: -dense_evidence(fisher, likelihood, theta, math.exp(x)),
+        bounds=(-12, 12),
+        method="bounded",
         options={"xatol": 1e-9},
-    )  # fmt: skip
+    )
     assert math.log(precision) == pytest.approx(best.x, abs=1e-4)
     for question in (*ask([50, 51, 10]).train, *LONG.train):
         f, j = jacobian(stack, question, names)

@@ -206,9 +206,12 @@ class Handler(BaseHTTPRequestHandler):
     def batch(self, name: str, _: str, body: bytes) -> None:
         objects = json.loads(body)["objects"]
         href = f"{self.server.endpoint}/blobs/"
-        self.json({"transfer": "basic", "objects": [
-            {**each, "actions": {"upload": {"href": href + each["oid"]}}} for each in objects
-        ]})  # fmt: skip
+        self.json(
+            {
+                "transfer": "basic",
+                "objects": [{**each, "actions": {"upload": {"href": href + each["oid"]}}} for each in objects],
+            }
+        )
 
     def branch(self, name: str, branch: str, _: bytes) -> None:
         branches = self.server.repositories[name]
@@ -237,5 +240,6 @@ class Handler(BaseHTTPRequestHandler):
                 assert part["key"] == "deletedFile", part
                 del files[value["path"]]
         sha = self.server.commit(name, branch, files, message)
-        return self.json({"commitUrl": f"{self.server.endpoint}/{name}/commit/{sha}", "commitOid": sha,
-                          "success": True})  # fmt: skip
+        return self.json(
+            {"commitUrl": f"{self.server.endpoint}/{name}/commit/{sha}", "commitOid": sha, "success": True}
+        )

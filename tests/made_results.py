@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.record import Record, pack
-from uqharness.results import RECORD
+from uqharness.results.reading import RECORD
+from uqharness.results.record import Record, pack
 
 PROTOCOL = {"name": "test", "fewshot": None}
 RUN = {"lr": 0.1, "steps": 5, "target_modules": ["q_proj"], "base": "/somewhere/tiny"}
@@ -23,11 +23,14 @@ def answers(seed: int, draws: int, items: int = 40) -> list[dict[str, Any]]:
     gold = np.random.default_rng(items).integers(0, 3, items)  # the same questions whoever answers them
     return [
         {
-            "id": i, "gold": int(gold[i]), "combine": "probs", "doc_hash": f"{i:016x}",
+            "id": i,
+            "gold": int(gold[i]),
+            "combine": "probs",
+            "doc_hash": f"{i:016x}",
             "logp": logits[:, i].tolist(),
         }
         for i in range(items)
-    ]  # fmt: skip
+    ]
 
 
 def result(
@@ -43,10 +46,11 @@ def result(
     trained = changes.get("trained_on", task)
     record = {
         "method": {"name": method.lower(), "label": method, "settings": changes.get("settings", {})},
-        "run": run, "data": {"task": trained},
+        "run": run,
+        "data": {"task": trained},
         "recipe_hash": changes.get("recipe_hash", f"{run['lr']}-{trained}"),
         "posterior": {"train_seed": seed, "finite": changes.get("finite")},
-    }  # fmt: skip
+    }
     info = {"adapter_hash": f"{method}{seed}", "record": record, "leaks": changes.get("leaks", {})}
     config: dict[str, Any] = {"model": "bayeslora", "uqharness": info}
     if changes.get("plain"):
@@ -65,5 +69,6 @@ def record(rule: str = "probs", draws: int = 4, items: int = 60, seed: int = 0, 
         logp[0] = np.nan
     logp[:, ::5, 2] = np.nan  # every fifth question has two choices
     choices = np.where(np.arange(items) % 5 == 0, 2, 3)
-    return Record(logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)],
-                  rule, has_mean)  # fmt: skip
+    return Record(
+        logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)], rule, has_mean
+    )

@@ -1,4 +1,5 @@
 """Throw-away environments: a venv with the built wheel that, on request, sees this interpreter's packages."""
+
 from __future__ import annotations
 
 import compileall

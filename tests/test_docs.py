@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import yaml
 
-from uqharness import cli, config, registry
-from uqharness.config import Run
+from uqharness import cli, registry
+from uqharness import settings as config
 from uqharness.errors import InputError
-from uqharness.posterior import Method
+from uqharness.method import Method
+from uqharness.settings import Run
 
 ROOT = Path(registry.__file__).resolve().parent.parent
 METHODS = ROOT / "docs" / "methods.md"

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from uqharness.results import read_results
+from uqharness.results.reading import read_results
 
 
 def command(

@@ -48,8 +48,12 @@ def test_what_is_within_the_bounds_is_what_json_reads(tmp_path: Path) -> None:
 def test_only_regular_files_of_the_allowed_size(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     started = time.monotonic()
-    for path, message in ((tmp_path / "pipe", "not a regular file"), (tmp_path, "not a regular file|directory"),
-                          (tmp_path / "none", "No such file"), (Path("a\0b"), "cannot be read")):  # fmt: skip
+    for path, message in (
+        (tmp_path / "pipe", "not a regular file"),
+        (tmp_path, "not a regular file|directory"),
+        (tmp_path / "none", "No such file"),
+        (Path("a\0b"), "cannot be read"),
+    ):
         with pytest.raises(InputError, match=message):
             read(path)
     with open(tmp_path / "large", "wb") as file:

@@ -1,4 +1,5 @@
 """Wheel, sdist, editable install and a checkout that was never installed; the import rule's own test."""
+
 from __future__ import annotations
 
 import ast
@@ -66,7 +67,7 @@ def test_wheel_metadata(wheel: Path) -> None:
     entries.read_string(read["entry_points.txt"])
     assert entries["console_scripts"]["uqharness"] == "uqharness.cli:main"
     oracle = {"toyworld_oracle": "uqharness.toyworld.oracle:Oracle"}
-    assert dict(entries["lm_eval.models"]) == {"bayeslora": "uqharness.model:BayesLoRA", **oracle}
+    assert dict(entries["lm_eval.models"]) == {"bayeslora": "uqharness.harness.model:BayesLoRA", **oracle}
     assert dict(entries["lm_eval.tasks"]) == {"uqharness": "uqharness.tasks"}
     assert "Version: 0.1.0\n" in read["METADATA"] and "Requires-Python: >=3.10\n" in read["METADATA"]
     assert "License-Expression: Apache-2.0" in read["METADATA"] and "Apache License" in read["LICENSE"]
@@ -116,7 +117,7 @@ def test_editable_install_reads_the_checkout(checkout: Path, tmp_path: Path) -> 
     (checkout / "adapters" / "brand_new.py").write_text("answer = 42\n")
     assert env.code("from uqharness.adapters.brand_new import answer; print(answer)").out == "42\n"
     hook = env.code("import sys; print(type(sys.meta_path[0]).__module__)")
-    assert hook.out == "uqharness._lm_eval_hook\n" and hook.err == "", hook
+    assert hook.out == "uqharness.harness.hook\n" and hook.err == "", hook
 
 
 def test_a_package_called_adapters_is_not_shadowed(checkout: Path, tmp_path: Path) -> None:
@@ -138,22 +139,25 @@ def rule() -> ModuleType:
 
 
 BREAKS = [
-    ("uqharness/training.py", "from uqharness.adapters.blob import BLoB"),
-    ("uqharness/training.py", "import uqharness.adapters.blob"),
+    ("uqharness/training/fit.py", "from uqharness.adapters.blob import BLoB"),
+    ("uqharness/training/fit.py", "import uqharness.adapters.blob"),
     ("uqharness/deep/down.py", "def f():\n    from ..adapters import blob"),
-    ("uqharness/data.py", "import importlib\nimportlib.import_module('uqharness.adapters.mle')"),
+    ("uqharness/training/data.py", "import importlib\nimportlib.import_module('uqharness.adapters.mle')"),
     ("tasks/docs.py", "from uqharness.adapters import mle"),
-    ("leaderboard/views.py", "from uqharness.adapter_io import read_record"),
+    ("leaderboard/views.py", "from uqharness.adapter_io.folder import read_record"),
     ("leaderboard/app.py", "from uqharness import model"),
     ("adapters/mle.py", "from uqharness import cli"),
     ("uqharness/suite.py", "from .cli import main"),
 ]
 KEEPS = [
     ("uqharness/registry.py", "from uqharness.adapters import mle"),
-    ("adapters/laplace.py", "from uqharness.adapters.mle import MLE\nfrom uqharness.lora import LoraStack"),
-    ("leaderboard/views.py", "from uqharness.metrics import ece\nfrom uqharness.results import unpack"),
+    ("adapters/laplace.py", "from uqharness.adapters.mle import MLE\nfrom uqharness.engine.lora import LoraStack"),
+    (
+        "leaderboard/views.py",
+        "from uqharness.metrics.registry import ece\nfrom uqharness.results.reading import unpack",
+    ),
     ("leaderboard/app.py", "from uqharness.leaderboard import views\nfrom uqharness import __version__"),
-    ("uqharness/model.py", "from .adapters_of_another_kind import x\nimport adapters.blob"),
+    ("uqharness/harness/model.py", "from .adapters_of_another_kind import x\nimport adapters.blob"),
     ("uqharness/__main__.py", "from uqharness.cli import main"),
 ]
 

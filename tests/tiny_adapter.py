@@ -13,10 +13,10 @@ from lm_eval.api.instance import Instance
 from peft import PeftModel
 
 from tests.tiny import make_lora
-from uqharness import adapter_io
-from uqharness.fingerprint import base_fingerprint
-from uqharness.lora import LoraStack
+from uqharness.adapter_io import folder as adapter_io
+from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Gaussian
+from uqharness.training.fingerprint import base_fingerprint
 
 TEXTS = ["w1 w2 w3 Answer:", "w4 Answer:", "w5 w6 w7 w8 w9 w10 Answer:", "w11 w12 Answer:"]
 REQUESTS = [(text, answer) for text in TEXTS for answer in (" A", " B", " w3 w4", " C w1 w2 w3")]

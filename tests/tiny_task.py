@@ -46,6 +46,6 @@ def make_task(folder: Path, name: str = "tiny_uq", seed: int = 0, uq: bool = Tru
         **config,
     }
     lines = [f"{key}: {json.dumps(value)}" for key, value in settings.items() if value is not None]
-    lines += ["class: !function uqharness.task.UQTask"] * uq
+    lines += ["class: !function uqharness.harness.task.UQTask"] * uq
     (folder / f"{name}.yaml").write_text("\n".join(lines) + "\n")
     return folder

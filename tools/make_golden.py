@@ -107,8 +107,19 @@ EVALUATIONS: Mapping[str, tuple[str, str]] = {
 }
 
 METHODS = (
-    "mle", "map", "mcd", "ens", "bbb", "laplace-joint", "blob", "melora", "scalabl", "swag", "tfb", "tempscale",
-)  # fmt: skip
+    "mle",
+    "map",
+    "mcd",
+    "ens",
+    "bbb",
+    "laplace-joint",
+    "blob",
+    "melora",
+    "scalabl",
+    "swag",
+    "tfb",
+    "tempscale",
+)
 # {table: (results files, flags)}
 TABLES: Mapping[str, tuple[Sequence[str], Sequence[str]]] = {
     "methods": (METHODS, ["--across-recipes"]),
@@ -145,10 +156,24 @@ def evaluate(adapter: Path | str, model_args: str, out: Path, dtype: str = "floa
     # The report of the machine runs pip and takes seconds.
     original, lm_eval.evaluator.add_env_info = lm_eval.evaluator.add_env_info, lambda results: None
     try:
-        run_command([
-            "eval", str(adapter), "--tasks", TASK, "--limit", str(LIMIT), "--batch_size", "16", "--device", "cpu",
-            "--model_args", f"{model_args},dtype={dtype}", "--output_path", str(out),
-        ])  # fmt: skip
+        run_command(
+            [
+                "eval",
+                str(adapter),
+                "--tasks",
+                TASK,
+                "--limit",
+                str(LIMIT),
+                "--batch_size",
+                "16",
+                "--device",
+                "cpu",
+                "--model_args",
+                f"{model_args},dtype={dtype}",
+                "--output_path",
+                str(out),
+            ]
+        )
     finally:
         lm_eval.evaluator.add_env_info = original
     (path,) = out.rglob("results_*.json")
@@ -167,7 +192,7 @@ class Answers:
 
 
 def read_answers(path: Path) -> Answers:
-    from uqharness.results import read_results
+    from uqharness.results.reading import read_results
 
     (run,) = read_results(path)
     held = run.record
@@ -180,7 +205,7 @@ def read_answers(path: Path) -> Answers:
 def published_numbers(path: Path) -> dict[str, dict[str, list[float]]]:
     """{run: {metric: [at the fewest draws, at all draws, mean over all numbers of draws]}} of a published file."""
     from uqharness.leaderboard import aggregate
-    from uqharness.metrics import METRICS
+    from uqharness.metrics.registry import METRICS
 
     board = aggregate.build([path])
     if len(board.problems):
@@ -244,9 +269,16 @@ def differences(folder: Path, other: Path, tolerance: float = 1e-5) -> list[str]
 # ---------------------------------------------------------------- the same bytes at any time, on any machine
 
 FIXED: Mapping[str, Any] = {
-    "seconds": 0.0, "peak_memory_bytes": 0, "threads": 1, "start_time": 0.0, "end_time": 0.0, "git_hash": None,
-    "total_evaluation_time_seconds": "0", "upper_git_hash": None, "pretty_env_info": None,
-}  # fmt: skip
+    "seconds": 0.0,
+    "peak_memory_bytes": 0,
+    "threads": 1,
+    "start_time": 0.0,
+    "end_time": 0.0,
+    "git_hash": None,
+    "total_evaluation_time_seconds": "0",
+    "upper_git_hash": None,
+    "pretty_env_info": None,
+}
 DATE, CLOCK = "2026-11-29T00:00:00Z", 1_795_910_400.0
 
 
@@ -333,8 +365,11 @@ def make_published() -> None:
 
 
 PARTS: Mapping[str, Callable[[], None]] = {
-    "adapters": make_adapters, "results": make_results, "tables": make_tables, "published": make_published,
-}  # fmt: skip
+    "adapters": make_adapters,
+    "results": make_results,
+    "tables": make_tables,
+    "published": make_published,
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -81,7 +81,7 @@ def dequantise(folder: Path) -> None:
     from tokenizers import pre_tokenizers
 
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # says what it lacks, which is not needed here
-    from uqharness.base_model import forget_gguf
+    from uqharness.training.base_model import forget_gguf
 
     model = transformers.AutoModelForCausalLM.from_pretrained(folder / "gguf", gguf_file=GGUF, dtype=torch.float32)
     forget_gguf(model)

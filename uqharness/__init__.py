@@ -1,4 +1,5 @@
 """Bayesian LoRA in lm-eval. Imported at every start of Python (`uqharness.pth`): nothing heavy here."""
+
 import os
 
 __version__ = "0.1.0"

@@ -23,7 +23,7 @@ from uqharness.terminal import PrintableFormatter, say, tolerate_encoding
 
 # name -> (module, one line of help, examples)
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": ("uqharness.demo", "see it happen on the embedded world, in minutes", ("uqharness demo",)),
+    "demo": ("uqharness.commands.demo", "see it happen on the embedded world, in minutes", ("uqharness demo",)),
     "train": (
         "uqharness.commands.train",
         "make an adapter: METHOD on BASE with the training split of TASK",

@@ -49,9 +49,11 @@ def of_system(error: BaseException) -> UQError | None:
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _FULL_TEXTS = (
-    "No space left on device", "Disk quota exceeded",
-    "PytorchStreamWriter failed", ". unexpected pos ",  # torch.save
-)  # fmt: skip
+    "No space left on device",
+    "Disk quota exceeded",
+    "PytorchStreamWriter failed",
+    ". unexpected pos ",  # torch.save
+)
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 
 

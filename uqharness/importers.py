@@ -17,10 +17,10 @@ import torch.nn.functional as F
 from peft import LoraConfig
 from torch import Tensor
 
-from uqharness.adapter_io import JSON_LIMIT, MEAN, PEFT_CONFIG, read_tensors
+from uqharness.adapter_io.folder import JSON_LIMIT, MEAN, PEFT_CONFIG, read_tensors
+from uqharness.adapter_io.peft_config import lora_config
 from uqharness.errors import InputError
 from uqharness.loose_json import read_object
-from uqharness.peft_config import lora_config
 from uqharness.posterior import Gaussian, Members, Point, Posterior, Tensors
 
 PREFIX = "base_model.model."

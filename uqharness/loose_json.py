@@ -28,9 +28,15 @@ MAX_BYTES = 64 * 2**20
 MAX_DEPTH = 64
 _SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 _KINDS: dict[Any, str] = {
-    str: "a string", int: "an integer", float: "a finite number", bool: "true or false", list: "a list",
-    dict: "an object", type(None): "null", Any: "anything",
-}  # fmt: skip
+    str: "a string",
+    int: "an integer",
+    float: "a finite number",
+    bool: "true or false",
+    list: "a list",
+    dict: "an object",
+    type(None): "null",
+    Any: "anything",
+}
 
 
 def read(path: str | os.PathLike[str], limit: int = MAX_BYTES) -> Any:
@@ -168,8 +174,9 @@ def _depth_exceeds(value: Any, limit: int) -> bool:
     """Level by level, without recursion."""
     level = [value]
     for _ in range(limit + 1):
-        containers = [part.values() if isinstance(part, dict) else part for part in level
-                      if isinstance(part, (dict, list))]  # fmt: skip
+        containers = [
+            part.values() if isinstance(part, dict) else part for part in level if isinstance(part, (dict, list))
+        ]
         if not containers:
             return False
         level = [part for container in containers for part in container if isinstance(part, (dict, list))]

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from uqharness.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
-    from uqharness.posterior import Method
+    from uqharness.method import Method
 
 GROUP = "uqharness.methods"
 ALIASES = {"lap": "laplace"}
@@ -38,9 +38,7 @@ def get_point(name: str, package: str | None = None) -> EntryPoint:
     known = methods()
     point = known.get(ALIASES.get(name, name))
     if point is None:
-        hint = (
-            f"; the record says it comes from the package {package}: pip install {package}" if package else ""
-        )
+        hint = f"; the record says it comes from the package {package}: pip install {package}" if package else ""
         close = did_you_mean(name, [*known, *ALIASES])
         raise InputError(f"unknown method {name!r}{close}{hint}; installed: {', '.join(known) or 'none'}")
     return point
@@ -49,18 +47,14 @@ def get_point(name: str, package: str | None = None) -> EntryPoint:
 def get_method(name: str, package: str | None = None) -> type[Method]:
     """The method's class. `package`: the distribution that a record says it came from."""
     point = get_point(name, package)
-    from uqharness.posterior import Method  # torch: not before the name is known to be right
+    from uqharness.method import Method  # torch: not before the name is known to be right
 
     try:
         cls = point.load()
     except (ImportError, AttributeError) as error:
-        raise InputError(
-            f"method {name} ({point.value}, {distribution(point)}) cannot be imported: {error}"
-        ) from error
+        raise InputError(f"method {name} ({point.value}, {distribution(point)}) cannot be imported: {error}") from error
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise InputError(
-            f"method {name} ({point.value}, {distribution(point)}) is no uqharness.posterior.Method"
-        )
+        raise InputError(f"method {name} ({point.value}, {distribution(point)}) is no uqharness.method.Method")
     return cls
 
 
@@ -81,8 +75,6 @@ def _checkout() -> list[EntryPoint]:
         return []
     # tomllib is Python 3.11's; the table that is wanted is plain `name = "module:Class"` lines.
     text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    table = re.search(
-        rf'^\[project\.entry-points\."{re.escape(GROUP)}"\]\n((?:(?!\[).*\n?)*)', text, re.MULTILINE
-    )
+    table = re.search(rf'^\[project\.entry-points\."{re.escape(GROUP)}"\]\n((?:(?!\[).*\n?)*)', text, re.MULTILINE)
     lines = re.findall(r'^([\w-]+)\s*=\s*"([^"]+)"', table.group(1), re.MULTILINE) if table else []
     return [EntryPoint(name, value, GROUP) for name, value in lines]

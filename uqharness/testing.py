@@ -11,12 +11,13 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from uqharness.adapter_io import load_posterior, save_adapter
-from uqharness.base_model import inject
-from uqharness.bma import Engine, Pair, make_rows
-from uqharness.config import Run, as_json
-from uqharness.data import ChoiceData, Question
-from uqharness.posterior import Method, Posterior, keyed_generator
+from uqharness.adapter_io.folder import load_posterior, save_adapter
+from uqharness.engine.engine import Engine, Pair, make_rows
+from uqharness.method import Method
+from uqharness.posterior import Posterior, keyed_generator
+from uqharness.settings import Run, as_json
+from uqharness.training.base_model import inject
+from uqharness.training.data import ChoiceData, Question
 
 TINY = Run(
     base="tiny",
@@ -41,9 +42,7 @@ def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
     heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        return LlamaForCausalLM(
-            LlamaConfig(**{**shape, **heads, "initializer_range": 0.2, **settings})
-        ).eval()
+        return LlamaForCausalLM(LlamaConfig(**{**shape, **heads, "initializer_range": 0.2, **settings})).eval()
 
 
 def tiny_data(items: int = 16, seed: int = 0) -> ChoiceData:
@@ -77,9 +76,7 @@ def fit_tiny(
     return method.fit(model, data, run, source), model, data
 
 
-def check_method(
-    cls: type[Method], run: Run = TINY, source: Posterior | None = None, **settings: Any
-) -> Posterior:
+def check_method(cls: type[Method], run: Run = TINY, source: Posterior | None = None, **settings: Any) -> Posterior:
     """Raises AssertionError, naming the clause, where a method breaks the contract of docs/plugin.md."""
     method = cls(**settings)
     for name in ("name", "label", "paper", "summary", "passes"):
@@ -98,8 +95,7 @@ def check_method(
 def check_base_untouched(model: PeftModel, before: dict[str, Tensor]) -> None:
     """Training changes the adapter and nothing else, bit for bit."""
     after = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): t
-        for name, t in model.state_dict().items()
+        name.removeprefix("base_model.model.").replace(".base_layer.", "."): t for name, t in model.state_dict().items()
     }
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), f"base weight {name} was changed"
@@ -118,13 +114,9 @@ def check_draws(posterior: Posterior) -> None:
     whole, again = posterior.draws(0, count, 3), posterior.draws(0, count, 3)
     first, later = posterior.draws(0, min(5, count), 3), posterior.draws(min(2, count - 1), count, 3)
     for name, tensor in whole.items():
-        assert name in posterior.mean and tensor.shape == (count, *posterior.mean[name].shape), (
-            f"shape of {name}"
-        )
+        assert name in posterior.mean and tensor.shape == (count, *posterior.mean[name].shape), f"shape of {name}"
         assert torch.equal(tensor, again[name]), f"draws of {name} are not reproducible"
-        assert torch.equal(tensor[: min(5, count)], first[name]), (
-            f"the first 5 of 10 draws of {name} are not the 5"
-        )
+        assert torch.equal(tensor[: min(5, count)], first[name]), f"the first 5 of 10 draws of {name} are not the 5"
         assert torch.equal(tensor[min(2, count - 1) :], later[name]), f"draws of {name} depend on the chunk"
     if posterior.finite is None and whole:
         other = posterior.draws(0, count, 4)
@@ -135,9 +127,7 @@ def check_draws(posterior: Posterior) -> None:
             assert bool((off <= tensor.std(0) + 1e-5).all()), f"draws of {name} do not lie around the mean"
 
 
-def check_saved(
-    method: Method, posterior: Posterior, model: PeftModel, data: ChoiceData, folder: Path
-) -> None:
+def check_saved(method: Method, posterior: Posterior, model: PeftModel, data: ChoiceData, folder: Path) -> None:
     """Save, load: the same numbers, exactly; PEFT alone loads the mean and answers as N = 0 does."""
     cls, out = type(method), folder / "adapter"
     record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
@@ -169,9 +159,7 @@ def _restore(cls: type[Method], out: Path) -> Posterior:
         return load_posterior(out)[0]
 
 
-def check_resume(
-    method: Method, posterior: Posterior, run: Run, source: Posterior | None, folder: Path
-) -> None:
+def check_resume(method: Method, posterior: Posterior, run: Run, source: Posterior | None, folder: Path) -> None:
     """Stopped half-way and resumed, it ends where the uninterrupted run ended, bit for bit."""
     stop = run.steps // 2
     saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
@@ -179,11 +167,9 @@ def check_resume(
     for marker in folder.rglob(f"checkpoint-{run.steps}/complete.json"):
         marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
     resumed, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
-    assert any(
-        curve["resumed_from"] == stop for curve in data.record.get("training", [])
-    ) or not data.record.get("training"), (
-        "the run did not resume from its checkpoint: train through uqharness.training.fit_loop"
-    )
+    assert any(curve["resumed_from"] == stop for curve in data.record.get("training", [])) or not data.record.get(
+        "training"
+    ), "the run did not resume from its checkpoint: train through uqharness.training.fit.fit_loop"
     for name, tensor in posterior.mean.items():
         assert torch.equal(tensor, resumed.mean[name]), f"the resumed mean differs in {name}"
     for name, tensor in posterior.state().items():

@@ -8,14 +8,16 @@ from uqharness.leaderboard import charts, curve_rows, figure_view, pick_rows, sh
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
-from uqharness.metrics import BINS
+from uqharness.metrics.registry import BINS
 
 FIGURES = {"reliability": "Reliability", "confidence": "Right and wrong answers"}
 SIZES = (5, 10, 15, 20, 30, 50)
 MORE = [
     Field("figure", "reliability", list(FIGURES), "Figure"),
-    Field("bins", BINS, SIZES, "Bins"), Field("mass", False), Field("bands", True),
-]  # fmt: skip
+    Field("bins", BINS, SIZES, "Bins"),
+    Field("mass", False),
+    Field("bands", True),
+]
 
 
 def reliability() -> list[Grid]:

@@ -59,9 +59,12 @@ names = named(here[here["row"].isin(rows)])
 one, two, three = st.columns([1, 1.5, 2.5])
 one.selectbox("Data set", sorted(set(runs["task"])), key=view.key("task"), on_change=other_data)
 two.multiselect(
-    "Methods", list(dict.fromkeys(here["row"])), key="compare.methods", on_change=other_methods,
+    "Methods",
+    list(dict.fromkeys(here["row"])),
+    key="compare.methods",
+    on_change=other_methods,
     max_selections=comparison.MOST,
-)  # fmt: skip
+)
 three.multiselect(
     "Runs", list(names), key=view.key("run"), format_func=lambda i: names.get(i, i), max_selections=comparison.MOST
 )

@@ -9,7 +9,7 @@ from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
 from uqharness.leaderboard.table_formats import titled
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 MORE = [
     Field("cost", "train_seconds", list(costs.COSTS), "Cost"),

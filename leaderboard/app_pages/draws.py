@@ -8,7 +8,7 @@ from uqharness.leaderboard import charts, curve_rows, figure_view, pick_rows, sh
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 DRAWN = [name for name in METRICS if name != "ece_floor"]
 MORE = [Field("metric", ("nll", "acc", "ece_debiased"), DRAWN, "Metric")]
@@ -42,8 +42,9 @@ st.caption(
 )
 points = Grid(
     *curve_rows.draw_rows([curve for panel in panels for curve in panel]),
-    f"Metrics against N on {picked.place}", "words",
-)  # fmt: skip
+    f"Metrics against N on {picked.place}",
+    "words",
+)
 if points.rows:
     shell.behind(points)
 with sharing:

@@ -20,9 +20,7 @@ view = View("run", fields, board.snapshot)
 shell.head("Run", "One method, one training seed, one data set.", view)
 run = pick_run.pick(view, board.runs)
 record = shell.record(run["run_id"], shell.sources()[run["run_id"]])
-numbers = Grid(
-    *run_view.numbers(board, run, record), "Computed from the answers; intervals over questions", "numbers"
-)
+numbers = Grid(*run_view.numbers(board, run, record), "Computed from the answers; intervals over questions", "numbers")
 facts = Grid(["What", "Value"], run_view.facts(run), "What it is", "words")
 caption = f"{run['row']} on {run['task']}, run {run['run_id']}"
 shell.share(view, "run", Shown(caption, grids=[numbers, facts]))

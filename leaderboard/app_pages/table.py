@@ -10,7 +10,7 @@ from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.markup_view import markup
 from uqharness.leaderboard.table import Cell
 from uqharness.leaderboard.url_view import View
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 MOST_RANKED = 300  # runs: ranks need the answers of each
 PER_PAGE = 6
@@ -33,8 +33,12 @@ def controls() -> None:
     options = {field.name: field.options or () for field in fields}
     labels = {name: known.label for name, known in METRICS.items()}
     st.multiselect("Metrics", list(METRICS), key=view.key("metric"), format_func=labels.__getitem__)
-    st.multiselect("N, draws averaged", options["samples"], key=view.key("samples"),
-                   help="0: the mean of the posterior; all: as many as a result holds")  # fmt: skip
+    st.multiselect(
+        "N, draws averaged",
+        options["samples"],
+        key=view.key("samples"),
+        help="0: the mean of the posterior; all: as many as a result holds",
+    )
     for name, label in table_view.FILTER_LABELS.items():
         if len(options[name]) > 1:
             st.multiselect(label, options[name], key=view.key(name), placeholder="all")

@@ -8,7 +8,7 @@ from uqharness.leaderboard import charts, curve_rows, curves, figure_view, pick_
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.state import Field
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 FIGURES = {
     "risk": "Risk and coverage",

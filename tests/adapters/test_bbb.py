@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from torch.distributions import Categorical, MixtureSameFamily, Normal, kl_divergence
 
 from uqharness.adapters.bbb import BBB
-from uqharness.base_model import inject
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import Batch, choice_loss, collate
+from uqharness.training.base_model import inject
+from uqharness.training.fit import Batch, choice_loss, collate
 
 
 def random(*shape: int, key: str = "") -> torch.Tensor:

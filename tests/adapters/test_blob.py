@@ -12,14 +12,14 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from uqharness.adapters.blob import BLoB, Random
-from uqharness.base_model import inject
-from uqharness.bma import Rows
-from uqharness.config import Run
+from uqharness.engine.engine import Rows
+from uqharness.engine.lora import DrawLinear, LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import DrawLinear, LoraStack
 from uqharness.posterior import Gaussian, keyed_generator
+from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import Batch, choice_loss, collate, learning_rate
+from uqharness.training.base_model import inject
+from uqharness.training.fit import Batch, choice_loss, collate, learning_rate
 
 torch.set_num_threads(1)
 
@@ -109,9 +109,7 @@ def test_kl_weights(cycle):
     paper = [BLoB(weights="paper").kl_weight(step, cycle) for step in range(2 * cycle)]
     code = [BLoB().kl_weight(step, cycle) for step in range(2 * cycle)]  # the default: sum 1, as the paper's text
     assert sum(paper[:cycle]) == pytest.approx(2)
-    assert sum(code[:cycle]) == pytest.approx(
-        (2 ** (cycle + 1) - 2) / (2 ** (cycle + 1) - 1)
-    )  # 1 but for 2^-M
+    assert sum(code[:cycle]) == pytest.approx((2 ** (cycle + 1) - 2) / (2 ** (cycle + 1) - 1))  # 1 but for 2^-M
     assert paper[cycle:] == paper[:cycle]
     if cycle <= 30:  # as printed
         assert paper[:cycle] == pytest.approx([2**i / (2**cycle - 1) for i in range(1, cycle + 1)])
@@ -266,14 +264,10 @@ def test_a_checkpoint_of_other_settings_is_not_resumed(tmp_path):
 def test_the_std_is_no_part_of_the_peft_adapter_and_counts_as_trained():
     posterior, model, data = fit_tiny(BLoB())
     assert all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in posterior.mean)
-    trained = sum(t.numel() for t in posterior.mean.values()) + sum(
-        t.numel() for t in posterior.state().values()
-    )
+    trained = sum(t.numel() for t in posterior.mean.values()) + sum(t.numel() for t in posterior.state().values())
     assert data.record["training"][0]["trainable_parameters"] == trained
     assert not any("uq" in name or "std" in name for name, _ in model.named_parameters())
-    assert LoraStack(model).layers and all(
-        layer.perturbation is None for layer in LoraStack(model).layers.values()
-    )
+    assert LoraStack(model).layers and all(layer.perturbation is None for layer in LoraStack(model).layers.values())
 
 
 def test_the_std_grows_by_the_kl_and_stays_without():

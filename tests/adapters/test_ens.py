@@ -7,11 +7,11 @@ import torch
 
 from uqharness.adapters.ens import Ensemble, member_run
 from uqharness.adapters.mle import MLE
-from uqharness.bma import Engine, make_rows
-from uqharness.config import build
+from uqharness.engine.engine import Engine, make_rows
 from uqharness.errors import InputError
-from uqharness.metrics import combine_draws
+from uqharness.metrics.registry import combine_draws
 from uqharness.posterior import Members
+from uqharness.settings import build
 from uqharness.testing import TINY, check_method, fit_tiny
 
 torch.set_num_threads(1)

@@ -1,6 +1,6 @@
 """Laplace's predictives, its contract and its bad input; against quadrature, linear sampling and laplace-torch.
 
-The curvature under it is tested in `tests/test_curvature.py`.
+The curvature under it is tested in `tests/curvature/test_laplace_curvature.py`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from torch import Tensor, nn
 from tests.dense_ggn import LONG, PADDED, RUN, adapter, ask, covariance, dense_block, fit, jacobian
 from tests.tiny import make_base, make_lora
 from uqharness import registry
-from uqharness.adapter_io import load_posterior, save_adapter
+from uqharness.adapter_io.folder import load_posterior, save_adapter
 from uqharness.adapters.laplace import Laplace, LaplacePosterior, best_precision, bridge, monte_carlo, probit
-from uqharness.base_model import inject
-from uqharness.bma import Engine, make_rows
-from uqharness.curvature import Kron
+from uqharness.curvature.laplace import Kron
+from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError, RunError
-from uqharness.lora import LoraStack
-from uqharness.model import BayesLoRA
+from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import Members, Point, keyed_generator
 from uqharness.testing import check_method, tiny_data, tiny_llama
+from uqharness.training.base_model import inject
 
 # ---------------------------------------------------------------- Gaussian logits
 
@@ -282,9 +282,13 @@ def test_kron_equals_laplace_torchs() -> None:
 
     gold = torch.tensor([q.gold for q in data.train])
     theirs = oracle.Laplace(
-        ChoiceModel(stack), "classification", subset_of_weights="all", hessian_structure="kron", backend=AsdlGGN,
+        ChoiceModel(stack),
+        "classification",
+        subset_of_weights="all",
+        hessian_structure="kron",
+        backend=AsdlGGN,
         prior_precision=4.0,
-    )  # fmt: skip
+    )
     theirs.fit(DataLoader(TensorDataset(ids, gold), batch_size=2))
     assert isinstance(posterior.curvature, Kron)
     assert float(theirs.log_marginal_likelihood()) == pytest.approx(posterior.report["log_evidence"], rel=1e-5)

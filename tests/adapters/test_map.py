@@ -9,14 +9,14 @@ import pytest
 import torch
 
 from uqharness.adapters.map import MAP
-from uqharness.base_model import inject
-from uqharness.config import Run
-from uqharness.data import ChoiceData
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
 from uqharness.posterior import keyed_generator
+from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import Batch, choice_loss, collate, learning_rate
+from uqharness.training.base_model import inject
+from uqharness.training.data import ChoiceData
+from uqharness.training.fit import Batch, choice_loss, collate, learning_rate
 
 
 def test_contract() -> None:

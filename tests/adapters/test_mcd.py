@@ -15,10 +15,10 @@ from peft.tuners.lora.layer import LoraLayer
 from tests.slow_twin import logprob
 from tests.tiny import make_base, make_lora
 from uqharness.adapters.mcd import Dropped, MCDropout
-from uqharness.bma import Engine, Pair, make_rows
+from uqharness.engine.engine import Engine, Pair, make_rows
+from uqharness.engine.input_noise import key64, mix, uniform53
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.input_noise import key64, mix, uniform53
-from uqharness.lora import LoraStack
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny
 

@@ -12,12 +12,12 @@ from torch.distributions import Normal, kl_divergence
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from uqharness.adapters.melora import Core, CorePosterior, MeLoRA
-from uqharness.base_model import inject
-from uqharness.config import Run
-from uqharness.lora import LoraStack
+from uqharness.engine.lora import LoraStack
 from uqharness.posterior import keyed_generator
+from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import Batch, choice_loss, collate, score
+from uqharness.training.base_model import inject
+from uqharness.training.fit import Batch, choice_loss, collate, score
 
 
 def random(*shape: int, key: str) -> Tensor:

@@ -3,11 +3,11 @@ from __future__ import annotations
 import torch
 
 from uqharness.adapters.mle import MLE
-from uqharness.base_model import inject
-from uqharness.lora import LoraStack
+from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Point
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import fit_loop
+from uqharness.training.base_model import inject
+from uqharness.training.fit import fit_loop
 
 torch.set_num_threads(1)
 

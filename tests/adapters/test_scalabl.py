@@ -10,12 +10,12 @@ import torch
 from torch.distributions import Normal, kl_divergence
 
 from uqharness.adapters.scalabl import ScalaBL, Subspace
-from uqharness.base_model import inject
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import Batch, choice_loss, collate, score
+from uqharness.training.base_model import inject
+from uqharness.training.fit import Batch, choice_loss, collate, score
 
 torch.set_num_threads(1)
 A, B = "q.lora_A.weight", "q.lora_B.weight"

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from uqharness.adapters.swag import SWAG, LowRank, Moments
-from uqharness.base_model import inject
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import fit_loop
+from uqharness.training.base_model import inject
+from uqharness.training.fit import fit_loop
 
 torch.set_num_threads(1)
 CONSTANT = dataclasses.replace(TINY, schedule="constant")

@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from uqharness.adapter_io import load_posterior, save_adapter
+from uqharness.adapter_io.folder import load_posterior, save_adapter
 from uqharness.adapters.tempscale import HIGHEST, LOWEST, Scaled, TempScale, best_temperature, nll
-from uqharness.base_model import inject
-from uqharness.bma import Engine
+from uqharness.engine.engine import Engine
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.lora import LoraStack
+from uqharness.metrics.points import combine_draws
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
-from uqharness.scores import combine_draws
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import averaged, collate
+from uqharness.training.base_model import inject
+from uqharness.training.fit import averaged, collate
 
 torch.set_num_threads(1)
 

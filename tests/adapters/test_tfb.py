@@ -9,13 +9,13 @@ import pytest
 import torch
 
 from uqharness.adapters.tfb import TFB, rotate, spread
-from uqharness.base_model import inject
-from uqharness.bma import Engine
+from uqharness.engine.engine import Engine
+from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError, RunError
-from uqharness.lora import LoraStack
 from uqharness.posterior import Gaussian, Members, Point, Tensors, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
-from uqharness.training import tune_table
+from uqharness.training.base_model import inject
+from uqharness.training.fit import tune_table
 
 torch.set_num_threads(1)
 A, B = "q.lora_A.weight", "q.lora_B.weight"

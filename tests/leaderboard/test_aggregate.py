@@ -18,8 +18,8 @@ from made_results import result
 from uqharness.errors import InputError
 from uqharness.leaderboard import ingest, publish, store, table
 from uqharness.leaderboard.aggregate import Board, build
-from uqharness.metrics import METRICS, compute_all
-from uqharness.results import read_results
+from uqharness.metrics.registry import METRICS, compute_all
+from uqharness.results.reading import read_results
 
 
 @pytest.fixture

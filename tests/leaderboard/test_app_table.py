@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.leaderboard import table, table_formats
-from uqharness.metrics import METRICS
-from uqharness.results import read_results
+from uqharness.metrics.registry import METRICS
+from uqharness.results.reading import read_results
 
 EVIL = "<script>alert(1)</script>"
 

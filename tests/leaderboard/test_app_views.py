@@ -15,8 +15,8 @@ from streamlit.testing.v1 import AppTest
 from uqharness.leaderboard import comparison, items, run_view, shell
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.leaderboard.curves import answers as answers_of
-from uqharness.record import digest, pack
-from uqharness.results import RECORD
+from uqharness.results.reading import RECORD
+from uqharness.results.record import digest, pack
 
 APP = Path(__file__).parents[2] / "leaderboard" / "app.py"
 HOSTILE = "<img src=x onerror=alert(1)>"

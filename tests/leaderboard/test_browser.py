@@ -28,8 +28,8 @@ from uqharness.commands.leaderboard import command, environment
 from uqharness.leaderboard import site, site_html, table_html
 from uqharness.leaderboard.aggregate import Board, build
 from uqharness.leaderboard.table_formats import number
-from uqharness.record import digest, pack
-from uqharness.results import RECORD
+from uqharness.results.reading import RECORD
+from uqharness.results.record import digest, pack
 
 BROWSER = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
@@ -228,9 +228,19 @@ def test_the_export_is_the_view(tab: Any, address: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "view", ["?layout=flat&cost=1", "calibration?bins=10", "calibration?figure=confidence", "uncertainty?figure=risk",
-             "uncertainty?figure=parts", "cost", "compare", "run", "problems"],
-)  # fmt: skip
+    "view",
+    [
+        "?layout=flat&cost=1",
+        "calibration?bins=10",
+        "calibration?figure=confidence",
+        "uncertainty?figure=risk",
+        "uncertainty?figure=parts",
+        "cost",
+        "compare",
+        "run",
+        "problems",
+    ],
+)
 def test_every_page_gives_its_tables_away(tab: Any, address: str, view: str) -> None:
     opened(tab, address + view)
     _, blocks = tab.locator("table.uq").first.evaluate(READ)

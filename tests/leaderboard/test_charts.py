@@ -12,7 +12,15 @@ from uqharness.leaderboard import chart_frame, charts, label_places, theme
 from uqharness.leaderboard.chart_frame import Figure
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
-from uqharness.metrics import aurc, confidence, correct, ece, expected_entropy, mutual_information, reliability_bins
+from uqharness.metrics.registry import (
+    aurc,
+    confidence,
+    correct,
+    ece,
+    expected_entropy,
+    mutual_information,
+    reliability_bins,
+)
 
 EVIL = "<script>alert(1)</script>"
 
@@ -102,9 +110,13 @@ def test_metrics_against_draws_have_a_panel_each_and_one_legend() -> None:
     fig = checked(charts.against_draws(panels))
     lines = [t for t in fig.data if t.mode == "lines+markers"]
     assert [(t.name, t.yaxis, t.showlegend) for t in lines] == [
-        ("MLE", "y", True), ("BLoB", "y", True), ("MLE", "y2", False), ("BLoB", "y2", False),
-        ("MLE", "y3", False), ("BLoB", "y3", False),
-    ]  # fmt: skip
+        ("MLE", "y", True),
+        ("BLoB", "y", True),
+        ("MLE", "y2", False),
+        ("BLoB", "y2", False),
+        ("MLE", "y3", False),
+        ("BLoB", "y3", False),
+    ]
     assert {t.legendgroup for t in fig.data} == {"MLE", "BLoB"}  # a click in the legend is for all panels
     assert [fig.layout[f"yaxis{k}"].title.text[:3] for k in ("", 2, 3)] == ["NLL", "ACC", "Bri"]
     assert list(lines[0].y)[:2] == [0.4, 0.5] and list(lines[2].y)[:2] == [40, 50]
@@ -144,11 +156,16 @@ def test_no_name_becomes_markup() -> None:
     found = answers(EVIL)
     curve = DrawCurve(EVIL, "acc", [1], *(np.zeros(1) for _ in range(3)), None)
     figures = [
-        charts.reliability([found]), charts.right_and_wrong([found]), charts.risk_coverage([found]),
-        charts.decomposed([found]), charts.detections({EVIL: {EVIL: 0.5}}, "x"),
-        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"), charts.against_draws([[curve]]), chart_frame.empty(EVIL),
+        charts.reliability([found]),
+        charts.right_and_wrong([found]),
+        charts.risk_coverage([found]),
+        charts.decomposed([found]),
+        charts.detections({EVIL: {EVIL: 0.5}}, "x"),
+        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"),
+        charts.against_draws([[curve]]),
+        chart_frame.empty(EVIL),
         charts.pareto([{"row": EVIL, "a": 1, "b": 1}], "a", "b", [True]),
-    ]  # fmt: skip
+    ]
     for fig in map(checked, figures):
         assert EVIL not in str(fig.to_dict()) and "&lt;script" in str(fig.to_dict())
         assert not [t for t in fig.data if "script" in str(t.hovertemplate)]  # Plotly reads %{x} in it
@@ -177,10 +194,20 @@ SIMULATED = {
 
 def oklab(rgb: np.ndarray) -> np.ndarray:
     """Ottosson 2020, from linear RGB."""
-    lms = np.array([[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-                    [0.0883024619, 0.2817188376, 0.6299787005]])  # fmt: skip
-    lab = np.array([[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-                    [0.0259040371, 0.7827717662, -0.8086757660]])  # fmt: skip
+    lms = np.array(
+        [
+            [0.4122214708, 0.5363325363, 0.0514459929],
+            [0.2119034982, 0.6806995451, 0.1073969566],
+            [0.0883024619, 0.2817188376, 0.6299787005],
+        ]
+    )
+    lab = np.array(
+        [
+            [0.2104542553, 0.7936177850, -0.0040720468],
+            [1.9779984951, -2.4285922050, 0.4505937099],
+            [0.0259040371, 0.7827717662, -0.8086757660],
+        ]
+    )
     return lab @ np.cbrt(np.clip(lms @ rgb, 0, 1))
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from made_results import record
 
 from uqharness.leaderboard import curve_rows, curves
-from uqharness.metrics import (
+from uqharness.metrics.registry import (
     ece,
     ece_debiased,
     ece_floor,
@@ -69,10 +69,7 @@ def test_decomposition_thins_and_adds_up() -> None:
 def test_the_front_is_what_nothing_dominates() -> None:
     rng = np.random.default_rng(0)
     points = rng.integers(0, 6, (40, 3)).astype(float).tolist()
-    expected = [
-        not any(all(a <= b for a, b in zip(o, p, strict=True)) and o != p for o in points)
-        for p in points
-    ]  # fmt: skip
+    expected = [not any(all(a <= b for a, b in zip(o, p, strict=True)) and o != p for o in points) for p in points]
     assert curves.front(points) == expected and 0 < sum(expected) < 40
     assert curves.front([[1.0, float("nan")], [2.0, 2.0]]) == [False, True]
     assert curves.front([]) == []

@@ -11,8 +11,8 @@ from made_results import record, result
 
 from uqharness.leaderboard import aggregate, curve_rows, curves, publish
 from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves, known_curves
-from uqharness.metrics import METRICS, softmax_draws
-from uqharness.record import Record
+from uqharness.metrics.registry import METRICS, softmax_draws
+from uqharness.results.record import Record
 
 
 def slow(kept: Record, metric: str, order: np.ndarray) -> list[float]:

@@ -7,8 +7,8 @@ import pytest
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.every_n import every_n
-from uqharness.metrics import METRICS, compute_all
-from uqharness.record import Record
+from uqharness.metrics.registry import METRICS, compute_all
+from uqharness.results.record import Record
 
 
 def made(seed: int, draws: int, combine: str = "probs", has_mean: bool = True, sharp: float = 2.0) -> Record:

@@ -17,14 +17,34 @@ from made_results import result
 
 from uqharness.leaderboard import about, comparison, publish, run_view, table
 from uqharness.leaderboard.aggregate import Board, build
-from uqharness.metrics import METRICS, compute_all
-from uqharness.results import read_results
+from uqharness.metrics.registry import METRICS, compute_all
+from uqharness.results.reading import read_results
 
 MUTANTS, HALVED = 2000, 200
 HOSTILE: tuple[Any, ...] = (
-    None, True, 0, -1, 1.5, 10**30, float("nan"), float("inf"), "", "x", "../../../etc/passwd", "=HYPERLINK(1)",
-    "<script>alert(1)</script>", "\ud800", "\x00", "A" * 5000, [], [[]], {}, {"": None}, [1, 2, 3], "none",
-)  # fmt: skip
+    None,
+    True,
+    0,
+    -1,
+    1.5,
+    10**30,
+    float("nan"),
+    float("inf"),
+    "",
+    "x",
+    "../../../etc/passwd",
+    "=HYPERLINK(1)",
+    "<script>alert(1)</script>",
+    "\ud800",
+    "\x00",
+    "A" * 5000,
+    [],
+    [[]],
+    {},
+    {"": None},
+    [1, 2, 3],
+    "none",
+)
 SETTINGS = ("config", "uqharness", "record", "method", "settings")
 
 
@@ -167,9 +187,25 @@ def test_tables_of_all_that_is_shown_are_built(board: Board) -> None:
 
 ROWS, FILES = 1500, 150
 TEXTS: tuple[str | None, ...] = (
-    None, "", "x", "../../../etc/passwd", "<script>alert(1)</script>", "\x00", "a\nb", "A" * 5000, "null", "[]", "{}",
-    "[1]", "0" * 16, r'{"k": "\ud800"}', "{" * 5000, '{"source": {"run": 1}}', '{"method": {"name": [1]}}', "given",
-)  # fmt: skip
+    None,
+    "",
+    "x",
+    "../../../etc/passwd",
+    "<script>alert(1)</script>",
+    "\x00",
+    "a\nb",
+    "A" * 5000,
+    "null",
+    "[]",
+    "{}",
+    "[1]",
+    "0" * 16,
+    r'{"k": "\ud800"}',
+    "{" * 5000,
+    '{"source": {"run": 1}}',
+    '{"method": {"name": [1]}}',
+    "given",
+)
 NUMBERS: tuple[float | None, ...] = (None, 0, 1, -1, 5, 2**31 - 1, float("nan"), float("inf"))
 
 

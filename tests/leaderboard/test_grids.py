@@ -15,7 +15,7 @@ from uqharness.leaderboard.draw_curves import draw_curves
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
 from uqharness.leaderboard.table_formats import number
-from uqharness.metrics import METRICS, mutual_information, reliability_bins
+from uqharness.metrics.registry import METRICS, mutual_information, reliability_bins
 
 ROWS = [[("BLoB", "run?run=1"), "-0.5", "a | b"], ["=1+1", "–", "50 % <b>\nof & $x_1$ \\input{/etc/passwd}"]]
 GRIDS = [Grid(["Method", "Gap", "Words"], ROWS, "One, [a](b)"), Grid(["Method", "N"], [["MLE", "1"]], "Other", "words")]
@@ -25,8 +25,10 @@ def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
     told = list(csv.DictReader(io.StringIO(export.text("CSV", Shown("all", grids=GRIDS), "http://x/?a=1"))))
     assert [row["table"] for row in told] == ["One, [a](b)"] * 2 + ["Other"]
     assert [(row["Method"], row["Gap"], row["N"]) for row in told] == [
-        ("BLoB", "-0.5", ""), ("'=1+1", "–", ""), ("MLE", "", "1"),
-    ]  # fmt: skip
+        ("BLoB", "-0.5", ""),
+        ("'=1+1", "–", ""),
+        ("MLE", "", "1"),
+    ]
     assert told[1]["Words"] == ROWS[1][2] and {row["link"] for row in told} == {"http://x/?a=1"}
 
 
@@ -37,9 +39,10 @@ def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_a
     header, *told = csv.reader(io.StringIO(text.replace(long, "long")))
     assert header == ["table", "", "'=1+1", "table", "", "Words", "link"]
     assert told == [
-        ["One", "NLL", "1", "2", "3", "a\nb", "?a=1"], ["One", "'=cmd|x", "-4", "5", "6", "'\n=1", "?a=1"],
+        ["One", "NLL", "1", "2", "3", "a\nb", "?a=1"],
+        ["One", "'=cmd|x", "-4", "5", "6", "'\n=1", "?a=1"],
         ["One", "ACC", "7", "8", "9", "long", "?a=1"],
-    ]  # fmt: skip
+    ]
 
 
 def test_json_has_caption_link_and_all_texts() -> None:
@@ -59,7 +62,9 @@ def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None
 
 
 def test_a_name_at_the_start_of_a_row_says_nothing_about_the_end_of_the_row_before() -> None:
-    tex = export.text("LaTeX", Shown("all", grids=[Grid(["Method"], [["MLE"], ["[1cm] x"], ["*"]], "One")]), "http://x/")
+    tex = export.text(
+        "LaTeX", Shown("all", grids=[Grid(["Method"], [["MLE"], ["[1cm] x"], ["*"]], "One")]), "http://x/"
+    )
     assert "MLE \\\\\n{[}1cm] x \\\\\n{*} \\\\\n" in tex
 
 
@@ -114,8 +119,10 @@ def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
     found = {"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}, "MLE": {"near": (0.4, None)}}
     header, rows = curve_rows.shift_rows(found, "acc")
     assert header == ["Method", "near", "far"]
-    assert rows == [["BLoB", f"{number(0.5, 'acc')} ± {number(0.01, 'acc')}", number(0.25, "acc")],
-                    ["MLE", number(0.4, "acc"), "–"]]  # fmt: skip
+    assert rows == [
+        ["BLoB", f"{number(0.5, 'acc')} ± {number(0.01, 'acc')}", number(0.25, "acc")],
+        ["MLE", number(0.4, "acc"), "–"],
+    ]
 
 
 def test_draws_as_rows_are_the_points_of_the_figure() -> None:

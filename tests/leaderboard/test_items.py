@@ -14,8 +14,8 @@ from scipy import stats
 from uqharness import toyworld
 from uqharness.leaderboard import comparison, curves, item_html, items, texts
 from uqharness.leaderboard.aggregate import Board, build
-from uqharness.record import digest, pack, unpack
-from uqharness.results import Record
+from uqharness.results.reading import Record
+from uqharness.results.record import digest, pack, unpack
 
 
 @pytest.fixture

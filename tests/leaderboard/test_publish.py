@@ -18,9 +18,9 @@ from uqharness.errors import InputError
 from uqharness.leaderboard import publish, table
 from uqharness.leaderboard.aggregate import build
 from uqharness.leaderboard.ingest import Row
-from uqharness.metrics import combine_draws
-from uqharness.record import pack
-from uqharness.results import RECORD
+from uqharness.metrics.registry import combine_draws
+from uqharness.results.reading import RECORD
+from uqharness.results.record import pack
 
 
 @pytest.fixture
@@ -98,17 +98,24 @@ def test_no_folder_of_this_machine_is_published(results: Path, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("text", "left"),
     [
-        ("/home/me/x", "x"), ("/home/my name/x", "x"), ("/home/my name/a (1)/x y", "x y"), ("/home/my name/", ""),
+        ("/home/me/x", "x"),
+        ("/home/my name/x", "x"),
+        ("/home/my name/a (1)/x y", "x y"),
+        ("/home/my name/", ""),
         ('{"out": "/home/my name/x", "b": ["/c d/e"]}', '{"out": "x", "b": ["e"]}'),
         ("eval '/home/my name/x' --out /c/d/e", "eval 'x' --out e"),
         ("adapter=/home/x/y,samples=10", "adapter=y,samples=10"),
         ("/usr/bin/python train.py --out runs/x", "python train.py --out runs/x"),
-        ("/home/a/x.json and /home/b/y.json", "x.json and y.json"), ("see /a/b/c and d/e", "see c and d/e"),
-        ("/home/a/b c: d/e", "b c: d/e"), ("/think or /no_think",) * 2, ("and/or, 1/2 / 3/4",) * 2,
-        ("https://x.org/a/b",) * 2, ("'/x' and '/y'",) * 2,
+        ("/home/a/x.json and /home/b/y.json", "x.json and y.json"),
+        ("see /a/b/c and d/e", "see c and d/e"),
+        ("/home/a/b c: d/e", "b c: d/e"),
+        ("/think or /no_think",) * 2,
+        ("and/or, 1/2 / 3/4",) * 2,
+        ("https://x.org/a/b",) * 2,
+        ("'/x' and '/y'",) * 2,
         ("in /home/my name/x", "in my name/x"),  # where it ends is not known
     ],
-)  # fmt: skip
+)
 def test_folders_of_paths_with_spaces(text: str, left: str) -> None:
     assert publish.ABSOLUTE.sub("", text) == left
 
@@ -187,9 +194,10 @@ def test_files_that_are_none_of_ours(rows: list[Row], tmp_path: Path, monkeypatc
     table = pq.read_table(good)
     wrong = pa.array([b"\xff"] * len(table)).view(pa.binary())
     made = {
-        "columns": table.drop_columns(["nll"]), "types": table.set_column(0, table.field(0).name, [[[1]] * len(table)]),
+        "columns": table.drop_columns(["nll"]),
+        "types": table.set_column(0, table.field(0).name, [[[1]] * len(table)]),
         "bytes": table.set_column(table.schema.get_field_index("task"), "task", wrong),
-    }  # fmt: skip
+    }
     for name, other in made.items():
         pq.write_table(other, tmp_path / f"{name}.parquet")
     (tmp_path / "empty.parquet").touch()

@@ -13,7 +13,7 @@ from scipy import stats
 from uqharness.errors import InputError
 from uqharness.leaderboard import ranking, table
 from uqharness.leaderboard.aggregate import build
-from uqharness.metrics import brier_items, combine_draws, correct, ece_debiased, nll_items
+from uqharness.metrics.registry import brier_items, combine_draws, correct, ece_debiased, nll_items
 
 
 def world(rng: np.random.Generator, items: int = 200, width: int = 3) -> tuple[np.ndarray, np.ndarray]:

@@ -39,11 +39,20 @@ def test_every_row_is_there_with_its_paper_and_table() -> None:
     [
         ({"paper": "BLoB", "table": "1", "method": "MLE", "dataset": "WG-S", "metric": "acc"}, 0.6899),
         ({"paper": "BLoB", "table": "9", "method": "LoRA", "dataset": "WG-S", "metric": "train_seconds"}, 1544.0),
-        ({"paper": "Me-LoRA", "table": "6", "base": "Llama2-7B", "method": "LoRA", "dataset": "WG-S",
-          "metric": "peak_memory"}, 4.8 * 2**30),
+        (
+            {
+                "paper": "Me-LoRA",
+                "table": "6",
+                "base": "Llama2-7B",
+                "method": "LoRA",
+                "dataset": "WG-S",
+                "metric": "peak_memory",
+            },
+            4.8 * 2**30,
+        ),
         ({"paper": "Me-LoRA", "table": "1", "base": "Llama2-7B", "method": "BLoB", "setting": "rank 8"}, 6.29e6),
     ],
-)  # fmt: skip
+)
 def test_some_numbers_as_the_papers_print_them(where: dict[str, str], value: float) -> None:
     rows = reported.load()
     for column, wanted in where.items():

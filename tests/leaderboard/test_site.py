@@ -28,9 +28,9 @@ from uqharness.leaderboard import (
     site_runs,
     table,
     table_formats,
-)  # fmt: skip
+)
 from uqharness.leaderboard.aggregate import Board, build
-from uqharness.metrics import METRICS
+from uqharness.metrics.registry import METRICS
 
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>" onmouseover="alert(3)'
 
@@ -300,8 +300,11 @@ def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path
     flags = dict(zip(command[3::2], command[4::2], strict=False))
     assert flags["--model_args"] == "samples=4" and flags["--num_fewshot"] == "5" and flags["--seed"] == "0,1234,1234,7"
     assert command[command.index("--apply_chat_template") + 1 :][:4] == [
-        "--fewshot_as_multiturn", "True", "--system_instruction", "Be brief."
-    ]  # fmt: skip
+        "--fewshot_as_multiturn",
+        "True",
+        "--system_instruction",
+        "Be brief.",
+    ]
     published = {**blob, "file": "gone.parquet", "flags": '["trimmed"]'}
     gone = shlex.split(about.reproduce(published)[-2])
     assert gone[gone.index("--limit") + 1] == "40" and "--limit" not in command

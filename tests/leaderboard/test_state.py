@@ -21,14 +21,16 @@ DEFAULTS = {field.name: field.default for field in FIELDS}
 
 
 def values() -> st.SearchStrategy[dict[str, Any]]:
-    return st.fixed_dictionaries({
-        "metric": st.lists(st.sampled_from(FIELDS[0].options), unique=True).map(tuple),
-        "samples": st.lists(st.sampled_from(FIELDS[1].options), unique=True).map(tuple),
-        "layout": st.sampled_from(FIELDS[2].options),
-        "ranks": st.booleans(),
-        "page": st.integers(0, 10**9 - 1),
-        "find": st.text(),
-    })  # fmt: skip
+    return st.fixed_dictionaries(
+        {
+            "metric": st.lists(st.sampled_from(FIELDS[0].options), unique=True).map(tuple),
+            "samples": st.lists(st.sampled_from(FIELDS[1].options), unique=True).map(tuple),
+            "layout": st.sampled_from(FIELDS[2].options),
+            "ranks": st.booleans(),
+            "page": st.integers(0, 10**9 - 1),
+            "find": st.text(),
+        }
+    )
 
 
 @given(values())

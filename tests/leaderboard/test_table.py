@@ -16,7 +16,7 @@ from made_results import result
 
 from uqharness.errors import InputError
 from uqharness.leaderboard import table, table_formats
-from uqharness.results import RECORD, Run, read_results
+from uqharness.results.reading import RECORD, Run, read_results
 
 
 def one(path: Path, **options: Any) -> table.Table:

@@ -140,9 +140,11 @@ def test_costs_are_means_and_the_front_weighs_three_numbers() -> None:
     assert costs.told(costs.average([], "train_seconds"), "train_seconds") == "–"
     title = costs.title("train_seconds")
     points = [
-        {"acc": 0.5, "ece_debiased": 0.1, title: 10.0}, {"acc": 0.4, "ece_debiased": 0.1, title: 10.0},
-        {"acc": 0.4, "ece_debiased": 0.2, title: 5.0}, {"acc": 0.9, "ece_debiased": 0.0, title: float("nan")},
-    ]  # fmt: skip
+        {"acc": 0.5, "ece_debiased": 0.1, title: 10.0},
+        {"acc": 0.4, "ece_debiased": 0.1, title: 10.0},
+        {"acc": 0.4, "ece_debiased": 0.2, title: 5.0},
+        {"acc": 0.9, "ece_debiased": 0.0, title: float("nan")},
+    ]
     assert costs.pareto_front(points, "train_seconds") == [True, False, True, False]
 
 

@@ -18,8 +18,8 @@ from made_results import answers, result
 
 from uqharness.cli import main
 from uqharness.leaderboard.aggregate import build
-from uqharness.record import MAX_DRAWS, digest, pack
-from uqharness.results import MAX_BYTES, RECORD
+from uqharness.results.reading import MAX_BYTES, RECORD
+from uqharness.results.record import MAX_DRAWS, digest, pack
 
 TASK = "arc_easy_uq"
 KEY = f"{RECORD},none"
@@ -118,14 +118,19 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "empty file"), (b"  \n", "empty file"), (b'{"results": {', "not valid JSON"),
-        (b"[" * 200_000, "nested too deeply"), (b"[" * 2_000_000, "2,000,000 JSON values"),
-        (b"\xff\xfe{}", "not valid JSON"), (b"[]", 'no "results"'), (b'{"results": []}', 'no "results"'),
+        (b"", "empty file"),
+        (b"  \n", "empty file"),
+        (b'{"results": {', "not valid JSON"),
+        (b"[" * 200_000, "nested too deeply"),
+        (b"[" * 2_000_000, "2,000,000 JSON values"),
+        (b"\xff\xfe{}", "not valid JSON"),
+        (b"[]", 'no "results"'),
+        (b'{"results": []}', 'no "results"'),
         (b'{"results": {"a": "\xed\xa0\x80"}}', "not Unicode"),
         (b'{"results": {"a": 3}}', "no record of draws"),
         (b'{"a": 1' + b"0" * 9000 + b"}", "an integer of 9,001 digits"),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_results(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "results_x.json").write_bytes(content)
     board = build([tmp_path])

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqharness import demo
+from uqharness.commands import demo
 from uqharness.toyworld import data_path
 
 ROOT = Path(demo.__file__).resolve().parent.parent

@@ -57,7 +57,7 @@ def hook() -> Result:
 
     if hasattr(registry, "load_plugins") or hasattr(registry, "import_plugins"):
         return OK, "this lm-eval reads entry points itself"
-    active = any(type(finder).__module__ == "uqharness._lm_eval_hook" for finder in sys.meta_path)
+    active = any(type(finder).__module__ == "uqharness.harness.hook" for finder in sys.meta_path)
     if active:
         return OK, "active: plain lm_eval has bayeslora and the _uq tasks"
     return (
@@ -164,6 +164,14 @@ def _version(package: str) -> str | None:
 
 
 CHECKS: dict[str, Callable[[], Result]] = {
-    "versions": versions, "lm-eval hook": hook, "entry points": entries, "methods": methods, "tasks": tasks,
-    "device": device, "bitsandbytes": bitsandbytes, "hub": hub, "toyworld": toyworld, "disk": disk,
-}  # fmt: skip
+    "versions": versions,
+    "lm-eval hook": hook,
+    "entry points": entries,
+    "methods": methods,
+    "tasks": tasks,
+    "device": device,
+    "bitsandbytes": bitsandbytes,
+    "hub": hub,
+    "toyworld": toyworld,
+    "disk": disk,
+}

@@ -8,9 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uqharness import config
+from uqharness import settings as config
 from uqharness.commands.settings import Plan
-from uqharness.config import Run
+from uqharness.settings import Run
 
 STEPS = 2
 

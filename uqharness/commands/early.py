@@ -13,10 +13,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from uqharness import config, registry
+from uqharness import registry
+from uqharness import settings as config
 from uqharness.commands.folders import nameable, writable
-from uqharness.config import Run
 from uqharness.errors import InputError, did_you_mean
+from uqharness.settings import Run
 
 WANTED = {
     "base": "a folder, a hub id or toyworld",

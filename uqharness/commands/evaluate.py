@@ -20,11 +20,11 @@ from typing import Any
 from uqharness.commands import early
 from uqharness.commands.parser import explain
 from uqharness.errors import InputError, did_you_mean, instead
-from uqharness.saving import check_place, collect, protect
+from uqharness.harness.saving import check_place, collect, protect
 
 MODEL = "bayeslora"
 # As in pyproject.toml: a checkout that is not installed has no entry points.
-MODELS = {MODEL: "uqharness.model:BayesLoRA", "toyworld_oracle": "uqharness.toyworld.oracle:Oracle"}
+MODELS = {MODEL: "uqharness.harness.model:BayesLoRA", "toyworld_oracle": "uqharness.toyworld.oracle:Oracle"}
 log = logging.getLogger("uqharness.eval")
 
 
@@ -93,13 +93,13 @@ def _settings(args: argparse.Namespace) -> dict[str, Any]:
     """What lm-eval will read from --config."""
     if not args.config:
         return {}
-    from uqharness.config import read_file
+    from uqharness.settings import read_file
 
     return read_file(args.config)
 
 
 def _dict(given: Any) -> dict[str, Any]:
-    from uqharness.results import parse_model_args
+    from uqharness.results.reading import parse_model_args
 
     return parse_model_args(given)
 
@@ -149,7 +149,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
     with collect(always=True), lean_tasks():
         args.func(args)
-    from uqharness.results import HINT, is_kept
+    from uqharness.results.reading import HINT, is_kept
 
     # Where the program's own arguments show it, the record itself says it, at exit.
     if not (args.output_path or settings.get("output_path")) and is_kept(sys.argv):
@@ -164,7 +164,7 @@ def _import(model: str) -> None:
         import lm_eval.evaluator  # noqa: F401
 
         if model == MODEL:
-            import uqharness.model  # noqa: F401
+            import uqharness.harness.model  # noqa: F401
     finally:
         gc.enable()
 

@@ -28,7 +28,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from uqharness import adapter_io
+    from uqharness.adapter_io import folder as adapter_io
     from uqharness.commands import serving
 
     if not 1 <= args.samples <= MAX_DRAWS or not 0 <= args.seed < 2**32:

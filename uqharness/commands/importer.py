@@ -24,22 +24,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--eps", type=float, help="BLoB: --bayes-eps of its training, which is not stored")
     parser.add_argument("--step", type=int, help="laplace-lora: which step [the last]")
     parser.add_argument("--members", type=int, help="ENS: how many there must be [as many as there are]")
-    parser.add_argument("--average", choices=("probs", "logits"), default="probs",
-                        help="ENS: what is averaged; the authors' code averages logits [probs]")  # fmt: skip
+    parser.add_argument(
+        "--average",
+        choices=("probs", "logits"),
+        default="probs",
+        help="ENS: what is averaged; the authors' code averages logits [probs]",
+    )
     parser.add_argument("--base", help="base model, where the checkpoint does not say or it has moved")
     parser.add_argument("--task", help="the task it was trained on, for tables; it is not checked")
     parser.add_argument("--seed", type=int, default=0, help="the seed it was trained with [0]")
 
 
 def run(args: argparse.Namespace) -> int:
-    from uqharness import adapter_io
+    from uqharness.adapter_io import folder as adapter_io
     from uqharness.importers import read_checkpoint
 
     out = vacant(args.out)
     found = read_checkpoint(
-        Path(args.source).expanduser(), eps=args.eps, step=args.step, members=args.members,
-        average=args.average, train_seed=args.seed,
-    )  # fmt: skip
+        Path(args.source).expanduser(),
+        eps=args.eps,
+        step=args.step,
+        members=args.members,
+        average=args.average,
+        train_seed=args.seed,
+    )
     base = args.base or found.config.base_model_name_or_path
     if not base:
         raise InputError(f"{found.folder} does not say which base model it belongs to: add --base MODEL")
@@ -47,8 +55,10 @@ def run(args: argparse.Namespace) -> int:
     adapter_io.save_folder(out, found.config, found.posterior, record(found, base, args))
     dropped = found.details["dropped"]
     left = f"; left out {', '.join(dropped)}, which the base has" if dropped else ""
-    print(f"{out}: {found.method} from {found.tool}, {found.posterior.kind} posterior, "
-          f"{len(found.posterior.mean)} tensors{left}")  # fmt: skip
+    print(
+        f"{out}: {found.method} from {found.tool}, {found.posterior.kind} posterior, "
+        f"{len(found.posterior.mean)} tensors{left}"
+    )
     log.warning("which items it was trained on is not known: evaluating on them cannot be refused")
     print(f"next, with the prompts it was trained on (the protocol {found.protocol}):")
     print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(found)} --output_path results")
@@ -61,7 +71,8 @@ def example_task(found: Imported) -> str:
 
 def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
     """What is known of it. No recipe: how it was trained is not stored, so tables show it for reference."""
-    from uqharness import adapter_io, registry
+    from uqharness import registry
+    from uqharness.adapter_io import folder as adapter_io
     from uqharness.commands.train import versions
 
     cls = registry.get_method(found.method)
@@ -69,17 +80,28 @@ def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, An
     settings: dict[str, Any] = {"average": args.average} if found.method == "ens" else {}
     return {
         "method": {
-            "name": cls.name, "label": cls.label, "paper": cls.paper, "settings": settings,
-            "package": "uqharness", "version": versions()["uqharness"],
+            "name": cls.name,
+            "label": cls.label,
+            "paper": cls.paper,
+            "settings": settings,
+            "package": "uqharness",
+            "version": versions()["uqharness"],
         },
         "base": {"name": base, "revision": None, "fingerprint": None},
         "imported": {
-            "from": str(args.source), "tool": found.tool, "protocol": found.protocol,
-            "content_hash": adapter_io.content_hash(found.folder), **found.details,
+            "from": str(args.source),
+            "tool": found.tool,
+            "protocol": found.protocol,
+            "content_hash": adapter_io.content_hash(found.folder),
+            **found.details,
         },
         "run": {
-            "base": base, "task": args.task or "", "seed": args.seed, "lora_r": config.r,
-            "lora_alpha": config.lora_alpha, "lora_dropout": config.lora_dropout,
+            "base": base,
+            "task": args.task or "",
+            "seed": args.seed,
+            "lora_r": config.r,
+            "lora_alpha": config.lora_alpha,
+            "lora_dropout": config.lora_dropout,
             "target_modules": adapter_io.targets(config),
         },
         "recipe": None,
@@ -90,4 +112,4 @@ def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, An
         "versions": versions(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "command": shlex.join(["uqharness", *args.argv]),
-    }  # fmt: skip
+    }

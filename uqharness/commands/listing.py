@@ -67,7 +67,8 @@ def list_methods() -> list[dict[str, Any]]:
 def _method(name: str) -> dict[str, Any]:
     import dataclasses
 
-    from uqharness import config, registry
+    from uqharness import registry
+    from uqharness import settings as config
 
     try:
         cls = registry.get_method(name)
@@ -153,7 +154,7 @@ def _items(config: Mapping[str, Any], role: str) -> int | None:
 
 def shifts_to(task: str) -> list[str]:
     """`small from openbookqa_uq`: what evaluating here means for adapters trained elsewhere."""
-    from uqharness.results import shift, shifts
+    from uqharness.results.reading import shift, shifts
 
     found = [(source, shift(source, task)) for source in shifts()]
     return [f"{kind} from {source}" for source, kind in found if kind in ("small", "large")]

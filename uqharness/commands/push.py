@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
-    from uqharness.model_card import Evaluation
+    from uqharness.adapter_io.model_card import Evaluation
 
 log = logging.getLogger("uqharness.push")
 
@@ -30,7 +30,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from uqharness import adapter_io, hub, leakage, model_card, prompts
+    from uqharness.adapter_io import folder as adapter_io
+    from uqharness.adapter_io import hub, model_card
+    from uqharness.results import leakage
+    from uqharness.training import prompts
 
     repository = hub.check_name(args.repository)
     folder = Path(args.adapter).expanduser()
@@ -72,10 +75,10 @@ def run(args: argparse.Namespace) -> int:
 
 def evaluations(results: list[str], folder: Path) -> list[Evaluation]:
     """The results of the adapter in `folder`, one for each task and protocol; why others do not count is logged."""
-    from uqharness import adapter_io
+    from uqharness.adapter_io import folder as adapter_io
+    from uqharness.adapter_io.model_card import METRICS, Evaluation
     from uqharness.leaderboard import checks, table_sources
-    from uqharness.model_card import METRICS, Evaluation
-    from uqharness.results import read_results
+    from uqharness.results.reading import read_results
 
     own, others, usable = adapter_io.content_hash(folder), set(), []
     runs = {(run.source, run.task): run for path in dict.fromkeys(results) for run in read_results(path)}
@@ -107,11 +110,15 @@ def evaluations(results: list[str], folder: Path) -> list[Evaluation]:
         log.info(note)
     return [
         Evaluation(
-            source.task, source.protocol, source.protocol_hash, source.draws, source.items,
+            source.task,
+            source.protocol,
+            source.protocol_hash,
+            source.draws,
+            source.items,
             {metric: source.number(metric, source.draws) for metric in METRICS},
         )
         for source in sorted(best, key=lambda source: (source.task, source.protocol_hash))
-    ]  # fmt: skip
+    ]
 
 
 def _read(path: Path) -> str | None:

@@ -12,13 +12,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import config, registry
-from uqharness.config import Run
+from uqharness import registry
+from uqharness import settings as config
 from uqharness.errors import InputError, did_you_mean
+from uqharness.settings import Run
 
 if TYPE_CHECKING:
     from uqharness.commands.source import Source
-    from uqharness.posterior import Method
+    from uqharness.method import Method
 
 
 @dataclass(frozen=True)
@@ -77,9 +78,16 @@ def resolve(args: argparse.Namespace) -> Plan:
     suggests = {key: value for key, value in cls.suggests.items() if key not in inherited}
     run, overridden = config.resolve_run(suggests, {**shared, **inherited})
     return Plan(
-        method, run, frozenset(shared), frozenset(suggests) - frozenset(shared), overridden,
-        registry.distribution(point), args.seeds, source, frozenset(inherited),
-    )  # fmt: skip
+        method,
+        run,
+        frozenset(shared),
+        frozenset(suggests) - frozenset(shared),
+        overridden,
+        registry.distribution(point),
+        args.seeds,
+        source,
+        frozenset(inherited),
+    )
 
 
 def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -8,14 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import adapter_io, config, hub, leakage
-from uqharness.config import Run
+from uqharness import settings as config
+from uqharness.adapter_io import folder as adapter_io
+from uqharness.adapter_io import hub
 from uqharness.errors import InputError
+from uqharness.results import leakage
+from uqharness.settings import Run
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from uqharness.posterior import Method, Posterior
+    from uqharness.method import Method
+    from uqharness.posterior import Posterior
 
 # What the adapter's files say and no flag can change.
 FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers")
@@ -65,8 +69,9 @@ class Source:
             log.warning(
                 "%d of the items to tune or select on were used to fit %s, which is surer of them than of others: "
                 "train it with the same held-out items, or take a task with a validation split to spare",
-                shared, self.name,
-            )  # fmt: skip
+                shared,
+                self.name,
+            )
         return shared
 
 
@@ -118,7 +123,7 @@ def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
     own = set(given) | ({"load_in_4bit", "load_in_8bit"} if {"load_in_4bit", "load_in_8bit"} & set(given) else set())
     suggested = {key: run[key] for key in INHERITED if key not in own and run.get(key) not in (None, "")}
     if not given.get("base"):
-        from uqharness.model_args import recorded_base  # imports lm-eval
+        from uqharness.harness.arguments import recorded_base  # imports lm-eval
 
         suggested["base"] = recorded_base(source.folder, source.record)
     return {**theirs, **suggested}

@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import sys
 
-from uqharness.config import count_of
 from uqharness.errors import InputError, did_you_mean
+from uqharness.settings import count_of
 from uqharness.terminal import printable
 
 MAX_DRAWS = 10_000  # of a record: `record.MAX_DRAWS`, which needs numpy
@@ -31,8 +31,8 @@ def run(args: argparse.Namespace) -> int:
             f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
         )
     from uqharness.leaderboard import table, table_formats
-    from uqharness.metrics import METRICS
-    from uqharness.results import read_results
+    from uqharness.metrics.registry import METRICS
+    from uqharness.results.reading import read_results
 
     names = _words(args.metric) or list(table.DEFAULT)
     for name in names:

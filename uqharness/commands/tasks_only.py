@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError, did_you_mean
-from uqharness.questions import adds_our_tasks
+from uqharness.training.questions import adds_our_tasks
 
 log = logging.getLogger("uqharness.eval")
 

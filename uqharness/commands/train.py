@@ -17,19 +17,20 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import config, leakage
+from uqharness import settings as config
 from uqharness.atomic import recover_folder
 from uqharness.commands import early
 from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
-from uqharness.config import Run, count_of, is_main_process
 from uqharness.errors import InputError
+from uqharness.results import leakage
+from uqharness.settings import Run, count_of, is_main_process
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
     from uqharness.posterior import Posterior
+    from uqharness.training.data import ChoiceData
 
 log = logging.getLogger("uqharness.train")
 
@@ -66,8 +67,11 @@ def run(args: argparse.Namespace) -> int:
         log.warning(
             "%s builds on a trained LoRA and --adapter names none: it first trains one, MLE for %s steps; to build on "
             "one that exists: uqharness train %s --adapter DIR --out %s",
-            name, f"{plan.run.steps:,}", name, shlex.quote(plan.run.out or "OUT"),
-        )  # fmt: skip
+            name,
+            f"{plan.run.steps:,}",
+            name,
+            shlex.quote(plan.run.out or "OUT"),
+        )
     if args.dry_run:
         from uqharness.commands import dryrun
 
@@ -85,22 +89,20 @@ def _with_targets(plan: Plan) -> Plan:
     """The plan with its target modules by name: what is printed, recorded and hashed."""
     if plan.run.target_modules != config.AUTO:
         return plan
-    from uqharness.base_model import skeleton
-    from uqharness.targets import architecture, default_targets
+    from uqharness.training.base_model import skeleton
+    from uqharness.training.targets import architecture, default_targets
 
     base = skeleton(plan.run.base)
     kind, targets = architecture(base), default_targets(base)
     log.info("target modules: %s (auto, for %s; --target-modules names others)", " ".join(targets), kind)
-    return dataclasses.replace(
-        plan, run=dataclasses.replace(plan.run, target_modules=targets), architecture=kind
-    )
+    return dataclasses.replace(plan, run=dataclasses.replace(plan.run, target_modules=targets), architecture=kind)
 
 
 def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     """ "to do", or "complete" for a seed of the same settings; anything else in the way is refused."""
     if not cell.out:
         return "to do"
-    from uqharness import adapter_io
+    from uqharness.adapter_io import folder as adapter_io
 
     out = writable(Path(cell.out), f"--out {cell.out}")
     if not (out.exists() or out.is_symlink()):
@@ -134,7 +136,7 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
 
 
 def _load_task(run: Run, args: argparse.Namespace) -> Any:
-    from uqharness.questions import check_trainable, load_task
+    from uqharness.training.questions import check_trainable, load_task
 
     task = load_task(run.task, args.include_path)
     check_trainable(task)
@@ -159,10 +161,10 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
     import transformers
 
-    from uqharness import adapter_io
-    from uqharness.base_model import attach, inject, load_base, tied_head_note
-    from uqharness.data import prepare as read
-    from uqharness.prompts import difference, recorded_form
+    from uqharness.adapter_io import folder as adapter_io
+    from uqharness.training.base_model import attach, inject, load_base, tied_head_note
+    from uqharness.training.data import prepare as read
+    from uqharness.training.prompts import difference, recorded_form
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
     try:
@@ -176,7 +178,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
         adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
     if note := tied_head_note(model):
         log.info(note)
-    data = read(task, tokenizer, cell, plan.method)
+    data = read(task, tokenizer, cell, plan.method.uses_tune)
     if plan.source is not None and (form := recorded_form(plan.source.record)):
         if problem := difference(form, data.record["form"], (plan.source.record or {}).get("run") or {}):
             raise InputError(f"--adapter {plan.source.name} has other prompts than this command; it was {problem}")
@@ -184,8 +186,9 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
 
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
-    from uqharness import adapter_io, inert
-    from uqharness.course import drop_checkpoints
+    from uqharness.adapter_io import folder as adapter_io
+    from uqharness.training import inert
+    from uqharness.training.checkpoints import drop_checkpoints
 
     model, data = prepare(plan, cell, task)
     source, shared = plan.source, 0
@@ -218,15 +221,19 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
     """Everything needed to make this adapter again, and what it cost."""
-    from uqharness.base_model import training_dtype
-    from uqharness.fingerprint import base_fingerprint
+    from uqharness.training.base_model import training_dtype
+    from uqharness.training.fingerprint import base_fingerprint
 
     cls, courses = type(plan.method), list(data.get("training", ()))
     base = model.get_base_model()
     return {
         "method": {
-            "name": cls.name, "label": cls.label, "paper": cls.paper, "settings": config.as_json(plan.method),
-            "package": plan.package, "version": _version(plan.package),
+            "name": cls.name,
+            "label": cls.label,
+            "paper": cls.paper,
+            "settings": config.as_json(plan.method),
+            "package": plan.package,
+            "version": _version(plan.package),
         },
         "base": {
             "name": cell.base,
@@ -242,7 +249,7 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
         "costs": costs(courses, model, seconds),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }  # fmt: skip
+    }
 
 
 def costs(courses: list[dict[str, Any]], model: PeftModel, seconds: float) -> dict[str, Any]:
@@ -273,7 +280,7 @@ def describe(posterior: Posterior) -> str:
 
 def _next(plan: Plan, args: argparse.Namespace) -> None:
     """The last lines say what to type next."""
-    from uqharness.prompts import flags
+    from uqharness.training.prompts import flags
 
     words = [plan.run.task, *flags(config.as_json(plan.run))]
     tasks = " ".join(map(shlex.quote, words))

@@ -52,8 +52,24 @@ from uqharness.errors import InputError, did_you_mean
 
 AXES = ("base", "method", "train", "evaluate", "seed")
 SAME = "same"
-_TOP = ("title", "about", "reproduces", "bases", "run", "methods", "train", "evaluate", "seeds", "draws", "limit",
-        "batch_size", "include_path", "override", "include", "exclude")  # fmt: skip
+_TOP = (
+    "title",
+    "about",
+    "reproduces",
+    "bases",
+    "run",
+    "methods",
+    "train",
+    "evaluate",
+    "seeds",
+    "draws",
+    "limit",
+    "batch_size",
+    "include_path",
+    "override",
+    "include",
+    "exclude",
+)
 _ROW = ("method", "model", "source", "evaluate", "at")
 
 

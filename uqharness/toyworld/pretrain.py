@@ -51,10 +51,19 @@ class Pretrained:
 def base_config(world: World) -> LlamaConfig:
     """`initializer_range` must be large at this width: with 0.02 the letter circuit never forms."""
     return LlamaConfig(
-        vocab_size=len(vocabulary(world)), hidden_size=64, intermediate_size=160, num_hidden_layers=3,
-        num_attention_heads=4, num_key_value_heads=4, max_position_embeddings=MAX_LENGTH,
-        initializer_range=0.1, tie_word_embeddings=False, pad_token_id=0, eos_token_id=1, bos_token_id=None,
-    )  # fmt: skip
+        vocab_size=len(vocabulary(world)),
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        max_position_embeddings=MAX_LENGTH,
+        initializer_range=0.1,
+        tie_word_embeddings=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        bos_token_id=None,
+    )
 
 
 def new_base(world: World, attempt: int = 0) -> LlamaForCausalLM:

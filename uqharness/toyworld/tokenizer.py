@@ -16,8 +16,24 @@ from uqharness.toyworld.world import CLOZE_INSTRUCTION, INSTRUCTION, LETTERS, RE
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 PHRASES = (INSTRUCTION, CLOZE_INSTRUCTION, "Choices:", "Answer:", *(f"{letter}." for letter in LETTERS))
-WORDS = ("The", "What", "Which", "does", "of", "these", "would", "is", "the", "choice", "says", "pick", "choose",
-         "and", "?", ".")  # fmt: skip
+WORDS = (
+    "The",
+    "What",
+    "Which",
+    "does",
+    "of",
+    "these",
+    "would",
+    "is",
+    "the",
+    "choice",
+    "says",
+    "pick",
+    "choose",
+    "and",
+    "?",
+    ".",
+)
 MAX_LENGTH = 64
 
 
@@ -36,9 +52,14 @@ def make_tokenizer(world: World) -> PreTrainedTokenizerFast:
     core.pre_tokenizer = pre_tokenizers.Split(pattern, behavior="removed", invert=True)
     core.decoder = decoders.WordPiece(prefix="##", cleanup=False)  # joins words with spaces
     return PreTrainedTokenizerFast(
-        tokenizer_object=core, pad_token="<pad>", eos_token="<eos>", unk_token="<unk>",
-        model_max_length=MAX_LENGTH, padding_side="right", clean_up_tokenization_spaces=False,
-    )  # fmt: skip
+        tokenizer_object=core,
+        pad_token="<pad>",
+        eos_token="<eos>",
+        unk_token="<unk>",
+        model_max_length=MAX_LENGTH,
+        padding_side="right",
+        clean_up_tokenization_spaces=False,
+    )
 
 
 def save_tokenizer(world: World, folder: Path) -> None:

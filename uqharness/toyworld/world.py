@@ -148,9 +148,14 @@ def draw_question(world: World, entity: str, wording: str, rng: random.Random) -
     question, prompt = prompt_of(wording, entity, texts)
     choices = list(texts) if wording == "cloze" else list(LETTERS[:count])
     return {
-        "question": question, "prompt": prompt, "choices": choices, "texts": list(texts),
-        "gold": gold, "oracle": oracle, "entity": entity,
-    }  # fmt: skip
+        "question": question,
+        "prompt": prompt,
+        "choices": choices,
+        "texts": list(texts),
+        "gold": gold,
+        "oracle": oracle,
+        "entity": entity,
+    }
 
 
 def make_questions(world: World, name: str) -> dict[str, list[dict[str, Any]]]:

@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from uqharness.config import Run, check_ranges, option
-from uqharness.lora import LoraStack
-from uqharness.posterior import Members, Method, Posterior, keyed_generator
-from uqharness.training import fit_loop, learning_rate
+from uqharness.engine.lora import LoraStack
+from uqharness.method import Method
+from uqharness.posterior import Members, Posterior, keyed_generator
+from uqharness.settings import Run, check_ranges, option
+from uqharness.training.fit import fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.data import ChoiceData
+    from uqharness.training.data import ChoiceData
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,112 @@
+"""The registry: every metric by name, and what must hold for all of them."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from answers import calibrated, questions
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from uqharness.errors import InputError
+from uqharness.metrics import registry as metrics
+from uqharness.metrics.intervals import NAMES
+from uqharness.metrics.registry import METRICS, compute_all
+
+
+def log(probs: np.ndarray) -> np.ndarray:
+    return np.where(probs == 0, -np.inf, np.log(np.where(probs == 0, 1, probs)))
+
+
+def equal(a: dict[str, float], b: dict[str, float]) -> bool:
+    values = [b[k] for k in a]
+    return a.keys() == b.keys() and np.allclose(list(a.values()), values, 1e-6, 1e-7, equal_nan=True)
+
+
+def without_floor(values: dict[str, float]) -> dict[str, float]:
+    """A permutation of the items gives the floor's random numbers to other items."""
+    return {k: v for k, v in values.items() if not k.startswith("ece_floor")}
+
+
+def test_registry_names_what_was_promised() -> None:
+    assert set(METRICS) == {
+        "acc",
+        "nll",
+        "ece",
+        "brier",
+        "ece10",
+        "ece_torchmetrics",
+        "mce",
+        "auroc",
+        "aurc",
+        "entropy",
+        "entropy_norm",
+        "mutual_information",
+        "mutual_information_norm",
+        "ece_floor",
+        "ece_debiased",
+    }
+    assert set(NAMES) == set(METRICS) - {"ece_floor"}
+    assert all(metric.name == name for name, metric in METRICS.items())
+
+
+def test_compute_all_equals_the_single_functions() -> None:
+    rng = np.random.default_rng(0)
+    logp, gold = rng.normal(0, 2, (5, 80, 4)), rng.integers(0, 4, 80)
+    values, probs = compute_all(logp, gold), metrics.combine_draws(logp, "probs")
+    draws = metrics.softmax_draws(logp)
+    binned = metrics.BINNED_NAMES
+    ends = {f"{name}_{end}" for name in binned for end in ("low", "high")}
+    errors = {f"{name}_stderr" for name in NAMES if name not in binned}
+    assert set(values) == set(METRICS) | errors | ends | {"ece_floor_q95"}
+    for name in binned:
+        assert (values[f"{name}_low"], values[f"{name}_high"]) == metrics.interval(name, probs, gold)
+    assert values["acc"] == metrics.accuracy(probs, gold)
+    assert values["ece10"] == metrics.ece(probs, gold, 10)
+    assert values["mutual_information"] == metrics.mutual_information(draws).mean()
+    assert values["ece_floor"] == metrics.ece_floor(probs)["mean"]
+    for name, metric in METRICS.items():
+        assert values[name] == metric.fn(draws if metric.needs_draws else probs, gold)
+        if metric.per_item is not None:
+            items = metric.per_item(draws if metric.needs_draws else probs, gold)
+            assert items.shape == (80,) and values[name] == pytest.approx(items.mean())
+            assert values[f"{name}_stderr"] == pytest.approx(items.std(ddof=1) / np.sqrt(80))
+
+
+def test_given_has_no_information_between_draws() -> None:
+    probs, gold = calibrated(50, 0)
+    values = compute_all(log(probs)[None], gold, "given")
+    undefined = {name for name, value in values.items() if math.isnan(value)}
+    assert undefined == {f"mutual_information{a}{b}" for a in ("", "_norm") for b in ("", "_stderr")}
+    assert compute_all(log(probs)[None], gold, "probs")["mutual_information"] == 0
+
+
+def test_logp_without_draws_is_refused() -> None:
+    with pytest.raises(InputError, match=r"logp must be \[S, D, C\], found shape \(2, 2\)"):
+        compute_all(np.zeros((2, 2)), [0, 1])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 40), st.integers(0, 10**6), st.integers(1, 3))
+def test_absent_choices_and_the_order_of_items_change_nothing(n: int, seed: int, columns: int) -> None:
+    probs, gold = questions(n, seed)
+    other, _ = calibrated(n, seed)
+    logp = log(np.stack([probs, probs]))
+    logp[1] = np.where(np.isfinite(logp[1]), logp[1] * (0.2 + other[:, :1]), logp[1])
+    values = compute_all(logp, gold)
+    padded = np.concatenate([logp, np.full((2, n, columns), np.nan)], axis=2)
+    assert equal(values, compute_all(padded, gold))
+    order = np.random.default_rng(seed).permutation(n)
+    assert equal(without_floor(values), without_floor(compute_all(logp[:, order], gold[order])))
+    for name in ("acc", "ece", "ece10", "ece_torchmetrics", "ece_debiased", "mce", "aurc", "entropy_norm"):
+        assert -1e-9 <= values[name] <= 1 + 1e-6
+
+
+def test_metrics_import_neither_torch_nor_scipy_stats() -> None:
+    code = "import sys, uqharness.metrics.registry; print({'torch', 'scipy.stats', 'sklearn'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "set()", done.stderr

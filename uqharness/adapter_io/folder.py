@@ -1,0 +1,393 @@
+"""The adapter folder: a valid PEFT adapter (the posterior's mean) with our posterior and record beside it.
+
+    adapter_config.json  adapter_model.safetensors   what PEFT reads: the mean
+    posterior.safetensors  uq_config.json            what `draws` needs, and everything needed to make it again
+    uq_splits.json  README.md                        fingerprints of the items it has seen; model card
+
+Writing is all or nothing: the folder is made beside its place and renamed in. Knows files, not training.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from peft import LoraConfig, PeftConfig, PeftModel
+from peft.utils import get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save_file
+
+from uqharness import registry
+from uqharness.adapter_io import hub, model_card
+from uqharness.adapter_io.peft_config import lora_config
+from uqharness.atomic import finish_folder, folder_beside, place_folder, sha256_of
+from uqharness.errors import InputError, did_you_mean
+from uqharness.loose_json import check, read_object, shown
+from uqharness.posterior import Point, Posterior, Tensors
+from uqharness.results.leakage import SPLITS
+from uqharness.results.leakage import read_splits as read_splits
+from uqharness.training.fingerprint import base_fingerprint
+
+SCHEMA = 2  # 1: the record lists no tensors
+RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
+MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+CARD = "README.md"
+FILES = (PEFT_CONFIG, MEAN, POSTERIOR, RECORD, SPLITS, CARD)  # of an adapter folder; no other file is read or pushed
+JSON_LIMIT = 16 * 2**20  # bytes of a configuration or record
+
+
+class _Tensor(TypedDict):
+    dtype: str
+    shape: list[int]
+
+
+class _File(TypedDict):
+    sha256: str
+    tensors: dict[str, _Tensor]
+
+
+class _MethodName(TypedDict):
+    name: str
+
+
+class _Method(_MethodName, total=False):
+    label: str
+    paper: str
+    package: str | None
+    settings: dict[str, Any]
+
+
+class _Posterior(TypedDict):  # what else its class needs, that class checks
+    kind: str
+    train_seed: int
+
+
+class _Base(TypedDict, total=False):
+    name: str | None
+    fingerprint: str | None
+
+
+class _RecordNeeds(TypedDict):
+    schema: int
+    method: _Method
+    posterior: _Posterior
+    base: _Base
+
+
+class RecordFile(_RecordNeeds, total=False):
+    """What is checked of uq_config.json; `files` is there from schema 2 on."""
+
+    files: dict[str, _File]
+    run: dict[str, Any]
+    recipe: dict[str, Any] | None
+    recipe_hash: str | None
+    data: dict[str, Any] | None
+    costs: dict[str, Any] | None
+    source: dict[str, Any] | None
+    imported: dict[str, Any] | None
+
+
+# ---------------------------------------------------------------- finding
+
+
+def fetch(adapter: str | os.PathLike[str]) -> Path:
+    """The local folder of an adapter: a path, a repository in the hub's cache, or `hub:user/name`, which is downloaded.
+
+    A name without `hub:` never leaves this machine, so that a mistyped path cannot become a stranger's adapter.
+    """
+    name = str(adapter)
+    if name.startswith(hub.PREFIX):
+        return hub.download(name.removeprefix(hub.PREFIX), FILES)
+    path = Path(name).expanduser()
+    if path.is_dir():
+        return Path(os.path.abspath(path))  # no library takes an absolute path for a hub id
+    if path.exists():
+        raise InputError(f"adapter={name}: a file: give the folder that holds {PEFT_CONFIG}")
+    is_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name) and not path.is_absolute()
+    cached = hub.cached(name, FILES) if is_hub_id else None
+    if cached is None:
+        siblings = [each.name for each in path.parent.iterdir() if each.is_dir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings)
+        other = f", and not in the hub's cache; for an adapter of the hub give hub:{name}" if is_hub_id else ""
+        raise InputError(f"adapter={name}: no such folder{hint}{other or '; give a folder of `uqharness train`'}")
+    return cached
+
+
+# ---------------------------------------------------------------- reading
+
+
+def read_record(folder: Path) -> dict[str, Any] | None:
+    """Our record of an adapter; None for a plain PEFT adapter."""
+    path = folder / RECORD
+    if not path.exists():
+        if (folder / POSTERIOR).exists():
+            raise InputError(f"{folder}: {POSTERIOR} without {RECORD}: the adapter is incomplete, copy it again")
+        return None
+    record = read_object(path, JSON_LIMIT)
+    schema = record.get("schema")
+    if type(schema) is not int or not 1 <= schema <= SCHEMA:
+        raise InputError(f"{path}: schema version {shown(schema)}, this uqharness reads {SCHEMA}: install a newer one")
+    check(record, RecordFile, str(path))
+    if schema >= 2 and "files" not in record:
+        raise InputError(f"{path}: 'files' is missing; the file is damaged or incomplete")
+    return record
+
+
+def read_config(folder: Path) -> LoraConfig:
+    """PEFT's configuration of an adapter, whose modules and ranks are those of its tensors; no pattern is run."""
+    if not (folder / PEFT_CONFIG).exists():
+        raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
+    content = read_object(folder / PEFT_CONFIG, JSON_LIMIT)
+    shapes = {name: tensor["shape"] for name, tensor in tensors_of(folder / MEAN).items()}
+    return lora_config(content, shapes, str(folder / PEFT_CONFIG))
+
+
+def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
+    """The posterior of an adapter folder and its record. A plain PEFT LoRA is a point: one draw."""
+    config = read_config(folder)
+    record = read_record(folder)
+    if record and "files" in record:
+        check_files(folder, record.pop("files"))
+    mean = read_tensors(folder / MEAN)
+    if not any(".lora_" in name for name in mean):
+        raise InputError(f"{folder / MEAN}: no LoRA tensors among its {len(mean)}: only LoRA adapters can be read")
+    if broken := next((name for name, tensor in mean.items() if not bool(tensor.isfinite().all())), None):
+        raise InputError(f"{folder / MEAN}: {shown(broken)} holds NaN or infinity: train again")
+    if record is None:
+        whole = config.modules_to_save
+        return Point({n: t for n, t in mean.items() if not of_base(n, whole)}, train_seed=0), None
+    state = read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
+    settings = record["posterior"]
+    method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
+    try:
+        posterior = method.restore(mean, state, settings, settings["train_seed"])
+    except InputError as error:
+        raise InputError(f"{folder}: {error}") from error
+    except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        raise InputError(f"{folder}: posterior and record do not fit together ({reason}): copy it again") from error
+    if record["schema"] == 1:
+        check_complete(folder, posterior, record)
+    return posterior, record
+
+
+def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
+    """{name: {"dtype", "shape"}} of a safetensors file, by its header."""
+    with _whole(path), safe_open(path, "pt") as file:
+        parts = {name: file.get_slice(name) for name in sorted(file.keys())}  # noqa: SIM118
+        return {name: {"dtype": part.get_dtype(), "shape": list(part.get_shape())} for name, part in parts.items()}
+
+
+def file_record(path: Path) -> dict[str, Any]:
+    """What the record says of a safetensors file that belongs to the adapter."""
+    return {"sha256": sha256_of(path), "tensors": tensors_of(path)}
+
+
+def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    """The safetensors files and their tensors are those that the record lists, no more and no fewer."""
+    for name in sorted({MEAN, POSTERIOR, *listed}):
+        path, file = folder / name, listed.get(name)
+        if file is None:
+            if path.exists():
+                raise InputError(f"{path}: not a part of this adapter, whose record does not list it: remove it")
+            continue
+        if name not in (MEAN, POSTERIOR):
+            raise InputError(f"{folder / RECORD}: files: {shown(name)} is not a file of an adapter; copy it again")
+        found, expected = tensors_of(path), file["tensors"]
+        for what, names in (
+            ("missing", [tensor for tensor in expected if tensor not in found]),
+            ("not listed in the record", [tensor for tensor in found if tensor not in expected]),
+            ("of another shape or type", [t for t in found if t in expected and found[t] != dict(expected[t])]),
+        ):
+            if names:
+                raise InputError(
+                    f"{path}: {len(names)} of its {len(expected)} tensors {'are' if len(names) > 1 else 'is'} {what}: "
+                    f"{shown(names[0], 120)}; copy the adapter again"
+                )
+        if (own := sha256_of(path)) != file["sha256"]:
+            raise InputError(
+                f"{path}: another file than the one that the record lists: SHA-256 {own[:16]}…, "
+                f"recorded {shown(file['sha256'][:16])}…; copy the adapter again"
+            )
+
+
+def check_complete(folder: Path, posterior: Posterior, record: Mapping[str, Any]) -> None:
+    """Schema 1 lists no tensors: every layer that the method makes random has its part of the posterior."""
+    missing = posterior.missing()
+    settings = record["method"].get("settings", {})
+    both = settings.get("asymmetric") is False or settings.get("on") == "AB"  # BLoB and BBB of A and B
+    if both and not missing and not any(".lora_B." in name for name in posterior.state()):
+        missing = [name for name in posterior.mean if ".lora_B." in name]
+    if missing:
+        where = folder / POSTERIOR
+        problem = f"{len(missing)} tensors are missing" if where.exists() else f"{POSTERIOR} is missing"
+        raise InputError(
+            f"{folder}: {problem}: nothing says how {missing[0]} varies between draws; copy the adapter again"
+        )
+
+
+# ---------------------------------------------------------------- writing
+
+
+def save_adapter(
+    out: Path,
+    model: PeftModel,
+    posterior: Posterior,
+    record: Mapping[str, Any],
+    splits: list[dict[str, Any]] | None = None,
+) -> None:
+    """Write the whole folder, or nothing. `record` comes without schema and posterior."""
+    save_folder(out, model.peft_config[model.active_adapter], posterior, record, splits)
+
+
+def save_folder(
+    out: Path,
+    config: PeftConfig,
+    posterior: Posterior,
+    record: Mapping[str, Any],
+    splits: list[dict[str, Any]] | None = None,
+) -> None:
+    """`save_adapter` without a model: PEFT's configuration is all that is needed of one."""
+    full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior)}
+    with folder_beside(out) as temporary:
+        save_peft(temporary, config, posterior.mean)
+        if state := posterior.state():
+            save_file({k: v.contiguous() for k, v in state.items()}, temporary / POSTERIOR, {"format": "pt"})
+        full["files"] = {
+            name: file_record(temporary / name) for name in (MEAN, POSTERIOR) if (temporary / name).exists()
+        }
+        (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
+        (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
+        (temporary / CARD).write_text(str(model_card.make(full)))
+        finish_folder(temporary)
+        place_folder(temporary, out)
+
+
+def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
+    """Write the two files that PEFT reads."""
+    config = copy.copy(config)
+    config.inference_mode = True
+    for name, value in vars(config).items():
+        if isinstance(value, set):  # its order is that of this process's string hashes
+            setattr(config, name, sorted(value))
+    config.save_pretrained(str(folder))
+    save_file({k: v.contiguous() for k, v in tensors.items()}, folder / MEAN, {"format": "pt"})
+
+
+def posterior_record(posterior: Posterior) -> dict[str, Any]:
+    return {
+        "kind": posterior.kind,
+        "finite": posterior.finite,
+        "combine": posterior.combine,
+        "mean_is_member": posterior.mean_is_member,
+        "train_seed": posterior.train_seed,
+        **posterior.settings(),
+    }
+
+
+def targets(config: LoraConfig) -> list[str]:
+    """The target modules of a configuration that `lora_config` made: names."""
+    return sorted(config.target_modules or ())
+
+
+def content_hash(folder: Path) -> str:
+    """What the adapter's numbers depend on, as 16 hex digits (its name and card do not matter)."""
+    digest = hashlib.sha256()
+    for name in (PEFT_CONFIG, MEAN, POSTERIOR, RECORD):
+        path = folder / name
+        digest.update(name.encode() + (path.read_bytes() if path.exists() else b""))
+    return digest.hexdigest()[:16]
+
+
+def base_location(name: str) -> tuple[str, str | None]:
+    """Where transformers finds a base model, and the GGUF file there that it reads, if any.
+
+    `toyworld` is the base that comes with this package; GGUF files are named `FOLDER/x.gguf` or `user/name/x.gguf`.
+    """
+    if name == "toyworld":
+        from uqharness import toyworld
+
+        return str(toyworld.base_path()), None
+    path = Path(name).expanduser()
+    # No library takes an absolute path for a hub id, and looks that up.
+    if path.is_dir():
+        return os.path.abspath(path), None
+    if not name.lower().endswith(".gguf"):
+        return name, None
+    if path.is_file():
+        return os.path.abspath(path.parent), path.name
+    user, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if name.startswith((".", "/", "~")) or not file:
+        raise InputError(f"base model {name}: no such GGUF file; give its path, or user/name/FILE.gguf on the hub")
+    return f"{user}/{repository}", file
+
+
+def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:
+    """The adapter's tensors are those of the model, and the base is the one it was trained on."""
+    state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    missing = [name for name in posterior.mean if name not in state]
+    if missing:
+        raise InputError(
+            f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}"
+        )
+    if lacking := [name for name in state if name not in posterior.mean]:
+        raise InputError(
+            f"{len(lacking)} of {len(state)} tensors that {PEFT_CONFIG} asks for are not in the adapter: "
+            f"{lacking[0]}: copy it again"
+        )
+    wrong = [name for name, tensor in posterior.mean.items() if tuple(tensor.shape) != state[name]]
+    if wrong:
+        found = tuple(posterior.mean[wrong[0]].shape)
+        raise InputError(f"{wrong[0]} is {found} in the adapter and {state[wrong[0]]} in {base}: give its own base")
+    recorded = (record or {}).get("base", {}).get("fingerprint")
+    if recorded and recorded != (found_print := base_fingerprint(model.get_base_model())):
+        name = (record or {})["base"].get("name")
+        raise InputError(f"base {base} ({found_print}) is not the one recorded, {name} ({recorded}): give base={name}")
+
+
+def of_base(name: str, whole: Sequence[str] | None) -> bool:
+    """Whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers.
+
+    whole: `modules_to_save`, whose weights are the adapter's.
+    """
+    module, _, kind = name.removeprefix("base_model.model.").rpartition(".")
+    if ".lora_" in name or "trainable_tokens" in name or kind != "weight":  # biases are trained, or not saved
+        return False
+    parts = module.split(".")
+    parents = [".".join(parts[: n + 1]) for n in range(len(parts))]
+    return not any(parent.endswith(saved) for parent in parents for saved in whole or ())
+
+
+def base_weights(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of the base that lie in an adapter's file."""
+    whole, path = read_config(folder).modules_to_save, folder / MEAN
+    with _whole(path), safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys() if of_base(name, whole)}  # noqa: SIM118
+
+
+def read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file."""
+    with _whole(path):
+        return load_file(path)
+
+
+@contextmanager
+def _whole(path: Path) -> Iterator[None]:
+    """Within: a safetensors file is read; what is wrong with it becomes one line."""
+    if not path.is_file():
+        other = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
+        raise InputError(f"{path.name} is missing in {path.parent} (found {other}): only safetensors are read")
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{path}: not a whole safetensors file ({reason}): train or download again") from error

@@ -1,0 +1,158 @@
+"""README.md of an adapter: what the hub reads of it (base, data set, metrics, `model-index`) and what people read.
+
+Only what is known is stated: a base or data set without a hub id and the licence of either are left out.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from uqharness.adapter_io import hub
+from uqharness.errors import InputError
+from uqharness.training.prompts import flags
+
+METRICS = {"acc": ("accuracy", "Accuracy"), "ece": ("ece", "ECE (15 bins)"), "nll": ("nll", "NLL (nats)")}
+_RESULTS = re.compile(r"\n*<!-- uqharness results -->.*?<!-- /uqharness results -->\n*", re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """An adapter's results on one task: `values` by the names of METRICS, as fractions and nats."""
+
+    task: str
+    protocol: Mapping[str, Any]
+    protocol_hash: str
+    draws: int
+    items: int
+    values: Mapping[str, float]
+
+
+def make(record: Mapping[str, Any]) -> ModelCard:
+    """The card of an adapter that is being saved."""
+    data = ModelCardData(**facts(record))
+    return ModelCard(f"---\n{data.to_yaml()}\n---\n{_text(record)}")
+
+
+def complete(text: str | None, record: Mapping[str, Any] | None, base: str | None, name: str) -> ModelCard:
+    """The card to push: the folder's own text, or a new one, with what is known added to its metadata.
+
+    base: of an adapter without a record. name: the repository.
+    """
+    known = record or {"base": {"name": base}}
+    if text is None:
+        text = _text(known) if record else f"# {name}\n\nA LoRA adapter for PEFT{f', of {base}' if base else ''}.\n"
+    if not text.lstrip().startswith("---"):
+        text = f"---\n{{}}\n---\n{text}"
+    try:
+        card = ModelCard(text)
+    except Exception as error:  # YAML's own errors, and what the hub's classes make of odd values
+        raise InputError(f"README.md: its metadata cannot be read ({' '.join(str(error).split())[:200]})") from error
+    card.text = card.text.replace("adapter=THIS_FOLDER", f"adapter=hub:{name}")
+    data: Any = card.data  # whose fields huggingface_hub does not declare
+    fields, own = facts(known), data.to_dict()
+    local = [entry for entry in _names(own.get("base_model")) if not hub.is_id(entry) and "/" in entry]
+    if local:  # PEFT writes the path of a local base, which the hub refuses
+        data.base_model = fields.get("base_model")
+    for key, value in fields.items():
+        if not own.get(key):
+            setattr(data, key, value)
+    tags = [tag for tag in _names(own.get("tags")) if not any(tag.endswith(f":{path}") for path in local)]
+    data.tags = list(dict.fromkeys([*tags, *fields["tags"]]))
+    return card
+
+
+def add_results(card: ModelCard, name: str, evaluations: Sequence[Evaluation]) -> None:
+    """State evaluation results as the hub's `model-index` and as a table; those of an earlier call are replaced."""
+    data: Any = card.data
+    data.model_name = name
+    data.metrics = [kind for kind, _ in METRICS.values()]
+    data.eval_results = [result for each in evaluations for result in _eval_results(each)]
+    header = "| task | draws averaged | questions | accuracy | ECE | NLL | protocol |\n|---|---|---|---|---|---|---|"
+    rows = [
+        f"| {each.task} | {each.draws or 'the mean'} | {each.items:,} | {100 * each.values['acc']:.2f} % | "
+        f"{100 * each.values['ece']:.2f} % | {each.values['nll']:.3f} | `{each.protocol_hash}` |"
+        for each in evaluations
+    ]
+    table = "\n".join([header, *rows])
+    note = "Computed by uqharness from the recorded answers of every draw; ECE has 15 bins. Numbers compare only where "
+    note += "the protocol is the same."
+    section = f"<!-- uqharness results -->\n## Evaluation\n\n{table}\n\n{note}\n<!-- /uqharness results -->\n"
+    card.text = f"{_RESULTS.sub(chr(10), card.text).rstrip()}\n\n{section}"
+
+
+def facts(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The metadata that a record supports, by the names of the hub."""
+    base, method, data = record.get("base") or {}, record.get("method") or {}, record.get("data") or {}
+    found: dict[str, Any] = {"library_name": "peft"}
+    if name := _hub_id(str(base.get("name") or ""), base.get("revision")):
+        found["base_model"] = name
+    if hub.is_id(data.get("dataset")):
+        found["datasets"] = [data["dataset"]]
+    ours = ["uqharness", "bayesian-lora", str(method["name"])] if method else []
+    found["tags"] = [*ours, "lora"]
+    return found
+
+
+def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
+    protocol, subset = evaluation.protocol, evaluation.protocol.get("subset")
+    dataset = protocol.get("dataset")
+    where = str(dataset) if hub.is_id(dataset) else evaluation.task
+    how = f"{evaluation.draws} draws" if evaluation.draws > 1 else "1 draw" if evaluation.draws else "posterior mean"
+    args = {"draws": evaluation.draws, "items": evaluation.items, "protocol_hash": evaluation.protocol_hash}
+    return [
+        EvalResult(
+            task_type="multiple-choice",
+            task_name="Multiple choice",
+            dataset_type=where,
+            dataset_name=f"{where} ({subset})" if subset and where == dataset else where,
+            dataset_config=str(subset) if subset and where == dataset else None,
+            dataset_split=str(protocol["split"]) if protocol.get("split") else None,
+            metric_type=kind,
+            metric_name=f"{label}, {evaluation.task}, {how}",
+            metric_value=round(float(evaluation.values[metric]), 6),
+            metric_args=args,
+        )
+        for metric, (kind, label) in METRICS.items()
+    ]
+
+
+def _text(record: Mapping[str, Any]) -> str:
+    method, base, name = record["method"], record["base"], str(record["base"].get("name"))
+    if not _hub_id(name, base.get("revision")):
+        name = os.path.basename(name.rstrip("/"))  # the rest of a path says something of this machine alone
+    data, costs = record.get("data") or {}, record.get("costs") or {}
+    settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
+    asked = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
+    imported, task = record.get("imported"), data.get("task")
+    origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
+    on = f" on `{task}`" if task else ""
+    paper = f" ({method['paper']})" if method.get("paper") else ""
+    steps = f", {costs['steps']:,} steps" if costs.get("steps") else ""
+    revision = f"\n\nThe base is `{name}` at revision `{base['revision']}`." if base.get("revision") else ""
+    return f"""# {method.get("label", method["name"])} adapter of {name}
+
+{origin} [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}){on}: method \
+`{method["name"]}`{paper}, {settings}; seed {record["posterior"]["train_seed"]}{steps}. \
+PEFT loads the posterior's mean; the draws are averaged by
+
+    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{asked}{revision}
+
+Everything needed to make it again is in `uq_config.json`.
+"""
+
+
+def _hub_id(base: str, revision: object) -> str | None:
+    """The hub's id of a base: `owner/name`, that of `owner/name/file.gguf`, or a bare name that came from the hub."""
+    name = "/".join(base.split("/")[:2]) if base.endswith(".gguf") and not os.path.exists(base) else base
+    return name if hub.is_id(name) or (revision and re.fullmatch(r"[\w.-]+", name)) else None
+
+
+def _names(value: object) -> list[str]:
+    return [value] if isinstance(value, str) else [each for each in value or [] if isinstance(each, str)]  # type: ignore[attr-defined]

@@ -1,0 +1,186 @@
+"""LoRA layers that take stacked draws: h ↦ W0 h + B_s A_s h for all draws s at once.
+
+PEFT injects the adapter. We only turn its `lora_A` / `lora_B` linears into `DrawLinear`, so quantised bases,
+device maps, rsLoRA and rank patterns stay PEFT's business. Draws are folded into the batch, draw-major:
+inputs are `[S·B, T, in]` and rows `s·B … (s+1)·B` see draw s.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from peft import PeftModel
+from peft.tuners.lora.layer import LoraLayer
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from uqharness.engine.flipout import Perturbation
+from uqharness.errors import InputError
+
+# PEFT layers whose forward does not run `lora_B(lora_A(x))`: they read the weights themselves.
+_READS_WEIGHTS = ("ParamWrapper", "MultiheadAttention", "Embedding", "_ConvNd", "Conv1d", "Conv2d", "Conv3d")
+
+
+class DrawLinear(nn.Linear):
+    """A linear that uses `stack[s]` for the s-th block of its batch, or its own weight when there is none."""
+
+    stack: Tensor | None  # [S, out, in]
+    perturbation: Perturbation | None
+    transform: Callable[[Tensor], Tensor] | None  # what is done to the input first
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x if self.transform is None else self.transform(x)
+        if self.perturbation is not None:
+            return self.perturbation(x, self.weight, self.bias)
+        if self.stack is None:
+            y = F.linear(x, self.weight, self.bias)
+        else:
+            blocks = x.reshape(self.stack.shape[0], -1, x.shape[-1])  # [S, B·T, in]
+            y = torch.bmm(blocks, self.stack.transpose(1, 2)).view(*x.shape[:-1], -1)
+            y = y if self.bias is None else y + self.bias
+        return y
+
+    @staticmethod
+    def convert(linear: nn.Linear) -> DrawLinear:
+        """In place: parameters, hooks and the module tree stay what they are."""
+        linear.__class__ = DrawLinear
+        draw_linear = cast(DrawLinear, linear)
+        draw_linear.stack = draw_linear.perturbation = draw_linear.transform = None
+        return draw_linear
+
+
+class LoraStack:
+    """All trained LoRA tensors of a PEFT model, by the names under which PEFT saves them."""
+
+    def __init__(self, model: PeftModel) -> None:
+        self.model = model
+        self.adapter = _only_adapter(model)
+        self.parameters = _adapter_parameters(model, self.adapter)
+        self.layers: dict[str, DrawLinear] = {}
+        self.unfoldable: str | None = None  # why draws cannot share one forward, in words
+        suffix = f".{self.adapter}"
+        for name, module in model.named_modules():
+            if isinstance(module, LoraLayer):
+                self.unfoldable = self.unfoldable or _why_unfoldable(module, self.adapter)
+            elif name.endswith((f".lora_A{suffix}", f".lora_B{suffix}")) and isinstance(module, nn.Linear):
+                self.layers[f"{name.removesuffix(suffix)}.weight"] = DrawLinear.convert(module)
+        if not self.parameters:
+            raise InputError("the model has no LoRA tensors: give an adapter with target modules that the base has")
+
+    def mean(self) -> dict[str, Tensor]:
+        """Everything that PEFT saves of the adapter, as fp32 copies on the CPU."""
+        state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Copy weights into the adapter, whatever their number; names must be ours."""
+        with torch.no_grad():
+            for name, tensor in tensors.items():
+                self._parameter(name).copy_(tensor)
+
+    def adopt(self, mean: Mapping[str, Tensor]) -> None:
+        """Load a trained adapter's mean: all of it, and into places of its shape."""
+        theirs = {name: tuple(tensor.shape) for name, tensor in mean.items()}
+        ours = {name: tuple(tensor.shape) for name, tensor in self.mean().items()}
+        for name in {**ours, **theirs}:
+            if theirs.get(name) != ours.get(name):
+                found, place = theirs.get(name, "missing"), ours.get(name, "none")
+                raise InputError(
+                    f"the adapter does not fit the base: {name} is {found} in the adapter and {place} in the model: "
+                    "give the base, rank and target modules that it was trained with"
+                )
+        self.load(mean)
+
+    @contextmanager
+    def functions(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within: a batch of S·B rows goes through S weight vectors; `tensors` are `[S, …]`."""
+        try:
+            for name, tensor in tensors.items():
+                self.layers[name].stack = tensor
+            yield
+        finally:
+            for layer in self.layers.values():
+                layer.stack = None
+
+    @contextmanager
+    def inputs(self, transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
+        """Within: these layers see their input through a function (token masks, a matrix before B)."""
+        if transforms and self.unfoldable:
+            raise InputError(f"{self.unfoldable} layers read their weights: their input cannot be changed")
+        try:
+            for name, transform in transforms.items():
+                self.layers[name].transform = transform
+            yield
+        finally:
+            for name in transforms:
+                self.layers[name].transform = None
+
+    @contextmanager
+    def weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
+        """Within: the adapter holds `tensors` itself (for layers that read their weights)."""
+        kept = {name: self._parameter(name).detach().clone() for name in tensors}
+        try:
+            self.load(tensors)
+            yield
+        finally:
+            self.load(kept)
+
+    def perturb(self, perturbations: Mapping[str, Perturbation]) -> None:
+        """Flipout until `clear`: the noise is kept until after the backward pass."""
+        for name, perturbation in perturbations.items():
+            self.layers[name].perturbation = perturbation
+
+    def clear(self) -> None:
+        for layer in self.layers.values():
+            layer.perturbation = None
+
+    def why_one_by_one(self, names: Iterable[str]) -> str | None:
+        """Why draws of these tensors cannot share one forward; None where they can."""
+        whole = next((f"trained {name}" for name in names if name not in self.layers), None)
+        return self.unfoldable or whole
+
+    def on_device(self, name: str, tensor: Tensor) -> Tensor:
+        """A draw's tensor where and as the layer wants it."""
+        parameter = self._parameter(name)
+        return tensor.to(device=parameter.device, dtype=parameter.dtype)
+
+    def _parameter(self, name: str) -> nn.Parameter:
+        if name not in self.parameters:
+            raise InputError(f"the posterior has a tensor {name} that the adapter lacks: was it made for another base?")
+        return self.parameters[name]
+
+
+def _only_adapter(model: PeftModel) -> str:
+    active = model.active_adapters
+    if len(active) != 1:
+        raise InputError(f"exactly one active adapter is supported, found {len(active)}: {', '.join(active)}")
+    return active[0]
+
+
+def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
+    """Trained parameters by their saved name; refuses those whose values are elsewhere."""
+    found: dict[str, nn.Parameter] = {}
+    for name, parameter in model.named_parameters():
+        whole = f".modules_to_save.{adapter}."
+        if ".uq_" in name or f".{adapter}" not in name or (".lora_" not in name and whole not in name):
+            continue
+        if whole in name:
+            found[name.replace(whole, ".", 1)] = parameter
+            continue
+        if parameter.is_meta or type(parameter.data).__name__ == "DTensor":
+            raise InputError(f"{name} is offloaded or sharded: load the adapter on one device (no offload, no tp_plan)")
+        saved = name.replace(f".{adapter}", "", 1)
+        # PEFT saves DoRA's magnitude under the name it had before it became a module.
+        found[saved.removesuffix(".weight") if "lora_magnitude_vector" in saved else saved] = parameter
+    return found
+
+
+def _why_unfoldable(module: LoraLayer, adapter: str) -> str | None:
+    if adapter in getattr(module, "lora_variant", {}):
+        return type(module.lora_variant[adapter]).__name__.removesuffix("LinearVariant")
+    kinds = {cls.__name__ for cls in type(module).__mro__}
+    return next((kind for kind in _READS_WEIGHTS if kind in kinds), None)

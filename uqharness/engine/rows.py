@@ -1,0 +1,155 @@
+"""Token rows of questions and what is read from them; a question's inputs can share what they begin with.
+
+A row is then a trie in depth-first order: token i sees token j iff j <= i <= last[j], that is, iff j is on its way from
+the root. The prompt is there once for all choices, whose keys and values are those of the prompt's one pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from uqharness.errors import InputError
+
+Pair = tuple[Sequence[int], Sequence[int]]  # (context ids, continuation ids)
+
+
+@dataclass
+class Rows:
+    """Token rows, right-padded, and what is read from them.
+
+    Read n looks at position `pos[at[n]]` of row `row[at[n]]` for token `token[n]` and counts towards continuation
+    `slot[n]`; continuation k is choice `choice[k]` of question `question[k]`.
+    """
+
+    input_ids: Tensor  # [R, T]
+    row: Tensor  # [U] the distinct (row, position) pairs at which the head is computed
+    pos: Tensor  # [U]
+    at: Tensor  # [N]
+    token: Tensor  # [N]
+    slot: Tensor  # [N]
+    question: Tensor  # [K]
+    choice: Tensor  # [K]
+    example: Tensor  # [R] the question that each row belongs to
+    depth: Tensor = torch.empty(0)  # [R, T] tokens before this one; where rows do not branch: its place
+    last: Tensor = torch.empty(0)  # [R, T] the last place that sees this one; where rows do not branch: T − 1
+
+    def __post_init__(self) -> None:
+        if not self.depth.numel():
+            places = torch.arange(self.input_ids.shape[1], device=self.input_ids.device)
+            self.depth, self.last = (t.expand(self.input_ids.shape) for t in (places, places.amax()))
+
+    def to(self, device: torch.device | str) -> Rows:
+        return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
+
+    def take(self, kept: Tensor) -> tuple[Rows, Tensor, Tensor]:
+        """Only these questions (`[Q]` bool), and which continuations `[K]` and read places `[U]` that leaves."""
+        slots, inputs = kept[self.question], kept[self.example]
+        places, reads = inputs[self.row], slots[self.slot]
+        q, r, u, k = (keep.cumsum(0) - 1 for keep in (kept, inputs, places, slots))  # new numbers
+        rows = Rows(
+            self.input_ids[inputs],
+            r[self.row[places]],
+            self.pos[places],
+            u[self.at[reads]],
+            self.token[reads],
+            k[self.slot[reads]],
+            q[self.question[slots]],
+            self.choice[slots],
+            q[self.example[inputs]],
+            self.depth[inputs],
+            self.last[inputs],
+        )
+        return rows, slots, places
+
+    @property
+    def examples(self) -> dict[int, Tensor]:
+        """Number of rows -> example of each, inside the model (R rows) and at its head (U rows)."""
+        return {len(self.row): self.example[self.row], len(self.example): self.example}
+
+    def attention(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """What a model must be told of rows that branch: positions and who sees whom; nothing of others."""
+        width = self.input_ids.shape[1]
+        if bool((self.last == width - 1).all()):
+            return {}
+        places = torch.arange(width, device=self.last.device)
+        sees = (places <= places[:, None]) & (places[:, None] <= self.last[:, None, :])  # [R, T, T]
+        mask = torch.zeros(sees.shape, dtype=dtype, device=sees.device).masked_fill(~sees, torch.finfo(dtype).min)
+        return {"attention_mask": mask[:, None], "position_ids": self.depth}
+
+
+@dataclass
+class Trie:
+    """One row while it is made; inputs must come sorted, so that what is shared is shared with the one before."""
+
+    tokens: list[int]
+    depth: list[int]
+    last: dict[int, int]  # of the places that not all later ones see
+    path: list[int]  # places of the newest input's tokens
+
+    def add(self, before: Sequence[int], ids: Sequence[int]) -> list[int]:
+        """The places of `ids`, of which those that `before` begins with too are there already."""
+        shared = next((k for k, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
+        self.last |= dict.fromkeys(self.path[shared:], len(self.tokens) - 1)
+        start = len(self.tokens)
+        self.tokens += ids[shared:]
+        self.depth += range(shared, len(ids))
+        self.path = [*self.path[:shared], *range(start, len(self.tokens))]
+        return self.path
+
+
+def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0, branch: bool = False) -> Rows:
+    """Rows for questions, each a list of (context, continuation).
+
+    Continuations of one question that need the same input share its row, so single-token choices cost one row;
+    with `branch` each question is one row. Inputs that are too long lose tokens on the left, as in lm-eval's HFLM.
+    """
+    tries: list[Trie] = []
+    example: list[int] = []
+    places: dict[tuple[int, int], int] = {}
+    reads: list[tuple[int, int, int]] = []  # [N] (at, token, slot)
+    slots: list[tuple[int, int]] = []  # [K] (question, choice)
+    for q, pairs in enumerate(questions):
+        inputs = [model_input(context, continuation, max_length) for context, continuation in pairs]
+        found: dict[tuple[int, ...], tuple[int, list[int]]] = {}
+        for group in [sorted(set(inputs))] if branch else [[ids] for ids in dict.fromkeys(inputs)]:
+            trie = Trie([], [], {}, [])
+            found |= {ids: (len(tries), trie.add(before, ids)) for before, ids in pairwise([(), *group])}
+            tries.append(trie)
+            example.append(q)
+        for c, ((_, continuation), ids) in enumerate(zip(pairs, inputs, strict=True)):
+            number, path = found[ids]
+            for place, wanted in zip(path[len(ids) - len(continuation) :], continuation, strict=True):
+                reads.append((places.setdefault((number, place), len(places)), wanted, len(slots)))
+            slots.append((q, c))
+    columns = [*zip(*places, strict=True), *zip(*reads, strict=True), *zip(*slots, strict=True), example]
+    input_ids, depth, last = _padded(tries, pad)
+    row, pos, at, token, slot, question, choice, of = (torch.tensor(c, dtype=torch.long) for c in columns)
+    return Rows(input_ids, row, pos, at, token, slot, question, choice, of, depth, last)
+
+
+def _padded(tries: Sequence[Trie], pad: int) -> list[Tensor]:
+    """Tokens, depth and last `[R, T]`; nobody reads the padding.
+
+    Its depth is 0: a place that no input has could change what a model makes of the others (dynamic RoPE).
+    """
+    width = max(len(trie.tokens) for trie in tries)
+    ids = [trie.tokens + [pad] * (width - len(trie.tokens)) for trie in tries]
+    depth = [trie.depth + [0] * (width - len(trie.depth)) for trie in tries]
+    last = [[trie.last.get(place, width - 1) for place in range(width)] for trie in tries]
+    return [torch.tensor(rows, dtype=torch.long) for rows in (ids, depth, last)]
+
+
+def model_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
+    """What the model sees of (context, continuation): all but the last token, cut on the left."""
+    if not continuation:
+        raise InputError("an answer choice tokenises to nothing: give it at least one token")
+    if not context:
+        raise InputError("an answer has no context: give the model a prompt or a BOS token")
+    if len(continuation) > max_length:
+        raise InputError(f"an answer has {len(continuation)} tokens, the model takes {max_length}: raise max_length")
+    return tuple([*context, *continuation][-(max_length + 1) : -1])

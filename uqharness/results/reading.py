@@ -1,0 +1,242 @@
+"""Results: read them, compute their metrics again, and compare only what is comparable.
+
+Two results are comparable when their protocol hashes are equal: the same documents, prompts and answer
+strings in the same order, scored the same way.  How the model was trained is not in that hash; neither are
+settings of a metric, file paths and the model itself.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from uqharness import loose_json
+from uqharness.errors import InputError
+from uqharness.metrics import registry as formulas
+from uqharness.results.record import BMALogProb, PackedRecord, Record, claimed, digest, item_rows, pack, unpack
+
+__all__ = [
+    "RECORD",
+    "BMALogProb",
+    "PackedRecord",
+    "Record",
+    "Run",
+    "content_of",
+    "digest",
+    "item_rows",
+    "metrics",
+    "pack",
+    "packed_records",
+    "parse",
+    "read_results",
+    "read_run",
+    "require_comparable",
+    "say_if_not_kept",
+    "shift",
+    "unpack",
+]
+
+# The budget of one results file. MMLU with 100 draws has 100 MB, 5.6 million answers and a few thousand JSON values.
+MAX_BYTES = 256 * 2**20
+MAX_ANSWERS = 2**26  # items x (draws + 1) x choices, over all tasks
+MAX_JSON_VALUES = 2**20
+
+# lm-eval's printed table leaves out what ends in _stderr, and the record would swamp it: hence the name.
+RECORD = "uq_record_stderr"
+# What a model may do to a prompt, by lm-eval's argument names; values that mean "as usual" do not count.
+MODEL_ARGS = ("add_bos_token", "prefix_token_id", "truncation", "max_length")
+AS_USUAL = ("", "none", "false")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task of one lm-eval results file (or of the dict of `simple_evaluate`)."""
+
+    source: str
+    task: str
+    record: Record
+    config: dict[str, Any]  # lm-eval's: model, model_args, seeds, and what get_model_info adds
+    protocol: dict[str, Any]  # the record's, with the model's own settings where they change the prompt
+    protocol_hash: str
+    reported: dict[str, float] = field(default_factory=dict)  # lm-eval's numbers, "acc", "acc_stderr" ...
+    date: float | None = None
+
+    @property
+    def model(self) -> str:
+        return str(self.config.get("model", ""))
+
+    @property
+    def model_args(self) -> dict[str, Any]:
+        return parse_model_args(self.config.get("model_args"))
+
+    def metrics(self, draws: int | None = None) -> dict[str, float]:
+        return metrics(self.record, draws)
+
+
+def metrics(record: Record, draws: int | None = None) -> dict[str, float]:
+    """Every metric from a record's first n draws (None: all; 0: the posterior mean), by its own rule."""
+    return formulas.compute_all(record.rows(draws), record.gold, record.combine)
+
+
+def parse_model_args(given: Any) -> dict[str, Any]:
+    """lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = (part.partition("=") for part in str(given or "").split(",") if part.strip())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def model_protocol(config: Mapping[str, Any]) -> dict[str, str]:
+    """BOS and truncation where they were set by hand: they change the prompt that the model saw."""
+    given = parse_model_args(config.get("model_args"))
+    return {key: str(given[key]) for key in MODEL_ARGS if str(given.get(key, "")).lower() not in AS_USUAL}
+
+
+def read_results(source: str | Path | Mapping[str, Any]) -> list[Run]:
+    """The runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
+    if isinstance(source, Mapping):
+        return _runs(source, "results") or _nothing("the results given")
+    if not os.path.exists(source):
+        raise InputError(f"{source} does not exist; give a results_*.json of lm-eval or a folder of them")
+    path = Path(source)
+    files = sorted(path.rglob("results_*.json")) if path.is_dir() else [path]
+    return [run for file in files for run in _runs(_load(file), str(file))] or _nothing(str(path))
+
+
+def _nothing(where: str) -> list[Run]:
+    raise InputError(f"no record of draws in {where}: run a _uq task (uqharness tasks) with --output_path")
+
+
+def _load(path: Path) -> Mapping[str, Any]:
+    return parse(content_of(path), str(path))
+
+
+def content_of(path: str | Path) -> bytes:
+    """Return the bytes of a results file: the one door through which such files are read."""
+    return loose_json.read_bytes(path, MAX_BYTES)
+
+
+def parse(content: bytes, where: str) -> Mapping[str, Any]:
+    """Return the content of a results file, checked against the budget before anything large is made of it."""
+    if not content.strip():
+        raise InputError(f"{where}: empty file; was the evaluation interrupted? Evaluate again")
+    # At least as many as there are values: packed arrays are base64, which has none of these characters.
+    values = sum(map(content.count, (b",", b"[", b"{")))
+    if values > MAX_JSON_VALUES:
+        raise InputError(f"{where}: {values:,} JSON values; at most {MAX_JSON_VALUES:,} are read")
+    data = loose_json.parse(content, where)
+    if not isinstance(data, Mapping) or not isinstance(data.get("results"), Mapping):
+        raise InputError(
+            f'{where}: not a results file of lm-eval: it has no "results"; give a results_*.json or a folder of them'
+        )
+    answers = sum(claimed(packed) for _, _, packed in packed_records(data))
+    if answers > MAX_ANSWERS:
+        raise InputError(
+            f"{where}: {answers:,} answers (items x draws x choices); at most {MAX_ANSWERS:,} are read: "
+            "evaluate fewer tasks at once, or fewer draws"
+        )
+    return data
+
+
+def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
+    return [read_run(data, source, *found) for found in packed_records(data)]
+
+
+def packed_records(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
+    """(task, lm-eval's values, packed record) of each task that has one."""
+    for task, values in (data.get("results") or {}).items():
+        for key, packed in values.items() if isinstance(values, Mapping) else ():
+            if key.partition(",")[0] == RECORD:
+                yield task, values, packed
+
+
+def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[str, Any], packed: Any) -> Run:
+    try:
+        if not isinstance(packed, Mapping):
+            raise InputError(f"the record is a {type(packed).__name__}, not an object; evaluate again")
+        record = unpack(packed)
+    except InputError as error:
+        raise InputError(f"{source}: {task}: {error}") from error
+    config = dict(data.get("config") or {})
+    extra = model_protocol(config)
+    protocol = {**record.protocol, "model": extra} if extra else record.protocol
+    numbers = {
+        key.partition(",")[0]: float(value)
+        for key, value in values.items()
+        if "," in key and isinstance(value, (int, float))
+    }
+    return Run(source, task, record, config, protocol, digest(protocol), numbers, data.get("date"))
+
+
+def require_comparable(runs: Sequence[Run | Record]) -> str:
+    """The protocol hash that all share; otherwise an error that names what differs."""
+    if not runs:
+        raise InputError("nothing to compare; give at least one result")
+    first = runs[0]
+    for other in runs[1:]:
+        if other.protocol_hash != first.protocol_hash:
+            keys = sorted({*first.protocol, *other.protocol})
+            differ = [
+                f"{key} ({first.protocol.get(key)} and {other.protocol.get(key)})"
+                for key in keys
+                if first.protocol.get(key) != other.protocol.get(key)
+            ]
+            raise InputError(
+                f"{_name(first)} and {_name(other)} are not comparable; they differ in "
+                f"{', '.join(differ)}: evaluate both in the same way"
+            )
+    return first.protocol_hash
+
+
+def _name(run: Run | Record) -> str:
+    return f"{run.task} of {run.source}" if isinstance(run, Run) else run.task or "a record"
+
+
+# ---------------------------------------------------------------- shifts
+
+
+@lru_cache(maxsize=1)
+def shifts() -> dict[str, dict[str, list[str]]]:
+    """tasks/shifts.yaml: {trained on: {shift: [evaluated on]}}."""
+    import yaml  # only here: reading results needs none of it
+
+    return dict(yaml.safe_load(files("uqharness.tasks").joinpath("shifts.yaml").read_text(encoding="utf-8")))
+
+
+def shift(trained_on: str, evaluated_on: str) -> str | None:
+    """ "id", "small" or "large" for a pair of tasks, None where nobody said; `_test` counts as the same."""
+    source, target = trained_on.removesuffix("_test"), evaluated_on.removesuffix("_test")
+    if source == target:
+        return "id"
+    return next((name for name, tasks in shifts().get(source, {}).items() if target in tasks), None)
+
+
+# ---------------------------------------------------------------- keeping it
+
+HINT = (
+    "uqharness: the answers of every draw were not kept; add --output_path DIR to keep them "
+    "(uqharness table DIR computes all metrics from there)"
+)
+
+
+def is_kept(argv: Sequence[str]) -> bool:
+    """Whether this command keeps its results: true of any but lm-eval's and ours without an output path."""
+    program = Path(argv[0]).parts[-2:] if argv else ()
+    command = program[-1:] in (("lm_eval",), ("lm-eval",)) or program == ("lm_eval", "__main__.py")
+    command |= program[-1:] == ("uqharness",) and list(argv[1:2]) == ["eval"]
+    named = any(arg.partition("=")[0] in ("--output_path", "-o", "--config", "-C") for arg in argv)
+    return named or not command
+
+
+@lru_cache(maxsize=1)
+def say_if_not_kept() -> None:
+    """As the last line of an lm-eval command that throws the record away (at exit: after lm-eval's table)."""
+    if not is_kept(sys.argv):
+        atexit.register(print, HINT, file=sys.stderr)

@@ -1,0 +1,364 @@
+"""Settings are frozen dataclasses: their fields are the command-line flags, the YAML keys and the record.
+
+`Run` holds what all methods share; every method is a dataclass of its own. No method is known by name.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import hashlib
+import json
+import math
+import os
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import yaml
+
+from uqharness.errors import InputError, did_you_mean
+
+T = TypeVar("T")
+TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
+
+
+AUTO, ALL_LINEAR = ("auto",), ("all-linear",)  # target modules: the architecture's, every linear layer but the head
+Role = Literal["recipe", "data", "seed", "speed", "io"]
+
+
+def option(
+    default: Any, help: str, *, low: float | None = None, high: float | None = None, role: Role = "recipe"
+) -> Any:
+    """A dataclass field with its help text, the closed range of its values and its role.
+
+    `recipe` changes what is learned; `data` does so by the items it trains on; `seed` is what rows average over;
+    `speed` gives the same numbers to rounding; `io` is where a run writes and how it goes on.
+    """
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every method's training shares. The defaults: BLoB paper, Table 3 (Llama2-7B); ε is its code's."""
+
+    base: str = option("", "base model: a folder, a GGUF file, a hub id, or 'toyworld'")
+    task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
+    out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
+    steps: int = option(5000, "optimiser steps", low=1, high=10**8)
+    lr: float = option(1e-4, "learning rate", low=0)
+    batch_size: int = option(4, "questions per forward", low=1, high=65536)
+    grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
+    apply_chat_template: bool = option(False, "ask as a chat, by the tokenizer's template, as lm-eval does")
+    system_instruction: str = option("", "the system message, or the first lines without a chat template")
+    num_fewshot: int | None = option(None, "examples before each question (None: the task's own)", low=0, high=99)
+    fewshot_as_multiturn: bool = option(True, "with a chat template: examples as turns of the chat, not in one message")
+    max_length: int = option(300, "tokens of a prompt; longer ones lose tokens on the left", low=2, high=2**20)
+    lora_r: int = option(8, "LoRA rank", low=1, high=16384)
+    lora_alpha: float = option(16, "LoRA alpha; the update is scaled by alpha / r")
+    lora_dropout: float = option(0.0, "dropout at the LoRA input", low=0, high=0.999)
+    target_modules: tuple[str, ...] = option(
+        AUTO,
+        "modules that get a LoRA; auto: query, value and output head by the architecture's names (q_proj v_proj "
+        "lm_head), all-linear: every linear layer but the head",
+    )
+    layers: str = option("all", "layers whose target modules get one: all, last:K, or numbers from 0 (20-29, 0,8-11)")
+    schedule: Literal["linear", "constant"] = option("linear", "learning rate after the warm-up")
+    warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
+    weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
+    adam_eps: float = option(1e-6, "AdamW's ε (bayesian-peft: 1e-6; Laplace-LoRA's code: 1e-8)", low=1e-30)
+    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0, high=2**32 - 1, role="seed")
+    dtype: Literal["auto", "float32", "bfloat16"] = option(
+        "auto",
+        "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
+    )
+    device: Literal["auto", "cpu", "cuda"] = option(
+        "auto", "where to train; pick a GPU with CUDA_VISIBLE_DEVICES", role="speed"
+    )
+    load_in_4bit: bool = option(False, "quantise the base to 4 bit (bitsandbytes)")
+    load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
+    gradient_checkpointing: bool = option(False, "recompute activations: less memory, more time", role="speed")
+    cache_prefix: float = option(
+        0.0, "GiB for states below the first LoRA: later epochs start there (0: off)", low=0, high=2**16, role="speed"
+    )
+    group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
+    eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
+    select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
+    select_split: str = option("train[-20%]", "what --select looks at: train[-20%], train[-500] or tune")
+    tune_fraction: float = option(
+        0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9, role="data"
+    )
+    save_every: int = option(0, "checkpoint every K steps (0: none)", low=0, role="io")
+    resume: bool = option(False, "go on from the newest complete checkpoint of OUT", role="io")
+    report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to", role="io")
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """Beside the adapter's folder, which itself is only ever written whole."""
+        return Path(f"{self.out.rstrip('/')}.checkpoints") if self.out else None
+
+    @property
+    def effective_batch(self) -> int:
+        """Questions per optimiser step, over all processes of an `accelerate launch`."""
+        return self.batch_size * self.grad_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
+
+    def __post_init__(self) -> None:
+        check_ranges(self)
+        if self.load_in_4bit and self.load_in_8bit:
+            raise InputError("load_in_4bit and load_in_8bit are both set: choose one")
+        if not self.target_modules:
+            raise InputError("target_modules is empty: name at least one module, for example q_proj")
+        for word in (*AUTO, *ALL_LINEAR):
+            if word in self.target_modules and len(self.target_modules) > 1:
+                raise InputError(f"target_modules has {word} beside names: give {word} alone, or names alone")
+        chosen_layers(self.layers)
+        if (self.save_every or self.resume) and not self.out:
+            raise InputError("save_every and resume need a place for checkpoints: give --out")
+        if self.select != "last" and not self.eval_every:
+            raise InputError(
+                f"select={self.select} without eval_every: say every how many steps to score (--eval-every)"
+            )
+
+
+def count_of(text: str, low: int, high: int) -> int | None:
+    """The whole number that `text` spells in ASCII digits; None where it does not, or is out of range."""
+    spelled = text.isascii() and text.isdigit() and len(text) <= 18  # "²" is a digit to Python as well
+    return int(text) if spelled and low <= int(text) <= high else None
+
+
+def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
+    """The layers of a model of `count` that `all`, `last:K` or `0,8-11` names; None: all. Unknown count: the syntax."""
+    if text == "all":
+        return None
+    most = 10**6
+    spans: list[tuple[int, int]] = []
+    if text.startswith("last:"):
+        if number := count_of(text.removeprefix("last:"), 1, most):
+            spans.append(((count or most) - number, (count or most) - 1))
+    else:
+        for part in text.split(","):
+            first, dash, last = part.strip().partition("-")
+            ends = count_of(first, 0, most), count_of(last if dash else first, 0, most)
+            if ends[0] is None or ends[1] is None or ends[0] > ends[1]:
+                spans = []
+                break
+            spans.append((ends[0], ends[1]))
+    if not spans:
+        raise InputError(f"layers is {_shown(text)}: give all, last:K, or numbers from 0 as in 20-29 or 0,8-11")
+    if count is None:
+        return []
+    if any(first < 0 or last >= count for first, last in spans):
+        raise InputError(f"layers is {text}: the base has {count} layers, numbered 0 to {count - 1}")
+    return sorted({number for first, last in spans for number in range(first, last + 1)})
+
+
+def is_main_process() -> bool:
+    """Whether this is the process that writes, of those of an `accelerate launch`."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def check_ranges(settings: Any) -> None:
+    """Every number within the range that its field declares, and finite."""
+    for spec in dataclasses.fields(settings):
+        check_range(spec, getattr(settings, spec.name))
+
+
+def check_range(spec: dataclasses.Field[Any], value: Any) -> None:
+    """Refuse a number outside the range that its field declares; what is no number passes."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return
+    low, high = spec.metadata.get("low"), spec.metadata.get("high")
+    below, above = low is not None and value < low, high is not None and value > high
+    if below or above or (isinstance(value, float) and not math.isfinite(value)):
+        bounds = [f"at least {low}"] * (low is not None) + [f"at most {high}"] * (high is not None)
+        raise InputError(f"{spec.name} is {_shown(value)}: it must be {' and '.join(bounds or ['finite'])}")
+
+
+def check_values(cls: type, values: Mapping[str, Any]) -> None:
+    """Check some fields of `cls` by themselves: type and range."""
+    kinds = field_types(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name in values:
+            check_range(spec, convert(kinds[spec.name], values[spec.name], spec.name))
+
+
+def _shown(value: Any) -> str:
+    """For a message: one line of bounded length."""
+    text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 200 else repr(value)
+    return text if len(text) <= 60 else f"{text[:59]}…"
+
+
+def convert(kind: Any, value: Any, name: str) -> Any:
+    """A value from a flag, YAML or JSON as the type that the field declares."""
+    origin, inner = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        if value is None or str(value).lower() in ("none", "null"):
+            return None
+        return convert(next(k for k in inner if k is not type(None)), value, name)
+    if origin is Literal:
+        if value not in inner:
+            names = ", ".join(map(str, inner))
+            raise InputError(f"{name} is {value!r}{did_you_mean(str(value), map(str, inner))}: choose one of {names}")
+        return value
+    if origin is tuple:
+        if not isinstance(value, (str, list, tuple)):
+            raise InputError(f"{name} is {value!r}: it must be a list")
+        parts = value.split(",") if isinstance(value, str) else value
+        return tuple(convert(inner[0], part.strip() if isinstance(part, str) else part, name) for part in parts if part)
+    if kind is bool:
+        return boolean(name, value)
+    try:
+        number = kind(value) if kind is not int or isinstance(value, (int, str)) else int(str(value))
+    except (TypeError, ValueError):
+        wanted = {float: "a number", int: "an integer"}.get(kind, kind.__name__)
+        raise InputError(f"{name} is {_shown(value)}: it must be {wanted}") from None
+    return int(number) if kind is int else number
+
+
+def boolean(name: str, value: object) -> bool:
+    """True or false from a flag, a file or `--model_args`, which may come as text."""
+    word = str(value).strip().lower()
+    if word not in (*TRUE, *FALSE):
+        raise InputError(f"{name} is {value!r}: it must be true or false (yes/no, on/off and 1/0 will do)")
+    return word in TRUE
+
+
+def build(cls: type[T], values: Mapping[str, Any]) -> T:
+    """A settings object from loose values; unknown names are refused with a suggestion."""
+    kinds = field_types(cls)
+    for name in values:
+        if name not in kinds:
+            known = ", ".join(kinds) or "none"
+            raise InputError(f"unknown setting {name!r}{did_you_mean(name, kinds)}; {cls.__name__} has: {known}")
+    return cls(**{name: convert(kinds[name], value, name) for name, value in values.items()})
+
+
+def field_types(cls: type) -> dict[str, Any]:
+    """{field: type}; class variables are no settings."""
+    hints = typing.get_type_hints(cls)
+    return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls)}
+
+
+def add_flags(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = ()) -> None:
+    """One flag per field. What is not given is absent, so that files and suggestions can fill in."""
+    kinds = field_types(cls)
+    for spec in dataclasses.fields(cls):
+        if spec.name in skip:
+            continue
+        names = list(dict.fromkeys([f"--{spec.name.replace('_', '-')}", f"--{spec.name}"]))
+        shown = " ".join(spec.default) if isinstance(spec.default, tuple) else spec.default
+        text = f"{spec.metadata.get('help', '')} [{shown}]".replace("%", "%%")
+        common: dict[str, Any] = {"dest": spec.name, "default": argparse.SUPPRESS, "help": text}
+        if kinds[spec.name] is bool:
+            parser.add_argument(*names, action=argparse.BooleanOptionalAction, **common)
+        elif typing.get_origin(kinds[spec.name]) is tuple:
+            parser.add_argument(*names, nargs="+", metavar="X", **common)
+        else:
+            parser.add_argument(*names, metavar=spec.name.rsplit("_", 1)[-1].upper(), **common)
+
+
+def from_flags(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """What the user gave on the command line of the fields of `cls`."""
+    return {name: getattr(namespace, name) for name in field_types(cls) if hasattr(namespace, name)}
+
+
+def read_file(path: str | Path) -> dict[str, Any]:
+    """A YAML or JSON file of settings."""
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+        values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path}: {error}") from None
+    except (json.JSONDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path} is no valid YAML or JSON: {' '.join(str(error).split())}") from None
+    if not isinstance(values or {}, dict):
+        raise InputError(f"{path} holds a {type(values).__name__}: it must hold settings as `name: value`")
+    return dict(values or {})
+
+
+def parse_set(items: Iterable[str]) -> dict[str, str]:
+    """`--set key=value …` as a dictionary."""
+    pairs: dict[str, str] = {}
+    for item in items:
+        name, equals, value = item.partition("=")
+        if not equals or not name.strip():
+            raise InputError(f"--set {item!r} is no key=value")
+        pairs[name.strip().replace("-", "_")] = value.strip()
+    return pairs
+
+
+def resolve_run(suggests: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Run, dict[str, dict[str, Any]]]:
+    """The run settings: given before suggested before default; and which suggestions the user overrode."""
+    run = build(Run, {**suggests, **given})
+    wanted = build(Run, {name: value for name, value in suggests.items()})
+    overridden = {
+        name: {"suggested": as_json(getattr(wanted, name)), "used": as_json(getattr(run, name))}
+        for name in suggests
+        if getattr(wanted, name) != getattr(run, name)
+    }
+    return run, overridden
+
+
+def as_json(value: Any) -> Any:
+    """Settings as what JSON holds."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {spec.name: as_json(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
+    return [as_json(v) for v in value] if isinstance(value, (tuple, list)) else value
+
+
+def fields_of(*roles: Role) -> tuple[str, ...]:
+    """The run settings that have one of these roles."""
+    return tuple(spec.name for spec in dataclasses.fields(Run) if spec.metadata["role"] in roles)
+
+
+FREE = frozenset(fields_of("io", "speed"))  # may differ between a run and the one that resumes it
+# What a record without the key was trained with: the setting was not there yet.
+PROMPTS: Mapping[str, Any] = {
+    "apply_chat_template": False,
+    "system_instruction": "",
+    "num_fewshot": None,
+    "fewshot_as_multiturn": True,
+}
+UNRECORDED: Mapping[str, Any] = {
+    "adam_eps": 1e-8,
+    "weight_decay": 0.0,
+    "group_by_length": False,
+    "layers": "all",
+    **PROMPTS,
+}
+HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
+
+
+def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
+    """`v2-` and 16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
+    splits = [split for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
+    fitted = [split.get("prompts", split["fingerprints"]) for split in splits]  # see decisions/no-hidden-leaks.md
+    recipe = {name: as_json(getattr(run, name)) for name in fields_of("recipe")}
+    for name in ("batch_size", "grad_accumulation"):  # their product counts, over all processes
+        del recipe[name]
+    recipe |= {
+        "base": Path(run.base).name if Path(run.base).exists() else run.base,
+        "target_modules": sorted(run.target_modules),
+        "lora_alpha": float(run.lora_alpha),
+        "effective_batch": run.effective_batch,
+        "data": [run.task, digest(fitted)],
+    }
+    form = data_record.get("form")
+    for name, off in PROMPTS.items():  # the form says it all; without one, what differs from what always was
+        if form or recipe[name] == off:
+            del recipe[name]
+    if form and any(form.values()):
+        recipe["form"] = dict(form)
+    if run.select == "last":  # then nothing was selected
+        del recipe["select_split"], recipe["eval_every"]
+    if run.layers == "all":  # as in recipes from before there was a choice
+        del recipe["layers"]
+    return f"v{HASH_VERSION}-{digest(recipe)}"
+
+
+def digest(value: Any) -> str:
+    """The first 16 hex digits of the SHA-256 of a value's JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

@@ -1,0 +1,392 @@
+"""Base model + LoRA, W = W0 + (α / r) B A  (LoRA, arXiv:2106.09685, Sec. 4.1): load, inject, initialise.
+
+PEFT initialises from the global generator; we draw A again from a keyed one, so a seed means the same adapter
+whatever ran before. B = 0: training starts at the base model. Training and evaluation share all of this file, so
+that both see the same base: its vocabulary, its tied head, its quantisation.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import logging
+import math
+import os
+import re
+import struct
+import warnings
+from collections.abc import Iterator, Mapping, MutableMapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
+from torch import Tensor, nn
+
+from uqharness.adapter_io.folder import base_location, base_weights, read_config
+from uqharness.errors import InputError, did_you_mean
+from uqharness.posterior import keyed_generator
+from uqharness.settings import Run, chosen_layers
+from uqharness.training.prompts import template_text
+from uqharness.training.targets import peft_targets
+
+log = logging.getLogger("uqharness.training.base_model")
+MOST_LAYERS, MOST_ROWS = 4096, 2**24
+
+
+def build_model(run: Run) -> tuple[PeftModel, Any]:
+    """The base with a fresh adapter, and its tokenizer."""
+    base, tokenizer = load_base(run)
+    return inject(base, run), tokenizer
+
+
+def load_base(run: Run) -> tuple[nn.Module, Any]:
+    """The base where and as the run wants it, and its tokenizer."""
+    if not run.base:
+        raise InputError("no base model: give --base with a folder, a hub id or toyworld")
+    (where, file), device = base_location(run.base), pick_device(run.device)
+    options = _loading(run, device)
+    if file:
+        check_gguf(run.base, options)
+    gguf = {"gguf_file": file} if file else {}
+    with load_errors(run.base, file):
+        if file is None:
+            check_size(where)
+            if run.layers != "all":  # before the weights are read
+                config = transformers.AutoConfig.from_pretrained(where).get_text_config()
+                chosen_layers(run.layers, config.num_hidden_layers)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
+        if run.apply_chat_template:
+            template_text(tokenizer, base=run.base)  # before the weights
+        base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
+    if file:
+        forget_gguf(base)
+    fit_vocabulary(base, len(tokenizer))
+    if run.load_in_4bit or run.load_in_8bit:
+        exact_on_cpu(base)
+        base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
+    else:
+        base = base.to(device)
+    return base, tokenizer
+
+
+def skeleton(name: str) -> nn.Module:
+    """The base without its weights: its layers, from its configuration alone."""
+    where, file = base_location(name)
+    if file:
+        check_gguf(name, {})
+    with load_errors(name, file), torch.device("meta"):
+        if file is None:
+            check_size(where)
+        config = transformers.AutoConfig.from_pretrained(where, **({"gguf_file": file} if file else {}))
+        return transformers.AutoModelForCausalLM.from_config(config)
+
+
+@contextmanager
+def load_errors(name: str, file: str | None) -> Iterator[None]:
+    """Within: a base that cannot be loaded is an InputError of one line."""
+    try:
+        with gguf_errors(name, file):
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        if other := re.match(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>", reason):
+            raise InputError(
+                f"base model {name} is no causal language model of transformers {transformers.__version__} "
+                f"({other[1]}): give a base that is a language model alone"
+            ) from error
+        hint = did_you_mean(name, ["toyworld"])
+        raise InputError(f"base model {name} cannot be loaded{hint}: {reason}") from error
+
+
+def check_size(where: str, **options: Any) -> None:
+    """Refuse a base whose config.json asks for more layers or rows than any model has, before they are made."""
+    try:
+        config, _ = transformers.PretrainedConfig.get_config_dict(where, **options)
+    except (RecursionError, MemoryError) as error:
+        raise InputError(f"base model {where}: config.json is nested too deeply; give another base") from error
+    for part in (config, *(value for value in config.values() if isinstance(value, dict))):
+        for name, value in part.items():
+            most = MOST_LAYERS if re.search("layers?$", name) else MOST_ROWS if name.endswith("size") else None
+            if most and type(value) is int and value > most:
+                shown = f"{value:,}" if value < 10**18 else f"{value.bit_length()} bits long"
+                raise InputError(f"base model {where}: its {name} is {shown}; at most {most:,} are loaded")
+
+
+def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) -> PeftModel:
+    """A trained adapter on its base, called `name`; rank, scaling and targets are what its own files say."""
+    check_base_weights(base, folder)
+    try:
+        with _known_warnings():
+            model = PeftModel.from_pretrained(  # `config`: PEFT would run the patterns of the folder's own file
+                base,
+                str(folder),
+                is_trainable=trainable,
+                config=read_config(folder),  # type: ignore[arg-type,unused-ignore]
+            )
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"adapter {folder} does not fit base model {name}: give its own base ({reason})") from error
+    model.peft_config[model.active_adapter].base_model_name_or_path = name
+    _settle_tying(model)
+    return model
+
+
+def inject(base: nn.Module, run: Run) -> PeftModel:
+    """LoRA on the run's target modules, initialised from the run's seed."""
+    # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
+    untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
+    config = LoraConfig(
+        task_type="CAUSAL_LM",
+        r=run.lora_r,
+        lora_alpha=run.lora_alpha,  # type: ignore[arg-type,unused-ignore]
+        lora_dropout=run.lora_dropout,
+        target_modules=peft_targets(base, run.target_modules, run.layers),
+        **untied,
+    )
+    with torch.random.fork_rng(), _known_warnings():  # PEFT draws A too; ours replaces it
+        model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
+    config.base_model_name_or_path = run.base  # get_peft_model writes the folder that the base was read from
+    init_adapter(model, run.seed)
+    _settle_tying(model)
+    return model
+
+
+# -------------------------------------------------------------------- tied heads and padded vocabularies
+
+
+def is_tied(base: nn.Module) -> bool:
+    """Whether the output head's weight is the embedding's."""
+    head, embedding = base.get_output_embeddings(), base.get_input_embeddings()  # type: ignore[operator]
+    return head is not None and head.weight is embedding.weight
+
+
+def untie(base: nn.Module) -> None:
+    """Give the output head a weight of its own: what a merge into a tied head needs, and nothing else does."""
+    if is_tied(base):
+        head: Any = base.get_output_embeddings()  # type: ignore[operator]
+        head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
+    base.config.tie_word_embeddings = False  # type: ignore[union-attr]
+
+
+def tied_head_note(model: PeftModel) -> str | None:
+    """What to say of an adapter with a LoRA on a head that its base ties to the embedding."""
+    base: Any = model.get_base_model()
+    if is_tied(base) and any("lora_" in name for name, _ in base.get_output_embeddings().named_parameters()):
+        return "the base ties its output head to its embedding: the head's LoRA acts on the head only"
+    return None
+
+
+def _settle_tying(model: PeftModel) -> None:
+    """Tied tensors stay one tensor; tying them again by name, as HFLM does, fails where PEFT wraps the head."""
+    base: Any = model.get_base_model()
+    if is_tied(base):
+        base.tie_weights = _stay_tied
+
+
+def _stay_tied(*_: Any, **__: Any) -> None:
+    return None
+
+
+@contextmanager
+def _known_warnings() -> Iterator[None]:
+    """Within: PEFT's paragraph on tied heads is left out, we say it in a line; so is what it does for Conv1D."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
+        warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
+        yield
+
+
+@torch.no_grad()
+def fit_vocabulary(base: nn.Module, tokens: int) -> None:
+    """Longer embeddings where the tokenizer has more tokens than they have rows, never shorter ones.
+
+    Many checkpoints are padded to a round number of rows, which stay. New rows are the mean of the others, in
+    training and in evaluation.
+    """
+    embedding, head = base.get_input_embeddings(), base.get_output_embeddings()  # type: ignore[operator]
+    rows = embedding.weight.shape[0]
+    if tokens <= rows:
+        return
+    log.info("the tokenizer has %d tokens and the embedding %d rows: the mean row fills the rest", tokens, rows)
+    means = [layer.weight[:rows].float().mean(0) for layer in (embedding, head) if layer is not None]
+    base.resize_token_embeddings(tokens, mean_resizing=False)  # type: ignore[operator]
+    layers = (base.get_input_embeddings(), base.get_output_embeddings())  # type: ignore[operator]
+    for layer, mean in zip((layer for layer in layers if layer is not None), means, strict=True):
+        layer.weight[rows:] = mean.to(layer.weight.dtype)
+
+
+@torch.no_grad()
+def check_base_weights(base: nn.Module, folder: Path) -> None:
+    """Weights of the base in an adapter's file, which PEFT would copy over the base's own, are equal to these."""
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    for name, saved in base_weights(folder).items():
+        own = parameters.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        if own is None or own.shape != saved.shape or not own.is_floating_point():
+            shape = "does not have" if own is None else f"has as {own.dtype} {list(own.shape)}"
+            why = f"which the base {shape}"
+        elif torch.equal(saved.to(own), own):
+            continue
+        else:
+            off = float((saved.to(own).float() - own.float()).abs().max())
+            why = f"which differs from the base's by up to {off:.2g}"
+        raise InputError(
+            f"{folder} holds the base weight {name} {list(saved.shape)}, {why}: give the base that it was trained on, "
+            "or save the adapter with save_embedding_layers=False"
+        )
+
+
+# -------------------------------------------------------------------- initialisation
+
+
+@torch.no_grad()
+def init_adapter(model: PeftModel, seed: int) -> None:
+    """A ~ U(±sqrt(1/n)), n its inputs (PEFT's default), from `seed` alone; B = 0."""
+    for name, parameter in model.named_parameters():
+        if ".lora_A." in name:
+            parameter.copy_(uniform(parameter, 1.0, "init", seed, name))
+        elif ".lora_B." in name:
+            parameter.zero_()
+
+
+def uniform(like: Tensor, scale: float, *key: object) -> Tensor:
+    """U(±sqrt(scale / n)) in the shape of A `[r, n]`, keyed."""
+    bound = math.sqrt(scale / like.shape[1])
+    return torch.empty(like.shape).uniform_(-bound, bound, generator=keyed_generator(*key))
+
+
+def pick_device(device: str) -> torch.device:
+    """auto: a GPU where there is one. Each process of an `accelerate launch` has a GPU of its own."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device is cuda, but torch sees no GPU: use --device cpu")
+    rank = os.environ.get("LOCAL_RANK")
+    return torch.device(device, int(rank)) if device == "cuda" and rank else torch.device(device)
+
+
+# -------------------------------------------------------------------- precision and quantisation
+
+
+def training_dtype(run: Run) -> torch.dtype:
+    """The precision of the base in training."""
+    device = pick_device(run.device)
+    half = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    found: torch.dtype = getattr(torch, ("bfloat16" if half else "float32") if run.dtype == "auto" else run.dtype)
+    return found
+
+
+def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> str:
+    """The precision of the base in evaluation where none is asked for; "auto" is the checkpoint's.
+
+    float32 on a CPU, where bfloat16 takes many times as long; elsewhere what the adapter was trained in.
+    """
+    if device.type == "cpu":
+        return "float32"
+    record = record or {}
+    recorded = record.get("base", {}).get("dtype") or record.get("run", {}).get("dtype") or "auto"
+    return str(recorded)
+
+
+def named_dtype(name: object) -> torch.dtype | str:
+    """`bfloat16` as torch's; "auto" stays."""
+    found: Any = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
+    if not (found == "auto" or isinstance(found, torch.dtype) and found.is_floating_point):
+        raise InputError(f"dtype={name}: no precision of weights: give float32, bfloat16, float16 or auto")
+    return found
+
+
+def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -> Any:
+    """Take `load_in_4bit=True` and its kind out of `options`: transformers' configuration of it, or None.
+
+    4 bit is NormalFloat (QLoRA, arXiv:2305.14314), computed in `dtype`, unless the options say otherwise.
+    """
+    ours = {name: options.pop(name) for name in [*options] if name.startswith(("load_in_", "bnb_4bit_", "llm_int8_"))}
+    four, eight = bool(ours.pop("load_in_4bit", False)), bool(ours.pop("load_in_8bit", False))
+    if not (four or eight):
+        if ours:
+            raise InputError(f"{', '.join(ours)} without load_in_4bit or load_in_8bit: add one, or leave it out")
+        return None
+    if four and eight:
+        raise InputError("load_in_4bit and load_in_8bit are both on: choose one")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise InputError(
+            "4- and 8-bit bases need bitsandbytes, which is not installed: pip install uqharness[quantized]"
+        )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every 8-bit product
+    defaults = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
+    try:
+        return transformers.BitsAndBytesConfig(load_in_4bit=four, load_in_8bit=eight, **{**defaults, **ours})
+    except (TypeError, ValueError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"quantisation settings {ours}: {reason}: see transformers' BitsAndBytesConfig") from error
+
+
+def quantised_as(config: Any) -> str | None:
+    """How a base is quantised, in a word for records."""
+    if config is None:
+        return None
+    config = config if isinstance(config, Mapping) else config.to_dict()
+    if config.get("load_in_4bit"):
+        return f"4bit {config.get('bnb_4bit_quant_type')}"
+    return "8bit" if config.get("load_in_8bit") else str(config.get("quant_method") or "yes")
+
+
+def exact_on_cpu(base: nn.Module) -> None:
+    """Keep bitsandbytes' 4-bit layers from packing themselves anew once they are in evaluation mode on a CPU.
+
+    The packed form rounds the scales to bfloat16, serves no layer narrower than 64 and no backward pass, so that an
+    answer would depend on the mode and on the processor.
+    """
+    module: Any
+    for module in base.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+
+
+def check_gguf(name: str, options: Mapping[str, Any]) -> None:
+    """Refuse what a base in a GGUF file cannot be loaded with."""
+    if importlib.util.find_spec("gguf") is None:
+        raise InputError(f"base model {name}: GGUF files need the gguf package, which is missing: pip install gguf")
+    if options.get("quantization_config") is not None:
+        raise InputError(f"base model {name}: a GGUF file is dequantised when it is read: leave 4 and 8 bit out")
+
+
+@contextmanager
+def gguf_errors(name: str, file: str | None) -> Iterator[None]:
+    """Within: a GGUF file that transformers cannot read (its architecture, or no GGUF at all) is an InputError."""
+    try:
+        yield
+    except (ImportError, ValueError, LookupError, RuntimeError, TypeError, struct.error) as error:
+        if file is None or isinstance(error, torch.OutOfMemoryError):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(
+            f"base model {name} cannot be read by transformers {transformers.__version__}: {reason} "
+            "Give the same model as safetensors"
+        ) from error
+
+
+def forget_gguf(base: nn.Module) -> None:
+    """A GGUF file is dequantised when it is read: plain weights, which transformers still takes for quantised ones.
+
+    It would refuse to save them, and to move or train them in some releases.
+    """
+    model: Any = base
+    model.hf_quantizer, model.is_quantized = None, False
+    for name in ("quantization_config", "_is_quantized"):
+        if hasattr(model.config, name):
+            delattr(model.config, name)
+
+
+def _loading(run: Run, device: torch.device) -> dict[str, Any]:
+    """Arguments of `from_pretrained`: precision and quantisation."""
+    dtype = training_dtype(run)
+    version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
+    options: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}
+    config = quantisation({"load_in_4bit": run.load_in_4bit, "load_in_8bit": run.load_in_8bit}, dtype)
+    if config is not None:
+        options |= {"quantization_config": config, "device_map": {"": device}}
+    return options

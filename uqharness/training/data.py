@@ -1,0 +1,202 @@
+"""What a method may see: items to fit, to tune and to select on, none of which is ever the evaluated split.
+
+The record says which items went where, by fingerprint, so that evaluating on one of them can be refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from uqharness.errors import InputError
+from uqharness.results import leakage
+from uqharness.settings import Run, digest
+from uqharness.training.prompts import Prompting
+from uqharness.training.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
+
+if TYPE_CHECKING:
+    from uqharness.training.checkpoints import Course
+
+__all__ = ["ChoiceData", "PairEncoder", "Question", "load_task", "prepare"]
+log = logging.getLogger(__name__)
+
+
+def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
+    """The data of a training run: what the run's flags and the method's needs (`uses_tune`) say."""
+    return ChoiceData.from_task(
+        task,
+        PairEncoder(tokenizer),
+        run.max_length,
+        tune=uses_tune,
+        tune_fraction=run.tune_fraction,
+        select_split=run.select_split if run.eval_every else None,
+        prompting=Prompting.of(task, tokenizer, run),
+    )
+
+
+@dataclass
+class ChoiceData:
+    """What a method is fitted on (`train`), may tune on (`tune`), and what `--select` looks at (`select`)."""
+
+    train: list[Question]
+    tune: list[Question]
+    select: list[Question]
+    max_length: int
+    pad: int = 0
+    record: dict[str, Any] = field(default_factory=dict)
+    courses: list[Course] = field(default_factory=list)  # the trainings on it; their checkpoints go at the end
+
+    @classmethod
+    def from_task(
+        cls,
+        task: Any,
+        encode: Encode,
+        max_length: int,
+        *,
+        tune: bool = False,
+        tune_fraction: float = 0.1,
+        select_split: str | None = None,
+        seed: int = 0,
+        limit: int | None = None,
+        prompting: Prompting | None = None,
+    ) -> ChoiceData:
+        """`tune`: the method uses `data.tune`. What `tune` and `select` take from `train` is held out of it.
+
+        Which items are held out depends on `seed` and the items, not on their order: keep it the same for
+        an adapter and what is built on it. `limit`: the first items of each split, for a trial run.
+        """
+        check_trainable(task)
+        prompting = prompting or Prompting()
+        read = functools.partial(read_questions, encode=encode, limit=limit, prompting=prompting)
+        parts = divide(task, read, tune or select_split == "tune", tune_fraction, select_split, seed)
+        fit, spare, select = parts["fit"], parts["tune"], parts["select"]
+        if not tune:  # read for select_split=tune alone
+            parts["tune"] = Part("", [])
+        used = {purpose: part for purpose, part in parts.items() if part.items}
+        record = {
+            "task": task.config.task,
+            "form": prompting.form,
+            "dataset": _dataset(task),
+            "subset": task.config.dataset_name,
+            "dropped": _plain(getattr(task, "train_dropped", None)),
+            "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
+            "multi_token_choices": sum(map(count_multi_token, fit.items)),
+            "splits": [part.record(purpose) for purpose, part in used.items()],
+        }
+        _say(record)
+        return cls(fit.items, spare.items, select.items, max_length, record=record)
+
+
+@dataclass(frozen=True)
+class Part:
+    """Items and what to call them."""
+
+    name: str
+    items: list[Question]
+
+    def record(self, purpose: str) -> dict[str, Any]:
+        """`prompts` are what items are held out by and what the recipe's hash is made of, as ever."""
+        prompts, documents = [q.fingerprint for q in self.items], [q.document for q in self.items]
+        found = {"purpose": purpose, "split": self.name, "items": len(prompts), "hash": digest(prompts)}
+        return {**found, "fingerprint_version": leakage.VERSION, "fingerprints": documents, "prompts": prompts}
+
+
+def divide(
+    task: Any, read: Callable[..., list[Question]], tune: bool, fraction: float, select: str | None, seed: int
+) -> dict[str, Part]:
+    """fit, tune, select. To tune: a validation split that the task does not evaluate, else a part of train."""
+    name, rest = _split_name(task, "training"), read(task, "train", task.training_docs())
+    parts = {"tune": Part("", []), "select": Part("", [])}
+    if tune and task.has_validation_docs() and task.has_test_docs():  # lm-eval evaluates on test then
+        found = read(task, "validation", task.validation_docs())
+        parts["tune"] = Part(_split_name(task, "validation"), found)
+    elif tune:
+        rest, held = hold_out(rest, max(1, round(len(rest) * fraction)), f"tune{seed}")
+        parts["tune"] = Part(f"{name}[{len(held)} items, seed {seed}]", held)
+    if select == "tune":
+        parts["select"] = parts["tune"]
+    elif select:
+        rest, held = hold_out(rest, held_items(select, len(rest)), f"select{seed}")
+        parts["select"] = Part(f"{name}[{len(held)} items, seed {seed}]", held)
+    if not rest:
+        raise InputError(f"nothing is left to train on: {task.config.task} has too few items for these splits")
+    taken = "" if not (parts["tune"].name + parts["select"].name).count(f"{name}[") else f"[{len(rest)} left]"
+    return {"fit": Part(name + taken, rest), **parts}
+
+
+def hold_out(items: list[Question], count: int, key: str) -> tuple[list[Question], list[Question]]:
+    """(rest, held out): the `count` items whose hashed fingerprint comes first; equal items stay together."""
+    ranked = sorted({q.fingerprint for q in items}, key=lambda f: hashlib.sha256(f"{key}:{f}".encode()).digest())
+    sizes: dict[str, int] = {}
+    for question in items:
+        sizes[question.fingerprint] = sizes.get(question.fingerprint, 0) + 1
+    held, total = set(), 0
+    for name in ranked:
+        if total >= count:
+            break
+        held.add(name)
+        total += sizes[name]
+    return [q for q in items if q.fingerprint not in held], [q for q in items if q.fingerprint in held]
+
+
+def held_items(split: str, total: int) -> int:
+    """How many items `train[-20%]` or `train[-500]` holds out."""
+    match = re.fullmatch(r"train\[-(\d+(?:\.\d+)?)(%?)\]", split.replace(" ", ""))
+    if match is None:
+        raise InputError(f"select_split is {split!r}: write train[-20%], train[-500] or tune (never what is evaluated)")
+    count = round(total * float(match[1]) / 100) if match[2] else int(float(match[1]))
+    if not 0 < count < total:
+        raise InputError(f"select_split {split} is {count} of {total} training items: both parts need at least one")
+    return count
+
+
+def count_multi_token(question: Question) -> int:
+    """Choices of several tokens, where those that all choices begin with (a chat's line break) do not count."""
+    answers = [list(answer) for _, answer in question.pairs]
+    while min(map(len, answers)) > 1 and len({answer[0] for answer in answers}) == 1:
+        answers = [answer[1:] for answer in answers]
+    return sum(len(answer) > 1 for answer in answers)
+
+
+def count_long(items: Sequence[Question], max_length: int) -> int:
+    """Items that lose tokens on the left, as in HFLM: the model sees all but the last token."""
+    return sum(any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
+
+
+def _dataset(task: Any) -> str | None:
+    """The data set as lm-eval names it; None for a folder of this machine."""
+    path = task.config.dataset_path
+    return None if not path or os.path.isabs(str(path)) else str(path)
+
+
+def _split_name(task: Any, role: str) -> str:
+    if hasattr(task, "split_record"):
+        return str(task.split_record(role)["split"])
+    return str(getattr(task.config, f"{role}_split"))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    return value if isinstance(value, (int, str, type(None))) else len(value)
+
+
+def _say(record: Mapping[str, Any]) -> None:
+    for purpose, count in record["truncated"].items():
+        if count:
+            log.warning("%d items to %s are longer than max_length and lose tokens on the left", count, purpose)
+    if record["dropped"]:
+        log.info(
+            "training leaves out items by their number of choices, or for a repeated answer: %s", record["dropped"]
+        )
+    if record["multi_token_choices"]:
+        log.info(
+            "%d answer choices are several tokens: their log-probabilities are summed",
+            record["multi_token_choices"],
+        )

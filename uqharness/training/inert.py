@@ -1,0 +1,119 @@
+"""Whether a posterior does anything: how far its draws move the answers to a few training questions.
+
+A posterior whose noise never grew answers like its mean whatever N is; its numbers are those of a point.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from uqharness.engine.engine import Engine, choice_logprobs
+from uqharness.engine.shortcuts import may_branch
+from uqharness.posterior import Posterior, Tensors
+from uqharness.training.fit import collate
+
+if TYPE_CHECKING:
+    from peft import PeftModel
+
+    from uqharness.training.data import ChoiceData
+
+QUESTIONS, DRAWS, SEED = 16, 5, 0
+LEAST = 1e-3  # mean |p under a draw − p under the mean| below which draws are said not to move the answers
+FAINT = 0.1  # of the noise: what it moves an answer by is a tenth, or rounding
+log = logging.getLogger("uqharness.train")
+
+
+class Faint(Posterior):
+    """`source` with a tenth of its noise: it moves answers a tenth as far or, where that is rounding, about as far."""
+
+    kind = "faint"
+
+    def __init__(self, source: Posterior) -> None:
+        super().__init__(source.mean, source.train_seed)
+        self.source = source
+
+    def draws(self, start: int, stop: int, seed: int) -> Tensors:
+        drawn = self.source.draws(start, stop, seed)
+        return {name: self.mean[name] + FAINT * (tensor - self.mean[name]) for name, tensor in drawn.items()}
+
+    @classmethod
+    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Faint:
+        raise NotImplementedError("it is never saved")
+
+
+def measure(model: PeftModel, posterior: Posterior, data: ChoiceData) -> dict[str, Any] | None:
+    """For the adapter's record; None where there are no random draws whose answers are averaged.
+
+    `moved` is the mean |p(choice | draw) − p(choice | mean)|, `mutual_information` in nats, both over `questions`
+    evenly spaced training questions and `draws` draws; `std` that of the drawn weights around the mean, on average.
+    `inert`: `moved` is below 1e-3, or in a base of low precision below three times `faint`, what a tenth of the noise
+    moves: then it is rounding.
+    """
+    if posterior.finite is not None or posterior.combine != "probs":
+        return None
+    asked = data.train[:: max(1, len(data.train) // QUESTIONS)][:QUESTIONS]
+    training = model.training
+    model.eval()
+    try:
+        moved, information = answers(model, posterior, data, asked)
+        exact = all(p.dtype == torch.float32 for p in model.parameters())
+        faint = 0.0 if exact else answers(model, Faint(posterior), data, asked)[0]
+    finally:
+        model.train(training)
+    found = {"questions": len(asked), "draws": DRAWS, "seed": SEED, "moved": moved, "mutual_information": information}
+    return {**found, "faint": faint, "std": spread(posterior), "inert": moved < max(LEAST, 3 * faint)}
+
+
+def answers(model: PeftModel, posterior: Posterior, data: ChoiceData, asked: Sequence[Any]) -> tuple[float, float]:
+    """(mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
+    engine, size, gaps, information = Engine(model, posterior, DRAWS, SEED), 8, [], []
+    for start in range(0, len(asked), size):
+        rows, _ = collate(asked[start : start + size], data, may_branch(model, data.max_length))
+        scores = engine.score(rows)
+        assert scores.mean is not None or not engine.separate_mean
+        draws = choice_logprobs(scores.draws, rows).exp()  # [S, Q, C]
+        mean = draws[:1] if scores.mean is None else choice_logprobs(scores.mean[None], rows).exp()
+        own = torch.zeros(draws.shape[1:], dtype=torch.bool).index_put(
+            (rows.question.cpu(), rows.choice.cpu()), torch.tensor(True)
+        )
+        gaps.append((draws - mean).abs()[:, own].flatten())
+        information.append(entropy(draws.mean(0)) - entropy(draws).mean(0))
+    return float(torch.cat(gaps).mean()), max(0.0, float(torch.cat(information).mean()))
+
+
+def entropy(p: Tensor) -> Tensor:
+    return torch.special.entr(p).sum(-1)
+
+
+def spread(posterior: Posterior) -> float | None:
+    """The mean std of the drawn weights, from the draws (√(π/2) mean |deviation|); None: noise on inputs only."""
+    drawn = posterior.draws(0, DRAWS, SEED)
+    parts = [(tensor - posterior.mean[name]).abs().flatten() for name, tensor in drawn.items()]
+    return float(torch.cat(parts).mean()) * math.sqrt(math.pi / 2) if parts else None
+
+
+def warning(name: str, remedy: str, found: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:
+    """One line on an inert posterior: what was seen, and how many steps make the KL count."""
+    seen = (
+        f"{name}: draws do not move the answers ({found['moved']:.1e} in probability on average, on "
+        f"{found['questions']} training questions): the posterior is inert and N = 10 is N = 0"
+    )
+    kl = next((course["kl"] for course in reversed(courses) if course.get("kl")), None)
+    if kl is None or kl["summed"] >= kl["needed"]:
+        return f"{seen}; {remedy}"
+    want = f"train for {kl['steps']:,} steps or more" if kl["steps"] else "raise its learning rate"
+    return (
+        f"{seen}; its KL weight × learning rate sums to {kl['summed']:.1e} of the {kl['needed']:.1e} that take the std "
+        f"from {kl['std'][0]:.2g} to a tenth of the prior's: {want}"
+    )
+
+
+def report(name: str, remedy: str, found: Mapping[str, Any] | None, courses: Sequence[Mapping[str, Any]]) -> None:
+    if found and found["inert"]:
+        log.warning("%s", warning(name, remedy, found, courses))

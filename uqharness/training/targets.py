@@ -1,0 +1,136 @@
+"""Which layers get a LoRA: those that the run names, or what its architecture is adapted at by default.
+
+Only layers of the language model and its output head count: the vision tower of a multimodal checkpoint has a
+`q_proj` of its own, which no text passes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
+from torch import nn
+
+from uqharness.errors import InputError, did_you_mean
+from uqharness.settings import ALL_LINEAR, AUTO, chosen_layers
+
+FUSED = {"phi3": ("qkv_proj",)}  # Phi-3 and Phi-4, which PEFT's mapping leaves out
+
+
+def architecture(base: nn.Module) -> str:
+    """The model type of the language model."""
+    config: Any = base.config
+    return str(config.get_text_config(decoder=True).model_type)
+
+
+def default_targets(base: nn.Module) -> tuple[str, ...]:
+    """PEFT's default layers for the architecture (query and value projections) and the output head.
+
+    BLoB and Laplace-LoRA adapt query, value and head. An architecture that PEFT's mapping does not have is adapted at
+    its q_proj and v_proj; where there are none it is refused.
+    """
+    kind, linear = architecture(base), {name.rpartition(".")[2] for name in _linears(base)}
+    mapped = PEFT_TARGETS.get(kind, ())
+    for names in ([] if isinstance(mapped, str) else mapped, ("q_proj", "v_proj"), FUSED.get(kind, ())):
+        if names and linear.issuperset(names):
+            return (*names, *_head(base))
+    raise InputError(
+        f"no default target modules are known for {kind} ({type(base).__name__}): name them with --target-modules, "
+        f"out of its linear layers: {', '.join(sorted(linear))}"
+    )
+
+
+def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all") -> list[str] | str:
+    """What PEFT is to adapt: the names as given, in full where layers are chosen or the base is multimodal.
+
+    Names and not PEFT's `layers_to_transform`, which leaves out all that is in no layer.
+    """
+    if targets == AUTO:
+        targets = default_targets(base)
+    check_targets(base, targets)
+    every, head = targets == ALL_LINEAR, base.get_output_embeddings()  # type: ignore[operator]
+    if layers == "all" and not _is_multimodal(base):
+        return "all-linear" if every else list(targets)
+    inside = _layer_prefixes(base, layers) if layers != "all" else ("",)
+    wanted = {name: m for name, m in _linears(base).items() if every or any(_is_end(t, name) for t in targets)}
+    found = [name for name, module in wanted.items() if name.startswith(inside) and module is not head]
+    if not found and layers != "all":
+        raise InputError(f"layers {layers} have none of {', '.join(targets)}: give other layers, or leave --layers out")
+    # PEFT leaves the head out of all-linear as well.
+    return found if every else found + [name for name, module in wanted.items() if module is head]
+
+
+def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
+    """What the names of the modules in the chosen layers begin with."""
+    config: Any = base.config
+    count: int = config.get_text_config(decoder=True).num_hidden_layers
+    modules = _language_modules(base)
+    stacks = [name for name, module in modules if isinstance(module, nn.ModuleList) and len(module) == count]
+    if not stacks:
+        raise InputError(f"{type(base).__name__} has no list of {count} layers: leave --layers out")
+    return tuple(f"{stacks[0]}.{number}." for number in chosen_layers(layers, count) or range(count))
+
+
+def check_targets(base: nn.Module, targets: tuple[str, ...]) -> None:
+    """Every wanted module exists and is a linear layer."""
+    if targets == ALL_LINEAR:
+        return
+    linear, kinds = _linears(base), dict(_language_modules(base))
+    for target in targets:
+        if any(_is_end(target, name) for name in linear):
+            continue
+        problem = "is no linear layer" if any(_is_end(target, name) for name in kinds) else "does not exist"
+        names = {name.rpartition(".")[2] for name in linear}
+        raise InputError(
+            f"target module {target!r} {problem} in {type(base).__name__}{did_you_mean(target, names)}; "
+            f"it has: {', '.join(sorted(names))}"
+        )
+
+
+def _head(base: nn.Module) -> tuple[str, ...]:
+    """The name of the output head, () where it is no linear layer."""
+    head, linear = base.get_output_embeddings(), _linears(base)  # type: ignore[operator]
+    names = [name for name, module in linear.items() if module is head]
+    last = [name.rpartition(".")[2] for name in names]
+    unique = sum(_is_end(end, name) for end in last for name in linear) == 1
+    return tuple(last if unique else names)
+
+
+def _linears(base: nn.Module) -> dict[str, nn.Module]:
+    return {name: module for name, module in _language_modules(base) if _is_linear(module)}
+
+
+def _language_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """The modules that text passes, by their full names."""
+    if not _is_multimodal(base):
+        yield from ((name, module) for name, module in base.named_modules() if name)
+        return
+    decoder, head = base.get_decoder(), base.get_output_embeddings()  # type: ignore[operator]
+    if decoder is None or decoder is base or not _is_text(decoder):
+        raise InputError(
+            f"{type(base).__name__} has more than a language model, which cannot be told apart from the rest: "
+            "give a base that is a language model alone"
+        )
+    inside = {id(module) for module in [*decoder.modules(), head]}
+    yield from ((name, module) for name, module in base.named_modules() if id(module) in inside)
+
+
+def _is_text(decoder: nn.Module) -> bool:
+    config: Any = decoder.config
+    return config.get_text_config() is config
+
+
+def _is_multimodal(base: nn.Module) -> bool:
+    return not _is_text(base)
+
+
+def _is_end(target: str, name: str) -> bool:
+    """Whether PEFT means the module `name` by `target`."""
+    return name == target or name.endswith(f".{target}")
+
+
+def _is_linear(module: nn.Module) -> bool:
+    # bitsandbytes' and other quantised linears keep the two numbers; GPT-2's Conv1D is the exception.
+    named = hasattr(module, "in_features") and hasattr(module, "out_features")
+    return named or type(module).__name__ == "Conv1D"
