@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 
-from uqharness.config import Run, field_types
 from uqharness.leaderboard.reported import hyperparameters
 from uqharness.registry import get_method
+from uqharness.settings import Run, field_types
 from uqharness.suite.schema import Suite, read, shipped
 
 NAMES = set(
-    "toyworld common blob-table1 blob-table2-ood blob-table7-roberta blob-table8-ablation blob-table9-cost "
-    "melora-table1-params melora-table2 melora-table3-ood melora-table4-noise melora-table5-ood-noise "
-    "melora-table6-cost melora-table8 melora-table9-ood laplace-figure1-roberta laplace-figure2-roberta-large "
-    "laplace-figure3-llama laplace-figure4-predictive laplace-figure5-diag laplace-figure6-diag laplace-figure7-diag".split()
+    """
+    toyworld common
+    blob-table1 blob-table2-ood blob-table7-roberta blob-table8-ablation blob-table9-cost
+    melora-table1-params melora-table2 melora-table3-ood melora-table4-noise melora-table5-ood-noise melora-table6-cost
+    melora-table8 melora-table9-ood
+    laplace-figure1-roberta laplace-figure2-roberta-large laplace-figure3-llama laplace-figure4-predictive
+    laplace-figure5-diag laplace-figure6-diag laplace-figure7-diag
+    """.split()
 )
 PAPERS = sorted(NAMES - {"toyworld", "common"})
 NO_SELECTION = dict.fromkeys(("eval_every", "select"), "nothing is selected where only costs are compared")
