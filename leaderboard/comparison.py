@@ -87,7 +87,10 @@ def not_comparable(runs: Sequence[Mapping[str, Any]], records: Sequence[Record])
 
 
 def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
-    """Every pair in every tested metric: difference, 95 % interval, p, and p after Holm over the pairs."""
+    """Every pair in every tested metric: difference, 95 % interval, p, p after Holm over the pairs.
+
+    Also what these questions could have shown, and how many would show the difference.
+    """
     probs = {name: [each.probs] for name, each in zip(names, given, strict=True)}
     rows = []
     for metric in TESTED:
@@ -107,6 +110,8 @@ def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
                         "p": found.p[i, j],
                         "holm": found.adjusted[i, j],
                         "better": winner,
+                        "detectable": found.detectable[i, j],
+                        "items_needed": found.items_needed(names[i], names[j]),
                     }
                 )
     return pd.DataFrame(rows)
@@ -127,9 +132,18 @@ def shown_tests(found: pd.DataFrame) -> pd.DataFrame:
                 "p": _p(row["p"]),
                 "p (Holm)": _p(row["holm"]),
                 "Better": row["better"] or "no clear difference",
+                "Detectable": f"{row['detectable'] * known.scale:.{known.decimals}f}",
+                "Questions needed": "" if row["better"] else _count(row["items_needed"]),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _count(number: float | None) -> str:
+    """Two digits of it: the difference it is computed from is an estimate."""
+    if number is None or number != number:
+        return f"over {ranking.MOST_ITEMS:,}"
+    return f"{float(f'{number:.2g}'):,.0f}"
 
 
 def _p(value: float) -> str:

@@ -1,36 +1,89 @@
-"""Ranks that admit ties: 1 + the number of methods that are significantly better in the same column.
+"""Rank ranges of the methods of one column, from paired tests of all pairs.
+
+A method's rank is given as a range low–high: low is 1 + the number of methods that are significantly better, high is
+the number of methods less those that are significantly worse. With the family-wise error of the column's tests at
+ALPHA, all ranges of a column hold the true ranks together with probability 1 - ALPHA (Mogstad et al. 2024; of tied
+methods, every rank of the tie is true). Columns are not corrected for each other.
 
 Two methods differ by m_a - m_b, means over questions and training seeds, tested by
 
     t = (m_a - m_b) / sqrt(V_items + V_a + V_b)
 
 V_items: variance of the difference when questions are resampled. A question is one cluster: every method and seed
-         gets the same weights, so that what is hard for all of them cancels (a paired bootstrap).
-V_a, V_b: s^2 / S of a method's S seeds, which are nested in it. What questions and seeds have in common is counted in
-         both (two-way clustering would take it off once; Cameron, Gelbach & Miller 2011): with three seeds that
-         estimate is so noisy that 11 % instead of 5 % of columns without a difference showed one.
-Degrees of freedom: Satterthwaite 1946. p-values: Holm 1979 within a column. Two single runs are compared in
+         gets the same weights, so that what is hard for all of them cancels. In closed form for means (the covariance
+         of the runs' scores over questions), by a paired bootstrap for ECE.
+V_a, V_b: s^2 / S of a method's S seeds, which are nested in it; s^2 is the larger of its own and of the mean over the
+         methods of the column, with the degrees of freedom of all of them: of three seeds alone it is too often close
+         to zero by chance. What questions and seeds have in common is counted in V_items and in V: taken off once, as
+         in two-way clustering (Cameron, Gelbach & Miller 2011), too many columns without a difference show one.
+Degrees of freedom: Satterthwaite 1946. p-values: Holm 1979 over the pairs of a column. Two single runs are compared in
 accuracy by McNemar's exact test. A method with one seed is tested as that one run: its V is not known.
-ECE is compared as its debiased value only: plain ECE rewards luck in sampling (see `calibration.ece_debiased`).
+What is assumed and measured, and what the tests can show: docs/decisions/rank-ranges.md, benchmarks/rank_ranges.py.
+ECE is compared as its debiased value only (docs/decisions/ece-estimator.md).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import numpy as np
 from scipy.special import bdtr, stdtr, stdtrit
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table import ANY_RECIPE, Table
-from uqharness.metrics.registry import METRICS, Floats, bin_probs, correct, debias, gap_noise
+from uqharness.metrics.registry import METRICS, Floats, bin_probs, debias, gap_noise
 
 # What a column of this metric is ranked by; the others have no test and no rank.
 TESTED = {"acc": "acc", "nll": "nll", "brier": "brier", "ece": "ece_debiased", "ece_debiased": "ece_debiased"}
 REPLICATES = 1000
 ALPHA = 0.05
+POWER = 0.8
+MOST_ITEMS, MOST_SEEDS = 1_000_000, 1_000  # an answer above these is no advice
+
+
+@dataclass(frozen=True)
+class Rank:
+    """The ranks that a method may have in its column, as far as the data can tell."""
+
+    low: int
+    high: int
+
+    @property
+    def top(self) -> bool:
+        """Whether no method is significantly better."""
+        return self.low == 1
+
+    def __str__(self) -> str:
+        return str(self.low) if self.low == self.high else f"{self.low}–{self.high}"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Variance of the differences of M methods, split by what would make it smaller.
+
+    From the covariance over questions of the runs' values: `mixed` is what a method's seeds do not share of it, which
+    both more questions and more seeds average out; `seed` is their spread beyond that, which only seeds average out.
+    """
+
+    items: int
+    seeds: Floats  # [M]
+    shared: Floats  # [M, M], shrinks with questions alone
+    mixed: Floats  # [M], of one seed; 0 of a method with one
+    seed: Floats  # [M], of one seed; 0 of a method with one
+
+    def of(self, items: int, seeds: Floats) -> tuple[Floats, Floats]:
+        """Variance of the differences [M, M] and its degrees of freedom, with so many questions and seeds [M]."""
+        fewer = self.items / items
+        mixed = fewer * self.mixed / seeds
+        by_items = fewer * self.shared + mixed[:, None] + mixed[None, :]
+        by_seeds = np.where(seeds > 1, (self.seed + fewer * self.mixed) / seeds, 0.0)
+        variance = by_items + by_seeds[:, None] + by_seeds[None, :]
+        weight = by_seeds**2 / max((seeds - 1).sum(), 1)
+        parts = by_items**2 / max(items - 1, 1) + weight[:, None] + weight[None, :]
+        df = np.where(parts > 0, variance**2 / np.where(parts > 0, parts, 1.0), max(items - 1, 1))
+        return variance, df
 
 
 @dataclass(frozen=True)
@@ -44,36 +97,98 @@ class Tests:
     half: Floats  # [M, M], half the width of the difference's 95 % interval
     p: Floats  # [M, M]
     adjusted: Floats  # [M, M], Holm over the pairs
+    spread: Spread
 
     def better(self) -> np.ndarray:
         """[M, M], whether a is significantly better than b."""
         sign = 1.0 if METRICS[self.metric].higher_is_better else -1.0
         return np.asarray((self.adjusted <= ALPHA) & (sign * self.difference > 0))
 
-    def ranks(self) -> dict[str, int]:
-        """1 + the number of methods that are significantly better."""
-        return {name: 1 + int(n) for name, n in zip(self.names, self.better().sum(axis=0), strict=True)}
+    def ranks(self) -> dict[str, Rank]:
+        """The range of ranks of each method."""
+        better = self.better()
+        low, high = 1 + better.sum(axis=0), len(self.names) - better.sum(axis=1)
+        return {name: Rank(int(a), int(b)) for name, a, b in zip(self.names, low, high, strict=True)}
+
+    @cached_property
+    def detectable(self) -> Floats:
+        """[M, M], the smallest true difference of each pair that is shown with probability POWER at least."""
+        return self._detectable(self.spread.items, self.spread.seeds)
+
+    @property
+    def smallest(self) -> float:
+        """`detectable` of the median pair: what this column could have shown; NaN without a pair."""
+        pairs = self.detectable[np.triu_indices(len(self.names), 1)]
+        return float(np.median(pairs)) if len(pairs) else float("nan")
+
+    def items_needed(self, a: str, b: str) -> int | None:
+        """How many questions would separate a and b with probability POWER if they differ by what is shown.
+
+        None: no number up to MOST_ITEMS, as the spread between the seeds stays.
+        """
+        seeds = self.spread.seeds
+        return self._fewest(a, b, MOST_ITEMS, lambda items: self._detectable(items, seeds))
+
+    def seeds_needed(self, a: str, b: str) -> int | None:
+        """The same of training seeds for each of them.
+
+        None: no number up to MOST_SEEDS, as the questions stay the same, or the spread between seeds is unknown.
+        """
+        items, seeds = self.spread.items, self.spread.seeds
+        if min(seeds[self.names.index(a)], seeds[self.names.index(b)]) < 2:
+            return None
+        return self._fewest(a, b, MOST_SEEDS, lambda count: self._detectable(items, np.full_like(seeds, count)))
+
+    def _detectable(self, items: int, seeds: Floats) -> Floats:
+        """At Holm's first and strictest step, so that what other pairs show does not matter."""
+        pairs = max(len(self.names) * (len(self.names) - 1) // 2, 1)
+        variance, df = self.spread.of(items, seeds)
+        return np.asarray((stdtrit(df, 1 - ALPHA / (2 * pairs)) + stdtrit(df, POWER)) * np.sqrt(variance))
+
+    def _fewest(self, a: str, b: str, most: int, detectable: Callable[[int], Floats]) -> int | None:
+        i, j = self.names.index(a), self.names.index(b)
+        low, high = 1, most  # `low` is not enough, `high` is
+        if abs(self.difference[i, j]) < max(detectable(most)[i, j], 1e-12):
+            return None
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if detectable(middle)[i, j] <= abs(self.difference[i, j]) else (middle, high)
+        return high
 
 
 Answers = Callable[[str, int], tuple[Floats, np.ndarray]]  # run id, draws -> probs [D, C], gold [D]
+Ranks = dict[int, dict[int, Rank]]  # by column and row
 
 
-def of_table(table: Table, metric: str, answers: Answers) -> dict[int, dict[int, int]]:
-    """Ranks by column and row, of the rows that have every cell of the table and no cell that may not be ranked."""
+def of_table(table: Table, metric: str, answers: Answers) -> dict[int, Tests]:
+    """Tests by column, named by row ("3"): rows with every cell of the table and no cell that may not be ranked."""
     columns = range(len(table.columns))
     if metric not in TESTED or any(c.recipe_hash in (None, ANY_RECIPE) for c in table.columns):
         return {}
     cells = {i: [table.cells.get((metric, i, j)) for j in columns] for i in range(len(table.rows))}
     full = [i for i, row in cells.items() if all(c and not (c.leaked or c.reference or c.suspect) for c in row)]
-    found: dict[int, dict[int, int]] = {}
+    tests: dict[int, Tests] = {}
     for j in columns if len(full) > 1 else ():
-        told = {i: [answers(run, table.rows[i][1]) for run in table.cells[metric, i, j].runs] for i in full}
-        gold = told[full[0]][0][1]
-        if any(not np.array_equal(own, gold) for runs in told.values() for _, own in runs):
+        runs = {i: [answers(run, table.rows[i][1]) for run in table.cells[metric, i, j].runs] for i in full}
+        gold = runs[full[0]][0][1]
+        if any(not np.array_equal(own, gold) for pairs in runs.values() for _, own in pairs):
             continue  # other labels for the same questions: nothing to compare
-        tests = compare(metric, {str(i): [probs for probs, _ in runs] for i, runs in told.items()}, gold)
-        found[j] = {int(name): rank for name, rank in tests.ranks().items()}
-    return found
+        tests[j] = compare(metric, {str(i): [probs for probs, _ in pairs] for i, pairs in runs.items()}, gold)
+    return tests
+
+
+def ranks_of(tests: Mapping[int, Tests]) -> Ranks:
+    """The ranks in each column of `of_table`."""
+    return {j: {int(name): rank for name, rank in each.ranks().items()} for j, each in tests.items()}
+
+
+def top_tiers(ranks: Iterable[Mapping[int, Rank]]) -> dict[int, int]:
+    """In how many columns each row is in the top tier; one entry for every row that is ranked anywhere."""
+    count: dict[int, int] = {}
+    for column in ranks:
+        for row, rank in column.items():
+            count[row] = count.get(row, 0) + rank.top
+    return count
 
 
 def coverage(table: Table, metric: str, row: int) -> tuple[int, int]:
@@ -85,59 +200,80 @@ def compare(metric: str, methods: Mapping[str, Sequence[Floats]], gold: Floats) 
     """All pairs of methods; each comes as its runs' probs [D, C], one per seed, on the same questions."""
     if metric not in TESTED:
         raise InputError(f"there is no test for {metric}; ranks need one of {', '.join(TESTED)}")
-    tested, names = TESTED[metric], list(methods)
-    runs = [probs for name in names for probs in methods[name]]
+    tested, runs = TESTED[metric], [probs for group in methods.values() for probs in group]
     if any(len(probs) != len(gold) for probs in runs):
         raise InputError(f"{metric}: runs with {sorted({len(p) for p in runs})} questions cannot be paired")
-    means, replicates = resample_ece(runs, gold) if tested == "ece_debiased" else resample_mean(tested, runs, gold)
-    owner = np.repeat(np.arange(len(names)), [len(methods[name]) for name in names])
-    values, difference, variance, df = contrasts(means, replicates, owner, len(gold))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        t = np.where(np.abs(difference) < 1e-12, 0.0, np.abs(difference) / np.sqrt(variance))
+    seeds = [len(group) for group in methods.values()]
+    if tested == "ece_debiased":
+        means, covariance = resample_ece(runs, gold)
+        return pairs_of(tested, list(methods), seeds, means, covariance, len(gold))
+    per_item = METRICS[tested].per_item
+    assert per_item is not None
+    return compare_items(tested, list(methods), seeds, np.stack([per_item(probs, gold) for probs in runs]))
+
+
+def compare_items(metric: str, names: Sequence[str], seeds: Sequence[int], scores: Floats) -> Tests:
+    """All pairs of methods by their runs' score of every question [R, D], the seeds of a method one after the other."""
+    items = scores.shape[1]
+    centred = scores - scores.mean(axis=1, keepdims=True)
+    covariance = centred @ centred.T / (max(items - 1, 1) * items)
+    return pairs_of(metric, names, seeds, scores.mean(axis=1), covariance, items, scores if metric == "acc" else None)
+
+
+def pairs_of(
+    metric: str,
+    names: Sequence[str],
+    seeds: Sequence[int],
+    means: Floats,
+    covariance: Floats,
+    items: int,
+    right: Floats | None = None,
+) -> Tests:
+    """Tests from the runs' values [R], their covariance over questions [R, R] and, of accuracy, the right answers.
+
+    `right` is [R, D].
+    """
+    count = np.asarray(seeds, dtype=np.float64)
+    owner = np.repeat(np.arange(len(count)), seeds)
+    values = np.bincount(owner, means, len(count)) / count
+    difference = values[:, None] - values[None, :]
+    spread = spread_of(means - values[owner], covariance, owner, count, items)
+    variance, df = spread.of(items, count)
+    t = np.where(np.abs(difference) < 1e-12, 0.0, np.abs(difference) / np.sqrt(np.maximum(variance, 1e-300)))
     p = 2 * stdtr(df, -t)
-    if tested == "acc":
-        p = _mcnemar_of_single_runs(p, [correct(methods[n][0], gold) for n in names], np.bincount(owner))
-    upper = np.triu_indices(len(names), 1)
+    if right is not None:
+        first = np.searchsorted(owner, np.arange(len(count)))
+        single = (count[:, None] == 1) & (count[None, :] == 1) & ~np.eye(len(count), dtype=bool)
+        p = np.where(single, mcnemar(right[first]), p)
+    upper = np.triu_indices(len(count), 1)
     adjusted = np.ones_like(p)
     adjusted[upper] = holm(p[upper])
     half = stdtrit(df, 0.975) * np.sqrt(variance)
-    return Tests(tested, names, values, difference, half, p, np.minimum(adjusted, adjusted.T))
+    return Tests(metric, list(names), values, difference, half, p, np.minimum(adjusted, adjusted.T), spread)
 
 
-def contrasts(
-    means: Floats, replicates: Floats, owner: np.ndarray, items: int
-) -> tuple[Floats, Floats, Floats, Floats]:
-    """Values [M], and of every pair the difference, its variance and degrees of freedom, [M, M] each.
-
-    means [R] of the runs, replicates [B, R] over resampled questions, owner [R] the method of each run.
-    """
-    seeds = np.bincount(owner).astype(np.float64)  # [M]
+def spread_of(deviations: Floats, covariance: Floats, owner: np.ndarray, seeds: Floats, items: int) -> Spread:
+    """Split the variance of differences; `deviations` [R] of the runs from their method's value."""
     average = (owner == np.arange(len(seeds))[:, None]) / seeds[:, None]  # [M, R]
-    values = average @ means
-    covariance = np.atleast_2d(np.cov(replicates @ average.T, rowvar=False)) * items / max(items - 1, 1)
-    own = np.diag(covariance)
-    by_items = np.maximum(own[:, None] + own[None, :] - 2 * covariance, 0.0)
+    between = average @ covariance @ average.T
+    own = np.diag(between)
+    by_items = np.maximum(own[:, None] + own[None, :] - 2 * between, 0.0)
     more = np.maximum(seeds - 1, 1)
-    spread = np.bincount(owner, (means - values[owner]) ** 2) / more  # s^2, [M]
-    by_seeds = spread / seeds
-    variance = by_items + by_seeds[:, None] + by_seeds[None, :]
-    weight = by_seeds**2 / more
-    parts = by_items**2 / max(items - 1, 1) + weight[:, None] + weight[None, :]
-    df = np.where(parts > 0, variance**2 / np.where(parts > 0, parts, 1.0), max(items - 1, 1))
-    return values, values[:, None] - values[None, :], variance, df
-
-
-def resample_mean(metric: str, runs: Sequence[Floats], gold: Floats) -> tuple[Floats, Floats]:
-    """A per-question mean of each run [R], and on resampled questions [B, R]: one matrix product."""
-    per_item = METRICS[metric].per_item
-    assert per_item is not None
-    scores = np.stack([per_item(probs, gold) for probs in runs], axis=1)  # [D, R]
-    centre = scores.mean(axis=0)
-    return centre, centre + _weighted(scores - centre) / len(gold)
+    # mean(diag) - mean(off diagonal) of a method's own block, from the mean of all of it.
+    mixed = np.where(seeds > 1, np.maximum(average @ np.diag(covariance) - own, 0.0) * seeds / more, 0.0)
+    pooled = (deviations**2).sum() / max((seeds - 1).sum(), 1)
+    observed = np.where(seeds > 1, np.maximum(np.bincount(owner, deviations**2, len(seeds)) / more, pooled), 0.0)
+    mixed = np.minimum(mixed, observed)
+    shared = by_items - (mixed / seeds)[:, None] - (mixed / seeds)[None, :]
+    np.fill_diagonal(shared, 0.0)
+    return Spread(items, seeds, shared, mixed, observed - mixed)
 
 
 def resample_ece(runs: Sequence[Floats], gold: Floats) -> tuple[Floats, Floats]:
-    """`ece_debiased`, not clipped, of each run; resampling moves the gaps, and what noise does to them stays."""
+    """`ece_debiased`, not clipped, of each run [R], and its covariance [R, R] over resampled questions.
+
+    Resampling moves the gaps of the bins; what noise does to their size stays.
+    """
     binned = [bin_probs(probs, gold) for probs in runs]
     noise = [gap_noise(b) for b in binned]
     used = [np.flatnonzero(b.counts) for b in binned]
@@ -146,7 +282,8 @@ def resample_ece(runs: Sequence[Floats], gold: Floats) -> tuple[Floats, Floats]:
     parts = np.split(gaps, np.cumsum([len(u) for u in used])[:-1], axis=1)
     resampled = [debias(g, size[u], var[u]).sum(axis=1) for g, u, (size, var) in zip(parts, used, noise, strict=True)]
     means = [debias(b.gaps, *n).sum() for b, n in zip(binned, noise, strict=True)]
-    return np.array(means), np.stack(resampled, axis=1)
+    covariance = np.atleast_2d(np.cov(np.stack(resampled), rowvar=True))
+    return np.array(means), covariance * len(gold) / max(len(gold) - 1, 1)
 
 
 @lru_cache(maxsize=8)
@@ -171,16 +308,12 @@ def holm(p: Floats) -> Floats:
     return out
 
 
-def mcnemar(a: np.ndarray, b: np.ndarray) -> float:
-    """Exact two-sided p-value: among questions that one run alone gets right, each is as likely as the other."""
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    return float(min(1.0, 2 * bdtr(min(only_a, only_b), only_a + only_b, 0.5))) if only_a + only_b else 1.0
+def mcnemar(right: np.ndarray) -> Floats:
+    """Exact two-sided p-values [M, M] of runs that were right or not [M, D].
 
-
-def _mcnemar_of_single_runs(p: Floats, right: Sequence[np.ndarray], seeds: np.ndarray) -> Floats:
-    out = p.copy()
-    for i in range(len(right)):
-        for j in range(len(right)):
-            if i != j and seeds[i] == seeds[j] == 1:
-                out[i, j] = mcnemar(right[i], right[j])
-    return out
+    Among questions that one run alone gets right, each is as likely to be that of the one as of the other.
+    """
+    x = np.asarray(right, dtype=np.float64)
+    alone = x @ (1 - x).T
+    fewer, both = np.minimum(alone, alone.T), alone + alone.T
+    return np.asarray(np.where(both > 0, np.minimum(2 * bdtr(fewer, both.astype(int), 0.5), 1.0), 1.0))

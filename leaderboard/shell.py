@@ -36,6 +36,7 @@ from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.export import Shown
 from uqharness.leaderboard.grids import Grid
+from uqharness.leaderboard.ranking import Ranks
 from uqharness.leaderboard.table import Table
 from uqharness.leaderboard.table_sources import Source
 from uqharness.leaderboard.url_view import View
@@ -113,14 +114,14 @@ def _curves_of(run_id: str, file: str, row: str, metrics: tuple[str, ...], _sour
     return draw_curves.draw_curves(record(run_id, _source), row, metrics)
 
 
-def ranks(table: Table, metric: str, known_only: bool = False) -> dict[int, dict[int, int]] | None:
+def ranks(table: Table, metric: str, known_only: bool = False) -> Ranks | None:
     """Ranks by column and row; tested once per set of runs (None: not yet, where only known ones are wanted)."""
     kept, known = _tested(), sources()
     runs = {k: tuple((run, known[run].file) for run in c.runs) for k, c in table.cells.items() if k[0] == metric}
     key = hash((metric, tuple(table.rows), tuple(runs.items())))
     if key not in kept and not known_only:
         try:
-            kept[key] = ranking.of_table(table, metric, _told)
+            kept[key] = ranking.ranks_of(ranking.of_table(table, metric, _told))
         except InputError:  # published without single draws: their answers for this N are gone
             kept[key] = {}
     return kept.get(key)
@@ -132,7 +133,7 @@ def _told(run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
 
 
 @st.cache_resource
-def _tested() -> dict[int, dict[int, dict[int, int]]]:
+def _tested() -> dict[int, Ranks]:
     return {}
 
 

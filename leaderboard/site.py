@@ -121,7 +121,7 @@ def table_page(site: Site) -> list[str]:
     parts = [html.links([(f"As {end}", f"table.{end}") for end in EXPORTS.values()])]
     for k, found in enumerate(site.tables[:MOST_TABLES], start=1):
         caption = f"Table {k} of {len(site.tables)}" if len(site.tables) > 1 else "Measured with uqharness"
-        ranks = {metric: ranking.of_table(found, metric, site.told) for metric in found.metrics}
+        ranks = {m: ranking.ranks_of(ranking.of_table(found, m, site.told)) for m in found.metrics}
         parts += [table_html.papers_view(found, caption, ranks, site.linked), table_html.notes(found.notes)]
     if not site.tables:
         return [html.paragraph("No measured results were given.")]

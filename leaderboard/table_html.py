@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
+from uqharness.leaderboard.ranking import Rank
 from uqharness.leaderboard.table import Cell, Column, Table
 from uqharness.leaderboard.table_formats import arrow, number, shown_draws, shown_range
 from uqharness.leaderboard.theme import style
@@ -64,7 +65,7 @@ CSS = """<style>
 def papers_view(
     table: Table,
     caption: str,
-    ranks: Mapping[str, Mapping[int, Mapping[int, int]]],
+    ranks: Mapping[str, Mapping[int, Mapping[int, Rank]]],
     link: Link | None = None,
     measured: bool = True,
     most: int | None = None,
@@ -73,7 +74,7 @@ def papers_view(
     head = "".join(_heading(column) for column in table.columns)
     extra = '<th scope="col">Seeds</th>' if measured else ""
     ranked = any(ranks.values())
-    last = '<th scope="col">Mean rank</th>' if ranked else ""
+    last = '<th scope="col">Top tier</th>' if ranked else ""
     width = len(table.columns) + 1 + measured + ranked
     kind = "uq" + " spread" * any(cell.std is not None for cell in table.cells.values()) + " ranked" * ranked
     body = []
@@ -159,7 +160,7 @@ def _row(
     table: Table,
     metric: str,
     i: int,
-    ranks: Mapping[int, Mapping[int, int]],
+    ranks: Mapping[int, Mapping[int, Rank]],
     link: Link | None,
     measured: bool,
     ranked: bool,
@@ -177,16 +178,17 @@ def _row(
     return f"<tr>{''.join(out)}</tr>"
 
 
-def _overall(cells: Sequence[Cell | None], ranks: Sequence[int | None]) -> str:
-    """The mean over columns where all cells are there; how many are there otherwise."""
+def _overall(cells: Sequence[Cell | None], ranks: Sequence[Rank | None]) -> str:
+    """In how many columns nothing is significantly better; how many cells are there where some are missing."""
     there = sum(cell is not None for cell in cells)
     if there < len(cells):
         return f"<small>{there}/{len(cells)} cells</small>"
     known = [rank for rank in ranks if rank is not None]
-    return f"{sum(known) / len(known):.1f}" if len(known) == len(cells) else "<small>not ranked</small>"
+    top = f"{sum(rank.top for rank in known)} of {len(cells)}"
+    return top if len(known) == len(cells) else "<small>not ranked</small>"
 
 
-def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, draws: int, ranked: bool) -> str:
+def _cell(cell: Cell | None, metric: str, rank: Rank | None, link: Link | None, draws: int, ranked: bool) -> str:
     if cell is None:
         return '<td><span aria-label="no result">–</span></td>'
     value = number(cell.mean, metric)
@@ -200,7 +202,7 @@ def _cell(cell: Cell | None, metric: str, rank: int | None, link: Link | None, d
     spread = mark + ("" if cell.std is None else f" ± {number(cell.std, metric)}")
     place = ""
     if ranked:
-        told = f' title="rank {rank}: {rank - 1} significantly better">#{rank}' if rank else ">"
+        told = f' title="{rank.low - 1} significantly better">#{rank}' if rank else ">"
         place = f'<span class="rank"{told}</span>'
     floor = "" if cell.floor is None else f'<small class="floor">floor {number(cell.floor, metric)}</small>'
     return f'<td>{value}<span class="sd">{spread}</span>{place}{floor}</td>'

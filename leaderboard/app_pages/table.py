@@ -46,7 +46,8 @@ def controls() -> None:
     st.selectbox("Sort on", options["on"], key=view.key("on"), format_func=lambda t: t or "the first data set")
     st.toggle("Worst first", key=view.key("worst"))
     st.selectbox("Rows of a table", options["rows"], key=view.key("rows"))
-    st.toggle("Ranks", key=view.key("ranks"), help="1 + how many methods are significantly better, per column")
+    about = "which ranks the paired tests leave a method, per column; columns are not corrected for each other"
+    st.toggle("Ranks", key=view.key("ranks"), help=about)
     st.toggle("Costs", key=view.key("cost"), help="as columns of the flat layout")
     st.toggle("Recipes together", key=view.key("recipes"), help="one table for adapters trained by different recipes")
 

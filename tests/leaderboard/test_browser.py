@@ -171,7 +171,7 @@ def cells(tab: Any) -> dict[tuple[str, str, str], str]:
             for task, text in list(zip(tasks, row, strict=True))[3:]:
                 if number_in := re.search(r"-?\d+\.\d+", text):
                     found[metric, row[0].strip(), task] = number_in[0]
-    return {key: value for key, value in found.items() if key[2] != "Mean rank"}
+    return {key: value for key, value in found.items() if key[2] != "Top tier"}
 
 
 def tables_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:

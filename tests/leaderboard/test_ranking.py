@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from made_results import result
 from scipy import stats
 
+from benchmarks import rank_ranges
 from uqharness.errors import InputError
 from uqharness.leaderboard import ranking, table
 from uqharness.leaderboard.aggregate import build
@@ -56,11 +59,11 @@ def test_single_runs_agree_with_the_paired_t_test_and_the_permutation_test_of_sc
             (items(a, gold), items(b, gold)), lambda x, y: np.mean(x - y), permutation_type="samples", rng=rng
         )
         assert 0.001 < expected.pvalue < 0.9
-        assert found.p[0, 1] == pytest.approx(expected.pvalue, rel=0.25)  # 1,000 resamples: the variance to 5 %
+        assert found.p[0, 1] == pytest.approx(expected.pvalue)
         assert found.p[0, 1] == pytest.approx(flipped.pvalue, rel=0.35, abs=0.005)
         assert found.difference[0, 1] == pytest.approx((items(a, gold) - items(b, gold)).mean())
         low, high = expected.confidence_interval()
-        assert found.half[0, 1] == pytest.approx((high - low) / 2, rel=0.1)
+        assert found.half[0, 1] == pytest.approx((high - low) / 2)
 
 
 def test_mcnemar_is_the_binomial_test_on_what_one_run_alone_gets_right() -> None:
@@ -70,29 +73,30 @@ def test_mcnemar_is_the_binomial_test_on_what_one_run_alone_gets_right() -> None
     x, y = correct(a, gold), correct(b, gold)
     alone = int((x & ~y).sum()), int((~x & y).sum())
     expected = stats.binomtest(alone[0], sum(alone), 0.5).pvalue
-    assert sum(alone) > 3 and ranking.mcnemar(x, y) == pytest.approx(expected)
+    p = ranking.mcnemar(np.stack([x, y]))
+    assert sum(alone) > 3 and p[0, 1] == p[1, 0] == pytest.approx(expected)
     assert ranking.compare("acc", {"a": [a], "b": [b]}, gold).p[0, 1] == pytest.approx(expected)
-    assert ranking.mcnemar(x, x) == 1.0
+    assert p[0, 0] == p[1, 1] == 1.0
 
 
 def test_with_seeds_the_variance_is_that_of_questions_and_that_between_seeds(
     column: tuple[dict[str, list[np.ndarray]], np.ndarray],
 ) -> None:
     methods, gold = column
-    found = ranking.compare("nll", methods, gold)
+    tests = ranking.compare("nll", methods, gold)
     scores = {name: np.stack([nll_items(p, gold) for p in probs]) for name, probs in methods.items()}  # [S, D]
+    spread = {name: s.mean(axis=1).var(ddof=1) for name, s in scores.items() if len(s) > 1}
+    pooled, df_seeds = np.mean(list(spread.values())), 4  # a and b with 2 each; c has one seed
     for i, one in enumerate(methods):
         for j, other in enumerate(methods):
             if i == j:
                 continue
             paired = scores[one].mean(axis=0) - scores[other].mean(axis=0)
             parts = [(paired.var(ddof=1) / len(gold), len(gold) - 1)]
-            parts += [
-                (s.mean(axis=1).var(ddof=1) / len(s), len(s) - 1) for s in (scores[one], scores[other]) if len(s) > 1
-            ]
+            parts += [(max(spread[m], pooled) / 3, df_seeds) for m in (one, other) if m in spread]
             variance = sum(v for v, _ in parts)
             df = variance**2 / sum(v**2 / n for v, n in parts)
-            assert found.p[i, j] == pytest.approx(2 * stats.t.sf(abs(paired.mean()) / variance**0.5, df), rel=0.3)
+            assert tests.p[i, j] == pytest.approx(2 * stats.t.sf(abs(paired.mean()) / variance**0.5, df))
 
 
 def test_ece_is_compared_by_its_debiased_value(column: tuple[dict[str, list[np.ndarray]], np.ndarray]) -> None:
@@ -110,15 +114,25 @@ def test_holm_by_hand() -> None:
     assert len(ranking.holm(np.array([]))) == 0
 
 
-def test_rank_is_one_and_the_number_of_better_methods_so_ties_share_it() -> None:
+def test_a_rank_is_the_range_that_the_tests_leave_and_ties_share_it() -> None:
     rng = np.random.default_rng(3)
     logits, gold = world(rng, 600)
     good = {name: runs(rng, logits, 3) for name in ("a", "b")}
     bad = {name: runs(rng, logits, 3, sharper=4) for name in ("c", "d")}
-    assert ranking.compare("nll", {**good, **bad}, gold).ranks() == {"a": 1, "b": 1, "c": 3, "d": 3}
+    ranks = ranking.compare("nll", {**good, **bad}, gold).ranks()
+    assert ranks == {**dict.fromkeys("ab", ranking.Rank(1, 2)), **dict.fromkeys("cd", ranking.Rank(3, 4))}
+    assert [str(rank) for rank in ranks.values()] == ["1–2", "1–2", "3–4", "3–4"]
+    assert [rank.top for rank in ranks.values()] == [True, True, False, False]
     noisy = {"e": [softmax(rng.normal(0, 1, logits.shape)) for _ in range(3)]}
-    assert ranking.compare("acc", {**good, **noisy}, gold).ranks() == {"a": 1, "b": 1, "e": 3}
-    assert ranking.compare("nll", {"a": good["a"]}, gold).ranks() == {"a": 1}
+    assert str(ranking.compare("acc", {**good, **noisy}, gold).ranks()["e"]) == "3"
+    assert str(ranking.compare("nll", {"a": good["a"]}, gold).ranks()["a"]) == "1"
+    assert np.isnan(ranking.compare("nll", {"a": good["a"]}, gold).smallest)
+
+
+def test_top_tiers_are_counted_and_no_rank_is_averaged() -> None:
+    first = {0: ranking.Rank(1, 3), 1: ranking.Rank(1, 3), 2: ranking.Rank(1, 3)}
+    second = {0: ranking.Rank(1, 1), 1: ranking.Rank(2, 3), 2: ranking.Rank(2, 3)}
+    assert ranking.top_tiers([first, second]) == {0: 2, 1: 1, 2: 1}
 
 
 def test_the_same_twice_is_no_difference_and_the_result_does_not_depend_on_order(
@@ -155,6 +169,99 @@ def test_a_real_difference_is_found(metric: str, sharper: float) -> None:
     assert rejected(metric, 3, 0.05, sharper, times=40) >= 0.8
 
 
+# ---------------------------------------------------------------- promises, in columns made from records
+
+
+@pytest.mark.parametrize("kind", ["tied", "tiers"])
+@pytest.mark.parametrize("metric", ["nll", "acc"])
+def test_ranges_hold_every_true_rank_and_nothing_is_separated_falsely(metric: str, kind: str) -> None:
+    """Measured over 1,000 columns: 1 to 3 % (docs/decisions/rank-ranges.md)."""
+    held, false, *_ = rank_ranges.simulate(metric, kind, items=570, seeds=3, times=200)
+    assert held >= 0.95 and false <= 0.05
+
+
+def test_a_difference_of_a_tenth_is_separated() -> None:
+    """Two-sided promise: a range of 1-K everywhere would hold every rank too."""
+    design = {"items": 570, "seeds": 3, "times": 200}
+    held, false, shown, width, _ = rank_ranges.simulate("nll", "tiers", methods=4, **design)
+    assert held >= 0.95 and shown >= 0.8 and width < 1.5
+    # Twelve methods are 66 tests; with the variances of the median method and not of the worst.
+    held, false, shown, *_ = rank_ranges.simulate("nll", "tiers", typical=True, **design)
+    assert held >= 0.95 and shown >= 0.8
+
+
+def test_the_detectable_difference_is_detected() -> None:
+    """Power at `detectable`, by Holm's first step: POWER where no other pair helps, and not far above it."""
+    rng, hits = np.random.default_rng(5), []
+    w = rank_ranges.world("nll", "toyworld_uq")
+    for _ in range(100):
+        mu = np.zeros(len(w.names))
+        scores = rank_ranges.column(w, mu, 570, 3, rng)
+        i, j = rng.permutation(len(mu))[:2]
+        smallest = ranking.compare_items("nll", w.names, [3] * len(mu), scores).detectable[i, j]
+        scores[3 * i : 3 * i + 3] += smallest
+        hits.append(ranking.compare_items("nll", w.names, [3] * len(mu), scores).adjusted[i, j] <= ranking.ALPHA)
+    assert 0.72 <= np.mean(hits) <= 0.97
+
+
+@pytest.mark.parametrize("more", ["items", "seeds"])
+def test_as_many_questions_or_seeds_as_are_needed_separate_and_half_as_many_do_not(more: str) -> None:
+    """The plan is made from the true spread, by a column of many questions and seeds that shows the difference."""
+    w = rank_ranges.typical_world("nll", "toyworld_uq", 2)
+    mu, rng = np.array([0.0, 0.07 if more == "items" else 0.03]), np.random.default_rng(6)
+    items, seeds = (150, 3) if more == "items" else (3000, 3)
+    plans = []
+    for _ in range(100):
+        tests = ranking.compare_items("nll", w.names, [seeds] * 2, rank_ranges.column(w, mu, items, seeds, rng))
+        tests = replace(tests, difference=mu[:, None] - mu[None, :])  # what is shown is what is true
+        plans.append(tests.items_needed(*w.names) if more == "items" else tests.seeds_needed(*w.names))
+    needed = int(np.median([plan or 10**6 for plan in plans]))
+    assert needed > (items if more == "items" else seeds)
+
+    def power(factor: float) -> float:
+        size = int(needed * factor)
+        design = (size, seeds) if more == "items" else (items, size)
+        columns = [rank_ranges.column(w, mu, *design, rng) for _ in range(150)]
+        made = [ranking.compare_items("nll", w.names, [design[1]] * 2, scores) for scores in columns]
+        return float(np.mean([tests.better()[0, 1] for tests in made]))
+
+    assert power(1.0) >= 0.72 and power(0.4) < 0.65
+
+
+def test_no_number_of_questions_helps_where_the_seeds_spread_too_much() -> None:
+    scores = np.tile(np.array([0.0, 0.2, 0.4, 0.1, 0.3, 0.5])[:, None], 100)  # the same on every question
+    scores += np.random.default_rng(0).normal(0, 0.1, scores.shape)
+    tests = ranking.compare_items("nll", ["a", "b"], [3, 3], scores)
+    assert tests.items_needed("a", "b") is None and 3 < (tests.seeds_needed("a", "b") or 0) < 100
+    single = ranking.compare_items("nll", ["a", "b"], [1, 1], scores[[0, 3]])
+    assert single.seeds_needed("a", "b") is None  # their spread is not known
+
+
+def test_holm_covers_the_pairs_of_a_column() -> None:
+    w = rank_ranges.world("nll", "toyworld_uq")
+    scores = rank_ranges.column(w, w.means, 570, 3, np.random.default_rng(7))
+    tests = ranking.compare_items("nll", w.names, [3] * len(w.names), scores)
+    upper = np.triu_indices(len(w.names), 1)
+    expected = holm_by_definition(tests.p[upper])
+    assert tests.adjusted[upper] == pytest.approx(expected) and len(expected) == 66
+    assert tests.adjusted.T == pytest.approx(tests.adjusted)
+
+
+def holm_by_definition(p: np.ndarray) -> np.ndarray:
+    """Holm by its definition: the largest of the steps up to each p-value, one at a time."""
+    return np.array([max(min(1.0, q * (p >= q).sum()) for q in p if q <= own) for own in p])
+
+
+def test_ranks_of_a_whole_page_are_quick() -> None:
+    """12 methods x 3 seeds x 8 data sets of 2,000 questions: about 0.1 s for means on the machine of the notes."""
+    rng = np.random.default_rng(8)
+    scores = [rng.random((36, 2000)) for _ in range(8)]
+    start = time.perf_counter()
+    for each in scores:
+        ranking.compare_items("nll", list("abcdefghijkl"), [3] * 12, each).ranks()
+    assert time.perf_counter() - start < 1.0
+
+
 def test_what_cannot_be_compared_is_refused(column: tuple[dict[str, list[np.ndarray]], np.ndarray]) -> None:
     methods, gold = column
     with pytest.raises(InputError, match="no test for auroc"):
@@ -181,10 +288,12 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
 
     found = ranking.of_table(shown, "nll", answers)
     rows = {name: i for i, (name, _) in enumerate(shown.rows)}
-    assert set(found) == {0, 1} and all(set(ranks) == {rows["MLE"], rows["BLoB"]} for ranks in found.values())
+    held_rows = {str(rows["MLE"]), str(rows["BLoB"])}
+    assert set(found) == {0, 1} and all(set(tests.names) == held_rows for tests in found.values())
     held = {str(i): [answers(run, 4)[0] for run in shown.cells["nll", i, 0].runs] for i in (rows["MLE"], rows["BLoB"])}
     gold = board.record(shown.cells["nll", 0, 0].runs[0]).gold
-    assert found[0] == {int(k): v for k, v in ranking.compare("nll", held, gold).ranks().items()}
+    assert found[0].adjusted.tolist() == ranking.compare("nll", held, gold).adjusted.tolist()
+    assert ranking.ranks_of(found)[0][rows["MLE"]] == found[0].ranks()[str(rows["MLE"])]
     assert ranking.coverage(shown, "nll", rows["ENS"]) == (1, 2) and ranking.coverage(shown, "nll", 0) == (2, 2)
     assert ranking.of_table(shown, "auroc", answers) == {}
     assert ranking.of_table(table.build(board.sources(), ["nll"], across_recipes=True)[0], "nll", answers) == {}
