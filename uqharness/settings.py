@@ -84,6 +84,7 @@ class Run:
     cache_prefix: float = option(
         0.0, "GiB for states below the first LoRA: later epochs start there (0: off)", low=0, high=2**16, role="speed"
     )
+    cache_prefix_dir: str = option("", "also keep those states in a file here, for other commands", role="io")
     group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
     eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
     select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
@@ -117,6 +118,8 @@ class Run:
         chosen_layers(self.layers)
         if (self.save_every or self.resume) and not self.out:
             raise InputError("save_every and resume need a place for checkpoints: give --out")
+        if self.cache_prefix_dir and not self.cache_prefix:
+            raise InputError("cache_prefix_dir is set without a budget: give --cache-prefix GIB")
         if self.select != "last" and not self.eval_every:
             raise InputError(
                 f"select={self.select} without eval_every: say every how many steps to score (--eval-every)"

@@ -23,7 +23,7 @@ from uqharness.errors import InputError
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import attach, inject
 from uqharness.training.fit import Batch, _prepare_memory, choice_loss, collate, fit_loop
-from uqharness.training.prefix_cache import _KEPT
+from uqharness.training.prefix_cache import _KEPT, PrefixCache, read
 
 RUN = dataclasses.replace(TINY, layers="last:2", target_modules=("q_proj", "v_proj"))
 
@@ -241,6 +241,78 @@ def test_another_base_gets_nothing_of_the_first_and_the_budget_holds() -> None:
     assert 0 < sum(state.nbytes for state in states.values()) <= 3000
     assert [line for line in lines if "is full after" in line] == lines and len(lines) == 1
     assert losses == pytest.approx(trained(dataclasses.replace(run, steps=8, cache_prefix=0.0))[1], abs=1e-5)
+
+
+def test_a_file_hands_the_states_to_other_commands_and_methods(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, steps=8, cache_prefix=1.0)
+    plain, losses, _ = trained(run)
+    filed = dataclasses.replace(run, cache_prefix_dir=str(tmp_path / "states"))
+    trained(filed)  # writes what an earlier run has left in memory
+    _KEPT.clear()  # as in another process
+    one, again, (first, last) = trained(filed)
+    assert first <= 2 * 4 * 3 < last and again == pytest.approx(losses, abs=1e-5)  # the check of the first batch alone
+    for name, tensor in plain.items():
+        torch.testing.assert_close(one[name], tensor, rtol=1e-3, atol=1e-5)
+    (file,) = (tmp_path / "states").iterdir()
+    assert file.suffix == ".safetensors"
+
+
+def test_another_base_depth_or_a_merged_one_gets_another_file(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, steps=2, cache_prefix=1.0, cache_prefix_dir=str(tmp_path))
+    trained(run)
+    trained(dataclasses.replace(run, layers="last:1"))
+    merged = tiny_llama(num_hidden_layers=4)
+    with torch.no_grad():  # norms and embeddings, which the base's fingerprint reads, stay as they are
+        merged.model.layers[1].self_attn.q_proj.weight.addmm_(torch.ones(32, 1), torch.ones(1, 32), alpha=1e-3)
+    fit_loop(inject(merged, run), tiny_data(), run)
+    trained(run, rope_parameters={"rope_type": "default", "rope_theta": 777.0})
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_states_of_two_processes_lie_in_one_file_within_the_budget(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, steps=1, cache_prefix=1.0, cache_prefix_dir=str(tmp_path))
+
+    def states_after(run: Any) -> set[str]:
+        _KEPT.clear()
+        trained(run)
+        return set(read(next(tmp_path.iterdir())))
+
+    one = states_after(run)
+    (file,) = tmp_path.iterdir()
+    cache = PrefixCache(LoraStack(inject(tiny_llama(num_hidden_layers=4), run)), run)
+    more = states_after(dataclasses.replace(run, seed=4))  # written after the other has read the file
+    assert more > one
+    cache.state(collate(tiny_data().train, tiny_data(), True)[0])
+    for key in more - one:
+        del cache.states[key]
+    own = set(cache.states)
+    assert own - more and more - own
+    cache.save()
+    assert set(read(file)) == own | more
+    size = sum(state.nbytes for state in read(file).values())
+    small = dataclasses.replace(run, steps=8, cache_prefix=size / 2 / 2**30)
+    states_after(small)
+    assert sum(state.nbytes for state in next(iter(_KEPT.values())).values()) <= size / 2
+
+
+def test_a_file_that_is_not_whole_or_cannot_be_written_is_a_warning(tmp_path: Path) -> None:
+    run = dataclasses.replace(RUN, steps=2, cache_prefix=1.0, cache_prefix_dir=str(tmp_path / "states"))
+    _KEPT.clear()
+    _, losses, _ = trained(run)
+    (file,) = (tmp_path / "states").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    _KEPT.clear()
+    with lines_of("uqharness.train") as lines:
+        assert trained(run)[1] == losses
+    assert any("cannot be read" in line and "made again" in line for line in lines)
+    assert len(file.read_bytes()) == len(whole)
+    (tmp_path / "file").write_text("")
+    with lines_of("uqharness.train") as lines:
+        trained(dataclasses.replace(run, cache_prefix_dir=str(tmp_path / "file"), seed=1))
+    assert any("cannot be written" in line for line in lines)
+    with pytest.raises(InputError, match="cache_prefix_dir is set without a budget"):
+        dataclasses.replace(run, cache_prefix=0.0)
 
 
 def test_kept_states_are_refused_where_they_cannot_be() -> None:

@@ -202,8 +202,12 @@ def fit_loop(
         trainer.add_callback(Watch(course, after_step))
         _prepare_memory(stack.model, run)
         course.begin(start)
-        if course.step < run.steps:
-            trainer.train(resume_from_checkpoint=str(start) if start else None)
+        try:
+            if course.step < run.steps:
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+        finally:
+            if wrapped.prefix:
+                wrapped.prefix.save()
     course.finish()
     stack.model.eval()
     kl = {"kl": learned.record(run, first_std)} if learned else {}

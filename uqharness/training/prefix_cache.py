@@ -1,30 +1,38 @@
 """`--cache-prefix GIB`: what the layers below the first LoRA make of a question, kept for when it comes again.
 
 It depends on the base, the tokens and where they branch alone: not on step, seed, noise or method. In the memory of the
-process, so that later epochs, and the later seeds of `--seeds`, start at the first layer that is trained.
+process, so that later epochs, and the later seeds of `--seeds`, start at the first layer that is trained; with
+`--cache-prefix-dir DIR` also in a file, so that other commands do.
 """
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import torch
+import transformers
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
+from uqharness.atomic import write_atomic
 from uqharness.engine.engine import read_logits
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.rows import Rows
 from uqharness.engine.shortcuts import drops
-from uqharness.engine.trunk import agree, trunk
+from uqharness.engine.trunk import Trunk, agree, trunk
 from uqharness.errors import InputError
 from uqharness.settings import Run
-from uqharness.training.fingerprint import base_fingerprint
 
 log = logging.getLogger("uqharness.train")
-States = dict[tuple[int, ...], Tensor]  # a row's tokens and their depths -> [their number, H]
-_KEPT: dict[Hashable, States] = {}  # of one base and depth: the last that was trained with
+States = dict[str, Tensor]  # digest of a row's tokens and their depths -> [their number, H]
+_KEPT: dict[str, States] = {}  # of one base and depth: the last that was trained with
 
 
 class PrefixCache:
@@ -40,14 +48,17 @@ class PrefixCache:
         base = stack.model.get_base_model()
         if any(drops(layer, base.config) for layer in shared.layers):
             raise InputError("cache_prefix is set, but the base has dropout of its own: leave --cache-prefix out")
-        device = next(iter(stack.parameters.values())).device
-        key = (base_fingerprint(base), str(base.dtype), run.load_in_4bit, run.load_in_8bit, str(device), shared.depth)
+        self.model, self.trunk, self.checked = stack.model, shared, False
+        self.limit, self.full = run.cache_prefix * 2**30, False
+        key = key_of(base, shared)
+        self.file = Path(run.cache_prefix_dir, f"{key}.safetensors") if run.cache_prefix_dir else None
         if key not in _KEPT:
             _KEPT.clear()
         self.states = _KEPT.setdefault(key, {})
-        self.model, self.trunk, self.checked = stack.model, shared, False
-        self.budget = run.cache_prefix * 2**30
         self.size = sum(state.nbytes for state in self.states.values())
+        filed = read(self.file) if self.file else {}
+        self._add(filed)
+        self.filed = len(filed)
 
     @contextmanager
     def below(self, rows: Rows) -> Iterator[None]:
@@ -62,7 +73,7 @@ class PrefixCache:
         lengths: list[int] = ends.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
         # In depth-first order the depths say who sees whom.
         inputs = zip(rows.input_ids.tolist(), rows.depth.tolist(), lengths, strict=True)
-        keys = [(*ids[:length], *depth[:length]) for ids, depth, length in inputs]
+        keys = [digest([*ids[:length], *depth[:length]]) for ids, depth, length in inputs]
         new = [k for k, key in enumerate(keys) if key not in self.states or not self.checked]
         fresh: States = {}
         if new:
@@ -79,9 +90,9 @@ class PrefixCache:
         )
         if not self.checked:
             self._check(rows, whole)
-        for key, state in fresh.items():
-            if key not in self.states:
-                self._keep(key, state)
+        if not self._add(fresh) and not self.full:
+            log.warning("--cache-prefix is full after %d inputs: others run in full", len(self.states))
+            self.full = True
         return whole
 
     def _check(self, rows: Rows, state: Tensor) -> None:
@@ -96,10 +107,48 @@ class PrefixCache:
             name = type(self.model.get_base_model()).__name__
             raise InputError(f"cache_prefix is set, but {name} is not what its layers are alone: leave it out")
 
-    def _keep(self, key: tuple[int, ...], state: Tensor) -> None:
-        if self.size + state.nbytes <= self.budget:
-            self.states[key] = state.to("cpu", copy=True)
+    def _add(self, states: States) -> bool:
+        """Keep these too; False where the budget does not allow all of them."""
+        new = {key: state for key, state in states.items() if key not in self.states}
+        for key, state in new.items():
+            if self.size + state.nbytes > self.limit:
+                return False
+            self.states[key] = state if state.device.type == "cpu" and state.is_contiguous() else state.cpu()
             self.size += state.nbytes
-        elif self.budget:
-            log.warning("--cache-prefix is full after %d inputs: others run in full", len(self.states))
-            self.budget = 0
+        return True
+
+    def save(self) -> None:
+        """Write what is new to the file, beside what other processes have written since it was read."""
+        if self.file is None or len(self.states) <= self.filed:
+            return
+        self._add(read(self.file))
+        try:
+            write_atomic(self.file, save(self.states))
+            self.filed = len(self.states)
+        except OSError as error:
+            log.warning("%s cannot be written: %s; the next command starts without it", self.file, error.strerror)
+
+
+def read(file: Path) -> States:
+    """The states in a file; none where there is no file, or it is not whole."""
+    try:
+        return load_file(file) if file.exists() else {}
+    except (OSError, SafetensorError) as error:
+        log.warning("%s cannot be read: %s; it is made again", file, error)
+        return {}
+
+
+def key_of(base: Any, shared: Trunk) -> str:
+    """Of the layers below: their code, their settings and a sample of every weight (merging a LoRA moves no norm)."""
+    config = {name: value for name, value in base.config.to_dict().items() if name != "_name_or_path"}
+    facts = [transformers.__version__, shared.depth, str(base.dtype), str(base.device), config]
+    sample = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())
+    for module in (base.get_input_embeddings(), *shared.layers):
+        for weight in module.parameters():
+            some = weight.detach().flatten()[:: max(1, weight.numel() // 1024)]
+            sample.update(some.double().cpu().numpy().tobytes())
+    return sample.hexdigest()[:32]
+
+
+def digest(numbers: list[int]) -> str:
+    return hashlib.sha256(repr(numbers).encode()).hexdigest()[:32]
