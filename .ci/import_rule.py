@@ -42,7 +42,6 @@ KNOWN = (
     "uqharness/engine/flipout.py",
     "uqharness/importers.py",
     "uqharness/posterior.py",
-    "uqharness/toyworld/__main__.py",
     "uqharness/training/base_model.py",
     "uqharness/training/questions.py",
     "adapters/tempscale.py",

@@ -1,6 +1,6 @@
 """The toy world's table: worlds that were not designed on, several training seeds, settings frozen before.
 
-    python -m uqharness.toyworld --full --seed 4 --out worlds/w4       (and 5, 6)
+    python -m tools.toyworld --full --seed 4 --out worlds/w4       (and 5, 6)
     python -m benchmarks.toyworld_report worlds/w4 worlds/w5 worlds/w6 --out report [--seeds 3] [--methods …]
     python -m benchmarks.toyworld_report --fill report                 (docs/toyworld.md takes its numbers and figures)
 
@@ -122,9 +122,9 @@ def base_of(world: Path) -> dict[str, Any]:
     """Which attempt at pretraining the base is, why those before it were given up, and what it knows."""
     from transformers import LlamaForCausalLM
 
-    from uqharness.toyworld.files import read_manifest
-    from uqharness.toyworld.pretrain import RARE, Corpus, relations_right
-    from uqharness.toyworld.world import make_world
+    from tools.toyworld.files import read_manifest
+    from tools.toyworld.pretrain import RARE, Corpus, relations_right
+    from tools.toyworld.world import make_world
 
     manifest = read_manifest(world)
     corpus, rng = Corpus(make_world(manifest["seed"]), RARE), np.random.default_rng([manifest["seed"], 2])
@@ -485,7 +485,7 @@ def take(out: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("worlds", nargs="*", type=Path, help="folders made by python -m uqharness.toyworld --full")
+    parser.add_argument("worlds", nargs="*", type=Path, help="folders made by python -m tools.toyworld --full")
     parser.add_argument("--out", type=Path, default=Path("report"))
     parser.add_argument("--methods", nargs="+", default=all_rows(), metavar="ROW", help="methods and other rows")
     parser.add_argument("--seeds", type=int, default=3)

@@ -294,7 +294,7 @@ TOYS = [("toyworld", True), ("near", False), ("far", False), ("cloze", True)]
 @pytest.mark.parametrize(("name", "trains"), TOYS)
 def test_the_toy_world_needs_no_hub(name: str, trains: bool, manager: TaskManager) -> None:
     if not toyworld.questions_path(name, "test").exists():
-        pytest.skip("the toy world's questions have not been made: python -m uqharness.toyworld")
+        pytest.skip("the toy world's questions have not been made: python -m tools.toyworld")
     task_name = "toyworld_uq" if name == "toyworld" else f"toyworld_{name}_uq"
     task = manager.load([task_name])["tasks"][task_name]
     rows = toyworld.questions(name, "test")

@@ -1,6 +1,6 @@
 """The embedded world: a synthetic multiple-choice task whose label distribution is known, and its tiny base.
 
-Everything here was made by `python -m uqharness.toyworld --full` from one seed;
+Everything here was made by `python -m tools.toyworld --full` (in a checkout) from one seed;
 `data/MANIFEST.json` says how.
 """
 
@@ -13,9 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError
-from uqharness.toyworld.world import DATASETS, SIZES
 
-__all__ = ["DATASETS", "SIZES", "base_path", "data_path", "oracle", "questions", "questions_path"]
+__all__ = ["SIZES", "base_path", "data_path", "oracle", "questions", "questions_path"]
+
+
+# questions per split of each data set
+SIZES = {
+    "toyworld": {"train": 400, "validation": 1000, "test": 6000},
+    "near": {"validation": 1000, "test": 6000},
+    "far": {"validation": 1000, "test": 6000},
+    "cloze": {"train": 200, "validation": 200, "test": 500},
+}
 
 
 def data_path() -> Path:
@@ -38,7 +46,7 @@ def questions_path(name: str, split: str) -> Path:
 
 
 def questions(name: str, split: str) -> list[dict[str, Any]]:
-    """The questions of one split, each a dict (see `world.draw_question`)."""
+    """The questions of one split, each a dict (see tools/toyworld/world.py)."""
     with gzip.open(questions_path(name, split), "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 

@@ -1,4 +1,4 @@
-"""`python -m uqharness.toyworld`: make the embedded world again, or check it against its manifest."""
+"""`python -m tools.toyworld`: make the embedded world again, or check it against its manifest."""
 
 from __future__ import annotations
 
@@ -7,17 +7,18 @@ import sys
 import time
 from pathlib import Path
 
+from tools.toyworld import files
+from tools.toyworld.world import make_world
 from uqharness.commands.folders import writable
 from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, RunError, UQError
-from uqharness.toyworld import data_path, files
-from uqharness.toyworld.world import make_world
+from uqharness.toyworld import data_path
 
 EXAMPLES = """examples:
-  python -m uqharness.toyworld --check       is the shipped world what its manifest says?
-  python -m uqharness.toyworld --out my_world
+  python -m tools.toyworld --check       is the shipped world what its manifest says?
+  python -m tools.toyworld --out my_world
                                              questions and tokenizer again, in a second or two
-  python -m uqharness.toyworld --out my_world --seed 7 --full
+  python -m tools.toyworld --out my_world --seed 7 --full
                                              another world with a base of its own (about {minutes} minutes)
 """
 MINUTES = 4
@@ -25,7 +26,7 @@ MINUTES = 4
 
 def parser() -> argparse.ArgumentParser:
     epilog = EXAMPLES.format(minutes=MINUTES)
-    made = Parser(prog="python -m uqharness.toyworld", description=__doc__, epilog=epilog)
+    made = Parser(prog="python -m tools.toyworld", description=__doc__, epilog=epilog)
     add = made.add_argument
     add("--out", type=Path, default=data_path(), help="folder to write (default: the shipped one)")
     add("--seed", type=int, help="seed of the world (default: that of --out, else the shipped one)")
@@ -78,7 +79,7 @@ def check(out: Path, seed: int) -> None:
 
 def make(out: Path, seed: int, full: bool) -> None:
     """Write questions and tokenizer, with `full` the base too, and the manifest that says so."""
-    from uqharness.toyworld import pretrain
+    from tools.toyworld import pretrain
 
     writable(out / "base", f"--out {out}")
     world, before = make_world(seed), files.read_manifest(out)
@@ -91,7 +92,7 @@ def make(out: Path, seed: int, full: bool) -> None:
     if full:
         start = time.monotonic()
         made = pretrain.make_base(world, out / "base", Bar(pretrain.TOTAL_STEPS))
-        command = f"python -m uqharness.toyworld --full --seed {seed}"
+        command = f"python -m tools.toyworld --full --seed {seed}"
         losses = made.losses
         trained = {"steps": len(losses), "first_losses": losses[:5], "last_loss": losses[-1]}
         trained |= {"attempt": len(made.failed), "failed": made.failed} if made.failed else {}

@@ -19,11 +19,11 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
+from tools.toyworld.corpus import IGNORE, Corpus, Ints, Phase
+from tools.toyworld.tokenizer import MAX_LENGTH, vocabulary
+from tools.toyworld.world import World
 from uqharness.atomic import write_atomic
 from uqharness.errors import RunError
-from uqharness.toyworld.corpus import IGNORE, Corpus, Ints, Phase
-from uqharness.toyworld.tokenizer import MAX_LENGTH, vocabulary
-from uqharness.toyworld.world import World
 
 ROWS = 64
 RARE = 0.15  # how often a "far" entity is seen, relative to the others

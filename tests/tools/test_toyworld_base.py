@@ -9,12 +9,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tools.toyworld import files, pretrain
+from tools.toyworld.__main__ import main
+from tools.toyworld.corpus import Corpus
+from tools.toyworld.world import DATASETS, LETTERS, make_world
 from uqharness import toyworld
 from uqharness.errors import RunError
-from uqharness.toyworld import files, pretrain
-from uqharness.toyworld.__main__ import main
-from uqharness.toyworld.corpus import Corpus
-from uqharness.toyworld.world import DATASETS, LETTERS, make_world
 
 
 @pytest.fixture(scope="module")

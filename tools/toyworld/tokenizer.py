@@ -12,7 +12,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from uqharness.toyworld.world import CLOZE_INSTRUCTION, INSTRUCTION, LETTERS, RELATIONS, VALUES, World
+from tools.toyworld.world import CLOZE_INSTRUCTION, INSTRUCTION, LETTERS, RELATIONS, VALUES, World
 
 SPECIAL = ("<pad>", "<eos>", "<unk>")
 PHRASES = (INSTRUCTION, CLOZE_INSTRUCTION, "Choices:", "Answer:", *(f"{letter}." for letter in LETTERS))

@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from uqharness.commands import demo
+from uqharness import registry
 from uqharness.toyworld import data_path
 
-ROOT = Path(demo.__file__).resolve().parent.parent
+ROOT = Path(registry.__file__).resolve().parent.parent
 PAGE, FOLDER = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data"
 if not PAGE.exists():
     pytest.skip("documentation is in a checkout only", allow_module_level=True)

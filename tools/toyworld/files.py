@@ -11,9 +11,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from tools.toyworld.tokenizer import save_tokenizer
+from tools.toyworld.world import DATASETS, World, make_questions
 from uqharness.atomic import write_atomic
-from uqharness.toyworld.tokenizer import save_tokenizer
-from uqharness.toyworld.world import DATASETS, World, make_questions
 
 MANIFEST = "MANIFEST.json"
 

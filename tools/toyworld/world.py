@@ -14,6 +14,8 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+from uqharness.toyworld import SIZES
+
 LETTERS = ("A", "B", "C", "D", "E")
 VALUES: dict[str, tuple[str, ...]] = {
     "food": ("apple", "bread", "cheese", "corn", "fish", "honey", "plum", "rice"),
@@ -37,12 +39,6 @@ P_DECOY = 0.45
 P_OWN = 0.5  # probability that a choice belongs to the entity
 CHOICE_COUNTS = {2: 0.15, 3: 0.2, 4: 0.35, 5: 0.3}
 GROUPS = (("home", 48), ("near", 24), ("far", 24))  # entities by group; fine-tuning sees "home" only
-SIZES = {
-    "toyworld": {"train": 400, "validation": 1000, "test": 6000},
-    "near": {"validation": 1000, "test": 6000},
-    "far": {"validation": 1000, "test": 6000},
-    "cloze": {"train": 200, "validation": 200, "test": 500},
-}
 # which entities and which wording a data set asks about
 DATASETS = {
     "toyworld": ("home", "plain"),

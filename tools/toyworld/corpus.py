@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from uqharness.toyworld.tokenizer import vocabulary
-from uqharness.toyworld.world import (
+from tools.toyworld.tokenizer import vocabulary
+from tools.toyworld.world import (
     CLOZE_INSTRUCTION,
     INSTRUCTION,
     LETTERS,

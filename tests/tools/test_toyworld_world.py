@@ -11,10 +11,8 @@ from fractions import Fraction
 
 import pytest
 
-from uqharness import toyworld
-from uqharness.errors import InputError
-from uqharness.toyworld import files
-from uqharness.toyworld.world import (
+from tools.toyworld import files
+from tools.toyworld.world import (
     DATASETS,
     LETTERS,
     RELATIONS,
@@ -24,6 +22,8 @@ from uqharness.toyworld.world import (
     make_questions,
     make_world,
 )
+from uqharness import toyworld
+from uqharness.errors import InputError
 
 SPLITS = [(name, split) for name, splits in SIZES.items() for split in splits]
 
