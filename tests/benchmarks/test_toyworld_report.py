@@ -16,6 +16,7 @@ import pytest
 from scipy import stats
 
 from uqharness import registry
+from uqharness.commands import demo
 from uqharness.toyworld import data_path
 
 ROOT = Path(registry.__file__).resolve().parent.parent
