@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from uqharness.engine.lora import LoraStack
+from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior
 from uqharness.settings import Run, check_ranges, option
@@ -34,6 +35,8 @@ class Ensemble(Method):
     summary: ClassVar[str] = "K adapters trained from different seeds"
     passes: ClassVar[str] = "K forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Members,)
+    uses_source: ClassVar[bool] = True
+    continues: ClassVar[bool] = True  # the source is member 0
 
     members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1, high=1000)
     average: Literal["probs", "logits"] = option("probs", "what is averaged; the BLoB paper's ENS averages logits")
@@ -42,8 +45,10 @@ class Ensemble(Method):
         check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
-        found = []
-        for k in range(self.members):
+        if source is not None and source.mean_is_member:
+            raise InputError(f"ens takes one trained LoRA as its first member, found {source.finite}: give an MLE")
+        found = [] if source is None else [source.mean]
+        for k in range(len(found), self.members):
             member = member_run(run, k)
             init_adapter(model, member.seed)
             stack = LoraStack(model)

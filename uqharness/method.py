@@ -34,6 +34,7 @@ class Method(ABC):
     if_inert: ClassVar[str] = "train for more steps, or with a higher --lr"  # what makes draws move the answers
     uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
     uses_source: ClassVar[bool] = False  # can build on a trained adapter (`--adapter`), `source` of `fit`
+    continues: ClassVar[bool] = False  # that adapter must be of the same recipe and seed: this method's first part
 
     @abstractmethod
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None) -> Posterior:

@@ -6,12 +6,20 @@ read from its pyproject.toml. Nothing is imported until a method is asked for.
 
 from __future__ import annotations
 
+import ast
+import contextlib
+import dataclasses
+import functools
+import importlib.util
 import logging
 import re
+import typing
+from collections.abc import Collection
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from uqharness import settings as config
 from uqharness.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
@@ -56,6 +64,60 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
     if not (isinstance(cls, type) and issubclass(cls, Method)):
         raise InputError(f"method {name} ({point.value}, {distribution(point)}) is no uqharness.method.Method")
     return cls
+
+
+@functools.cache
+def declared(name: str) -> Any:
+    """A dataclass with the settings of a method, its `suggests` and `uses_source`, read from its source unimported.
+
+    Importing a method takes seconds (torch, peft); a plan of thousands of trainings needs names, defaults and ranges.
+    Where the fields do not stand in the class itself, or need more than `uqharness.settings`, the method is imported.
+    """
+    point = get_point(name)
+    try:
+        tree = _parsed(point.module)
+        (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == point.attr]
+        if [ast.unparse(base) for base in found.bases] != ["Method"]:
+            return get_method(name)
+        fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and _is_declared(node)]
+        names: dict[str, Any] = {**vars(config), **vars(typing)}
+        for module in tree.body:  # aliases that are imported, then those that stand here
+            if isinstance(module, ast.ImportFrom) and str(module.module).startswith("uqharness."):
+                imported = {alias.name for alias in module.names}
+                used = {node.id for each in fields for node in ast.walk(each.annotation) if isinstance(node, ast.Name)}
+                if imported & used - set(names):
+                    _assign(_parsed(str(module.module)), names, imported & used)
+        _assign(tree, names)
+        base = ast.parse("suggests: ClassVar[dict] = {}\nuses_source: ClassVar[bool] = False").body
+        found.bases, found.keywords, found.decorator_list, found.body = [], [], [], [*base, *fields]
+        _execute([found], names)
+        return dataclasses.dataclass(frozen=True)(names[found.name])
+    except (OSError, ValueError, SyntaxError, NameError, AttributeError, TypeError, ImportError):
+        return get_method(name)
+
+
+def _parsed(module: str) -> ast.Module:
+    spec = importlib.util.find_spec(module)
+    return ast.parse(Path(str(spec and spec.origin)).read_text(encoding="utf-8"))
+
+
+def _assign(tree: ast.Module, names: dict[str, Any], wanted: Collection[str] = ()) -> None:
+    """Carry out the assignments of a module that can be, such as Weights = Literal["code", "paper"]."""
+    for node in tree.body:
+        if isinstance(node, ast.Assign) and (not wanted or ast.unparse(node.targets[0]) in wanted):
+            with contextlib.suppress(Exception):
+                _execute([node], names)
+
+
+def _execute(body: list[ast.stmt], names: dict[str, Any]) -> None:
+    tree = ast.fix_missing_locations(ast.Module(body, []))
+    exec(compile(tree, "<settings>", "exec", dont_inherit=True), names)
+
+
+def _is_declared(node: ast.AnnAssign) -> bool:
+    """A field, or one of the class variables that a plan reads."""
+    is_class_variable = ast.unparse(node.annotation).startswith("ClassVar")
+    return not is_class_variable or ast.unparse(node.target) in ("name", "suggests", "uses_source")
 
 
 def distribution(point: EntryPoint) -> str:

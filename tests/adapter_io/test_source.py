@@ -197,3 +197,25 @@ def test_methods_that_train_from_scratch_refuse_an_adapter(
     assert Laplace.uses_source and not MLE.uses_source
     assert main(["train", "blob", "--adapter", str(world / "mle"), "--out", str(tmp_path / "a")]) == 2
     assert "blob trains an adapter of its own" in last_line(capsys) and not os.listdir(tmp_path)
+
+
+def test_an_ensemble_goes_on_from_its_own_first_member_only(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Member 0 is the MLE of the same recipe and seed: with it the ensemble is bit for bit the one without."""
+    command = ["train", "ens", "--base", str(world / "base"), "--task", "tiny_uq", *MADE, *WHERE, "--seed", "3"]
+    command += ["--eval-every", "2", "--select-split", "train[-25%]", "--set", "members=2", *include(world)]
+    assert main([*command, "--out", str(tmp_path / "alone")]) == 0
+    assert main([*command, "--out", str(tmp_path / "built"), "--adapter", str(world / "mle")]) == 0
+    for name in ("adapter_model.safetensors", "posterior.safetensors"):
+        one, other = load_file(tmp_path / "alone" / name), load_file(tmp_path / "built" / name)
+        assert one.keys() == other.keys() and all(torch.equal(one[key], other[key]) for key in one)
+    alone, built = (adapter_io.read_record(tmp_path / name) for name in ("alone", "built"))
+    assert alone and built and alone["recipe_hash"] == built["recipe_hash"] and built["costs"]["steps"] == 4
+    capsys.readouterr()
+    more = ["--out", str(tmp_path / "other"), "--adapter", str(world / "mle")]
+    assert main([*command, *more, "--lr", "0.01"]) == 2
+    assert "trained in another way (lr=0.02, here 0.01)" in last_line(capsys)
+    assert main([*command, *more, "--seed", "4"]) == 2
+    assert "(seed=3, here 4)" in last_line(capsys)
+    assert not (tmp_path / "other").exists()

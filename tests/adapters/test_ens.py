@@ -36,6 +36,17 @@ def test_no_two_ensembles_share_a_member():
     assert len(set(seeds)) == len(seeds)
 
 
+def test_a_trained_lora_is_the_first_member() -> None:
+    whole, _, _ = fit_tiny(Ensemble(members=2))
+    first, _, _ = fit_tiny(MLE())
+    built, _, data = fit_tiny(Ensemble(members=2), source=first)
+    assert isinstance(whole, Members) and isinstance(built, Members) and len(data.record["training"]) == 1
+    for one, other in zip(whole.members, built.members, strict=True):
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    with pytest.raises(InputError, match="found 2"):
+        fit_tiny(Ensemble(members=2), source=built)
+
+
 @pytest.mark.parametrize("average", ["probs", "logits"])
 def test_average_says_what_is_averaged(average):
     """Oracle: the members' answers one by one, averaged by hand."""

@@ -54,6 +54,19 @@ class Source:
         known = self.record or {}
         return {"recipe": known.get("recipe"), "recipe_hash": known.get("recipe_hash")}
 
+    def check_same(self, run: Run, data: Mapping[str, Any], method: str) -> None:
+        """Refuse an adapter that this run itself would not have trained: other settings, questions or seed."""
+        known = self.record or {}
+        if config.recipe_hash(run, data) == known.get("recipe_hash") and run.seed == known["run"]["seed"]:
+            return
+        before, now = known.get("recipe") or {}, config.as_json(run)
+        names = [n for n in config.fields_of("recipe", "data", "seed") if n in before and before[n] != now[n]]
+        differ = [f"{n}={_plain(before[n])}, here {_plain(now[n])}" for n in names]
+        raise InputError(
+            f"{method} goes on from {self.name}, which was trained in another way"
+            f" ({'; '.join(differ) or 'its record has another recipe'}): give the same settings, or leave --adapter out"
+        )
+
     def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The new adapter's splits and those the source has seen: it knows all of them."""
         found = [leakage.stored(split) for split in own]

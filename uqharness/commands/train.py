@@ -62,7 +62,7 @@ def run(args: argparse.Namespace) -> int:
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     _quiet()
     task = _load_task(plan.run, args)
-    if type(plan.method).uses_source and plan.source is None:
+    if type(plan.method).uses_source and not type(plan.method).continues and plan.source is None:
         name = type(plan.method).name
         log.warning(
             "%s builds on a trained LoRA and --adapter names none: it first trains one, MLE for %s steps; to build on "
@@ -193,6 +193,8 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     model, data = prepare(plan, cell, task)
     source, shared = plan.source, 0
     if source:
+        if type(plan.method).continues:
+            source.check_same(plan.recipe(cell), data.record, plan.method.name)
         shared = source.tuned_on_fitted(data.record["splits"])
     started = time.perf_counter()
     try:

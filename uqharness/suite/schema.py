@@ -99,6 +99,7 @@ class Point:
     where: Mapping[str, tuple[Any, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)
     name: str | None = None
+    line: int = 1
 
     def matches(self, **point: Any) -> bool:
         return all(point[axis] in values for axis, values in self.where.items() if axis in point)
@@ -316,7 +317,7 @@ class _Reader:
         place, settings = given, self.mapping(given, "set")
         if key == "override":
             place = self.mapping(given, "where")
-            self.keys(place, AXES, "where")
+            self.keys(place, ("base", "method", "train"), "where")
             if not settings:
                 raise self.fail(line, "override without `set`: say which settings")
         if key == "include" and "method" not in given:
@@ -330,7 +331,7 @@ class _Reader:
         if key == "exclude" and not where:
             raise self.fail(line, "exclude without an axis would leave nothing")
         name = given.get("name")
-        return Point(where, settings, None if name is None else str(name))
+        return Point(where, settings, None if name is None else str(name), line)
 
 
 class _Loader(yaml.SafeLoader):
@@ -346,7 +347,7 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"{keys[number]!r} stands twice", problem_mark=key.start_mark)
         self.flatten_mapping(node)
         for key, value in node.value:
-            name = str(self.construct_object(key, deep=True))
+            name = key.value if isinstance(key, yaml.ScalarNode) else str(self.construct_object(key, deep=True))
             result[name] = self.construct_object(value, deep=True)
             result.lines[name] = key.start_mark.line + 1
 

@@ -1,0 +1,479 @@
+"""From a suite to a graph of cells: what is trained, what is evaluated, and which cell needs which.
+
+A cell's hash covers all that determines its numbers: the settings whose role is recipe, data or seed, the method's own
+settings with their defaults, the contents of base and task, the cell that it builds on, and `NUMERICS`. So two rows
+that need the same training share it, and what is done is never done again. No method is imported: a plan of 10,000
+cells takes about a second.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from uqharness import registry
+from uqharness import settings as config
+from uqharness.errors import InputError, did_you_mean
+from uqharness.settings import Run, digest
+from uqharness.suite.schema import SAME, Point, Row, Suite
+
+NUMERICS = 1  # raise it when equal settings give other numbers than before: cells are then made again
+NOT_SETTINGS = ("base", "task", "out", "seed", "resume")  # the grid's, or the engine's
+OF_SOURCE = (
+    "lora_r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "layers",
+)  # an adapter that is built on says them
+OF_SUITE = ("base", "seeds", "draws", "limit")  # what --set changes of the suite itself
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One training or one evaluation. `spec` is all that is needed to carry it out."""
+
+    hash: str
+    kind: str  # "train" or "evaluate"
+    name: str  # for people: where in the grid it occurs first
+    spec: Mapping[str, Any]
+    source: str | None = None  # the training cell whose adapter it builds on or evaluates
+    after: str | None = None  # the training cell whose last checkpoint it goes on from (`at`)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        return tuple(name for name in (self.source, self.after) if name)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A place in the grid and the cells that fill it."""
+
+    base: str
+    method: str  # the row's name
+    train: str
+    evaluate: str | None  # None: a row that is not evaluated
+    seed: int | None  # None: nothing is trained
+    cell: str  # the evaluation; of a row that is not evaluated, the training
+    adapter: str | None
+    draws: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        seed = "" if self.seed is None else f"/seed{self.seed}"
+        return f"{self.base}/{self.method}/{self.train}{seed}" + (f" on {self.evaluate}" if self.evaluate else "")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All cells, each after those that it needs, and the grid that they fill."""
+
+    suite: str
+    file: str
+    text: str
+    settings: Mapping[str, Any]  # what --set changed
+    cells: Mapping[str, Cell]
+    entries: Sequence[Entry]
+
+    def as_json(self) -> dict[str, Any]:
+        cells = [asdict(cell) for cell in self.cells.values()]
+        return {**vars(self), "cells": cells, "entries": [asdict(entry) for entry in self.entries]}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Plan:
+        cells = {cell["hash"]: Cell(**cell) for cell in values["cells"]}
+        entries = [Entry(**{**entry, "draws": tuple(entry["draws"])}) for entry in values["entries"]]
+        return cls(**{**values, "cells": cells, "entries": entries})
+
+    def chosen(self, only: Mapping[str, Sequence[str]]) -> dict[str, Cell]:
+        """The cells of the entries that match, and those that they need; an axis or a value that is not there is
+        refused."""
+        for axis, values in only.items():
+            known = {str(getattr(entry, axis)) for entry in self.entries}
+            for value in values:
+                if value not in known:
+                    hint = did_you_mean(value, known)
+                    raise InputError(
+                        f"--only {axis}={value}: not in the suite{hint}; it has {', '.join(sorted(known))}"
+                    )
+        found: set[str] = set()
+        for entry in self.entries:
+            if all(str(getattr(entry, axis)) in values for axis, values in only.items()):
+                self._add(entry.cell, found)
+        return {name: cell for name, cell in self.cells.items() if name in found}
+
+    def _add(self, name: str, found: set[str]) -> None:
+        if name not in found:
+            found.add(name)
+            for needed in self.cells[name].needs:
+                self._add(needed, found)
+
+
+def make(suite: Suite, given: Mapping[str, Any] | None = None) -> Plan:
+    """The plan of a suite with --set's settings; refuses what no cell could be made with."""
+    given = dict(given or {})
+    if not suite.train:
+        raise InputError(f"{suite.file}: no train: a suite needs at least one training task")
+    maker = _Maker(changed(suite, given), {k: v for k, v in given.items() if k not in OF_SUITE})
+    maker.check_names()
+    for place in maker.places():
+        maker.add(**place)
+    if unused := [name for name in maker.given if name not in maker.used]:
+        known = {*config.field_types(Run), *OF_SUITE, *maker.own}
+        raise InputError(f"--set {unused[0]}: no method of the suite has it{did_you_mean(unused[0], known)}")
+    return Plan(suite.name, suite.file, suite.text, given, maker.cells, maker.entries)
+
+
+def tasks(suite: Suite) -> list[str]:
+    """The names of all tasks and groups that the suite trains on or evaluates."""
+    named = [*suite.evaluate.values(), *(row.evaluate or () for row in suite.rows.values())]
+    named += [point.where.get("evaluate", ()) for point in suite.include]
+    return [
+        name for name in dict.fromkeys([*suite.train, *(name for names in named for name in names)]) if name != SAME
+    ]
+
+
+def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
+    """The suite with the parts that --set replaces: base, seeds, draws and limit."""
+    parts: dict[str, Any] = {}
+    if given.get("base"):
+        parts["bases"] = {str(name): {"base": str(name)} for name in _list(given["base"])}
+    for name, low in (("seeds", 0), ("draws", 0)):
+        if name in given:
+            values = [config.convert(int, value, name) for value in _list(given[name])]
+            if not values or min(values) < low:
+                raise InputError(f"--set {name}={given[name]}: give integers of at least {low}")
+            count = name == "seeds" and isinstance(given[name], int)
+            parts[name] = tuple(range(values[0])) if count else tuple(sorted(set(values)))
+    if "limit" in given:
+        parts["limit"] = config.convert(int | None, given["limit"], "limit")
+        if parts["limit"] is not None and parts["limit"] < 1:
+            raise InputError(f"--set limit={given['limit']}: give a number of questions, or none for all of them")
+    return replace(suite, **parts)
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else str(value).split(",")
+
+
+@dataclass
+class _Maker:
+    """Collects cells and entries."""
+
+    suite: Suite
+    given: Mapping[str, Any]
+    cells: dict[str, Cell] = field(default_factory=dict)
+    entries: list[Entry] = field(default_factory=list)
+    used: set[str] = field(default_factory=set)  # of `given`
+    own: set[str] = field(default_factory=set)  # settings that some method has
+    filled: dict[tuple[Any, ...], str] = field(default_factory=dict)  # places of the grid -> cell
+    resolved: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def fail(self, row: Row, error: object) -> InputError:
+        return InputError(f"{self.suite.file}:{self.suite.lines.get(row.name, 1)}: row {row.name}: {error}")
+
+    def check_names(self) -> None:
+        suite = self.suite
+        for row in suite.rows.values():
+            if row.method is None:
+                continue
+            try:
+                declared = registry.declared(row.method)
+            except InputError as error:
+                raise self.fail(row, error) from None
+            if row.source and not declared.uses_source:
+                raise self.fail(row, f"{row.method} trains an adapter of its own and cannot build on one: no source")
+        for point in (*suite.override, *suite.include, *suite.exclude):
+            known = {"base": suite.bases, "method": self._row_names(), "train": suite.train}
+            for axis, names in known.items():
+                for value in point.where.get(axis, ()):
+                    if value not in names:
+                        hint = did_you_mean(value, names)
+                        raise InputError(f"{suite.file}:{point.line}: no {axis} {value!r} in the suite{hint}")
+
+    def _row_names(self) -> list[str]:
+        rows = self.suite.rows.values()
+        return [name for row in rows for name in (row.name, *(each.name for each, _ in self._steps(row)))]
+
+    def _steps(self, row: Row) -> list[tuple[Row, int | None]]:
+        """The rows that `at` makes of a row, or of the row that it builds on, with their step."""
+        origin = row
+        while not origin.at and origin.source:
+            origin = self.suite.rows[origin.source]
+        if not origin.at:
+            return [(row, None)]
+        return [(replace(row, name=f"{row.name}@{step}"), step) for step in origin.at]
+
+    # ------------------------------------------------------------ the grid
+
+    def places(self) -> Iterator[dict[str, Any]]:
+        """The grid less `exclude`, then `include`."""
+        suite = self.suite
+        for base in suite.bases:
+            for train in suite.train:
+                for row in suite.rows.values():
+                    for seed in suite.seeds if row.method else (None,):
+                        yield {"row": row, "base": base, "train": train, "seed": seed, "extra": None}
+        for point in suite.include:
+            seeds = point.where.get("seed", suite.seeds)
+            for base in point.where.get("base", tuple(suite.bases)):
+                for train in point.where.get("train", tuple(suite.train)):
+                    for name in point.where["method"]:
+                        row = suite.rows[name]
+                        row = replace(row, name=point.name or name, settings={**row.settings, **point.settings})
+                        row = replace(row, evaluate=point.where.get("evaluate", row.evaluate))
+                        for seed in seeds if row.method else (None,):
+                            yield {"row": row, "base": base, "train": train, "seed": seed, "extra": point}
+
+    def add(self, row: Row, base: str, train: str, seed: int | None, extra: Point | None) -> None:
+        names = self.suite.evaluate[train] if row.evaluate is None else row.evaluate
+        for each, step in self._steps(row):
+            place = {"base": base, "train": train, "seed": seed}
+            wanted = [train if name == SAME else name for name in names]
+            points = [{**place, "method": (row.name, each.name), "evaluate": name} for name in wanted or [None]]
+            kept = [point for point in points if extra or not self._excluded(point)]
+            if not kept:
+                continue
+            adapter = self.training(each, base, train, seed, step) if seed is not None else None
+            for point in kept:
+                task = point["evaluate"]
+                cell = self.evaluation(each, base, train, task, adapter) if task else adapter
+                if cell is None:
+                    raise self.fail(row, "it is neither trained nor evaluated")
+                entry = Entry(base, each.name, train, task, seed, cell.hash, adapter and adapter.hash, self.suite.draws)
+                self._fill(entry, extra)
+
+    def _excluded(self, point: Mapping[str, Any]) -> bool:
+        for each in self.suite.exclude:
+            names = {**point, "method": next((n for n in point["method"] if n in each.where.get("method", ())), "")}
+            if each.matches(**names):
+                return True
+        return False
+
+    def _fill(self, entry: Entry, extra: Point | None) -> None:
+        place = (entry.base, entry.method, entry.train, entry.evaluate, entry.seed)
+        if place in self.filled:
+            if self.filled[place] != entry.cell:
+                line = extra.line if extra else 1
+                raise InputError(
+                    f"{self.suite.file}:{line}: {entry.name} has two sets of settings: give the one of include a `name`"
+                )
+            return
+        self.filled[place] = entry.cell
+        self.entries.append(entry)
+
+    # ------------------------------------------------------------ cells
+
+    def training(self, row: Row, base: str, train: str, seed: int, step: int | None) -> Cell:
+        source = None
+        if row.source:
+            origin = self.suite.rows[row.source]
+            steps = {at: each for each, at in self._steps(origin)}
+            source = self.training(steps[step], base, train, seed, step)
+        key = repr((row, base, train))
+        if key not in self.resolved:
+            self.resolved[key] = self._resolve(row, base, train)
+        found = self.resolved[key]
+        run = {**found["run"], "seed": seed}
+        spec = {
+            "method": row.method,
+            "settings": found["settings"],
+            "run": run,
+            "include_path": self.suite.include_path,
+        }
+        identity = {**found["identity"], "seed": seed, "source": source and source.hash}
+        after = None
+        if step is not None and not row.source:
+            if step > run["steps"]:
+                raise self.fail(row, f"at {step}: the training has {run['steps']} steps")
+            spec["run"] = {**run, "stop_at": step if step < run["steps"] else 0}
+            identity["stop_at"] = spec["run"]["stop_at"]
+            earlier = [
+                (each, at) for each, at in self._steps(self.suite.rows[row.name.partition("@")[0]]) if at and at < step
+            ]
+            after = self.training(earlier[-1][0], base, train, seed, earlier[-1][1]).hash if earlier else None
+        name = f"{base}/{row.name}/{train}/seed{seed}"
+        return self._cell("train", name, spec, identity, source and source.hash, after)
+
+    def evaluation(self, row: Row, base: str, train: str, task: str, adapter: Cell | None) -> Cell:
+        include = self.suite.include_path
+        shared = {"task": task, "limit": self.suite.limit, "batch_size": self.suite.batch_size, "include_path": include}
+        identity = {"task": task_digest(task, include), "limit": self.suite.limit}
+        if adapter:
+            samples = max(self.suite.draws)
+            spec = {**shared, "samples": samples}
+            identity |= {"adapter": adapter.hash, "samples": samples}
+            return self._cell("evaluate", f"{adapter.name} on {task}", spec, identity, adapter.hash)
+        key = repr((row, base, train))
+        if key not in self.resolved:
+            self.resolved[key] = self._resolve(row, base, train)
+        found = {**config.as_json(Run()), **self.resolved[key]["run"]}
+        asked = {name: found[name] for name in ("dtype", "load_in_4bit", "load_in_8bit", *config.PROMPTS)}
+        spec = {**shared, "model": row.model, "run": {**asked, "base": found["base"]}}
+        identity |= {"model": row.model, "base": base_identity(found["base"]), **asked}
+        return self._cell("evaluate", f"{base}/{row.name} on {task}", spec, identity)
+
+    def _cell(
+        self, kind: str, name: str, spec: Mapping[str, Any], identity: Mapping[str, Any],
+        source: str | None = None, after: str | None = None,
+    ) -> Cell:  # fmt: skip
+        code = digest({"kind": kind, "numerics": NUMERICS, **identity})
+        return self.cells.setdefault(code, Cell(code, kind, name, spec, source, after))
+
+    def _resolve(self, row: Row, base: str, train: str) -> dict[str, Any]:
+        """The settings of a row on a base and a task, in all their layers; the seed apart."""
+        suite = self.suite
+        layers = [suite.run, suite.bases[base], suite.train[train], row.settings]
+        point = {"base": base, "train": train, "method": row.name.partition("@")[0]}
+        layers += [each.settings for each in suite.override if each.matches(**point)]
+        declared: Any = registry.declared(row.method) if row.method else None
+        own = config.field_types(declared) if declared else {}
+        shared = config.field_types(Run)
+        self.own.update(own)
+        known = {**own, **shared}
+        mine: dict[str, Any] = {}
+        theirs: dict[str, Any] = {"base": base}
+        for number, layer in enumerate(layers):
+            for key, value in layer.items():
+                name = str(key).replace("-", "_")
+                # `run`, bases and tasks say what all methods share, where a method has a setting of the same name.
+                settings = mine if name in own and (number > 2 or name not in shared) else theirs
+                if name not in known or (name in NOT_SETTINGS and not (name == "base" and number == 1)):
+                    hint = did_you_mean(name, [k for k in known if k not in NOT_SETTINGS])
+                    raise self.fail(row, f"unknown setting {name!r}{hint}")
+                settings[name] = value
+        for name, value in self.given.items():
+            if name in known and name not in NOT_SETTINGS:
+                (mine if name in own and name not in shared else theirs)[name] = value
+                self.used.add(name)
+        return self._settle(row, declared, mine, {**theirs, "task": train})
+
+    def _settle(self, row: Row, declared: Any, mine: Mapping[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+        """The layers as what is run, what is given to `train` and what is hashed."""
+        theirs["base"] = resolved_base(str(theirs["base"]))
+        if row.source:
+            theirs = {name: value for name, value in theirs.items() if name not in OF_SOURCE}
+        try:
+            settings = config.as_json(config.build(declared, mine)) if declared else {}
+            if declared:
+                config.check_values(declared, mine)
+            run, _ = config.resolve_run(declared.suggests if declared else {}, theirs)
+        except InputError as error:
+            raise self.fail(row, error) from None
+        full = config.as_json(run)
+        fixed = OF_SOURCE if row.source else ()
+        decisive = {name: full[name] for name in config.fields_of("recipe", "data") if name not in fixed}
+        decisive["base"], decisive["task"] = base_identity(run.base), task_digest(run.task, self.suite.include_path)
+        return {
+            "settings": settings,
+            "run": config.as_json(theirs),
+            "steps": run.steps,
+            "identity": {"method": row.method, "settings": settings, "run": decisive},
+        }
+
+
+# -------------------------------------------------------------------- contents
+
+
+def resolved_base(name: str) -> str:
+    """A folder or file by its full path; a hub id and toyworld as they are."""
+    path = Path(name).expanduser()
+    if name != "toyworld" and path.exists():
+        return str(path.resolve())
+    if name.startswith((".", "/", "~")):
+        raise InputError(f"base {name}: no such folder or file; give a folder, a GGUF file, a hub id or toyworld")
+    return name
+
+
+@functools.cache
+def base_identity(name: str) -> str:
+    """A hub id as it is; of files their names, sizes and samples of their contents."""
+    if name == "toyworld":
+        return f"toyworld {_world()}"
+    path = Path(name)
+    if not path.exists():
+        return name
+    found = (
+        [path]
+        if path.is_file()
+        else sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja", ".bin"))
+    )
+    return digest([[each.name if path.is_dir() else "", each.stat().st_size, _sampled(each)] for each in found])
+
+
+def _sampled(path: Path, block: int = 2**16, count: int = 16) -> str:
+    """A hash of a small file, or of 16 places of a large one."""
+    size, total = path.stat().st_size, hashlib.sha256()
+    with open(path, "rb") as file:
+        for k in range(count):
+            file.seek(max(0, size - block) * k // (count - 1))
+            total.update(file.read(block))
+            if size <= block:
+                break
+    return total.hexdigest()
+
+
+@functools.cache
+def task_digest(name: str, include_path: str | None = None) -> str:
+    """Of the text of the YAMLs that define a task of ours or of `include_path`; lm-eval's by name and version."""
+    texts: dict[str, str] = {}
+    _collect(name, _task_files(include_path), texts)
+    if not texts:
+        from importlib.metadata import version
+
+        return f"{name} of lm-eval {version('lm-eval')}"
+    world = [_world()] if any("toyworld" in text for text in texts.values()) else []
+    return f"{name} {digest([sorted(texts.items()), *world])}"
+
+
+def _collect(name: str, known: Mapping[str, Path], texts: dict[str, str]) -> None:
+    """The texts of a task or a group: its own, of its `include`s and of its members."""
+    path = known.get(name)
+    if name in texts or path is None:
+        return
+    texts[name] = path.read_text(encoding="utf-8")
+    values = yaml.load(texts[name], _TaskLoader) or {}
+    include = values.get("include")
+    while include:
+        path = path.parent / str(include)
+        texts[path.name] = path.read_text(encoding="utf-8")
+        include = (yaml.load(texts[path.name], _TaskLoader) or {}).get("include")
+    members = values.get("task")
+    for member in members if isinstance(members, list) else ():
+        _collect(
+            str(member.get("task") or member.get("group")) if isinstance(member, dict) else str(member), known, texts
+        )
+
+
+class _TaskLoader(yaml.SafeLoader):
+    """Reads lm-eval's YAMLs without running their functions."""
+
+
+_TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.value}")
+
+
+@functools.cache
+def _task_files(include_path: str | None) -> dict[str, Path]:
+    folders = [Path(str(files("uqharness.tasks").joinpath("shifts.yaml"))).parent]
+    found: dict[str, Path] = {}
+    for folder in [*folders, *([Path(include_path)] if include_path else [])]:
+        for path in sorted(folder.rglob("*.y*ml")):
+            for match in re.finditer(r"^(?:task|group):[ \t]*[\"']?([\w.+-]+)", path.read_text(encoding="utf-8"), re.M):
+                found[match[1]] = path
+    return found
+
+
+@functools.cache
+def _world() -> str:
+    from uqharness.toyworld import data_path
+
+    manifest = data_path() / "MANIFEST.json"
+    return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else ""
