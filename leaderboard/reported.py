@@ -65,6 +65,12 @@ def hyperparameters() -> tuple[dict[str, str], ...]:
     return tuple(_read("hyperparameters.csv"))
 
 
+@lru_cache(maxsize=1)
+def claims() -> tuple[dict[str, str], ...]:
+    """Return what papers say about figures that print no values: curve `left` is `relation` curve `right`."""
+    return tuple(_read("claims.csv"))
+
+
 def _read(name: str) -> Iterator[dict[str, str]]:
     text = (files("uqharness.leaderboard") / "papers" / name).read_text(encoding="utf-8")
     yield from csv.DictReader(text.splitlines())

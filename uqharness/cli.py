@@ -51,6 +51,14 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
         ),
     ),
+    "reproduce": (
+        "uqharness.commands.reproduce",
+        "a paper's table beside what a suite measured, cell by cell",
+        (
+            "uqharness reproduce blob-table1 out",
+            "uqharness reproduce blob-table1 out --format latex --out table1.tex",
+        ),
+    ),
     "validate": (
         "uqharness.commands.validate",
         "check results as the leaderboard does: exit code 0, 1 or 2",

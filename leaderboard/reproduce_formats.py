@@ -1,0 +1,258 @@
+"""A reproduction as Markdown, CSV, HTML and LaTeX: the paper's numbers and ours have columns of their own."""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+from collections.abc import Callable, Sequence
+from math import isnan
+
+from uqharness.leaderboard.reproduce import Cell, Claim, Number, Report
+from uqharness.leaderboard.table_formats import MARKS, TEX_MARKS, arrow, cautious, md_letters, tex_letters
+from uqharness.metrics.registry import METRICS
+
+# Costs: title, factor, decimals.
+UNITS = {
+    "train_seconds": ("Training, s", 1.0, 0), "peak_memory": ("Memory, MB", 2.0**-20, 0),
+    "trainable": ("Trained parameters, million", 1e-6, 2),
+}  # fmt: skip
+SIGNS = {"agrees": "=", "differs": "≠", "cannot be told": "?", "no verdict": "", "not measured": ""}
+HTML_MARKS = {1: ("<b>", "</b>"), 2: ("<u>", "</u>")}
+Ranks = dict[int, int]  # position of a cell -> 1 best, 2 second
+
+
+def title(metric: str) -> str:
+    if metric in UNITS:
+        return UNITS[metric][0]
+    known = METRICS[metric]
+    return known.label + (", %" if known.scale == 100 else "") + arrow(metric)
+
+
+def digits(value: float | None, metric: str) -> str:
+    if value is None or isnan(value):
+        return "–"
+    _, factor, decimals = UNITS.get(metric) or ("", METRICS[metric].scale, METRICS[metric].decimals)
+    return f"{value * factor:.{decimals}f}"
+
+
+def shown(number: Number | None, metric: str, mark: tuple[str, str] = ("", "")) -> str:
+    if number is None:
+        return "–"
+    spread = "" if number.std is None else f" ± {digits(number.std, metric)}"
+    return f"{mark[0]}{digits(number.mean, metric)}{mark[1]}{spread}"
+
+
+def ranks(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> Ranks:
+    """Best and second of each data set and metric, by the digits that are shown; equal ones share."""
+    columns: dict[tuple[str, ...], dict[int, float]] = {}
+    for i, cell in enumerate(cells):
+        number = value(cell)
+        if cell.metric in METRICS and number is not None and not isnan(number) and not cell.suspect:
+            column = columns.setdefault((cell.metric, cell.dataset, cell.trained_on, cell.base), {})
+            column[i] = round(number * METRICS[cell.metric].scale, METRICS[cell.metric].decimals)
+    found: Ranks = {}
+    for (metric, *_), column in columns.items():
+        best = sorted(set(column.values()), reverse=bool(METRICS[metric].higher_is_better))
+        if len(best) > 1:
+            found |= {i: best.index(number) + 1 for i, number in column.items() if number in best[:2]}
+    return found
+
+
+def paper_ranks(cells: Sequence[Cell]) -> Ranks:
+    return ranks(cells, lambda c: None if c.metric == "ece" or c.paper is None else c.paper.mean)
+
+
+def our_ranks(cells: Sequence[Cell]) -> Ranks:
+    """ECE by its debiased value, as in every table of ours."""
+    return ranks(cells, lambda c: None if c.ours is None else c.compared if c.metric == "ece" else c.ours.mean)
+
+
+def change(cell: Cell) -> str:
+    """The difference with its interval."""
+    low, high = cell.interval
+    if isnan(cell.difference):
+        return "–"
+    sign = "+" if cell.difference >= 0 else "−"
+    text = f"{sign}{digits(abs(cell.difference), cell.metric)}"
+    ends = f" [{digits(low, cell.metric)}, {digits(high, cell.metric)}]".replace("-", "−")
+    return text if isnan(low) else text + ends
+
+
+def where(cell: Cell) -> str:
+    return cell.dataset if cell.trained_on in (cell.dataset, "") else f"{cell.dataset} (trained on {cell.trained_on})"
+
+
+def several_bases(report: Report) -> bool:
+    return len({cell.base for cell in report.cells}) > 1
+
+
+CELL_HEADS = ("Method", "N", "Data set", "Paper", "Ours", "Seeds", "Ours − paper, 95 % interval", "Verdict")
+CLAIM_HEADS = ("The paper says", "Tested", "Data set", "Difference, 95 % interval", "Steps at which it held", "Verdict")
+
+
+def cell_rows(report: Report, metric: str, marks: dict[int, tuple[str, str]]) -> list[list[str]]:
+    printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
+    several = several_bases(report)
+    rows = []
+    for i, cell in enumerate(report.cells):
+        if cell.metric == metric:
+            flag = " ‡" if cell.suspect else ""
+            said = f"{cell.verdict}: {cell.why}" if cell.why else cell.verdict
+            rows.append([
+                f"{cell.method}, {cell.base}" if several else cell.method,
+                "–" if cell.draws is None else str(cell.draws),
+                where(cell), shown(cell.paper, metric, marks[printed[i]] if i in printed else ("", "")) + flag,
+                shown(cell.ours, metric, marks[mine[i]] if i in mine else ("", "")),
+                str(cell.ours.seeds) if cell.ours else "–", change(cell), said,
+            ])  # fmt: skip
+    return rows
+
+
+def claim_row(claim: Claim) -> list[str]:
+    metric = claim.metric
+    low, high = claim.interval
+    gap = "–" if isnan(claim.difference) else digits(claim.difference, metric)
+    ends = "" if isnan(low) else f" [{digits(low, metric)}, {digits(high, metric)}]"
+    tested = f"{title(metric)}: {claim.left} {claim.relation} {claim.right}"
+    said = f"{claim.verdict}: {claim.why}" if claim.why else claim.verdict
+    return [claim.words, tested, claim.dataset, (gap + ends).replace("-", "−"), f"{claim.held} of {claim.points}", said]
+
+
+def metrics_of(report: Report) -> list[str]:
+    return list(dict.fromkeys(cell.metric for cell in report.cells))
+
+
+def summary(report: Report) -> str:
+    return ", ".join(f"{count} {verdict}" for verdict, count in report.counts().items()) or "nothing to compare"
+
+
+def markdown(report: Report) -> str:
+    def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
+
+    parts = [f"## {md_letters(report.title)}\n\n{summary(report)}"]
+    for metric in metrics_of(report):
+        rows = [
+            [*map(md_letters, row[:3]), *row[3:5], *map(md_letters, row[5:])]
+            for row in cell_rows(report, metric, MARKS)
+        ]
+        parts.append(f"### {title(metric)}\n\n{grid(CELL_HEADS, rows)}")
+    if report.claims:
+        parts.append(grid(CLAIM_HEADS, [list(map(md_letters, claim_row(claim))) for claim in report.claims]))
+    parts.append("\n".join(f"- {md_letters(note)}" for note in report.notes))
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def as_html(report: Report) -> str:
+    """One page without scripts."""
+
+    def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+        head = "".join(f"<th>{html.escape(each)}</th>" for each in heads)
+        body = "\n".join("<tr>" + "".join(f"<td>{each}</td>" for each in row) + "</tr>" for row in rows)
+        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+
+    parts = [f"<h1>{html.escape(report.title)}</h1>", f"<p>{html.escape(summary(report))}</p>"]
+    for metric in metrics_of(report):
+        rows = [
+            [*map(html.escape, row[:3]), *row[3:5], *map(html.escape, row[5:])]
+            for row in cell_rows(report, metric, HTML_MARKS)
+        ]
+        parts += [f"<h2>{html.escape(title(metric))}</h2>", grid(CELL_HEADS, rows)]
+    if report.claims:
+        parts.append(grid(CLAIM_HEADS, [list(map(html.escape, claim_row(claim))) for claim in report.claims]))
+    parts.append("<ul>\n" + "\n".join(f"<li>{html.escape(note)}</li>" for note in report.notes) + "\n</ul>")
+    style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:.2em .6em;text-align:left}"
+    head = f'<meta charset="utf-8"><title>{html.escape(report.title)}</title><style>{style}</style>'
+    return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
+
+
+CSV_FIELDS = (
+    "kind", "method", "samples", "dataset", "trained_on", "base", "metric", "paper_mean", "paper_std", "ours_mean",
+    "ours_std", "ours_seeds", "difference", "low", "high", "verdict", "why", "suspect", "claim",
+)  # fmt: skip
+
+
+def as_csv(report: Report) -> str:
+    """A line per cell and per tested sentence, in the metrics' own units and with every digit."""
+
+    def plain(value: float | None) -> str:
+        return "" if value is None or isnan(value) else repr(value)
+
+    out = io.StringIO()
+    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n", restval="")
+    writer.writeheader()
+    for c in report.cells:
+        paper, ours = c.paper or Number(float("nan"), None, 0), c.ours or Number(float("nan"), None, 0)
+        writer.writerow({
+            "kind": "cell", "method": c.method, "samples": "" if c.draws is None else c.draws, "dataset": c.dataset,
+            "trained_on": c.trained_on, "base": c.base, "metric": c.metric, "paper_mean": plain(paper.mean),
+            "paper_std": plain(paper.std), "ours_mean": plain(ours.mean), "ours_std": plain(ours.std),
+            "ours_seeds": ours.seeds or "", "difference": plain(c.difference), "low": plain(c.interval[0]),
+            "high": plain(c.interval[1]), "verdict": c.verdict, "why": cautious(c.why), "suspect": c.suspect,
+        })  # fmt: skip
+    for claim in report.claims:
+        writer.writerow({
+            "kind": "claim", "dataset": claim.dataset, "metric": claim.metric, "difference": plain(claim.difference),
+            "low": plain(claim.interval[0]), "high": plain(claim.interval[1]), "verdict": claim.verdict,
+            "why": cautious(claim.why), "claim": f"{claim.left} {claim.relation} {claim.right}: {claim.words}",
+        })  # fmt: skip
+    return out.getvalue()
+
+
+def latex(report: Report) -> str:
+    """A table per metric: two columns for each data set, the paper's and ours with the sign of its verdict."""
+    comments = [
+        f"{report.title}; needs booktabs",
+        "± over seeds; best bold, second underlined, in each column by itself",
+    ]
+    comments += ["= agrees, ≠ differs, ? cannot be told; none: no verdict or not measured", *report.notes]
+    parts = ["\n".join(f"% {' '.join(line.split())}" for line in comments)]
+    printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
+    at = {
+        (c.metric, c.base, c.method, c.draws, where(c)): i for i, c in enumerate(report.cells)
+    }  # position of every cell
+    for metric in metrics_of(report):
+        here = [cell for cell in report.cells if cell.metric == metric]
+        sets = list(dict.fromkeys(map(where, here)))
+        heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{tex_letters(each)}}}" for each in sets)
+        rules = "".join(rf"\cmidrule(lr){{{3 + 2 * k}-{4 + 2 * k}}}" for k in range(len(sets)))
+        lines = [
+            rf"{tex_letters(title(metric))} & & {heads} \\", rules,
+            "Method & N" + " & Paper & Ours" * len(sets) + r" \\", r"\midrule",
+        ]  # fmt: skip
+        for base, method, draws in dict.fromkeys((c.base, c.method, c.draws) for c in here):
+            name = f"{method}, {base}" if several_bases(report) else method
+            row = [tex_letters(name), "--" if draws is None else str(draws)]
+            for each in sets:
+                row += _tex_pair(report.cells, at.get((metric, base, method, draws, each)), metric, printed, mine)
+            lines.append(" & ".join(row) + r" \\")
+        shape = "ll" + "cc" * len(sets)
+        parts.append(
+            "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"])
+        )
+    if report.claims:
+        lines = [" & ".join(map(tex_letters, claim_row(claim))) + r" \\" for claim in report.claims]
+        shape = r"p{.3\linewidth}llllp{.2\linewidth}"
+        head = " & ".join(map(tex_letters, CLAIM_HEADS)) + r" \\"
+        begin = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", head, r"\midrule"]
+        parts.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}"]))
+    return "\n\n".join(parts) + "\n"
+
+
+def _tex_pair(cells: Sequence[Cell], i: int | None, metric: str, printed: Ranks, mine: Ranks) -> list[str]:
+    if i is None:
+        return ["--", "--"]
+    cell = cells[i]
+    none = ("", "")
+    paper = _tex(shown(cell.paper, metric, TEX_MARKS[printed[i]] if i in printed else none))
+    ours = _tex(shown(cell.ours, metric, TEX_MARKS[mine[i]] if i in mine else none))
+    sign = {"=": "$^{=}$", "≠": r"$^{\neq}$", "?": "$^{?}$"}.get(SIGNS[cell.verdict], "")
+    return [paper + r"$^\ddagger$" * cell.suspect, ours + sign]
+
+
+def _tex(text: str) -> str:
+    return text.replace("±", r"$\pm$").replace("–", "--").replace("−", "$-$")
+
+
+FORMATS = {"md": markdown, "csv": as_csv, "html": as_html, "latex": latex}
