@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import shutil
 import statistics
 import sys
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
 from overlay import Overlay
+
+from uqharness.harness import bridge, hook
 
 # As much of lm-eval 0.4.13 as the hook touches: `SEEN` records what TaskManager was given.
 REGISTRY = """
@@ -134,11 +138,11 @@ def test_inert_where_lm_eval_reads_entry_points_itself(bare: Overlay, tmp_path: 
 def test_nothing_is_registered_twice(bare: Overlay, tmp_path: Path) -> None:
     twice = """
 import importlib, lm_eval.models, lm_eval.tasks.manager as manager, uqharness.harness.hook as hook
-from uqharness.harness.bridge import AFTER
+from uqharness.harness.bridge import PATCHES
 importlib.reload(lm_eval.models)
 hook.install()
-AFTER['lm_eval.tasks.manager'](manager)
-AFTER['lm_eval.models'](lm_eval.models)
+PATCHES['lm_eval.tasks.manager'].apply(manager)
+PATCHES['lm_eval.models'].apply(lm_eval.models)
 manager.TaskManager()
 print(manager.SEEN)
 """
@@ -289,3 +293,19 @@ def test_lm_eval_resolves_bayeslora(full: Overlay, slim: Path) -> None:
 def test_the_whole_lm_eval_knows_our_tasks(full: Overlay) -> None:
     done = full.run(script("lm_eval"), "validate", "--tasks", "arc_easy_uq,uq_commonsense,hellaswag,mmlu")
     assert done.code == 0 and "All tasks found" in done.out and "overrides" not in done.err, done
+
+
+def test_the_hook_watches_what_is_patched() -> None:
+    assert set(hook.WATCHED) == set(bridge.PATCHES)
+
+
+@pytest.mark.parametrize("name", [*bridge.TOUCHES])
+def test_private_names_are_where_they_were(name: str) -> None:
+    """Fails with the release that moves one: then look at the bridge's table."""
+    module, _, attribute = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), attribute)
+
+
+def test_the_bridge_was_tested_with_this_lm_eval() -> None:
+    """A newer lm-eval: run everything with it, go through PATCHES for what has ended, then raise TESTED."""
+    assert version("lm_eval") <= bridge.TESTED, f"lm-eval {version('lm_eval')} is newer than {bridge.TESTED}"

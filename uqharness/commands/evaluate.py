@@ -46,11 +46,9 @@ def parse(own: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
 
 
 def lm_eval_parser(own: argparse.ArgumentParser) -> argparse.ArgumentParser:
-    from lm_eval._cli.run import Run
+    from uqharness.harness.bridge import run_parser
 
-    commands = argparse.ArgumentParser(prog="uqharness").add_subparsers()
-    Run.create(commands)
-    parser: argparse.ArgumentParser = commands.choices["run"]
+    parser: argparse.ArgumentParser = run_parser()
     parser.prog, parser.epilog, parser.allow_abbrev = own.prog, own.epilog, False
     parser.usage = "uqharness eval [ADAPTER] --tasks TASK … [--model_args KEY=VALUE,…] [options of lm_eval]"
     parser.description = f"{own.description}. The model is {MODEL} unless --model says another."

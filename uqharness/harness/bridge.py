@@ -1,15 +1,11 @@
-"""What the start-up hook does once lm_eval is imported: register the entry points of every installed package.
+"""The bridge to lm-eval: all that we replace in it, each with the upstream change that ends it.
 
-    lm_eval.models          then: the models of group `lm_eval.models`
-    lm_eval.tasks.manager   then: TaskManager reads the folders of group `lm_eval.tasks` before --include_path
+`hook.py` runs at every start of Python (`uqharness.pth`, `uqharness.start` from 3.15) and calls `find_and_watch` for
+the modules of `PATCHES`; each patch is applied once its module has run. The entry points of every installed package
+count, not only ours, as they will in the lm-eval that reads them itself. A failure costs one line on stderr.
 
-and, for runs that use our model or tasks:
-
-    lm_eval.loggers.evaluation_tracker   then: results are written whole or not at all, see saving.py
-    lm_eval._cli.harness    then: our errors, Ctrl-C and SIGTERM end the command in one line
-
-The entry points of every package count, not only ours, as they will in the lm-eval that reads them itself;
-there (`load_plugins`, `discover_plugin_task_paths`) nothing is done. A failure costs one line on stderr.
+Two more places touch private parts of lm-eval and transformers, and are listed in `TOUCHES`. docs/decisions/lm-eval-0.5.md
+says what the next release changes.
 """
 
 from __future__ import annotations
@@ -17,6 +13,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import wraps
 from importlib.machinery import ModuleSpec
 from importlib.metadata import entry_points
@@ -27,10 +24,10 @@ from typing import Any
 
 
 def find_and_watch(me: object, name: str, path: Any, target: Any) -> ModuleSpec | None:
-    """What the other finders find, with `AFTER[name]` called once that module has run."""
+    """Return what the other finders find, with `PATCHES[name].apply` called once that module has run."""
     spec = _ask_the_others(me, name, path, target)
     if spec is not None:
-        _guarded(_run_after, spec.loader, name, AFTER[name])
+        _guarded(_run_after, spec.loader, name, PATCHES[name].apply)
     return spec
 
 
@@ -60,7 +57,7 @@ def _register_models(models: ModuleType) -> None:
     from lm_eval.api import registry
 
     if hasattr(registry, "load_plugins") or hasattr(registry, "import_plugins"):
-        return
+        return  # lm-eval with #4013
     for entry in entry_points(group="lm_eval.models"):
         if entry.name not in registry.model_registry:  # built-ins win
             # A string: 0.4.13 upgrades a string to the class it names, and raises for an EntryPoint.
@@ -75,7 +72,7 @@ def _register_model(models: Any, entry: Any) -> None:
 
 def _add_task_folders(manager: ModuleType) -> None:
     if hasattr(manager, "discover_plugin_task_paths"):
-        return
+        return  # lm-eval with #4014
     init = manager.TaskManager.__init__
     if getattr(init, "_uqharness", False):
         return
@@ -165,10 +162,53 @@ def _guarded(step: Callable[..., None], *args: Any) -> None:
         _warned = True
 
 
-AFTER = {
-    "lm_eval.models": _register_models,
-    "lm_eval.tasks.manager": _add_task_folders,
-    "lm_eval.loggers.evaluation_tracker": _save_whole,
-    "lm_eval._cli.harness": _end_in_one_line,
+def run_parser() -> Any:
+    """Return the argument parser of `lm_eval run`, which lm-eval has no public name for."""
+    import argparse
+
+    from lm_eval._cli.run import Run
+
+    commands = argparse.ArgumentParser(prog="uqharness").add_subparsers()
+    Run.create(commands)
+    return commands.choices["run"]
+
+
+@dataclass(frozen=True)
+class Patch:
+    """One replacement in lm-eval: what it does, and what makes it unnecessary."""
+
+    apply: Callable[[ModuleType], None]
+    replaces: str
+    ends: str
+
+
+PATCHES = {
+    "lm_eval.models": Patch(
+        _register_models,
+        "adds the models of the entry-point group lm_eval.models to the registry",
+        "pull request 4013, merged after 0.4.13 (registry.load_plugins): then it does nothing",
+    ),
+    "lm_eval.tasks.manager": Patch(
+        _add_task_folders,
+        "TaskManager.__init__ reads the folders of the group lm_eval.tasks before --include_path",
+        "pull request 4014, merged after 0.4.13 (discover_plugin_task_paths): then it does nothing",
+    ),
+    "lm_eval.loggers.evaluation_tracker": Patch(
+        _save_whole,
+        "EvaluationTracker writes results whole or not at all (saving.py), for runs that use our model or tasks",
+        "an EvaluationTracker that writes atomically and raises when it cannot; none is proposed",
+    ),
+    "lm_eval._cli.harness": Patch(
+        _end_in_one_line,
+        "HarnessCLI.execute ends our errors, Ctrl-C and SIGTERM in one line",
+        "a command that lets an exception choose message and exit code; none is proposed",
+    ),
 }
+# Private names that we read without replacing them, or replace for a moment.
+TOUCHES = {
+    "lm_eval._cli.run.Run": "the flags of `uqharness eval` (run_parser); ends with a public parser",
+    "transformers.utils.chat_template_utils.datetime": "a fixed date in chat templates (training/prompts.py); ends "
+    "with an argument for strftime_now",
+}
+TESTED = "0.4.13"  # the newest lm-eval that all of this was tested with
 _warned = False
