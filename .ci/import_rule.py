@@ -34,6 +34,7 @@ LAYERS = (
     "leaderboard",
     "suite",
     "commands",
+    "api",
     "cli",
     "__main__",
 )
@@ -97,7 +98,8 @@ def violations(root: Path) -> list[str]:
     offences: dict[tuple[Path, int, str], str] = {}
     graph: dict[str, set[str]] = {}
     paths = {path: module_of(path, root) for folder in FOLDERS for path in sorted((root / folder).rglob("*.py"))}
-    modules = {".".join(here) for here in paths.values()}
+    # The root has the version and hands out the API on demand: no module stands on it.
+    modules = {".".join(here) for here in paths.values()} - {"uqharness"}
     for path, here in paths.items():
         edges = graph.setdefault(".".join(here), set())
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

@@ -1,4 +1,7 @@
-"""Bayesian LoRA in lm-eval. Imported at every start of Python (`uqharness.pth`): nothing heavy here."""
+"""Bayesian LoRA in lm-eval. Imported at every start of Python (`uqharness.pth`): nothing heavy here.
+
+The Python API (`load`, `train`, `evaluate`, `read_results`) is in `api.py`, which is imported when it is asked for.
+"""
 
 import os
 
@@ -8,3 +11,17 @@ __version__ = "0.1.0"
 _here = os.path.dirname(os.path.abspath(__file__))
 if not os.path.isdir(_here + "/adapters"):
     __path__.append(os.path.dirname(_here))
+
+__all__ = ["Answer", "Model", "TaskResult", "evaluate", "load", "read_results", "train"]
+
+
+def __getattr__(name):  # type: ignore[no-untyped-def]
+    if name in __all__:
+        from uqharness import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'uqharness' has no attribute {name!r}; its functions: {', '.join(__all__)}")
+
+
+def __dir__():  # type: ignore[no-untyped-def]
+    return sorted(__all__)

@@ -4,8 +4,8 @@
 the modules of `PATCHES`; each patch is applied once its module has run. The entry points of every installed package
 count, not only ours, as they will in the lm-eval that reads them itself. A failure costs one line on stderr.
 
-Two more places touch private parts of lm-eval and transformers, and are listed in `TOUCHES`. docs/decisions/lm-eval-0.5.md
-says what the next release changes.
+Two more places touch private parts of lm-eval and transformers, and are listed in `TOUCHES`.
+docs/decisions/lm-eval-0.5.md says what the next release changes.
 """
 
 from __future__ import annotations

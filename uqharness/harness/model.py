@@ -71,6 +71,7 @@ class BayesLoRA(HFLM):
         posterior, self.record = adapter_io.load_posterior(self.folder)
         self.base_name = with_gguf(base or recorded_base(self.folder, self.record), kwargs.pop("gguf_file", None))
         kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
+        kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")  # its own fails without CUDA
         self._load(*adapter_io.base_location(self.base_name), kwargs)
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
         self.posterior, self.mean, self.draws = posterior, mean, draws
@@ -113,6 +114,11 @@ class BayesLoRA(HFLM):
         base_model.fit_vocabulary(base, len(self.tokenizer))
         self._model = base_model.attach(base, self.folder, self.base_name)
 
+    def set_samples(self, samples: int | str) -> None:
+        """Average another number of draws from now on; the first of them are the same."""
+        self.samples, self.tolerance = draws_asked(samples, self.tolerance, self.draws)
+        self.engine = self._engine(self.posterior)
+
     def _engine(self, posterior: Posterior) -> Engine:
         how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
         return Engine(self.model, posterior, self.samples, self.seed, self.mean, **how)
@@ -135,6 +141,10 @@ class BayesLoRA(HFLM):
         self.forms.check(requests)
         self.leaks.check(requests)
         self.protocols.check(requests)
+        return self.answer(requests, disable_tqdm)
+
+    def answer(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """`loglikelihood` without the checks of a task: for prompts that belong to none."""
         self._questions = [(request.task_name, request.doc_id) for request in requests]
         self._ours = {request.task_name for request in requests if hasattr(request, "uq_task")}
         return super().loglikelihood(requests, disable_tqdm=disable_tqdm)

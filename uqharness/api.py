@@ -1,0 +1,215 @@
+"""The Python API: what the commands do, from a script or a notebook.
+
+    import uqharness
+
+    uqharness.train("blob", base="toyworld", task="toyworld_uq", out="runs/blob", steps=800, lr=3e-3)
+    runs = uqharness.evaluate("runs/blob", ["toyworld_uq"], samples=10)
+    model = uqharness.load("runs/blob")
+    answers = model.predict(["Which gas do plants take in?\\nAnswer:"], ["oxygen", "carbon dioxide"], samples=10)
+
+`uqharness.load` and the others are found by `uqharness.__getattr__`, so that `import uqharness` loads nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from uqharness.errors import InputError
+from uqharness.metrics import points
+from uqharness.results.reading import Run as TaskResult
+from uqharness.results.reading import read_results
+
+if TYPE_CHECKING:
+    from uqharness.harness.model import BayesLoRA
+
+__all__ = ["Answer", "Model", "TaskResult", "evaluate", "load", "read_results", "train"]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The averaged answer to one question, and the draws that it was averaged from.
+
+    `total` is the entropy of `probs` in nats; it is the sum of `aleatoric`, the mean entropy of the single draws, and
+    `epistemic`, the mutual information of answer and weights: how much the draws disagree.
+    """
+
+    choices: tuple[str, ...]
+    probs: np.ndarray  # [C], sums to 1
+    draws: np.ndarray  # [S, C]: the answer of each draw; [1, C] where `samples=0` asks for the mean's weights
+
+    @property
+    def choice(self) -> str:
+        """The most probable choice."""
+        return self.choices[int(self.probs.argmax())]
+
+    @property
+    def confidence(self) -> float:
+        return float(self.probs.max())
+
+    @property
+    def total(self) -> float:
+        return _entropy(self.probs)
+
+    @property
+    def aleatoric(self) -> float:
+        return float(np.mean([_entropy(p) for p in self.draws]))
+
+    @property
+    def epistemic(self) -> float:
+        return max(self.total - self.aleatoric, 0.0)
+
+
+def _entropy(p: np.ndarray) -> float:
+    return float(-(p * np.log(np.where(p > 0, p, 1))).sum())
+
+
+class Model:
+    """A base model with a Bayesian LoRA adapter, ready to answer multiple-choice questions.
+
+    Made by `uqharness.load`. `lm` is the lm-eval model underneath, for all that lm-eval can do with one.
+    """
+
+    def __init__(self, lm: BayesLoRA) -> None:
+        self.lm = lm
+
+    @property
+    def record(self) -> Mapping[str, Any]:
+        """What the adapter folder says of itself (uq_config.json); empty for a plain PEFT adapter."""
+        return self.lm.record or {}
+
+    def predict(
+        self,
+        prompts: Sequence[str],
+        choices: Sequence[str] | Sequence[Sequence[str]],
+        samples: int | None = None,
+        chat: bool = False,
+    ) -> list[Answer]:
+        """Return the averaged probability of each choice for each prompt.
+
+        Args:
+            prompts: the text before the answer, as a task would give it ("Question: …\\nAnswer:").
+            choices: the answers of all prompts, or one list of answers for each prompt. An answer is scored after one
+                space, as lm-eval scores it, by its summed log-probability.
+            samples: how many draws to average; 0 answers with the mean's weights. The default is that of `load`.
+            chat: render each prompt as a user's message by the tokenizer's chat template.
+        """
+        from lm_eval.api.instance import Instance
+
+        if isinstance(prompts, str):
+            raise InputError("prompts is a string: give a list of prompts")
+        lists = _lists(choices, len(prompts))
+        if samples is not None and samples != self.lm.samples:
+            self.lm.set_samples(samples)
+        texts = list(prompts)
+        if chat:
+            texts = [self.lm.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
+        gap = "" if chat else " "
+        requests = [
+            Instance("loglikelihood", {}, (text, gap + choice), k, ("", q, 1))
+            for q, (text, options) in enumerate(zip(texts, lists, strict=True))
+            for k, choice in enumerate(options)
+        ]
+        scores = iter([score for score, _ in self.lm.answer(requests, disable_tqdm=True)])
+        return [_answer(options, [next(scores) for _ in options]) for options in lists]
+
+
+def _lists(choices: Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
+    if isinstance(choices, str) or not choices:
+        raise InputError("choices must be a list of answers, or one such list for each prompt")
+    if all(isinstance(choice, str) for choice in choices):
+        return [tuple(map(str, choices))] * count
+    if len(choices) != count:
+        raise InputError(f"{count} prompts and {len(choices)} lists of choices: give one list for each prompt")
+    return [tuple(options) for options in choices]
+
+
+def _answer(choices: tuple[str, ...], scores: Sequence[Any]) -> Answer:
+    terms = [score.draws or (score.mean,) for score in scores]
+    logp = np.array([[t for t in draws if t is not None] for draws in terms]).T[:, None, :]  # [S, 1, C]
+    probs = np.asarray(points.combine_draws(logp, scores[0].combine))[0]
+    return Answer(choices, probs, np.asarray(points.softmax_draws(logp))[:, 0])
+
+
+def load(adapter: str | Path, *, base: str | None = None, samples: int = 10, **model_args: Any) -> Model:
+    """Load an adapter folder (or `hub:user/name`) on its base model.
+
+    Args:
+        adapter: a folder that `uqharness train` made, a plain PEFT adapter, or `hub:user/name[@revision]`.
+        base: the base model, where the adapter does not name it or it has moved.
+        samples: how many draws `predict` averages.
+        model_args: what `--model_args` of `lm_eval --model bayeslora` takes: seed, device, dtype, batch_size, ….
+    """
+    from uqharness.harness.model import BayesLoRA
+
+    return Model(BayesLoRA(adapter=str(adapter), base=base, samples=samples, **model_args))
+
+
+def train(method: str, *, out: str | Path, adapter: str | Path | None = None, **settings: Any) -> Path:
+    """Train an adapter, as `uqharness train` does, and return its folder.
+
+    Args:
+        method: a name of `uqharness methods`.
+        out: the folder to make.
+        adapter: a trained LoRA to build on, for methods that do.
+        settings: run settings (`base`, `task`, `steps`, `lr`, `seed`, …; see `uqharness train METHOD --help`), flags of
+            the command (`overwrite=True`) and the method's own settings (`kl_lr=0.04`) by name.
+    """
+    import argparse
+
+    from uqharness.commands import train as command
+    from uqharness.commands.parser import Parser
+
+    parser = Parser(prog="uqharness.train")
+    command.add_arguments(parser)
+    known = {action.dest for action in parser._actions}
+    words = [method, "--out", str(out), *(["--adapter", str(adapter)] if adapter else [])]
+    own = {name: value for name, value in settings.items() if name not in known}
+    for name, value in settings.items():
+        if name in known:
+            words += _flag(parser, name, value)
+    if own:
+        words += ["--set", *(f"{name}={value}" for name, value in own.items())]
+    args: argparse.Namespace = parser.parse_args(words)
+    args.argv, args.debug = ["train", *words], False
+    command.run(args)
+    return Path(out)
+
+
+def _flag(parser: Any, name: str, value: Any) -> Iterator[str]:
+    (action,) = [action for action in parser._actions if action.dest == name]
+    flag = action.option_strings[0]
+    if action.nargs == 0:
+        yield from [flag] if value else []
+    elif value is not None:
+        values = value if isinstance(value, (list, tuple)) else [value]
+        yield from [flag, *map(str, values)]
+
+
+def evaluate(
+    adapter: str | Path,
+    tasks: str | Sequence[str],
+    *,
+    samples: int | str = 10,
+    model_args: Mapping[str, Any] | None = None,
+    **arguments: Any,
+) -> list[TaskResult]:
+    """Evaluate an adapter through lm-eval and return the results of its `_uq` tasks.
+
+    Args:
+        adapter: as in `load`.
+        tasks: names of lm-eval tasks; those ending in `_uq` come with this package.
+        samples: how many draws to average, or "auto". The results hold N = 0 (the mean) to `samples`.
+        model_args: further `--model_args`, by name.
+        arguments: what `lm_eval.simple_evaluate` takes: `limit`, `batch_size`, `num_fewshot`, ….
+    """
+    import lm_eval
+
+    given = {"adapter": str(adapter), "samples": samples, **(model_args or {})}
+    names = [tasks] if isinstance(tasks, str) else list(tasks)
+    results = lm_eval.simple_evaluate(model="bayeslora", model_args=given, tasks=names, **arguments)
+    return read_results(results) if results is not None else []  # None: not the process that collects
