@@ -26,7 +26,7 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -150,7 +150,7 @@ class BBB(Method):
     ) -> dict[str, Perturbation]:
         """x ↦ (E ∘ log(1 + e^ρ)) x beside μ x: the reparameterisation."""
         parts = {name: e * F.softplus(rho[name]) for name, e in noise.items()}
-        return perturb(self.flipout, parts, batch, seed, batch.micro)
+        return perturb(self.flipout, parts, batch.rows, len(batch.gold), seed, batch.micro)
 
     def kl(self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         """Σ_l KL_l of q and p, or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""

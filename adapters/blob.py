@@ -22,7 +22,7 @@ from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.base_model import uniform
-from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -136,7 +136,7 @@ class BLoB(Method):
         """Noise of sample k of a batch, drawn now and kept until the backward pass is done (Eq. 12)."""
         key = (seed, batch.micro, k)
         noise = {r.name: standard(r.g, *key, r.name) * self.std(r) for r in random}
-        return perturb(self.flipout, noise, batch, *key)
+        return perturb(self.flipout, noise, batch.rows, len(batch.gold), *key)
 
     # ---------------------------------------------------------------- the KL
 

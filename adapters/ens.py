@@ -17,7 +17,7 @@ from uqharness.method import Method
 from uqharness.posterior import Members, Posterior
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.base_model import init_adapter
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel

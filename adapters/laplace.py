@@ -26,7 +26,7 @@ from uqharness.loose_json import check, shown
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, keyed_generator, noise
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import collate, fit_loop
+from uqharness.training.loop import collate, fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel

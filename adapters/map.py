@@ -17,7 +17,7 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Point, Posterior
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -22,7 +22,7 @@ from uqharness.loose_json import check
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, keyed_generator, split_state
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -26,7 +26,7 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -173,7 +173,7 @@ class MeLoRA(Method):
         """E ∘ Ω of a batch, kept until its backward pass is done."""
         key = (seed, batch.micro)
         noise = {name: standard(core.h, *key, name) * core.h.square() for name, core in cores.items()}
-        for name, perturbation in perturb(self.flipout, noise, batch, *key).items():
+        for name, perturbation in perturb(self.flipout, noise, batch.rows, len(batch.gold), *key).items():
             cores[name].noise = perturbation
 
     # ---------------------------------------------------------------- the KL

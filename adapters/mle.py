@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 from uqharness.engine.lora import LoraStack
 from uqharness.method import Method
 from uqharness.posterior import Point, Posterior
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -26,7 +26,7 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import Batch, Learned, choice_loss, fit_loop, learning_rate
+from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel

@@ -28,7 +28,7 @@ from uqharness.method import Method
 from uqharness.posterior import Point, Posterior, Tensors
 from uqharness.registry import get_method, methods
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import averaged, check_tune, fit_loop, tune_table
+from uqharness.training.loop import averaged, check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel

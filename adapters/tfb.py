@@ -29,7 +29,7 @@ from uqharness.errors import InputError, RunError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Point, Posterior, Tensors
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import check_tune, fit_loop, tune_table
+from uqharness.training.loop import check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
     from peft import PeftModel

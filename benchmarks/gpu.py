@@ -55,7 +55,7 @@ from uqharness.posterior import Gaussian, Point, keyed_generator
 from uqharness.settings import Run
 from uqharness.training.base_model import build_model, load_base
 from uqharness.training.data import ChoiceData
-from uqharness.training.fit import collate
+from uqharness.training.loop import collate
 
 # 1b: Llama 3.2 1B, whose head is tied to its embedding.
 SHAPES = {

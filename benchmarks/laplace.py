@@ -24,7 +24,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Point, keyed_generator
 from uqharness.settings import Run
 from uqharness.training.data import ChoiceData
-from uqharness.training.fit import collate
+from uqharness.training.loop import collate
 
 BATCH = 8  # as in Laplace-LoRA
 

@@ -57,7 +57,7 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     """Train one configuration and score it on the validation split."""
     import torch
 
-    from uqharness.commands import train
+    from uqharness.commands import fitting, train
     from uqharness.commands.parser import Parser
     from uqharness.commands.settings import resolve
     from uqharness.engine.engine import Engine, choice_logprobs, make_rows
@@ -73,7 +73,7 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     plan = resolve(parser.parse_args([name.split("-")[0], *flags, "--set", *words]))
     task = load_task("toyworld_uq")
     train._quiet()
-    model, data = train.prepare(plan, plan.run, task)
+    model, data = fitting.prepare(plan, plan.run, task)
     posterior = plan.method.fit(model, data, plan.run, None)
     encoder = PairEncoder(_tokenizer())
     questions = read_questions(task, "validation", task.validation_docs(), encoder)

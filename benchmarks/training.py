@@ -74,7 +74,7 @@ def shared_prompts(quick: bool) -> Iterator[Row]:
     shared, apart = (ours(MLE(), adapter(shape, run), run, data) for _ in range(2))
 
     def alone() -> Seconds:
-        with patch("uqharness.training.fit.may_branch", lambda *_: False):
+        with patch("uqharness.training.loop.may_branch", lambda *_: False):
             return apart()
 
     times = interleave({"shared": shared, "apart": alone}, 1 if quick else 11)

@@ -139,8 +139,8 @@ def rule() -> ModuleType:
 
 
 BREAKS = [
-    ("uqharness/training/fit.py", "from uqharness.adapters.blob import BLoB"),
-    ("uqharness/training/fit.py", "import uqharness.adapters.blob"),
+    ("uqharness/training/loop.py", "from uqharness.adapters.blob import BLoB"),
+    ("uqharness/training/loop.py", "import uqharness.adapters.blob"),
     ("uqharness/deep/down.py", "def f():\n    from ..adapters import blob"),
     ("uqharness/training/data.py", "import importlib\nimportlib.import_module('uqharness.adapters.mle')"),
     ("tasks/docs.py", "from uqharness.adapters import mle"),

@@ -169,7 +169,7 @@ def check_resume(method: Method, posterior: Posterior, run: Run, source: Posteri
     resumed, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
     assert any(curve["resumed_from"] == stop for curve in data.record.get("training", [])) or not data.record.get(
         "training"
-    ), "the run did not resume from its checkpoint: train through uqharness.training.fit.fit_loop"
+    ), "the run did not resume from its checkpoint: train through uqharness.training.loop.fit_loop"
     for name, tensor in posterior.mean.items():
         assert torch.equal(tensor, resumed.mean[name]), f"the resumed mean differs in {name}"
     for name, tensor in posterior.state().items():

@@ -14,10 +14,9 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_lora
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.adapter_io.folder import PEFT_CONFIG, read_config
+from uqharness.adapter_io.folder import PEFT_CONFIG, attach, read_config
 from uqharness.adapter_io.peft_config import lora_config
 from uqharness.errors import InputError
-from uqharness.training.base_model import attach
 
 EVIL = r"(([a-z._0-9]+)+)+$X"
 LAYER = "model.layers.{}.self_attn.{}_proj"

@@ -15,7 +15,7 @@ from uqharness.errors import InputError
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import Batch, choice_loss, collate
+from uqharness.training.loop import Batch, choice_loss, collate
 
 
 def random(*shape: int, key: str = "") -> torch.Tensor:

@@ -19,7 +19,7 @@ from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import Batch, choice_loss, collate, learning_rate
+from uqharness.training.loop import Batch, choice_loss, collate, learning_rate
 
 torch.set_num_threads(1)
 

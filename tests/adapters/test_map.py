@@ -16,7 +16,7 @@ from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
 from uqharness.training.data import ChoiceData
-from uqharness.training.fit import Batch, choice_loss, collate, learning_rate
+from uqharness.training.loop import Batch, choice_loss, collate, learning_rate
 
 
 def test_contract() -> None:

@@ -17,7 +17,7 @@ from uqharness.posterior import keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import Batch, choice_loss, collate, score
+from uqharness.training.loop import Batch, choice_loss, collate, score
 
 
 def random(*shape: int, key: str) -> Tensor:

@@ -7,7 +7,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.posterior import Point
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import Batch, choice_loss, collate, score
+from uqharness.training.loop import Batch, choice_loss, collate, score
 
 torch.set_num_threads(1)
 A, B = "q.lora_A.weight", "q.lora_B.weight"

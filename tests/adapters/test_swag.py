@@ -16,7 +16,7 @@ from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 torch.set_num_threads(1)
 CONSTANT = dataclasses.replace(TINY, schedule="constant")

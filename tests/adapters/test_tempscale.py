@@ -18,7 +18,7 @@ from uqharness.metrics.points import combine_draws
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import averaged, collate
+from uqharness.training.loop import averaged, collate
 
 torch.set_num_threads(1)
 

@@ -15,7 +15,7 @@ from uqharness.errors import InputError, RunError
 from uqharness.posterior import Gaussian, Members, Point, Tensors, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import tune_table
+from uqharness.training.loop import tune_table
 
 torch.set_num_threads(1)
 A, B = "q.lora_A.weight", "q.lora_B.weight"

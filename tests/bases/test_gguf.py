@@ -16,7 +16,7 @@ from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.harness.model import BayesLoRA
 from uqharness.settings import Run
-from uqharness.training.base_model import load_base
+from uqharness.training.base_model import base_location, load_base
 from uqharness.training.fingerprint import base_fingerprint
 
 LAYERS, HEADS, KV_HEADS, WIDTH = 2, 4, 2, 32
@@ -172,7 +172,7 @@ def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_gguf_files_of_the_hub(name: str, wanted: tuple[str, str | None]) -> None:
-    assert adapter_io.base_location(name) == wanted
+    assert base_location(name) == wanted
 
 
 @pytest.mark.slow

@@ -11,7 +11,7 @@ from uqharness.engine.engine import make_rows, read_logits
 from uqharness.engine.flipout import perturb, standard
 from uqharness.engine.lora import DrawLinear
 from uqharness.posterior import keyed_generator
-from uqharness.training.fit import Batch
+from uqharness.training.loop import Batch
 
 
 @pytest.mark.parametrize("flipout", ["example", "token", "none"])
@@ -21,7 +21,7 @@ def test_a_perturbed_linear_is_equation_12(flipout: str) -> None:
     batch = Batch(rows, torch.zeros(len(LONG.train)), 0, 7)
     linear = DrawLinear.convert(nn.Linear(6, 3).double())
     noise = standard(linear.weight, 1, 7, "l").double().requires_grad_()
-    found = perturb(flipout, {"l": noise}, batch, 1, 7)["l"]
+    found = perturb(flipout, {"l": noise}, batch.rows, len(batch.gold), 1, 7)["l"]
     x = torch.randn(*rows.input_ids.shape, 6, generator=keyed_generator("x"), dtype=torch.float64)
     linear.perturbation = found
     y = linear(x)

@@ -20,7 +20,7 @@ from uqharness.engine.engine import make_rows
 from uqharness.errors import InputError
 from uqharness.harness.task import UQTask
 from uqharness.results.reading import read_results, require_comparable
-from uqharness.training.fit import choice_table, gold_logprobs
+from uqharness.training.loop import choice_table, gold_logprobs
 from uqharness.training.questions import PairEncoder, read_questions
 
 FOLDER = Path(__file__).parents[2] / "tasks"

@@ -18,7 +18,7 @@ from uqharness.settings import Run
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
 from uqharness.training.checkpoints import MARKER, PARTIAL, Course, drop_checkpoints
-from uqharness.training.fit import fit_loop
+from uqharness.training.loop import fit_loop
 
 torch.set_num_threads(1)
 

@@ -33,7 +33,7 @@ from uqharness.settings import Run
 from uqharness.testing import TINY, fit_tiny, tiny_llama
 from uqharness.training import inert
 from uqharness.training.base_model import inject
-from uqharness.training.fit import Learned, learning_rate
+from uqharness.training.loop import Learned, learning_rate
 
 ISSUE = Run(base="b", task="arc_easy_uq", steps=250, batch_size=8)  # blob on ARC-Easy: M = 259
 ITEMS = 2251

@@ -17,12 +17,13 @@ from transformers import AutoModelForCausalLM
 from tests.tiny import make_base
 from tests.tiny_adapter import gaussian, lines_of, record
 from uqharness.adapter_io import folder as adapter_io
+from uqharness.adapter_io.folder import attach
 from uqharness.engine.engine import model_input
 from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
 from uqharness.testing import TINY, tiny_data, tiny_llama
-from uqharness.training.base_model import attach, inject
-from uqharness.training.fit import Batch, _prepare_memory, choice_loss, collate, fit_loop
+from uqharness.training.base_model import inject
+from uqharness.training.loop import Batch, _prepare_memory, choice_loss, collate, fit_loop
 from uqharness.training.prefix_cache import _KEPT, PrefixCache, read
 
 RUN = dataclasses.replace(TINY, layers="last:2", target_modules=("q_proj", "v_proj"))

@@ -27,10 +27,10 @@ from uqharness.method import Method
 from uqharness.posterior import Point, keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import TINY
-from uqharness.training import fit as training
+from uqharness.training import loop as training
 from uqharness.training.base_model import inject
 from uqharness.training.data import ChoiceData
-from uqharness.training.fit import LossModel, collate, score, tune_table
+from uqharness.training.loop import LossModel, collate, score, tune_table
 from uqharness.training.prefix_cache import _KEPT
 from uqharness.training.questions import Question
 

@@ -14,7 +14,7 @@ from uqharness.errors import InputError
 from uqharness.posterior import Members, Tensors, keyed_generator
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.fit import check_tune, tune_table
+from uqharness.training.loop import check_tune, tune_table
 from uqharness.training.questions import Question
 
 

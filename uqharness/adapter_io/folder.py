@@ -24,6 +24,7 @@ from peft import LoraConfig, PeftConfig, PeftModel
 from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from uqharness import registry
 from uqharness.adapter_io import hub, model_card
@@ -34,6 +35,7 @@ from uqharness.loose_json import check, read_object, shown
 from uqharness.posterior import Point, Posterior, Tensors
 from uqharness.results.leakage import SPLITS
 from uqharness.results.leakage import read_splits as read_splits
+from uqharness.training.base_model import known_warnings, settle_tying
 from uqharness.training.fingerprint import base_fingerprint
 
 SCHEMA = 2  # 1: the record lists no tensors
@@ -307,28 +309,43 @@ def content_hash(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def base_location(name: str) -> tuple[str, str | None]:
-    """Where transformers finds a base model, and the GGUF file there that it reads, if any.
+def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) -> PeftModel:
+    """A trained adapter on its base, called `name`; rank, scaling and targets are what its own files say."""
+    check_base_weights(base, folder)
+    try:
+        with known_warnings():
+            model = PeftModel.from_pretrained(  # `config`: PEFT would run the patterns of the folder's own file
+                base,
+                str(folder),
+                is_trainable=trainable,
+                config=read_config(folder),  # type: ignore[arg-type,unused-ignore]
+            )
+    except (RuntimeError, ValueError, KeyError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"adapter {folder} does not fit base model {name}: give its own base ({reason})") from error
+    model.peft_config[model.active_adapter].base_model_name_or_path = name
+    settle_tying(model)
+    return model
 
-    `toyworld` is the base that comes with this package; GGUF files are named `FOLDER/x.gguf` or `user/name/x.gguf`.
-    """
-    if name == "toyworld":
-        from uqharness import toyworld
 
-        return str(toyworld.base_path()), None
-    path = Path(name).expanduser()
-    # No library takes an absolute path for a hub id, and looks that up.
-    if path.is_dir():
-        return os.path.abspath(path), None
-    if not name.lower().endswith(".gguf"):
-        return name, None
-    if path.is_file():
-        return os.path.abspath(path.parent), path.name
-    user, _, rest = name.partition("/")
-    repository, _, file = rest.partition("/")
-    if name.startswith((".", "/", "~")) or not file:
-        raise InputError(f"base model {name}: no such GGUF file; give its path, or user/name/FILE.gguf on the hub")
-    return f"{user}/{repository}", file
+@torch.no_grad()
+def check_base_weights(base: nn.Module, folder: Path) -> None:
+    """Weights of the base in an adapter's file, which PEFT would copy over the base's own, are equal to these."""
+    parameters = dict(base.named_parameters(remove_duplicate=False))
+    for name, saved in base_weights(folder).items():
+        own = parameters.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
+        if own is None or own.shape != saved.shape or not own.is_floating_point():
+            shape = "does not have" if own is None else f"has as {own.dtype} {list(own.shape)}"
+            why = f"which the base {shape}"
+        elif torch.equal(saved.to(own), own):
+            continue
+        else:
+            off = float((saved.to(own).float() - own.float()).abs().max())
+            why = f"which differs from the base's by up to {off:.2g}"
+        raise InputError(
+            f"{folder} holds the base weight {name} {list(saved.shape)}, {why}: give the base that it was trained on, "
+            "or save the adapter with save_embedding_layers=False"
+        )
 
 
 def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from uqharness import settings as config
+from uqharness.commands.fitting import costs, prepare
 from uqharness.commands.settings import Plan
 from uqharness.settings import Run
 
@@ -48,8 +49,6 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
 
 def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     """Fit for two steps, save nothing; the rest is proportional to the steps."""
-    from uqharness.commands.train import costs, prepare
-
     steps = min(STEPS, cell.steps)
     off: dict[str, Any] = {
         "eval_every": 0,

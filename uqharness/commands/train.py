@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 from uqharness import settings as config
 from uqharness.atomic import recover_folder
 from uqharness.commands import early
+from uqharness.commands.fitting import costs, prepare
 from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
 from uqharness.errors import InputError
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from uqharness.posterior import Posterior
-    from uqharness.training.data import ChoiceData
 
 log = logging.getLogger("uqharness.train")
 
@@ -157,34 +157,6 @@ def splits(task: Any) -> tuple[str, str]:
     return names[0], names[1]
 
 
-def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
-    """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
-    import transformers
-
-    from uqharness.adapter_io import folder as adapter_io
-    from uqharness.training.base_model import attach, inject, load_base, tied_head_note
-    from uqharness.training.data import prepare as read
-    from uqharness.training.prompts import difference, recorded_form
-
-    transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
-    try:
-        base, tokenizer = load_base(cell)
-    finally:
-        transformers.utils.logging.enable_progress_bar()
-    if plan.source is None:
-        model = inject(base, cell)
-    else:
-        model = attach(base, plan.source.folder, cell.base, trainable=True)
-        adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
-    if note := tied_head_note(model):
-        log.info(note)
-    data = read(task, tokenizer, cell, plan.method.uses_tune)
-    if plan.source is not None and (form := recorded_form(plan.source.record)):
-        if problem := difference(form, data.record["form"], (plan.source.record or {}).get("run") or {}):
-            raise InputError(f"--adapter {plan.source.name} has other prompts than this command; it was {problem}")
-    return model, data
-
-
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.training import inert
@@ -251,20 +223,6 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
         "costs": costs(courses, model, seconds),
         "versions": versions(),
         "date": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
-def costs(courses: list[dict[str, Any]], model: PeftModel, seconds: float) -> dict[str, Any]:
-    import torch
-
-    device = next(model.parameters()).device
-    return {
-        "seconds": round(seconds, 3),
-        "steps": sum(course["steps"] for course in courses),
-        "peak_memory_bytes": max((course["peak_memory_bytes"] for course in courses), default=0),
-        "trainable_parameters": max((course["trainable_parameters"] for course in courses), default=0),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "threads": torch.get_num_threads(),
     }
 
 

@@ -7,16 +7,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from uqharness.engine.rows import Rows
 from uqharness.posterior import keyed_generator
-
-if TYPE_CHECKING:
-    from uqharness.training.fit import Batch
 
 
 def device_generator(device: torch.device, *key: object) -> torch.Generator:
@@ -76,8 +73,10 @@ class Shared(Perturbation):
         return F.linear(x, (weight + self.noise).to(x.dtype), bias)
 
 
-def perturb(flipout: str, noise: Mapping[str, Tensor], batch: Batch, *key: object) -> dict[str, Perturbation]:
-    """E ∘ Ω of every linear with signs per `example` or `token`, or the same for all (`none`)."""
+def perturb(
+    flipout: str, noise: Mapping[str, Tensor], rows: Rows, questions: int, *key: object
+) -> dict[str, Perturbation]:
+    """E ∘ Ω of every linear with signs per `example` (of `questions`) or `token`, or the same for all (`none`)."""
     kind = Shared if flipout == "none" else Perturbation
-    examples = batch.rows.examples if flipout == "example" else None
-    return {name: kind(e, (*key, name), examples, len(batch.gold)) for name, e in noise.items()}
+    examples = rows.examples if flipout == "example" else None
+    return {name: kind(e, (*key, name), examples, questions) for name, e in noise.items()}

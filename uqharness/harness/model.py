@@ -72,7 +72,7 @@ class BayesLoRA(HFLM):
         self.base_name = with_gguf(base or recorded_base(self.folder, self.record), kwargs.pop("gguf_file", None))
         kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")  # its own fails without CUDA
-        self._load(*adapter_io.base_location(self.base_name), kwargs)
+        self._load(*base_model.base_location(self.base_name), kwargs)
         adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
         self.posterior, self.mean, self.draws = posterior, mean, draws
         self.engine = self._engine(posterior)
@@ -112,7 +112,7 @@ class BayesLoRA(HFLM):
             base_model.forget_gguf(base)
         base_model.exact_on_cpu(base)
         base_model.fit_vocabulary(base, len(self.tokenizer))
-        self._model = base_model.attach(base, self.folder, self.base_name)
+        self._model = adapter_io.attach(base, self.folder, self.base_name)
 
     def set_samples(self, samples: int | str) -> None:
         """Average another number of draws from now on; the first of them are the same."""

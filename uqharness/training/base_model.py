@@ -25,7 +25,6 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
-from uqharness.adapter_io.folder import base_location, base_weights, read_config
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run, chosen_layers
@@ -72,6 +71,30 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     return base, tokenizer
 
 
+def base_location(name: str) -> tuple[str, str | None]:
+    """Where transformers finds a base model, and the GGUF file there that it reads, if any.
+
+    `toyworld` is the base that comes with this package; GGUF files are named `FOLDER/x.gguf` or `user/name/x.gguf`.
+    """
+    if name == "toyworld":
+        from uqharness import toyworld
+
+        return str(toyworld.base_path()), None
+    path = Path(name).expanduser()
+    # No library takes an absolute path for a hub id, and looks that up.
+    if path.is_dir():
+        return os.path.abspath(path), None
+    if not name.lower().endswith(".gguf"):
+        return name, None
+    if path.is_file():
+        return os.path.abspath(path.parent), path.name
+    user, _, rest = name.partition("/")
+    repository, _, file = rest.partition("/")
+    if name.startswith((".", "/", "~")) or not file:
+        raise InputError(f"base model {name}: no such GGUF file; give its path, or user/name/FILE.gguf on the hub")
+    return f"{user}/{repository}", file
+
+
 def skeleton(name: str) -> nn.Module:
     """The base without its weights: its layers, from its configuration alone."""
     where, file = base_location(name)
@@ -115,25 +138,6 @@ def check_size(where: str, **options: Any) -> None:
                 raise InputError(f"base model {where}: its {name} is {shown}; at most {most:,} are loaded")
 
 
-def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) -> PeftModel:
-    """A trained adapter on its base, called `name`; rank, scaling and targets are what its own files say."""
-    check_base_weights(base, folder)
-    try:
-        with _known_warnings():
-            model = PeftModel.from_pretrained(  # `config`: PEFT would run the patterns of the folder's own file
-                base,
-                str(folder),
-                is_trainable=trainable,
-                config=read_config(folder),  # type: ignore[arg-type,unused-ignore]
-            )
-    except (RuntimeError, ValueError, KeyError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise InputError(f"adapter {folder} does not fit base model {name}: give its own base ({reason})") from error
-    model.peft_config[model.active_adapter].base_model_name_or_path = name
-    _settle_tying(model)
-    return model
-
-
 def inject(base: nn.Module, run: Run) -> PeftModel:
     """LoRA on the run's target modules, initialised from the run's seed."""
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
@@ -146,11 +150,11 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
         target_modules=peft_targets(base, run.target_modules, run.layers),
         **untied,
     )
-    with torch.random.fork_rng(), _known_warnings():  # PEFT draws A too; ours replaces it
+    with torch.random.fork_rng(), known_warnings():  # PEFT draws A too; ours replaces it
         model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
     config.base_model_name_or_path = run.base  # get_peft_model writes the folder that the base was read from
     init_adapter(model, run.seed)
-    _settle_tying(model)
+    settle_tying(model)
     return model
 
 
@@ -179,7 +183,7 @@ def tied_head_note(model: PeftModel) -> str | None:
     return None
 
 
-def _settle_tying(model: PeftModel) -> None:
+def settle_tying(model: PeftModel) -> None:
     """Tied tensors stay one tensor; tying them again by name, as HFLM does, fails where PEFT wraps the head."""
     base: Any = model.get_base_model()
     if is_tied(base):
@@ -191,7 +195,7 @@ def _stay_tied(*_: Any, **__: Any) -> None:
 
 
 @contextmanager
-def _known_warnings() -> Iterator[None]:
+def known_warnings() -> Iterator[None]:
     """Within: PEFT's paragraph on tied heads is left out, we say it in a line; so is what it does for Conv1D."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
@@ -216,26 +220,6 @@ def fit_vocabulary(base: nn.Module, tokens: int) -> None:
     layers = (base.get_input_embeddings(), base.get_output_embeddings())  # type: ignore[operator]
     for layer, mean in zip((layer for layer in layers if layer is not None), means, strict=True):
         layer.weight[rows:] = mean.to(layer.weight.dtype)
-
-
-@torch.no_grad()
-def check_base_weights(base: nn.Module, folder: Path) -> None:
-    """Weights of the base in an adapter's file, which PEFT would copy over the base's own, are equal to these."""
-    parameters = dict(base.named_parameters(remove_duplicate=False))
-    for name, saved in base_weights(folder).items():
-        own = parameters.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
-        if own is None or own.shape != saved.shape or not own.is_floating_point():
-            shape = "does not have" if own is None else f"has as {own.dtype} {list(own.shape)}"
-            why = f"which the base {shape}"
-        elif torch.equal(saved.to(own), own):
-            continue
-        else:
-            off = float((saved.to(own).float() - own.float()).abs().max())
-            why = f"which differs from the base's by up to {off:.2g}"
-        raise InputError(
-            f"{folder} holds the base weight {name} {list(saved.shape)}, {why}: give the base that it was trained on, "
-            "or save the adapter with save_embedding_layers=False"
-        )
 
 
 # -------------------------------------------------------------------- initialisation

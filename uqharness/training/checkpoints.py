@@ -21,7 +21,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,9 +32,6 @@ from transformers.utils.logging import tqdm
 from uqharness.atomic import sha256_of, write_atomic
 from uqharness.errors import InputError, RunError
 from uqharness.settings import FREE, Run, as_json, is_main_process
-
-if TYPE_CHECKING:
-    from uqharness.training.data import ChoiceData
 
 LOOK = 16  # steps between two looks at the losses on a GPU
 MARKER, WEIGHTS, BEST = "complete.json", "trained.safetensors", "best.safetensors"
@@ -50,10 +47,10 @@ class Course:
         self,
         trained: Mapping[str, Tensor],
         run: Run,
-        data: ChoiceData,
         score: Callable[[], dict[str, float]],
-        method: Any = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> None:
+        """inputs: what the run depends on beside its settings; a checkpoint made of others is not resumed."""
         self.trained, self.run, self.score = trained, run, score
         self.step = 0  # steps done
         self.losses: list[float] = []  # one per step
@@ -65,11 +62,7 @@ class Course:
         self.peak_memory = 0
         self._unseen: list[tuple[int, Tensor]] = []
         self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
-        self._settings["form"] = data.record.get("form")
-        self._settings["data"] = [split["hash"] for split in data.record.get("splits", [])]
-        self._settings["method"] = [getattr(method, "name", None), as_json(method)]
-        if run.eval_every and not data.select:
-            raise InputError("eval_every is set but there is no selection split: give --select-split train[-20%]")
+        self._settings |= inputs or {}
 
     # ---------------------------------------------------------------- during the run
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from uqharness.engine.engine import Engine, choice_logprobs
 from uqharness.engine.shortcuts import may_branch
 from uqharness.posterior import Posterior, Tensors
-from uqharness.training.fit import collate
+from uqharness.training.loop import collate
 
 if TYPE_CHECKING:
     from peft import PeftModel

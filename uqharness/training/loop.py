@@ -1,33 +1,147 @@
-"""Hugging Face's `Trainer`, told our data order, loss, checkpoints and progress.
+"""Maximise Σ log p(gold choice | question, its choices) over an adapter; Hugging Face's `Trainer` loops.
 
-Apart from `training.py` because importing the Trainer takes seconds, which evaluation need not pay.
+A method passes in what makes it different: a loss, parameter groups, parameters of its own and a callable
+after each optimiser step. All that is random follows from (seed, step), so a resumed run equals an
+uninterrupted one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import contextlib
+import dataclasses
+import logging
+import math
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from peft import PeftModel
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.integrations import get_available_reporting_integrations
 
-from uqharness.errors import InputError, RunError
+from uqharness.engine.engine import Engine, Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
+from uqharness.engine.lora import LoraStack
+from uqharness.engine.shortcuts import drops, may_branch
+from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
-from uqharness.settings import Run
-from uqharness.training.checkpoints import PARTIAL, Course
-from uqharness.training.fit import Batch, LossModel, collate, learning_rate
-from uqharness.training.questions import Question
+from uqharness.settings import Run, as_json
+from uqharness.training.checkpoints import Course, own_randomness
+from uqharness.training.prefix_cache import PrefixCache
 
 if TYPE_CHECKING:
     from uqharness.training.data import ChoiceData
+    from uqharness.training.questions import Question
+
+__all__ = [
+    "Batch",
+    "Course",
+    "Learned",
+    "choice_loss",
+    "collate",
+    "fit_loop",
+    "learning_rate",
+]
+log = logging.getLogger(__name__)
+# The rest of the Trainer's chatter (its banner at the start, its dictionary at the end) says nothing new.
+logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
 
 
-class Stream(Dataset[tuple[int, Question]]):
+@dataclass
+class Batch:
+    """Questions as token rows, and where in the run they are: noise is keyed by (step, micro)."""
+
+    rows: Rows
+    gold: Tensor  # [Q]
+    step: int  # optimiser step, from 0
+    micro: int  # forward, from 0 over the whole run and all processes
+
+    def to(self, device: torch.device | str, **_: Any) -> Batch:
+        return Batch(self.rows.to(device), self.gold.to(device), self.step, self.micro)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What a method knows of a std that it learns with a KL: for the record, and an inert posterior's warning."""
+
+    std: Callable[[], float]  # of the random weights now, on average
+    rate: Callable[[int, Run], float]  # KL weight × learning rate of a step of a run
+    needed: Callable[[float], float]  # Σ rate with which the KL alone takes the std from here to a tenth of the prior's
+    cycle: int = 1  # steps after which the KL's weights repeat
+
+    def record(self, run: Run, start: float) -> dict[str, Any]:
+        needed = self.needed(start)
+        return {
+            "summed": self.summed(run),
+            "needed": needed,
+            "steps": self.steps(run, needed),
+            "std": [start, self.std()],
+        }
+
+    def summed(self, run: Run) -> float:
+        return math.fsum(self.rate(step, run) for step in range(run.steps))
+
+    def steps(self, run: Run, needed: float) -> int | None:
+        """The fewest whole cycles, as steps, whose sum is what is needed, to 1 %; None: not within a million steps."""
+
+        def enough(cycles: int) -> bool:
+            longer = dataclasses.replace(run, steps=cycles * self.cycle)
+            taken = range(cycles) if cycles <= 64 else [round((i + 0.5) * cycles / 64 - 0.5) for i in range(64)]
+            rates = (self.rate(c * self.cycle + k, longer) for c in taken for k in range(self.cycle))
+            return math.fsum(rates) * cycles / len(taken) >= needed
+
+        high = 1
+        while not enough(high):
+            high *= 2
+            if high * self.cycle > 10**6:
+                return None
+        low = high // 2
+        while high - low > max(1, high // 100):
+            middle = (low + high) // 2
+            low, high = (low, middle) if enough(middle) else (middle, high)
+        return high * self.cycle
+
+
+Loss = Callable[[LoraStack, Batch], Tensor]
+Groups = Callable[[LoraStack], Sequence[dict[str, Any]]]
+
+
+def choice_loss(stack: LoraStack, batch: Batch) -> Tensor:
+    """−1/Q Σ_q log softmax over q's own choices of Σ_tokens log p(token), at the gold choice."""
+    return -gold_logprobs(stack.model, batch.rows, batch.gold).mean()
+
+
+def gold_logprobs(model: PeftModel, rows: Rows, gold: Tensor) -> Tensor:
+    table = choice_table(model, rows)
+    return table[torch.arange(len(gold), device=table.device), gold.to(table.device)]
+
+
+def choice_table(model: PeftModel, rows: Rows) -> Tensor:
+    """log p(choice | question), logits at the answer positions only: `[Q, C]`."""
+    return choice_logprobs(continuation_logprobs(read_logits(model, rows, skip=True), rows), rows)[0]
+
+
+def collate(questions: Sequence[Question], data: ChoiceData, branch: bool = False) -> tuple[Rows, Tensor]:
+    """branch: a question's choices share what they begin with, where that leaves fewer tokens."""
+    pairs = [q.pairs for q in questions]
+    rows = make_rows(pairs, data.max_length, data.pad)
+    if branch and len(rows.input_ids) > len(questions):
+        shared = make_rows(pairs, data.max_length, data.pad, branch=True)
+        rows = shared if shared.input_ids.numel() < rows.input_ids.numel() else rows
+    return rows, torch.tensor([q.gold for q in questions])
+
+
+def learning_rate(step: int, run: Run) -> float:
+    """The factor on every learning rate at `step`: up from 0 in the warm-up, then down to 0 (or constant)."""
+    warm = math.ceil(run.steps * run.warmup)
+    if step < warm:
+        return step / warm
+    return 1.0 if run.schedule == "constant" else max(0.0, (run.steps - step) / max(1, run.steps - warm))
+
+
+class Stream(Dataset["tuple[int, Question]"]):
     """All epochs in a row: position k is question k mod n of a permutation keyed by (seed, epoch).
 
     Batches run across the ends of epochs, so all are full and every question is seen equally often.
@@ -63,120 +177,163 @@ class Stream(Dataset[tuple[int, Question]]):
         return found
 
 
-class ChoiceTrainer(Trainer):
-    """Our data order, our checkpoints (safetensors and a completion marker), our loss."""
+def batches(data: ChoiceData, run: Run, branch: bool, processes: int) -> DataLoader[Any]:
+    """The batches of the whole run, over all processes; its noise is keyed by their numbers."""
+
+    def batch(items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
+        micro = items[0][0] // run.batch_size
+        rows, gold = collate([question for _, question in items], data, branch)
+        return {"batch": Batch(rows, gold, micro // (run.grad_accumulation * processes), micro)}
+
+    forwards = run.steps * run.grad_accumulation * processes
+    grouped = run.batch_size if run.group_by_length else 0
+    stream = Stream(data.train, run.seed, forwards * run.batch_size, grouped)
+    return DataLoader(stream, run.batch_size, collate_fn=batch, generator=keyed_generator("loader", run.seed))
+
+
+class LossModel(nn.Module):
+    """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
 
     def __init__(
         self,
-        wrapped: LossModel,
-        data: ChoiceData,
-        run: Run,
-        groups: Sequence[dict[str, Any]],
-        course: Course,
-        scratch: str,
+        stack: LoraStack,
+        loss: Loss,
+        extra: Mapping[str, nn.Parameter],
+        prefix: PrefixCache | None = None,
+        branch: bool = False,
     ) -> None:
+        super().__init__()
+        self.stack, self.loss, self.model, self.prefix, self.branch = stack, loss, stack.model, prefix, branch
+        # Not inside PEFT's modules: it would save them as part of the mean. Module names must not have dots.
+        self.extra = nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in extra.items()})
+
+    def forward(self, batch: Batch) -> Tensor:
+        with self.prefix.below(batch.rows) if self.prefix else contextlib.nullcontext():
+            return self.loss(self.stack, batch)
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+
+def fit_loop(
+    model: PeftModel | LoraStack,
+    data: ChoiceData,
+    run: Run,
+    *,
+    loss: Loss = choice_loss,
+    groups: Groups | None = None,
+    after_step: Callable[[int], None] | None = None,
+    extra: Mapping[str, nn.Parameter] | None = None,
+    method: Any = None,
+    learned: Learned | None = None,
+    per_token: bool = False,
+) -> Course:
+    """Train the adapter in place.
+
+    groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
+    after_step: called with the step after the optimiser's, while the gradients are still there.
+    extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
+    method: its settings are noted in checkpoints, so that one of other settings is not resumed.
+    learned: of a std that is learned with a KL, what an inert posterior's warning needs.
+    per_token: the loss draws noise for each token of its rows. Then, as with dropout, every choice of several tokens
+    keeps a row of its own: shared tokens would get other noise, and the choices the same. Else they may share.
+    """
+    from uqharness.training.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
+
+    stack = model if isinstance(model, LoraStack) else LoraStack(model)
+    branch = may_branch(stack.model, data.max_length) and not per_token
+    branch = branch and not drops(stack.model, stack.model.get_base_model().config)
+    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None, branch)
+    adapter = [p for p in stack.parameters.values() if p.requires_grad]
+    wanted = groups(stack) if groups else [{"params": adapter}]
+    if run.eval_every and not data.select:
+        raise InputError("eval_every is set but there is no selection split: give --select-split train[-20%]")
+    inputs = {
+        "form": data.record.get("form"),
+        "data": [split["hash"] for split in data.record.get("splits", [])],
+        "method": [getattr(method, "name", None), as_json(method)],
+    }
+    course = Course(wrapped.trainable(), run, lambda: score(stack, data), inputs)
+    data.courses.append(course)
+    first_std = learned.std() if learned else 0.0
+    start = course.newest_checkpoint() if run.resume else None
+    with own_randomness(), tempfile.TemporaryDirectory() as scratch:
         optimizer = torch.optim.AdamW(
-            [dict(group) for group in groups], lr=run.lr, eps=run.adam_eps, weight_decay=run.weight_decay
+            [dict(group) for group in wanted], lr=run.lr, eps=run.adam_eps, weight_decay=run.weight_decay
         )
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, run))
-        self.wrapped, self.data, self.run, self.course = wrapped, data, run, course
-        super().__init__(wrapped, arguments_of(run, scratch), optimizers=(optimizer, scheduler))
-        self.remove_callback(PrinterCallback)  # the bar of `Course` is enough
-
-    def get_train_dataloader(self) -> DataLoader[Any]:
-        forwards = self.run.steps * self.run.grad_accumulation * self.args.world_size
-        grouped = self.run.batch_size if self.run.group_by_length else 0
-        stream = Stream(self.data.train, self.run.seed, forwards * self.run.batch_size, grouped)
-        loader = DataLoader(
-            stream,
-            self.run.batch_size,
-            collate_fn=self._batch,
-            generator=keyed_generator("loader", self.run.seed),
+        trainer = ChoiceTrainer(
+            wrapped,
+            run,
+            optimizer,
+            partial(learning_rate, run=run),
+            partial(batches, data, run, branch),
+            course,
+            scratch,
         )
-        return self.accelerator.prepare(loader)
-
-    def _batch(self, items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
-        micro = items[0][0] // self.run.batch_size
-        rows, gold = collate([question for _, question in items], self.data, self.wrapped.branch)
-        return {"batch": Batch(rows, gold, micro // (self.run.grad_accumulation * self.args.world_size), micro)}
-
-    def compute_loss(self, model: nn.Module, inputs: dict[str, Batch], *args: Any, **kwargs: Any) -> Any:
-        loss = model(inputs["batch"])
-        # The mean over processes, so that all of them stop at the same loss that is no number.
-        shown = self.accelerator.reduce(loss.detach(), "mean") if self.args.world_size > 1 else loss.detach()
-        self.course.add_loss(inputs["batch"].step, shown)
-        return loss
-
-    def _get_grad_norm(self, model: nn.Module, grad_norm: Any = None) -> Any:
-        return grad_norm  # recent versions compute it at every step by clipping at infinity
-
-    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
-        if output_dir and self.args.should_save:
-            self.course.save_weights(Path(output_dir))
-
-    def _get_output_dir(self, trial: Any) -> str:
-        return str(Path(super()._get_output_dir(trial)) / PARTIAL)
-
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        step = self.state.global_step
+        trainer.add_callback(Watch(course, after_step))
+        _prepare_memory(stack.model, run)
+        course.begin(start)
         try:
-            super()._save_checkpoint(model, trial)
-            self.accelerator.wait_for_everyone()  # each process writes the state of its own generators
-            if self.args.should_save:  # the marker comes last: without it the checkpoint does not count
-                self.course.mark(Path(self._get_output_dir(trial)) / f"checkpoint-{step}")
-        except (OSError, RuntimeError, SafetensorError) as error:  # torch and safetensors wrap the system's
-            own = self.course.own_checkpoints()
-            left = f"the last one is {own[-1].name}" if own else "there is no earlier one"
-            reason = " ".join(str(error).split())
-            raise RunError(
-                f"the checkpoint of step {step} cannot be written in {self.run.checkpoints} ({reason}); {left}; "
-                "make room and add --resume"
-            ) from error
-
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        return None  # `Course.begin` has loaded the weights
+            if course.step < run.steps:
+                trainer.train(resume_from_checkpoint=str(start) if start else None)
+        finally:
+            if wrapped.prefix:
+                wrapped.prefix.save()
+    course.finish()
+    stack.model.eval()
+    kl = {"kl": learned.record(run, first_std)} if learned else {}
+    data.record.setdefault("training", []).append({**course.record(), **kl})
+    return course
 
 
-class Watch(TrainerCallback):
-    """The method's own step, the progress bar, scoring for --select, and when to save."""
+@torch.inference_mode()
+def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
+    """NLL and accuracy of the current mean on the selection split."""
+    stack.clear()  # a method's noise has served its step
+    was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
+    stack.model.eval()
+    nll, hits, size, branch = 0.0, 0, 16, may_branch(stack.model, data.max_length)
+    for start in range(0, len(data.select), size):
+        rows, gold = collate(data.select[start : start + size], data, branch)
+        table = choice_table(stack.model, rows.to(device)).cpu()  # [Q, C]
+        nll -= float(table[torch.arange(len(gold)), gold].sum())
+        hits += int((table.argmax(-1) == gold).sum())
+    stack.model.train(was_training)
+    return {"nll": nll / len(data.select), "acc": hits / len(data.select)}
 
-    def __init__(self, course: Course, after_step: Callable[[int], None] | None) -> None:
-        self.course, self.after_step = course, after_step
 
-    def on_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if self.after_step is not None:
-            self.after_step(state.global_step)
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.course.end_step(state.global_step)
-        every, last = self.course.run.save_every, state.global_step == state.max_steps
-        if every and (last or state.global_step % every == 0):
-            control.should_save = True
+# ---------------------------------------------------------------- for methods that fit on the tuning split
 
 
-def arguments_of(run: Run, scratch: str) -> TrainingArguments:
-    if missing := sorted(set(run.report_to) - set(get_available_reporting_integrations())):
-        raise InputError(f"report_to names {', '.join(missing)}, which is not installed: pip install it")
-    keeps = run.save_every or run.report_to
-    arguments = TrainingArguments(
-        output_dir=str(run.checkpoints) if keeps and run.checkpoints else scratch,
-        max_steps=run.steps,
-        per_device_train_batch_size=run.batch_size,
-        gradient_accumulation_steps=run.grad_accumulation,
-        learning_rate=run.lr,
-        max_grad_norm=0.0,
-        seed=run.seed,
-        use_cpu=run.device == "cpu",
-        save_strategy="no",
-        save_total_limit=None,  # `Course` drops older ones, and only its own
-        logging_strategy="steps" if run.report_to else "no",
-        logging_steps=max(1, min(50, run.steps // 100)),
-        logging_nan_inf_filter=False,
-        report_to=list(run.report_to) or "none",
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        dataloader_pin_memory=False,
-        ddp_find_unused_parameters=False,
-    )
-    arguments._n_gpu = min(arguments.n_gpu, 1)  # several GPUs: one process each (accelerate), no DataParallel
-    return arguments
+def averaged(engine: Engine, rows: Rows) -> Tensor:
+    """log p̄(choice | question) by the posterior's own rule: `[Q, C]`, −inf where a question has fewer choices."""
+    table = choice_logprobs(engine.score(rows).draws, rows.to("cpu"))  # [S, Q, C]
+    mixed = table.mean(0) if engine.posterior.combine == "logits" else table.logsumexp(0)
+    return mixed.log_softmax(-1)
+
+
+def tune_table(engine: Engine, data: ChoiceData, size: int = 16) -> Tensor:
+    """`averaged` of the whole tuning split: `[Q, C]`."""
+    starts, branch = range(0, len(data.tune), size), may_branch(engine.model, data.max_length)
+    parts = [averaged(engine, collate(data.tune[i : i + size], data, branch)[0]) for i in starts]
+    width = max(part.shape[1] for part in parts)
+    pads = [(0, width - part.shape[1]) for part in parts]
+    return torch.cat([nn.functional.pad(p, pad, value=-math.inf) for p, pad in zip(parts, pads, strict=True)])
+
+
+def check_tune(name: str, data: ChoiceData, least: int) -> None:
+    if len(data.tune) < least:
+        raise InputError(
+            f"{name} fits on the tuning split: it has {len(data.tune)} items, at least {least} are needed; "
+            "raise --tune-fraction or take a task with a spare validation split"
+        )
+
+
+def _prepare_memory(model: PeftModel, run: Run) -> None:
+    if run.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        base = model.get_base_model()
+        if hasattr(base, "_require_grads_hook"):
+            # transformers makes the embedding's output ask for gradients. The reentrant kind alone needs that, and it
+            # sends the backward pass through all layers below the first LoRA.
+            base.disable_input_require_grads()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
+import importlib.util
 import itertools
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -68,8 +69,9 @@ def adds_our_tasks(manager: Any) -> bool:
 
 
 def _our_tasks() -> Path | None:
-    module = importlib.import_module("uqharness.tasks")
-    return Path(module.__file__).parent if module.__file__ else None
+    """The folder of our tasks, which stand right of this package: their place, not their code."""
+    spec = importlib.util.find_spec("uqharness.tasks")
+    return Path(spec.origin).parent if spec and spec.origin else None
 
 
 class PairEncoder(HFLM):

@@ -17,7 +17,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior, keyed_generator
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.fit import fit_loop, learning_rate
+from uqharness.training.loop import fit_loop, learning_rate
 
 if TYPE_CHECKING:
     from peft import PeftModel
