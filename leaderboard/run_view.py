@@ -20,7 +20,7 @@ STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of draws that get a column
 FLAGS = {
     "leaked": "its adapter was fitted, tuned or selected on questions of this task: not ranked",
     "inert": "inert posterior: its draws do not move the answers, so any N is N = 0",
-    "reference": "how it was trained is not known: for reference, not ranked",
+    "reference": "a base that nobody trained here, or trained in a way that is not known: for reference, not ranked",
     "shared": "some of its questions stand in the published training data too",
     "trimmed": "not all questions of the task were asked (--limit): compared only with runs on the same ones",
 }

@@ -190,7 +190,9 @@ def remarks(
         if s.suspect:
             found.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
-            found.append(f"how {names[s.row]} was trained is not known: for reference, not ranked")
+            zero_shot = names[s.row].endswith("(zero-shot)")
+            why = "is the base, not trained here" if zero_shot else "was trained in a way that is not known"
+            found.append(f"{names[s.row]} {why}: for reference, not ranked")
     return list(dict.fromkeys(found))
 
 

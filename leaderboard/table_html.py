@@ -54,11 +54,14 @@ CSS = """<style>
 .uq a:hover, .uq a:focus-visible { color: light-dark(#1a5fb4, #7fb6f7); text-decoration: underline dotted; }
 .uq b.best { font-weight: 700; } .uq u { text-decoration-thickness: 1px; text-underline-offset: 3px; }
 .uq .dot { display: inline-block; width: .65em; height: .65em; border-radius: 50%; margin-right: .5em; }
+.uq .name { display: inline-block; width: max-content; max-width: 13.5rem; white-space: normal; overflow-wrap: anywhere;
+  padding-left: 1.15em; text-indent: -1.15em; }
 .uq tbody tr:hover td { background: rgba(128,132,149,.09); }
 .uq .hidden { position: absolute; width: 1px; height: 1px; overflow: hidden; clip-path: inset(50%); }
 .uq-notes { font-size: .85rem; margin: .45rem 0 1.2rem; opacity: .92; } .uq-notes ul { margin: .2rem 0; padding-left: 1.2rem; }
 .uq-notes :is(ul, li) { font-size: inherit; } .uq-notes summary { cursor: pointer; } .uq-notes li { overflow-wrap: anywhere; }
-@media (max-width: 640px) { .uq th, .uq td { padding: .3rem .45rem; } .uq th:first-child, .uq td:first-child { max-width: 8.5rem; } }
+@media (max-width: 640px) { .uq th, .uq td { padding: .3rem .45rem; } .uq th:first-child, .uq td:first-child { max-width: 8.5rem; }
+  .uq .name { max-width: 7.5rem; } }
 </style>"""  # noqa: E501
 
 
@@ -209,4 +212,5 @@ def _cell(cell: Cell | None, metric: str, rank: Rank | None, link: Link | None, 
 
 
 def _named(row: str) -> str:
-    return f'<span class="dot" style="background:{style(row).colour}"></span>{escape(row)}'
+    dot = f'<span class="dot" style="background:{style(row).colour}"></span>'
+    return f'<span class="name">{dot}{escape(row)}</span>'

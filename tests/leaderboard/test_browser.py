@@ -207,6 +207,18 @@ def test_a_filter_is_in_the_address_and_the_address_gives_the_view_again(tab: An
     assert "gone" in main_text(tab) and "Brier" not in tab.locator("table.uq").first.inner_text()
 
 
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_long_name_is_shown_to_its_end(tab: Any, width: int) -> None:
+    tab.set_viewport_size({"width": width, "height": 800})
+    name = table_html._named("SmolLM2-135M-Instruct, dequantised Q4_1 (zero-shot)")
+    cells = "<td>1.234</td>" * 30
+    row = f'<tr><th scope="row">{name}</th>{cells}</tr>'
+    tab.set_content(f'{table_html.CSS}<div class="uq-box"><table class="uq"><tbody>{row}</tbody></table></div>')
+    seen, whole = (tab.locator(found).bounding_box() for found in (".uq th", ".uq .name"))
+    assert whole["x"] + whole["width"] <= seen["x"] + seen["width"] and whole["width"] < 300
+    assert tab.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.querySelector('.uq .name'))")
+
+
 def exported(tab: Any) -> list[dict[str, str]]:
     """The page's export as CSV."""
     tab.get_by_role("button", name="Export").first.click()
