@@ -7,6 +7,8 @@ import dataclasses
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
@@ -282,3 +284,25 @@ def test_every_module_is_in_the_tree() -> None:
     missing = sorted(modules | folders - {"adapters/", "tasks/", "leaderboard/"})
     missing = [name for name in missing if not re.search(rf"(?<![\w/]){re.escape(name)}", said)]
     assert not missing, f"not in the README's tree: {missing}"
+
+
+def test_every_page_is_in_the_sites_navigation() -> None:
+    """`mkdocs build` runs in the workflow; what it leaves out is seen here."""
+    navigation = (ROOT / "mkdocs.yml").read_text(encoding="utf-8").partition("nav:")[2]
+    pages = {str(page.relative_to(ROOT / "docs")) for page in (ROOT / "docs").rglob("*.md")}
+    missing = sorted(page for page in pages if not page.startswith("examples/") and page not in navigation)
+    assert not missing, f"not in mkdocs.yml: {missing}"
+    named = re.findall(r"[\w/.-]+\.md", navigation)
+    assert sorted(set(named)) == sorted(named) and set(named) <= pages, set(named) - pages
+
+
+def test_the_oldest_dependencies_are_those_of_the_metadata() -> None:
+    from importlib.metadata import requires
+
+    done = subprocess.run([sys.executable, ROOT / ".ci" / "oldest.py"], capture_output=True, text=True, check=True)
+    oldest = dict(line.split("==") for line in done.stdout.split())
+    plain = [line for line in requires("uqharness") or [] if "extra ==" not in line]
+    assert len(plain) == len(oldest)
+    for line in plain:
+        name, lowest = re.findall(r"^[\w-]+|(?<=>=)[\d.]+", line)
+        assert oldest[name] == lowest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +13,6 @@ from uqharness.results.reading import read_results
 def command(
     words: list[str], env: dict[str, str] | None = None, cwd: Path | None = None
 ) -> subprocess.CompletedProcess[str]:
-    import os
-
     environment = {**os.environ, **(env or {})}
     return subprocess.run([sys.executable, "-m", *words], env=environment, cwd=cwd, text=True, capture_output=True)
 
@@ -47,3 +46,44 @@ def test_a_real_model_trains_and_evaluates_on_arc(
     assert next((tmp_path / "results").iterdir()).name == "blob"
     assert run.config["uqharness"]["leaks"] == {}
     assert 0.0 < run.metrics()["acc"] < 0.7
+
+
+BLOCK = """
+import sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("streamlit", "plotly"):
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+sys.meta_path.insert(0, Blocker())
+"""
+
+
+def test_training_and_evaluation_run_without_streamlit_and_plotly(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(BLOCK)
+    blocked = {"PYTHONPATH": str(tmp_path)}
+    check = subprocess.run(
+        [sys.executable, "-c", "import streamlit"], env={**os.environ, **blocked}, capture_output=True, text=True
+    )
+    assert check.returncode == 1 and "No module named 'streamlit'" in check.stderr
+    train = [
+        "uqharness",
+        "train",
+        "blob",
+        "--base",
+        "toyworld",
+        "--task",
+        "toyworld_uq",
+        "--out",
+        "blob",
+        "--steps",
+        "2",
+    ]
+    for words in (
+        train,
+        ["lm_eval", "--model", "bayeslora", "--model_args", "adapter=blob,samples=2", "--tasks", "toyworld_uq"]
+        + ["--limit", "8", "--output_path", "results"],
+        ["uqharness", "table", "results", "--samples", "0,2"],
+    ):
+        done = command(words, blocked, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert "BLoB" in done.stdout
