@@ -15,7 +15,7 @@ from uqharness.suite.schema import Suite, read, shipped
 
 NAMES = set(
     """
-    toyworld common
+    toyworld common real-small real-small-tune
     blob-table1 blob-table2-ood blob-table7-roberta blob-table8-ablation blob-table9-cost
     melora-table1-params melora-table2 melora-table3-ood melora-table4-noise melora-table5-ood-noise melora-table6-cost
     melora-table8 melora-table9-ood
@@ -23,7 +23,7 @@ NAMES = set(
     laplace-figure5-diag laplace-figure6-diag laplace-figure7-diag
     """.split()
 )
-PAPERS = sorted(NAMES - {"toyworld", "common"})
+PAPERS = sorted(name for name in NAMES if name.startswith(("blob", "melora", "laplace")))
 NO_SELECTION = dict.fromkeys(("eval_every", "select"), "nothing is selected where only costs are compared")
 # What a suite does on purpose in another way than its paper's hyper-parameters: {(suite, row or "", setting): why}.
 DEPARTURES: dict[tuple[str, str, str], str] = {
@@ -135,3 +135,16 @@ def test_rows_are_methods_with_settings_that_exist(name: str) -> None:
             known = {**field_types(Run), **field_types(get_class(row.method))}
             assert not set(row.settings) - set(known), row.name
     assert not set(suite.run) - set(field_types(Run))
+
+
+def test_real_small_takes_the_first_of_the_four_settings_or_one_that_was_chosen() -> None:
+    """Both files have one recipe; each reported row is one of those that were tried (real-small.prereg.md)."""
+    tried, reported = read("real-small-tune"), read("real-small")
+    assert tried.run == reported.run and tried.bases == reported.bases and tried.train == reported.train
+    assert not set(tried.seeds) & set(reported.seeds)
+    for name, row in reported.rows.items():
+        options = [dict(each.settings) for key, each in tried.rows.items() if key.rpartition("-")[0] == name]
+        assert len(options) in (0, 4)
+        assert dict(row.settings) in options if options else name in ("zero-shot", "mle", "tempscale", "ens")
+    prereg = shipped()["real-small"].with_name("real-small.prereg.md").read_text(encoding="utf-8")
+    assert all(f"`{name}`" in prereg or name == "zero-shot" for name in reported.rows)

@@ -43,6 +43,9 @@ COUNTS = {
     "arc_easy_cloze_uq": (570, None, 2241, {"3": 6, "5": 4}),
     "arc_challenge_cloze_uq_test": (1172, 299, 1117, {"3": 1, "5": 1}),
     "arc_easy_cloze_uq_test": (2376, 570, 2241, {"3": 6, "5": 4}),
+    "arc_easy_small_cloze_uq": (1188, 320, 636, {"3": 2, "5": 2}),
+    "arc_easy_small_cloze_uq_tune": (320, None, 636, {"3": 2, "5": 2}),
+    "arc_challenge_small_cloze_uq": (586, None, None, {}),
     "openbookqa_cloze_uq": (500, None, 4954, {"repeated": 3}),  # "sky", "roots", "sky", "leaves"
     "openbookqa_cloze_uq_test": (500, 500, 4954, {"repeated": 3}),
     "mmlu_college_chemistry_cloze_uq": (100, None, None, {}),
