@@ -162,7 +162,7 @@ def measured(runs: Iterable[Run]) -> list[Measured]:
         cut = f"{source.items} questions (limit)" if limit and source.items >= float(limit) else ""
         one = Measured(
             source, str(method.get("name", "")), source.method, mapping(method, "settings"), recipe, dataset,
-            trained_on, mapping(trained, "costs").get("steps"), cut,
+            trained_on, recipe.get("stop_at") or recipe.get("steps"), cut,
         )  # fmt: skip
         key = (source.row, source.setup_text, source.seed, run.task, source.trained_on, one.step)
         if key not in best or (best[key].source.date or 0) <= (source.date or 0):
@@ -348,7 +348,7 @@ def _claim(line: Mapping[str, str], data: str, paper: str, bases: Sequence[str],
     held = sum(_holds(gap, relation, margin) for gap in by_step)
     mean = fmean(by_seed)
     reasons = [r for at in both for m in (curves[0][at], curves[1][at]) for r in departures(m, paper, bases[0])]
-    why = "; ".join(dict.fromkeys(r for r in reasons if not r.startswith(("steps is", "layers is"))))
+    why = "; ".join(dict.fromkeys(r for r in reasons if not r.startswith(("structure is", "predictive is"))))
     if len(by_seed) < 2:
         why = "; ".join(filter(None, [why, "one seed"]))
         return Claim(*known, len(steps), held, mean, (nan, nan), "no verdict", why)
