@@ -43,6 +43,16 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq -o results",
         ),
     ),
+    "suite": (
+        "uqharness.commands.suite",
+        "grids of methods, tasks and seeds: each cell once, here, on Slurm or on Ray",
+        (
+            "uqharness suite run toyworld --dry-run",
+            "uqharness suite run blob-table1 --set base=BASE steps=500 --only method=mle,blob seed=0",
+            "uqharness suite status suites/toyworld",
+            "uqharness suite retry suites/toyworld",
+        ),
+    ),
     "table": (
         "uqharness.commands.table",
         "methods x datasets from results, computed again from the draws",

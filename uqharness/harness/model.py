@@ -105,9 +105,16 @@ class BayesLoRA(HFLM):
         config = self.quantised or quantization_config  # the base's own
         if kwargs.get("gguf_file"):
             base_model.check_gguf(self.base_name, {"quantization_config": self.quantised})
+
+        def load() -> Any:
+            super(BayesLoRA, self)._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+            return self.model
+
+        plain = {"revision": "main", "offload_folder": "./offload", "gguf_file": kwargs.get("gguf_file")}
+        special = config or any(value and value != plain.get(name) for name, value in kwargs.items())
+        key = (pretrained, kwargs.get("gguf_file"), str(dtype), str(self.device))
         with base_model.load_errors(self.base_name, kwargs.get("gguf_file")):
-            super()._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
-        base: Any = self.model
+            base = base_model.shared(None if special else key, load)
         if kwargs.get("gguf_file"):
             base_model.forget_gguf(base)
         base_model.exact_on_cpu(base)

@@ -7,6 +7,7 @@ that both see the same base: its vocabulary, its tied head, its quantisation.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import inspect
 import logging
@@ -15,7 +16,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,11 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
         if run.apply_chat_template:
             template_text(tokenizer, base=run.base)  # before the weights
-        base = transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
+        quantised = run.load_in_4bit or run.load_in_8bit  # prepared for training in place
+        base = shared(
+            None if quantised else (where, file, str(training_dtype(run)), str(device)),
+            lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options),
+        )
     if file:
         forget_gguf(base)
     fit_vocabulary(base, len(tokenizer))
@@ -93,6 +98,27 @@ def base_location(name: str) -> tuple[str, str | None]:
     if name.startswith((".", "/", "~")) or not file:
         raise InputError(f"base model {name}: no such GGUF file; give its path, or user/name/FILE.gguf on the hub")
     return f"{user}/{repository}", file
+
+
+_kept: dict[Any, nn.Module] | None = None  # the base that the cells of a suite share, once it is asked for
+
+
+def keep_base() -> None:
+    """From now on, keep the last base of this process: the next adapter on it need not load it again."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
+def shared(key: tuple[Any, ...] | None, load: Callable[[], nn.Module]) -> Any:
+    """What `load` returns; where bases are kept, new modules around the weights of the last one with this key."""
+    if _kept is None or key is None:
+        return load()
+    if key not in _kept:
+        _kept.clear()
+        _kept[key] = load().to(torch.device(key[-1]))
+    base = _kept[key]
+    weights = [*base.parameters(), *base.buffers()]
+    return copy.deepcopy(base, {id(tensor): tensor for tensor in weights})
 
 
 def skeleton(name: str) -> nn.Module:

@@ -1,0 +1,166 @@
+"""What a plan costs, before anything runs: forward passes with and without sharing, time and disk.
+
+A forward is one question through the base, its choices included. A training question counts three (forward and
+backward), a fit after training one training pass over the training split, an evaluation of N draws N + 1 per question
+(the mean's row; 1 where the answer is one row, K for K members). Time comes from the cells that are done; else it is
+computed from the base's size. Numbers of items are those of the official splits.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from uqharness.settings import Run, as_json
+from uqharness.suite.plan import Cell, Plan
+from uqharness.suite.store import Store
+
+BACKWARD = 3  # forwards that a forward with its backward costs
+UNKNOWN = 1000  # items of a split that is not listed
+# task: (training, evaluated); letters, cloze, _bp and _ll ask the same items, _test others.
+ITEMS = {
+    "winogrande_s": (640, 1267), "winogrande_m": (2558, 1267), "arc_challenge": (1119, 299), "arc_easy": (2251, 570),
+    "openbookqa": (4957, 500), "boolq": (9427, 3270), "mmlu_college_chemistry": (0, 100),
+    "mmlu_college_physics": (0, 102), "mmlu_college_mathematics": (0, 100), "toyworld": (1500, 6000),
+    "arc_challenge_test": (1119, 1172), "arc_easy_test": (2251, 2376), "openbookqa_test": (4957, 500),
+    "boolq_test": (9427, 2180), "rte": (2490, 277), "mrpc": (3668, 408), "wic": (5428, 638), "cola": (8551, 1043),
+    "wnli": (635, 71), "boolq_glue": (9427, 3270),
+}  # fmt: skip
+FLOPS = {"cpu": 4e10, "gpu": 1e14}  # a second; a core in float32, a recent card in bfloat16
+ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one row, for the estimate alone
+
+
+def items(task: str) -> tuple[int, int]:
+    """(items to train on, items that are evaluated) of a task."""
+    name = re.sub(r"_(bp|ll)$", "", task)
+    test = "_test" if name.endswith("_test") else ""
+    name = re.sub(r"(_cloze)?_uq$", "", name.removesuffix("_test"))
+    if name.startswith("toyworld"):
+        name = "toyworld"
+    return ITEMS.get(name + test, ITEMS.get(name, (UNKNOWN, UNKNOWN)))
+
+
+def forwards(cell: Cell, plan: Plan, draws: int | None = None, alone: bool = False) -> float:
+    """Of one cell. draws: evaluate with this many; alone: with all that it builds on, which a shared plan has once."""
+    spec = cell.spec
+    if cell.kind == "evaluate":
+        count = min(items(spec["task"])[1], spec["limit"] or 10**9)
+        return count * _rows(cell, plan, spec.get("samples", 1) if draws is None else draws, alone)
+    run = {**as_json(Run()), **spec["run"]}
+    steps = run.get("stop_at") or run["steps"]
+    once = BACKWARD * steps * run["batch_size"] * run["grad_accumulation"]
+    if spec["method"] == "ens":
+        return once * (int(spec["settings"]["members"]) - (cell.source is not None and not alone))
+    if cell.source:
+        own = float(BACKWARD * items(run["task"])[0])
+        return own + (forwards(plan.cells[cell.source], plan, alone=True) if alone else 0)
+    if cell.after and not alone:
+        earlier = plan.cells[cell.after].spec["run"]
+        return once * (1 - earlier["stop_at"] / steps)
+    return once
+
+
+def _rows(cell: Cell, plan: Plan, samples: int, alone: bool) -> int:
+    """Forwards of a question that is asked with this many draws; in one run the mean's row comes with them."""
+    if cell.source is None:
+        return 1
+    trained = plan.cells[cell.source].spec
+    if trained["method"] in ONE_ROW:
+        return 1
+    count = min(samples, int(trained["settings"].get("members", samples)))
+    return max(1, count) if alone or "members" in trained["settings"] else count + 1
+
+
+def compare(plan: Plan, cells: Mapping[str, Cell]) -> tuple[float, float]:
+    """Forwards of these cells, and of the same table where each place of it trains and evaluates by itself."""
+    together = sum(forwards(cell, plan) for cell in cells.values())
+    apart, trained = 0.0, set()
+    for entry in plan.entries:
+        if entry.cell not in cells:
+            continue
+        place = (entry.base, entry.method, entry.train, entry.seed)
+        if entry.adapter and place not in trained:
+            trained.add(place)
+            apart += forwards(plan.cells[entry.adapter], plan, alone=True)
+        if entry.evaluate:
+            cell = plan.cells[entry.cell]
+            asked = {min(n, _rows(cell, plan, n, True)) if n else 0 for n in entry.draws if entry.adapter} or {1}
+            one_row = entry.adapter and plan.cells[entry.adapter].spec["method"] in ONE_ROW
+            asked = {1} if one_row else asked
+            apart += sum(forwards(cell, plan, n, alone=True) for n in asked)
+    return together, apart
+
+
+def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) -> tuple[float | None, str]:
+    """(seconds of these cells one after the other, where that comes from)."""
+    total, unknown, measured = 0.0, 0, 0
+    speeds = _measured(plan, store)
+    for cell in cells.values():
+        base = _base(cell, plan)
+        speed = speeds.get((cell.kind, base))
+        if speed is None and (size := parameters(base)):
+            tokens = 40 if base == "toyworld" else 150
+            speed, measured = 2 * size * tokens / FLOPS[device], measured - 1
+        if speed is None:
+            unknown += 1
+            continue
+        measured += 1
+        total += forwards(cell, plan) * speed + 3
+    if unknown:
+        return None, f"unknown: the size of {unknown} cells' base is not known before one is done"
+    how = "measured by the cells that are done" if measured == len(cells) and cells else "computed"
+    note = "" if how != "computed" else f" from 2 x parameters x tokens at {FLOPS[device]:.0e} FLOP/s a {device}"
+    return total, how + note
+
+
+def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
+    """Seconds per forward of the cells that are done, by kind and base."""
+    found: dict[tuple[str, str], list[float]] = {}
+    done = [name for name, state in store.states().items() if state == "done" and name in plan.cells]
+    for name in done[:200]:
+        cell = plan.cells[name]
+        pair = found.setdefault((cell.kind, _base(cell, plan)), [0.0, 0.0])
+        pair[0] += float(store.record(name)["seconds"])
+        pair[1] += forwards(cell, plan)
+    return {key: spent / count for key, (spent, count) in found.items() if count}
+
+
+def _base(cell: Cell, plan: Plan) -> str:
+    run = cell.spec.get("run") or plan.cells[str(cell.source)].spec["run"]
+    return str(run["base"])
+
+
+def parameters(base: str) -> float | None:
+    """Of a base: from the size of its files, else from its name (Llama-2-7b)."""
+    if base == "toyworld":
+        from uqharness.toyworld import base_path
+
+        base = str(base_path())
+    path = Path(base)
+    if path.is_dir() and (files := list(path.glob("*.safetensors"))):
+        config = path / "config.json"
+        kind = json.loads(config.read_text()).get("torch_dtype", "") if config.exists() else ""
+        return sum(file.stat().st_size for file in files) / (2 if "16" in str(kind) else 4)
+    if match := re.search(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", path.name.lower()):
+        return float(match[1]) * (1e9 if match[2] == "b" else 1e6)
+    known = {"roberta-base": 1.25e8, "roberta-large": 3.55e8}
+    return known.get(path.name)
+
+
+def disk(plan: Plan, cells: Mapping[str, Cell]) -> float:
+    """Bytes of adapters (rank x width x layers, from the base's size) and results; checkpoints go with the training."""
+    total = 0.0
+    for cell in cells.values():
+        if cell.kind == "evaluate":
+            rows = int(cell.spec.get("samples", 1)) + 1
+            total += 60_000 + 4 * 4 * 1.4 * rows * min(items(cell.spec["task"])[1], cell.spec["limit"] or 10**9)
+            continue
+        run = {**as_json(Run()), **cell.spec["run"]}
+        size = parameters(run["base"]) or 1e9
+        width = max(64.0, (size / 12 / 24) ** 0.5)
+        layers = max(2.0, size / (12 * width**2))
+        copies = int(cell.spec["settings"].get("members", 2))
+        total += 50_000 + 4 * 2 * int(run["lora_r"]) * width * 2.2 * layers * copies
+    return total
