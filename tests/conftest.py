@@ -167,3 +167,12 @@ def bare(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Overlay:
 def full(tmp_path_factory: pytest.TempPathFactory, wheel: Path) -> Overlay:
     """Us as installed from the wheel, and every package of the environment that runs the tests."""
     return Overlay(tmp_path_factory.mktemp("full"), wheel, packages=True)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What takes long, or needs Slurm or Ray, is left to `.ci/full`."""
+    if os.environ.get("UQHARNESS_FULL"):
+        return
+    for item in items:
+        if item.get_closest_marker("full"):
+            item.add_marker(pytest.mark.skip(reason="takes long, or needs Slurm or Ray: `.ci/full` runs it"))

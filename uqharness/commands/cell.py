@@ -120,7 +120,8 @@ def evaluate(store: Store, cell: Cell) -> list[str]:
     if out.is_dir():
         return []
     spec = cell.spec
-    run = config.build(Run, spec["run"] if "run" in spec else _plan(str(store.out)).cells[str(cell.source)].spec["run"])
+    trained = spec if "run" in spec else _plan(str(store.out)).cells[str(cell.source)].spec
+    run = config.build(Run, {**trained["run"], "out": str(out)})
     model, given = _model(spec, run, store.adapter(cell.source) if cell.source else None)
     argv = ["--model", model, "--model_args", given, "--tasks", spec["task"], "--batch_size", spec["batch_size"]]
     argv += ["--device", _device(run), *(["--limit", str(spec["limit"])] if spec["limit"] else [])]

@@ -8,6 +8,7 @@ computed from the base's size. Numbers of items are those of the official splits
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +18,7 @@ from uqharness.settings import Run, as_json
 from uqharness.suite.plan import Cell, Plan
 from uqharness.suite.store import Store
 
+DEFAULTS = as_json(Run())
 BACKWARD = 3  # forwards that a forward with its backward costs
 UNKNOWN = 1000  # items of a split that is not listed
 # task: (training, evaluated); letters, cloze, _bp and _ll ask the same items, _test others.
@@ -32,6 +34,7 @@ FLOPS = {"cpu": 4e10, "gpu": 1e14}  # a second; a core in float32, a recent card
 ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one row, for the estimate alone
 
 
+@functools.cache
 def items(task: str) -> tuple[int, int]:
     """(items to train on, items that are evaluated) of a task."""
     name = re.sub(r"_(bp|ll)$", "", task)
@@ -48,7 +51,7 @@ def forwards(cell: Cell, plan: Plan, draws: int | None = None, alone: bool = Fal
     if cell.kind == "evaluate":
         count = min(items(spec["task"])[1], spec["limit"] or 10**9)
         return count * _rows(cell, plan, spec.get("samples", 1) if draws is None else draws, alone)
-    run = {**as_json(Run()), **spec["run"]}
+    run = {**DEFAULTS, **spec["run"]}
     steps = run.get("stop_at") or run["steps"]
     once = BACKWARD * steps * run["batch_size"] * run["grad_accumulation"]
     if spec["method"] == "ens":
@@ -132,6 +135,7 @@ def _base(cell: Cell, plan: Plan) -> str:
     return str(run["base"])
 
 
+@functools.cache
 def parameters(base: str) -> float | None:
     """Of a base: from the size of its files, else from its name (Llama-2-7b)."""
     if base == "toyworld":
@@ -157,7 +161,7 @@ def disk(plan: Plan, cells: Mapping[str, Cell]) -> float:
             rows = int(cell.spec.get("samples", 1)) + 1
             total += 60_000 + 4 * 4 * 1.4 * rows * min(items(cell.spec["task"])[1], cell.spec["limit"] or 10**9)
             continue
-        run = {**as_json(Run()), **cell.spec["run"]}
+        run = {**DEFAULTS, **cell.spec["run"]}
         size = parameters(run["base"]) or 1e9
         width = max(64.0, (size / 12 / 24) ** 0.5)
         layers = max(2.0, size / (12 * width**2))

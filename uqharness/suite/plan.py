@@ -178,7 +178,8 @@ class _Maker:
     resolved: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def fail(self, row: Row, error: object) -> InputError:
-        return InputError(f"{self.suite.file}:{self.suite.lines.get(row.name, 1)}: row {row.name}: {error}")
+        name = row.name.partition("@")[0]
+        return InputError(f"{self.suite.file}:{self.suite.lines.get(name, 1)}: row {name}: {error}")
 
     def check_names(self) -> None:
         suite = self.suite
@@ -292,14 +293,13 @@ class _Maker:
         identity = {**found["identity"], "seed": seed, "source": source and source.hash}
         after = None
         if step is not None and not row.source:
-            if step > run["steps"]:
-                raise self.fail(row, f"at {step}: the training has {run['steps']} steps")
-            spec["run"] = {**run, "stop_at": step if step < run["steps"] else 0}
-            identity["stop_at"] = spec["run"]["stop_at"]
-            earlier = [
-                (each, at) for each, at in self._steps(self.suite.rows[row.name.partition("@")[0]]) if at and at < step
-            ]
-            after = self.training(earlier[-1][0], base, train, seed, earlier[-1][1]).hash if earlier else None
+            if step > found["steps"]:
+                raise self.fail(row, f"at {step}: the training has {found['steps']} steps")
+            stop = step if step < found["steps"] else 0
+            spec["run"] = {**run, "stop_at": stop} if stop else run
+            identity["run"] = {**found["identity"]["run"], "stop_at": stop}
+            steps = [pair for pair in self._steps(self.suite.rows[row.name.partition("@")[0]]) if (pair[1] or 0) < step]
+            after = self.training(steps[-1][0], base, train, seed, steps[-1][1]).hash if steps else None
         name = f"{base}/{row.name}/{train}/seed{seed}"
         return self._cell("train", name, spec, identity, source and source.hash, after)
 
@@ -365,7 +365,7 @@ class _Maker:
             settings = config.as_json(config.build(declared, mine)) if declared else {}
             if declared:
                 config.check_values(declared, mine)
-            run, _ = config.resolve_run(declared.suggests if declared else {}, theirs)
+            run, _ = config.resolve_run(declared.suggests if declared else {}, {**theirs, "out": "OUT"})
         except InputError as error:
             raise self.fail(row, error) from None
         full = config.as_json(run)

@@ -1,0 +1,281 @@
+"""Running a suite: each cell once, a failed one alone, and the same numbers after a kill at any moment.
+
+Cells run in forked children of this process where something is to be killed: starting Python takes longer than a cell.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from tests.suite import dying
+from tests.tiny import make_base
+from tests.tiny_task import make_task
+from uqharness.cli import main
+from uqharness.commands import cell as cells
+from uqharness.suite.plan import Plan, make
+from uqharness.suite.runners import Graph, local
+from uqharness.suite.schema import read
+from uqharness.suite.store import Store
+
+torch.set_num_threads(1)
+SUITE = """
+title: tiny
+bases: {tiny: {base: %(root)s/base}}
+include_path: tasks
+train: [tiny_uq]
+evaluate: [same, other_uq]
+draws: [0, 2]
+batch_size: 4
+run: {steps: 6, save_every: 2, lr: 0.02, batch_size: 4, lora_r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj],
+      max_length: 24, device: cpu}
+methods:
+  mle: {}
+  ens: {source: mle, members: 2}
+  laplace: {source: mle, structure: diag, mc_samples: 64}
+  blob: {}
+  zero-shot: {model: hf}
+"""
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("suite")
+    make_base(root / "base")
+    make_task(root / "tasks")
+    make_task(root / "tasks", "other_uq", seed=7)
+    (root / "tiny.yaml").write_text(SUITE % {"root": root})
+    return root
+
+
+@pytest.fixture(scope="module")
+def whole(world: Path) -> Path:
+    """The suite run without an interruption."""
+    out = world / "whole"
+    made = begin(world, out)
+    assert in_child(lambda: run_all(out, made)) == 0
+    return out
+
+
+def begin(world: Path, out: Path, **given: Any) -> Plan:
+    made = make(read(world / "tiny.yaml"), given)
+    Store(out).write(made)
+    return made
+
+
+def run_all(out: Path, made: Plan) -> None:
+    for name in made.cells:
+        cells.work(str(out), name)
+
+
+def records(out: Path) -> dict[str, Any]:
+    """The answers of every draw to every question, by place in the table, as bytes."""
+    from uqharness.results.reading import read_results
+
+    made = Store(out).read()
+    found: dict[str, Any] = {}
+    for entry in (each for each in made.entries if Store(out).is_done(each.cell)):
+        (run,) = read_results(Store(out).results(entry.cell))
+        found[entry.name] = run.record.logp.tobytes()
+    return found
+
+
+def in_child(act: Callable[[], Any]) -> int:
+    """Do something in a forked child; return its exit code, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def test_every_cell_is_run_once_and_what_is_done_is_not_done_again(world: Path, whole: Path) -> None:
+    store, made = Store(whole), Store(whole).read()
+    assert set(store.states().values()) == {"done"} and len(made.cells) == 4 + 10
+    about = store.record(next(iter(made.cells)))
+    assert about["command"].startswith("uqharness train mle --out") and about["seconds"] > 0
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*") if path.is_file()}
+    assert in_child(lambda: run_all(whole, made)) == 0
+    changed = {path for path in before if path.stat().st_mtime_ns != before[path]}
+    assert {path.parent.name for path in changed} <= {"logs"}
+    assert not list(whole.glob("adapters/*.checkpoints")) and not list(whole.glob("cells/*.lock"))
+
+
+POINTS = {  # what a kill interrupts: the function, and after how many calls
+    "training": ("uqharness.training.checkpoints:Course.end_step", 4),
+    "checkpoint": ("uqharness.training.checkpoints:write_atomic", 3),
+    "checkpoint's rename": ("uqharness.training.checkpoints:os.rename", 2),
+    "fit": ("uqharness.adapters.laplace:collect", 0),
+    "adapter": ("uqharness.adapter_io.folder:place_folder", 0),
+    "adapter placed": ("uqharness.adapter_io.folder:place_folder", 1),
+    "evaluation": ("uqharness.engine.engine:Engine.score", 2),
+    "results": ("uqharness.commands.cell:place_folder", 1),
+    "marker": ("uqharness.suite.store:write_atomic", 2),
+}  # fmt: skip
+
+
+def kill_at(place: str, after: int) -> None:
+    """From now on in this process: the call after so many others kills it."""
+    import importlib
+
+    module, _, path = place.partition(":")
+    owner: Any = importlib.import_module(module)
+    *parents, name = path.split(".")
+    for parent in parents:
+        owner = getattr(owner, parent)
+    real, count = getattr(owner, name), [0]
+
+    def wrapped(*args: Any, **kwargs: Any) -> Any:
+        if count[0] == after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count[0] += 1
+        return real(*args, **kwargs)
+
+    setattr(owner, name, wrapped)
+
+
+QUICK = ("checkpoint", "fit", "results")
+
+
+@pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.full) for p in POINTS])
+def test_killed_twice_and_gone_on_with_gives_the_same_answers(
+    point: str, world: Path, whole: Path, tmp_path: Path
+) -> None:
+    made = begin(world, tmp_path)
+    chosen = list(made.chosen({"method": ["laplace"], "evaluate": ["tiny_uq"]}))
+
+    def rest() -> None:
+        for name in chosen:
+            cells.work(str(tmp_path), name)
+
+    def killed() -> None:
+        kill_at(*POINTS[point])
+        rest()
+
+    assert in_child(killed) == -signal.SIGKILL and in_child(killed) == -signal.SIGKILL, point
+    assert in_child(rest) == 0
+    assert set(Store(tmp_path).states().values()) == {"done"} and len(Store(tmp_path).states()) == 3
+    found, wanted = records(tmp_path), records(whole)
+    assert list(found) == ["tiny/laplace/tiny_uq/seed0 on tiny_uq"] and found.items() <= wanted.items()
+
+
+def test_the_base_is_loaded_once_and_its_weights_stay_as_they_are(world: Path, whole: Path, tmp_path: Path) -> None:
+    from transformers import AutoModelForCausalLM, PreTrainedModel
+
+    from uqharness.training import base_model
+
+    made = begin(world, tmp_path)
+
+    def counted() -> None:
+        real, loads = PreTrainedModel.from_pretrained.__func__, []  # type: ignore[attr-defined]
+
+        def from_pretrained(cls: Any, *args: Any, **kwargs: Any) -> Any:
+            loads.append(args)
+            return real(cls, *args, **kwargs)
+
+        base_model._kept = None
+        PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
+        for name, cell in made.cells.items():
+            if cell.spec.get("model") != "hf":  # lm-eval's own model loads by itself
+                cells.work(str(tmp_path), name)
+        assert len(loads) == 1, len(loads)
+        (kept,) = base_model._kept.values()  # type: ignore[union-attr]
+        fresh = AutoModelForCausalLM.from_pretrained(world / "base").state_dict()
+        assert all(torch.equal(value, fresh[name]) for name, value in kept.state_dict().items())
+
+    assert in_child(counted) == 0
+
+
+def test_a_failed_cell_is_recorded_and_the_others_go_on(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """SWAG needs two snapshots: its cell fails, its evaluation waits, MLE's are done."""
+    file = world / "failing.yaml"
+    file.write_text(SUITE.partition("methods:")[0] % {"root": world} + "methods: {swag: {}, mle: {}}\nevaluate: [same]")
+    file.write_text(file.read_text().replace("evaluate: [same, other_uq]\n", ""))
+    out = tmp_path / "out"
+    assert main(["suite", "run", str(file), "--out", str(out), "--jobs", "1"]) == 1
+    said = capsys.readouterr().err
+    assert "failed: tiny/swag/tiny_uq/seed0: swag needs at least 2 snapshots" in said
+    assert "uqharness: 2 of 4 cells failed or were not begun: " in said
+    assert sorted(Store(out).states().values()) == ["done", "done", "failed"]
+    assert main(["suite", "status", str(out)]) == 0
+    shown = capsys.readouterr().out
+    assert "train: 1 done, 1 failed" in shown and "evaluate: 1 done, 1 to do" in shown and "2 snapshots" in shown
+
+
+def test_what_needs_a_failed_cell_is_given_up(world: Path, tmp_path: Path) -> None:
+    made = begin(world, tmp_path)
+    store = Store(tmp_path)
+    graph = Graph(made.cells, store, lambda cell: 1.0)
+    cell = graph.ready()
+    assert cell is not None and cell.spec["method"] == "mle"  # most waits for it
+    graph.begin(cell)
+    graph.end(cell.hash)  # neither done nor failed: its process died
+    assert "killed" in graph.failed[cell.hash] and len(graph.failed) == 1 + 2 + 2 + 4
+    assert {each.spec.get("method", "") for each in graph.left.values()} == {"blob", ""}
+
+
+def test_a_worker_that_dies_costs_one_cell(world: Path, tmp_path: Path) -> None:
+    made = begin(world, tmp_path)
+    chosen = {k: c for k, c in made.cells.items() if c.spec.get("method") in ("mle", "blob")}
+    graph = Graph(chosen, Store(tmp_path), lambda cell: 1.0)
+    local(graph, 1, dying.die_once, lambda cell: None)
+    assert len(graph.failed) == 1 and "killed" in next(iter(graph.failed.values()))
+    assert sum(state == "done" for state in Store(tmp_path).states().values()) == 1
+
+
+@pytest.mark.parametrize(
+    "words, code, said",
+    [
+        (["run", "toywrld"], 2, "unknown suite 'toywrld' (did you mean toyworld?)"),
+        (["run", "FILE", "--only", "metod=mle"], 2, "--only metod=mle: give KEY=VALUE"),
+        (["run", "FILE", "--set", "stepz=3"], 2, "--set stepz: no method of the suite has it (did you mean steps?)"),
+        (["run", "FILE", "--jobs", "0"], 2, "--jobs 0"),
+        (["status", "nowhere"], 2, "nowhere holds no suite"),
+        (["cell", "abc", "--out", "nowhere"], 2, "nowhere holds no suite"),
+        ([], 2, "no action"),
+    ],
+)
+def test_bad_commands(
+    words: list[str], code: int, said: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    assert main(["suite", *[str(world / "tiny.yaml") if word == "FILE" else word for word in words]]) == code
+    assert capsys.readouterr().err.startswith(f"uqharness: {said}")
+
+
+@pytest.mark.parametrize(
+    "before, after, said",
+    [
+        ("evaluate: [same, other_uq]", "evaluate: [same, othr_uq]", "unknown task 'othr_uq'"),
+        ("base: %(root)s/base", "base: no-such/base", "base model no-such/base cannot be loaded"),
+        ("laplace: {source: mle, structure: diag,", "laplace: {structure: full, prior: layer,", "prior=layer needs"),
+        ("include_path: tasks", "include_path: broken", "task tiny_uq cannot be loaded"),
+    ],
+)
+def test_what_is_missing_is_refused_before_any_training(
+    before: str, after: str, said: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_task(world / "broken")
+    make_task(world / "broken", "other_uq", seed=7)
+    for path in (world / "broken").glob("tiny_uq_*.jsonl"):
+        path.unlink()
+    changed = world / "changed.yaml"
+    changed.write_text(SUITE.replace(before, after) % {"root": world})
+    assert main(["suite", "run", str(changed), "--out", str(tmp_path / "out"), "--jobs", "1"]) == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out" / "adapters").exists()
