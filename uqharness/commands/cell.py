@@ -148,8 +148,7 @@ def _model(spec: Any, run: Run, adapter: Path | None) -> tuple[str, str]:
         return "bayeslora", f"adapter={adapter},samples={spec['samples']},seed=0{bits}"
     if spec["model"] != "hf":
         return spec["model"], f"pretrained={spec['model']}"
-    from uqharness.adapter_io.folder import base_location
-    from uqharness.training.base_model import training_dtype
+    from uqharness.training.base_model import base_location, training_dtype
 
     where, file = base_location(run.base)
     dtype = str(training_dtype(run)).removeprefix("torch.")
