@@ -109,7 +109,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def counts(self) -> dict[str, int]:
-        every = [each.verdict for each in (*self.cells, *self.claims)]
+        every = [cell.verdict for cell in self.cells] + [claim.verdict for claim in self.claims]
         return {verdict: every.count(verdict) for verdict in dict.fromkeys(every)}
 
 

@@ -106,9 +106,9 @@ def parts(path: str, name: str, **wanted: str) -> dict[str, Dataset]:
     found = {}
     for part, which in wanted.items():
         split, start, stop = which.split()
-        rows = whole[split]
-        order = sorted(range(len(rows)), key=lambda i, ids=rows["id"]: hashlib.sha256(ids[i].encode()).digest())
-        found[part] = rows.select(order[int(start) : int(stop)])
+        hashes = [hashlib.sha256(key.encode()).digest() for key in whole[split]["id"]]
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
+        found[part] = whole[split].select(order[int(start) : int(stop)])
     return found
 
 
