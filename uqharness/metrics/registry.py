@@ -1,74 +1,67 @@
-"""Every metric by name: fn(probs [D, C], gold [D]), or fn(draw_probs [S, D, C], gold) if `needs_draws`.
+"""Every metric by name, and all of them from the answers of draws.
 
-The one door to the metrics: point metrics live in `scores`, binned ones in `calibration`, and `intervals`.
-Knows nothing of models, tasks or files.
+The one door to the metrics. Built-ins and third parties register in the entry-point group `uqharness.metrics`: each
+entry is a `Metric`, or a sequence of them. Knows nothing of models, tasks or files.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+from collections.abc import Collection, Sequence
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uqharness.errors import InputError
+from uqharness import plugins
+from uqharness.errors import InputError, did_you_mean
+from uqharness.metrics import calibration, points, selective
+from uqharness.metrics.averaging import (
+    average,
+    combine_draws,
+    first_draws,
+    first_in_orders,
+    log_softmax,
+    softmax_draws,
+)
 from uqharness.metrics.calibration import (
     BINS,
     bin_probs,
-    classwise_ece,
     debias,
     ece,
     ece_debiased,
     ece_floor,
-    ece_floor_mean,
-    ece_torchmetrics,
+    ece_metric,
     gap_noise,
     mce,
     reliability_bins,
 )
-from uqharness.metrics.intervals import BINNED_NAMES, NAMES, interval, stderr
+from uqharness.metrics.metric import PROB_FLOOR, Answers, Draws, Floats, Metric
 from uqharness.metrics.points import (
-    PROB_FLOOR,
-    Floats,
-    accuracy,
-    accuracy_at_coverage,
-    aurc,
-    auroc_confidence,
-    brier,
     brier_items,
-    combine_draws,
     confidence,
     correct,
     expected_entropy,
     mutual_information,
-    nll,
     nll_items,
-    ood_auroc,
     pad,
     predicted,
     predictive_entropy,
-    risk_at_coverage,
-    risk_curve,
-    softmax_draws,
 )
+from uqharness.metrics.selective import accuracy_at_coverage, aurc, ood_auroc, risk_curve
 
 __all__ = [
-    "BINNED_NAMES",
     "BINS",
     "METRICS",
-    "NAMES",
     "PROB_FLOOR",
+    "Answers",
+    "Draws",
     "Floats",
     "Metric",
-    "accuracy",
     "accuracy_at_coverage",
     "aurc",
-    "auroc_confidence",
+    "average",
     "bin_probs",
-    "brier",
     "brier_items",
-    "classwise_ece",
     "combine_draws",
     "compute_all",
     "confidence",
@@ -77,82 +70,70 @@ __all__ = [
     "ece",
     "ece_debiased",
     "ece_floor",
-    "ece_floor_mean",
-    "ece_torchmetrics",
+    "every_n",
     "expected_entropy",
+    "find",
     "gap_noise",
-    "interval",
+    "in_orders",
+    "log_softmax",
     "mce",
     "mutual_information",
-    "nll",
     "nll_items",
     "ood_auroc",
     "pad",
     "predicted",
     "predictive_entropy",
     "reliability_bins",
-    "risk_at_coverage",
     "risk_curve",
     "softmax_draws",
-    "stderr",
 ]
 
-Value = Callable[[ArrayLike, ArrayLike], float]
-Items = Callable[[ArrayLike, ArrayLike], Floats]
+AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor
+log = logging.getLogger(__name__)
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric; tables print fn(...) * scale with `decimals`. `higher_is_better` None: neither."""
-
-    name: str
-    label: str
-    fn: Value
-    higher_is_better: bool | None
-    per_item: Items | None = None
-    needs_draws: bool = False
-    decimals: int = 2
-    scale: float = 1.0
-
-
-def _mean(items: Items) -> Value:
-    return lambda probs, gold: float(items(probs, gold).mean())
-
-
-def _acc_items(probs: ArrayLike, gold: ArrayLike) -> Floats:
-    return correct(probs, gold).astype(np.float64)
-
-
-def _entropy(normalised: bool) -> Items:
-    return lambda probs, gold: predictive_entropy(probs, normalised)
-
-
-def _information(normalised: bool) -> Items:
-    return lambda draw_probs, gold: mutual_information(draw_probs, normalised)
-
-
-def _spread(name: str, label: str, items: Items, needs_draws: bool) -> Metric:
-    return Metric(name, label, _mean(items), None, items, needs_draws, decimals=3)
-
-
-_ALL = (
-    Metric("acc", "ACC", accuracy, True, _acc_items, scale=100),
-    Metric("nll", "NLL", nll, False, nll_items),
-    Metric("ece", "ECE", ece, False, scale=100),
-    Metric("brier", "Brier", brier, False, brier_items, decimals=3),
-    Metric("ece10", "ECE (10 bins)", lambda probs, gold: ece(probs, gold, 10), False, scale=100),
-    Metric("ece_torchmetrics", "ECE (torchmetrics)", ece_torchmetrics, False, scale=100),
-    Metric("ece_debiased", "ECE (debiased)", ece_debiased, False, scale=100),
-    Metric("ece_floor", "ECE floor", lambda probs, gold: ece_floor_mean(probs), None, scale=100),
-    Metric("mce", "MCE", mce, False, scale=100),
-    Metric("auroc", "AUROC", auroc_confidence, True, scale=100),
-    Metric("aurc", "AURC", aurc, False, scale=100),
-    _spread("entropy", "Entropy", _entropy(False), False),
-    _spread("entropy_norm", "Entropy / log C", _entropy(True), False),
-    _spread("mutual_information", "Mutual information", _information(False), True),
-    _spread("mutual_information_norm", "Mutual information / log C", _information(True), True),
+ORDER = ("acc", "nll", "ece", "brier")  # first in lists, as papers have them
+BUILT_IN = tuple(
+    sorted(
+        (*points.METRICS, *calibration.METRICS, *selective.METRICS),
+        key=lambda m: ORDER.index(m.name) if m.name in ORDER else len(ORDER),
+    )
 )
-METRICS: dict[str, Metric] = {metric.name: metric for metric in _ALL}
+
+
+def _installed() -> dict[str, Metric]:
+    metrics = {metric.name: metric for metric in BUILT_IN}
+    for point in plugins.installed(plugins.METRICS).values():
+        try:
+            loaded = plugins.load(point)
+            given = (loaded,) if isinstance(loaded, Metric) else tuple(loaded)
+            if not all(isinstance(metric, Metric) for metric in given):
+                raise TypeError(f"found {given[0]!r:.60}")
+        except (InputError, TypeError) as error:
+            log.warning("%s is left out: expected a Metric or a sequence of them: %s", plugins.describe(point), error)
+            continue
+        for metric in given:
+            if metrics.setdefault(metric.name, metric) is not metric:
+                log.warning("metric %s of %s is hidden by another of this name", metric.name, plugins.describe(point))
+    return metrics
+
+
+METRICS: dict[str, Metric] = _installed()
+
+
+def find(name: str) -> Metric:
+    """The metric of this name; `ece:bins=20` is ECE with another option."""
+    if name in METRICS:
+        return METRICS[name]
+    stem, *options = name.split(":")
+    if stem == "ece" and options:
+        given = dict(option.partition("=")[::2] for option in options)
+        bins, rule = given.pop("bins", str(BINS)), given.pop("rule", "right-closed")
+        if given or not bins.isdecimal() or not 1 <= int(bins) <= 1000 or rule not in calibration.RULES:
+            rules = ", ".join(calibration.RULES)
+            raise InputError(f"cannot read {name!r}: ece takes bins=1 … 1000 and rule={rules}, as in ece:bins=20")
+        shown = ", ".join([f"{bins} bins", *([rule] if rule != "right-closed" else [])])
+        return ece_metric(name, f"ECE ({shown})", f"ECE with {shown}.", int(bins), rule)
+    raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
 
 
 def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[str, float]:
@@ -161,22 +142,33 @@ def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[s
 
     NaN where a metric is undefined: what needs draws under rule "given", AUROC when every answer is right.
     """
-    x = np.asarray(logp, dtype=np.float64)
-    if x.ndim != 3:
-        raise InputError(f"logp must be [S, D, C], found shape {x.shape}; add a leading axis for one draw")
-    probs = combine_draws(x, rule)
-    draws = None if rule == "given" else softmax_draws(x)
-    out: dict[str, float] = {}
+    answers = average(logp, gold, rule)
+    numbers: dict[str, float] = {}
     for name, metric in METRICS.items():
-        missing = metric.needs_draws and draws is None
-        if name == "ece_floor":
-            floor = ece_floor(probs)
-            out |= {"ece_floor": floor["mean"], "ece_floor_q95": floor["q95"]}
-            continue
-        values = draws if metric.needs_draws and draws is not None else probs
-        out[name] = float("nan") if missing else metric.fn(values, gold)
-        if name in BINNED_NAMES:
-            out[f"{name}_low"], out[f"{name}_high"] = interval(name, probs, gold)
-        elif name in NAMES:
-            out[f"{name}_stderr"] = float("nan") if missing else stderr(name, probs, gold, draws)
-    return out
+        numbers[name] = float(metric.value(answers))
+        numbers |= {f"{name}_{end}": float(value) for end, value in metric.spread(answers).items()}
+    return numbers
+
+
+def every_n(
+    logp: Floats, gold: ArrayLike, rule: str = "probs", has_mean: bool = True, names: Collection[str] | None = None
+) -> tuple[list[int], dict[str, Floats]]:
+    """The numbers of draws in logp [S + 1, D, C], 0 … S (1 … S without the mean's row), and each metric, [M]."""
+    draws = len(logp) - 1
+    if rule == "given" and draws > 1:
+        raise InputError(f"{draws} draws under the rule 'given', which has one row; evaluate again")
+    answers = average(logp if has_mean else logp[1:], gold, rule, first_draws(has_mean))
+    values = {name: find(name).value(answers) for name in (METRICS if names is None else names)}
+    return list(range(0 if has_mean else 1, draws + 1)), values
+
+
+def in_orders(
+    logp: Floats, gold: ArrayLike, rule: str, orders: Sequence[np.ndarray], names: Collection[str]
+) -> dict[str, Floats]:
+    """Each metric of the first 1 … S draws logp [S, D, C] in each order, [O, S]."""
+    at_once = max(AT_ONCE // logp.size, 1)
+    parts = []
+    for k in range(0, len(orders), at_once):
+        answers = average(logp, gold, rule, first_in_orders(orders[k : k + at_once]))
+        parts.append({name: find(name).value(answers) for name in names})
+    return {name: np.concatenate([part[name] for part in parts]) for name in names}

@@ -1,0 +1,71 @@
+"""What packages offer under an entry-point group, built-ins by the same door as others.
+
+An installed package's entry points are in its metadata. In a checkout that is not installed the same list is
+read from its pyproject.toml. Nothing is imported until it is asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
+from typing import Any
+
+from uqharness.errors import InputError
+
+METHODS = "uqharness.methods"
+METRICS = "uqharness.metrics"
+log = logging.getLogger(__name__)
+
+
+def installed(group: str) -> dict[str, EntryPoint]:
+    """Entry points of a group by name; built-ins hide others of the same name."""
+    points = {point.name: point for point in _checkout(group)}
+    for point in sorted(entry_points(group=group), key=lambda p: (not _built_in(p), p.name, p.value)):
+        if point.name not in points:
+            points[point.name] = point
+        elif points[point.name].value != point.value:
+            log.warning(
+                "%s %s of %s is hidden by %s",
+                group.rpartition(".")[2][:-1],
+                point.name,
+                point.value,
+                points[point.name].value,
+            )
+    return dict(sorted(points.items()))
+
+
+def load(point: EntryPoint) -> Any:
+    """Import what an entry point names."""
+    try:
+        return point.load()
+    except (ImportError, AttributeError) as error:
+        raise InputError(f"{describe(point)} cannot be imported: {error}") from error
+
+
+def describe(point: EntryPoint) -> str:
+    """`method sgld (module:Class, package)`, for messages."""
+    return f"{point.group.rpartition('.')[2][:-1]} {point.name} ({point.value}, {distribution(point)})"
+
+
+def distribution(point: EntryPoint) -> str:
+    """The package that an entry point comes from."""
+    dist = getattr(point, "dist", None)
+    return dist.name if dist is not None else "uqharness"
+
+
+def _built_in(point: EntryPoint) -> bool:
+    return point.value.startswith("uqharness.")
+
+
+def _checkout(group: str) -> list[EntryPoint]:
+    """The entry points in the pyproject.toml beside this package, when that is a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / "adapters").is_dir() or not (root / "pyproject.toml").is_file():
+        return []
+    # tomllib is Python 3.11's; the table that is wanted is plain `name = "module:Class"` lines.
+    text = (root / "pyproject.toml").read_text(encoding="utf-8")
+    table = re.search(rf'^\[project\.entry-points\."{re.escape(group)}"\]\n((?:(?!\[).*\n?)*)', text, re.MULTILINE)
+    lines = re.findall(r'^([\w-]+)\s*=\s*"([^"]+)"', table.group(1), re.MULTILINE) if table else []
+    return [EntryPoint(name, value, group) for name, value in lines]
