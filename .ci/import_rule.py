@@ -18,7 +18,7 @@ from pathlib import Path
 FOLDERS = ("uqharness", "adapters", "leaderboard", "tasks")
 LAYERS = (
     "errors",
-    "atomic interrupt terminal loose_json",
+    "atomic interrupt terminal loose_json plugins",
     "settings toyworld metrics",
     "results",
     "posterior",

@@ -13,19 +13,21 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from uqharness.metrics import calibration, intervals
-from uqharness.metrics import points as scores
+from uqharness.metrics import calibration
+from uqharness.metrics import registry as metrics
+from uqharness.metrics.registry import METRICS, Answers
 
 Array = NDArray[np.float64]
 WORLDS = {"calibrated": 1.0, "mild": 1.3, "heavy": 3.0, "under": 0.7, "corner": -1.0}
-BINNED = ("ece", "ece10", "ece_torchmetrics", "ece_debiased")
+# With the options of their bins.
+BINNED = {"ece": (15,), "ece10": (10,), "ece_torchmetrics": (15, "torchmetrics"), "ece_debiased": (15,)}
 
 
 def world(name: str, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """(model's probs [n, 4], true probs [n, 4])."""
     z = rng.normal(0.0, 2.0, (n, 4))
     a = WORLDS[name]
-    p, q = (scores.combine_draws(x[None], "given") for x in (abs(a) * z, z))
+    p, q = (metrics.combine_draws(x[None], "given") for x in (abs(a) * z, z))
     if a < 0:  # between 0.6 and 0.8 the model is right only half as often as it says
         flip = np.isin(np.floor(p.max(axis=1) * 15), (9.0, 10.0, 11.0))
         q = np.where(flip[:, None], 0.5 * q + 0.125, q)
@@ -46,18 +48,19 @@ def truth(name: str, rng: np.random.Generator, n: int = 2_000_000) -> dict[str, 
     """Population values of the metrics, from q instead of sampled answers."""
     p, q = world(name, n, rng)
     gold = sample(q, rng)
-    conf, pred = scores.confidence(p), scores.predicted(p)
-    chance, right = q[np.arange(n), pred], scores.correct(p, gold)
+    answers = Answers.of(p, gold)
+    chance = q[np.arange(n), metrics.predicted(p)]
     out: dict[str, float | Array] = {
-        k: float(np.abs(expected_gaps(intervals.BINNED[k](conf, right), chance)).sum()) for k in BINNED
+        k: float(np.abs(expected_gaps(calibration.bins_of(answers, *options), chance)).sum())
+        for k, options in BINNED.items()
     }
-    b = calibration.bin_items(conf, right)
+    b = calibration.bins_of(answers)
     out["mce"] = np.abs(expected_gaps(b, chance)) * n / np.maximum(b.counts, 1)
-    out["acc"], out["entropy"] = float(chance.mean()), float(scores.predictive_entropy(p).mean())
-    logp = np.log(np.maximum(p, scores.PROB_FLOOR))
+    out["acc"], out["entropy"] = float(chance.mean()), float(metrics.predictive_entropy(p).mean())
+    logp = np.log(np.maximum(p, metrics.PROB_FLOOR))
     out["nll"] = float(-(q * logp).sum(axis=1).mean())
     out["brier"] = float((p**2 - 2 * p * q + q).sum(axis=1).mean())
-    out["auroc"], out["aurc"] = scores.auroc(conf, right), scores.aurc(p, gold)
+    out |= {name: float(METRICS[name].value(answers)) for name in ("auroc", "aurc")}
     return out
 
 
@@ -67,10 +70,11 @@ def measure(name: str, n: int, reps: int, true: dict[str, float | Array], rng: n
     for _ in range(reps):
         p, q = world(name, n, rng)
         gold = sample(q, rng)
-        occupied = calibration.bin_probs(p, gold).counts > 0
+        answers = Answers.of(p, gold)
+        occupied = calibration.bins_of(answers).counts > 0
         for key, value in true.items():
             target = float(np.max(value[occupied])) if isinstance(value, np.ndarray) else value
-            low, high = intervals.interval(key, p, gold)
+            low, high = METRICS[key].confidence_interval(answers)
             rows[key].append((low <= target <= high, target < low, target > high, high - low))
     return {k: np.nanmean(np.array(v, dtype=float), axis=0) for k, v in rows.items()}
 
@@ -81,8 +85,9 @@ def bias(name: str, n: int, reps: int, true: float, rng: np.random.Generator) ->
     for _ in range(reps):
         p, q = world(name, n, rng)
         gold = sample(q, rng)
-        plain.append(calibration.ece(p, gold))
-        debiased.append(calibration.ece_debiased(p, gold))
+        b = calibration.bin_probs(p, gold)
+        plain.append(float(calibration.ece(b)))
+        debiased.append(float(calibration.ece_debiased(b)))
     return float(np.mean(plain)) - true, float(np.mean(debiased)) - true
 
 

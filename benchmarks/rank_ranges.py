@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from uqharness.leaderboard import publish, ranking
 from uqharness.leaderboard.aggregate import build
-from uqharness.metrics.registry import METRICS, combine_draws
+from uqharness.metrics.registry import METRICS, average
 
 Array = NDArray[np.float64]
 TASKS = ("toyworld_uq", "toyworld_near_uq", "toyworld_far_uq")
@@ -61,12 +61,10 @@ class World:
 def scores(metric: str) -> dict[str, dict[str, Array]]:
     """Every task's scores by method, [S, D]."""
     board, out = build(publish.shipped()), {task: {} for task in TASKS}  # type: ignore[var-annotated]
-    per_item = METRICS[metric].per_item
-    assert per_item is not None
     for run in board.runs.to_dict("records"):
         record = board.record(run["run_id"])
-        probs = combine_draws(record.rows(record.draws), record.combine)
-        out[run["task"]].setdefault(run["row"], []).append(per_item(probs, record.gold))
+        answers = average(record.rows(record.draws), record.gold, record.combine)
+        out[run["task"]].setdefault(run["row"], []).append(METRICS[metric].per_item(answers))
     return {task: {m: np.stack(runs) for m, runs in rows.items() if len(runs) == 3} for task, rows in out.items()}
 
 

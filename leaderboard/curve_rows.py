@@ -12,11 +12,12 @@ from uqharness.metrics.registry import (
     METRICS,
     accuracy_at_coverage,
     aurc,
+    bin_probs,
     confidence,
     correct,
     ece,
     ece_debiased,
-    ece_floor_mean,
+    ece_floor,
     expected_entropy,
     mce,
     mutual_information,
@@ -31,18 +32,18 @@ def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> R
     header = ["Method", "ECE, %", "Floor, %", "Debiased, %", "Largest gap, %", "Accuracy, %", "Mean confidence, %"]
     rows = []
     for found in shown:
-        asked = (found.probs, found.gold, bins, equal_mass)
+        binned = bin_probs(found.probs, found.gold, bins, equal_mass)
         floor, debiased = "–", "–"  # known for bins of equal width
         if not equal_mass:
-            floor = f"{100 * ece_floor_mean(found.probs, bins):.2f}"
-            debiased = f"{100 * ece_debiased(found.probs, found.gold, bins):.2f}"
+            floor = f"{100 * ece_floor(binned):.2f}"
+            debiased = f"{100 * ece_debiased(binned):.2f}"
         rows.append(
             [
                 found.row,
-                f"{100 * ece(*asked):.2f}",
+                f"{100 * ece(binned):.2f}",
                 floor,
                 debiased,
-                f"{100 * mce(*asked):.2f}",
+                f"{100 * mce(binned):.2f}",
                 f"{100 * correct(found.probs, found.gold).mean():.2f}",
                 f"{100 * confidence(found.probs).mean():.2f}",
             ]

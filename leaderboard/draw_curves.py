@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uqharness.leaderboard.every_n import every_n, in_orders
 from uqharness.leaderboard.table_sources import Source
-from uqharness.metrics.registry import METRICS, Floats
+from uqharness.metrics.registry import METRICS, Floats, in_orders
+from uqharness.results.reading import every_n
 from uqharness.results.record import Record
 
 ALL = tuple(METRICS)
@@ -36,7 +36,8 @@ def draw_curves(
     if given or record.taken.min() < record.draws:
         return {}
     rng = np.random.Generator(np.random.Philox(seed))
-    mixed = in_orders(record, [rng.permutation(record.draws) for _ in range(orders)], metrics)
+    shuffled = [rng.permutation(record.draws) for _ in range(orders)]
+    mixed = in_orders(record.logp[1:], record.gold, record.combine, shuffled, metrics)
     start, counts, out = int(record.has_mean), list(range(1, record.draws + 1)), {}
     for name, value in every_n(record, metrics)[1].items():
         low, high = np.quantile(mixed[name], (0.05, 0.95), axis=0)  # [S] each

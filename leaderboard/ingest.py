@@ -24,10 +24,9 @@ from uqharness.leaderboard.checks import (
     suspicions,
     whole_of,
 )
-from uqharness.leaderboard.every_n import every_n
 from uqharness.leaderboard.table_sources import Shared, Source, base_of, describe, last, mapping, shown
 from uqharness.metrics.registry import METRICS
-from uqharness.results.reading import Record, Run, content_of, packed_records, parse, read_run, shift
+from uqharness.results.reading import Record, Run, content_of, every_n, packed_records, parse, read_run, shift
 
 Row = dict[str, Any]
 NUMBERS = tuple(METRICS)

@@ -36,8 +36,7 @@ from uqharness.leaderboard.published_rows import (
     unpack_answers,
 )
 from uqharness.leaderboard.store import SCHEMA, refresh, result_files
-from uqharness.metrics.points import log_softmax
-from uqharness.metrics.registry import combine_draws
+from uqharness.metrics.registry import combine_draws, log_softmax
 from uqharness.results.reading import MAX_BYTES, content_of
 from uqharness.results.record import Record
 

@@ -26,8 +26,7 @@ from uqharness.leaderboard.checks import (
 )
 from uqharness.leaderboard.ingest import NUMBERS, Row
 from uqharness.leaderboard.store import REAL, SCHEMA, TEXTS
-from uqharness.metrics.points import log_softmax
-from uqharness.metrics.registry import brier_items, correct, nll_items
+from uqharness.metrics.registry import brier_items, correct, log_softmax, nll_items
 from uqharness.results.record import MAX_VALUES, RULES, digest
 
 STEP = 1 / 1024

@@ -26,18 +26,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 
 import numpy as np
-from scipy.special import bdtr, stdtr, stdtrit
+from scipy.special import stdtr, stdtrit
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table import ANY_RECIPE, Table
-from uqharness.metrics.registry import METRICS, Floats, bin_probs, debias, gap_noise
+from uqharness.metrics.registry import METRICS, Answers, Floats, tested
 
-# What a column of this metric is ranked by; the others have no test and no rank.
-TESTED = {"acc": "acc", "nll": "nll", "brier": "brier", "ece": "ece_debiased", "ece_debiased": "ece_debiased"}
-REPLICATES = 1000
 ALPHA = 0.05
 POWER = 0.8
 MOST_ITEMS, MOST_SEEDS = 1_000_000, 1_000  # an answer above these is no advice
@@ -156,14 +153,14 @@ class Tests:
         return high
 
 
-Answers = Callable[[str, int], tuple[Floats, np.ndarray]]  # run id, draws -> probs [D, C], gold [D]
+ReadAnswers = Callable[[str, int], tuple[Floats, np.ndarray]]  # run id, draws -> probs [D, C], gold [D]
 Ranks = dict[int, dict[int, Rank]]  # by column and row
 
 
-def of_table(table: Table, metric: str, answers: Answers) -> dict[int, Tests]:
+def of_table(table: Table, metric: str, answers: ReadAnswers) -> dict[int, Tests]:
     """Tests by column, named by row ("3"): rows with every cell of the table and no cell that may not be ranked."""
     columns = range(len(table.columns))
-    if metric not in TESTED or any(c.recipe_hash in (None, ANY_RECIPE) for c in table.columns):
+    if tested(metric) is None or any(c.recipe_hash in (None, ANY_RECIPE) for c in table.columns):
         return {}
     cells = {i: [table.cells.get((metric, i, j)) for j in columns] for i in range(len(table.rows))}
     full = [i for i, row in cells.items() if all(c and not (c.leaked or c.reference or c.suspect) for c in row)]
@@ -198,18 +195,18 @@ def coverage(table: Table, metric: str, row: int) -> tuple[int, int]:
 
 def compare(metric: str, methods: Mapping[str, Sequence[Floats]], gold: Floats) -> Tests:
     """All pairs of methods; each comes as its runs' probs [D, C], one per seed, on the same questions."""
-    if metric not in TESTED:
-        raise InputError(f"there is no test for {metric}; ranks need one of {', '.join(TESTED)}")
-    tested, runs = TESTED[metric], [probs for group in methods.values() for probs in group]
+    ranked_by = tested(metric)
+    if ranked_by is None:
+        named = [name for name in METRICS if tested(name)]
+        raise InputError(f"there is no test for {metric}; ranks need one of {', '.join(named)}")
+    runs = [probs for group in methods.values() for probs in group]
     if any(len(probs) != len(gold) for probs in runs):
         raise InputError(f"{metric}: runs with {sorted({len(p) for p in runs})} questions cannot be paired")
-    seeds = [len(group) for group in methods.values()]
-    if tested == "ece_debiased":
-        means, covariance = resample_ece(runs, gold)
-        return pairs_of(tested, list(methods), seeds, means, covariance, len(gold))
-    per_item = METRICS[tested].per_item
-    assert per_item is not None
-    return compare_items(tested, list(methods), seeds, np.stack([per_item(probs, gold) for probs in runs]))
+    seeds, given = [len(group) for group in methods.values()], [Answers.of(probs, gold) for probs in runs]
+    if ranked_by.paired is not None:
+        return pairs_of(ranked_by.name, list(methods), seeds, *ranked_by.paired(given), len(gold))
+    scores = np.stack([ranked_by.per_item(answers) for answers in given])
+    return compare_items(ranked_by.name, list(methods), seeds, scores)
 
 
 def compare_items(metric: str, names: Sequence[str], seeds: Sequence[int], scores: Floats) -> Tests:
@@ -217,7 +214,7 @@ def compare_items(metric: str, names: Sequence[str], seeds: Sequence[int], score
     items = scores.shape[1]
     centred = scores - scores.mean(axis=1, keepdims=True)
     covariance = centred @ centred.T / (max(items - 1, 1) * items)
-    return pairs_of(metric, names, seeds, scores.mean(axis=1), covariance, items, scores if metric == "acc" else None)
+    return pairs_of(metric, names, seeds, scores.mean(axis=1), covariance, items, scores)
 
 
 def pairs_of(
@@ -227,12 +224,9 @@ def pairs_of(
     means: Floats,
     covariance: Floats,
     items: int,
-    right: Floats | None = None,
+    scores: Floats | None = None,
 ) -> Tests:
-    """Tests from the runs' values [R], their covariance over questions [R, R] and, of accuracy, the right answers.
-
-    `right` is [R, D].
-    """
+    """Tests from the runs' values [R], their covariance over questions [R, R] and, for an exact test, scores [R, D]."""
     count = np.asarray(seeds, dtype=np.float64)
     owner = np.repeat(np.arange(len(count)), seeds)
     values = np.bincount(owner, means, len(count)) / count
@@ -241,10 +235,11 @@ def pairs_of(
     variance, df = spread.of(items, count)
     t = np.where(np.abs(difference) < 1e-12, 0.0, np.abs(difference) / np.sqrt(np.maximum(variance, 1e-300)))
     p = 2 * stdtr(df, -t)
-    if right is not None:
+    exact_test = METRICS[metric].exact_test
+    if scores is not None and exact_test is not None:
         first = np.searchsorted(owner, np.arange(len(count)))
         single = (count[:, None] == 1) & (count[None, :] == 1) & ~np.eye(len(count), dtype=bool)
-        p = np.where(single, mcnemar(right[first]), p)
+        p = np.where(single, exact_test(scores[first]), p)
     upper = np.triu_indices(len(count), 1)
     adjusted = np.ones_like(p)
     adjusted[upper] = holm(p[upper])
@@ -269,36 +264,6 @@ def spread_of(deviations: Floats, covariance: Floats, owner: np.ndarray, seeds: 
     return Spread(items, seeds, shared, mixed, observed - mixed)
 
 
-def resample_ece(runs: Sequence[Floats], gold: Floats) -> tuple[Floats, Floats]:
-    """`ece_debiased`, not clipped, of each run [R], and its covariance [R, R] over resampled questions.
-
-    Resampling moves the gaps of the bins; what noise does to their size stays.
-    """
-    binned = [bin_probs(probs, gold) for probs in runs]
-    noise = [gap_noise(b) for b in binned]
-    used = [np.flatnonzero(b.counts) for b in binned]
-    columns = [(b.index[:, None] == u) * (b.right - b.confidence)[:, None] for b, u in zip(binned, used, strict=True)]
-    gaps = _weighted(np.concatenate(columns, axis=1)) / len(gold)  # [B, sum of used bins]
-    parts = np.split(gaps, np.cumsum([len(u) for u in used])[:-1], axis=1)
-    resampled = [debias(g, size[u], var[u]).sum(axis=1) for g, u, (size, var) in zip(parts, used, noise, strict=True)]
-    means = [debias(b.gaps, *n).sum() for b, n in zip(binned, noise, strict=True)]
-    covariance = np.atleast_2d(np.cov(np.stack(resampled), rowvar=True))
-    return np.array(means), covariance * len(gold) / max(len(gold) - 1, 1)
-
-
-@lru_cache(maxsize=8)
-def weights(items: int) -> np.ndarray:
-    """How often each question is in each resample, [B, D]: the same for whoever has as many questions."""
-    rng = np.random.Generator(np.random.Philox(items))
-    picked = rng.integers(0, items, (REPLICATES, items)) + np.arange(REPLICATES)[:, None] * items
-    return np.bincount(picked.ravel(), minlength=REPLICATES * items).reshape(REPLICATES, items).astype(np.float32)
-
-
-def _weighted(columns: Floats) -> Floats:
-    """Weights [B, D] @ columns [D, k]."""
-    return np.asarray(weights(len(columns)) @ columns.astype(np.float32), dtype=np.float64)
-
-
 def holm(p: Floats) -> Floats:
     """Adjusted p_(k) = max_{j <= k} min(1, (n - j + 1) p_(j)) of the sorted p-values (Holm 1979)."""
     order = np.argsort(p)
@@ -306,14 +271,3 @@ def holm(p: Floats) -> Floats:
     out = np.empty_like(p)
     out[order] = np.maximum.accumulate(steps)
     return out
-
-
-def mcnemar(right: np.ndarray) -> Floats:
-    """Exact two-sided p-values [M, M] of runs that were right or not [M, D].
-
-    Among questions that one run alone gets right, each is as likely to be that of the one as of the other.
-    """
-    x = np.asarray(right, dtype=np.float64)
-    alone = x @ (1 - x).T
-    fewer, both = np.minimum(alone, alone.T), alone + alone.T
-    return np.asarray(np.where(both > 0, np.minimum(2 * bdtr(fewer, both.astype(int), 0.5), 1.0), 1.0))

@@ -12,7 +12,8 @@ import pandas as pd
 from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics.registry import METRICS, NAMES, interval
+from uqharness.metrics import registry as metrics
+from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Record
 
 LISTED = ("nll", "brier", "acc", "ece", "ece_debiased")
@@ -80,12 +81,13 @@ def numbers(board: Board, run: Mapping[str, Any], record: Record) -> tuple[list[
     """(header, rows): every metric at all draws with its interval over questions, and at fewer draws."""
     steps = [n for n in STEPS if n < run["draws"] and (n or run["has_mean"])]
     found = answers(record, str(run["row"]))
+    given = metrics.Answers.of(found.probs, found.gold, draws=found.draws)
     rows = []
     for name, known in METRICS.items():
         value = board.number(run["run_id"], name, run["draws"])
         low, high = float("nan"), float("nan")
-        if name in NAMES and value == value and not (known.needs_draws and found.draws is None):
-            low, high = interval(name, found.probs, found.gold, draw_probs=found.draws)
+        if known.has_interval and value == value:
+            low, high = known.confidence_interval(given)
         ends = "–" if low != low else f"{number(low, name)} … {number(high, name)}"
         fewer = [number(board.number(run["run_id"], name, n), name) for n in steps]
         rows.append([known.label + arrow(name), number(value, name), ends, *fewer])

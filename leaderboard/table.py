@@ -23,9 +23,6 @@ from uqharness.settings import UNRECORDED
 DEFAULT = ("acc", "ece", "nll")
 ANY_RECIPE = "any"
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
-# Plain ECE rewards luck in sampling: it is marked by its debiased value, and its variants are not marked at all.
-COMPARED_BY = {"ece": "ece_debiased"}
-NOT_COMPARED = ("ece10", "ece_torchmetrics", "mce")
 
 
 @dataclass(frozen=True)
@@ -230,7 +227,7 @@ def cell(found: Mapping[str, Source], metric: str, draws: int, known: Mapping[st
     centre = fmean(values.values())
     spread = deviation(values.values(), centre) if len(values) > 1 else None
     floor = over_seeds("ece_floor") if metric == "ece" else None
-    twin = COMPARED_BY.get(metric)
+    twin = METRICS[metric].compared_by
     return Cell(values, centre, spread, floor, compared=over_seeds(twin) if twin else None, **known)
 
 
@@ -245,13 +242,13 @@ def rank(table: Table) -> None:
     for (name, i, j), cell in table.cells.items():
         columns.setdefault((name, j), {})[i] = cell
     for (name, j), column in columns.items():
-        better = METRICS[name].higher_is_better
+        better, twin = METRICS[name].higher_is_better, METRICS[name].compared_by
         here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
-        values = {i: c.mean if name not in COMPARED_BY else c.compared for i, c in here.items()}
+        values = {i: c.compared if twin else c.mean for i, c in here.items()}
         known = {i: value for i, value in values.items() if value is not None}
         shown = {i: round(v * METRICS[name].scale, METRICS[name].decimals) for i, v in known.items()}
         best = sorted(set(shown.values()), reverse=bool(better))
-        if better is None or name in NOT_COMPARED or len(best) < 2:  # nothing to choose from
+        if better is None or twin == "" or len(best) < 2:  # nothing to choose from
             continue
         for i, number in shown.items():
             if number in best[:2]:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from uqharness.errors import InputError
-from uqharness.metrics.registry import METRICS, combine_draws, softmax_draws
+from uqharness.metrics.registry import METRICS, average, find
 from uqharness.results.leakage import LIMIT
 from uqharness.results.provenance import other_protocol
 from uqharness.results.reading import Record, Run, metrics
@@ -143,11 +143,7 @@ def mean_taken(record: Record) -> float | None:
 
 def value(record: Record, metric: str, draws: int) -> float:
     """One metric of the first `draws` draws (0: the posterior's mean), combined by the posterior's rule."""
-    known = METRICS[metric]
-    logp = record.rows(draws)  # [n, D, C]
-    if known.needs_draws:
-        return float("nan") if record.combine == "given" else known.fn(softmax_draws(logp), record.gold)
-    return known.fn(combine_draws(logp, record.combine), record.gold)
+    return float(find(metric).value(average(record.rows(draws), record.gold, record.combine)))
 
 
 def mapping(data: Mapping[str, Any], *keys: str) -> Mapping[str, Any]:

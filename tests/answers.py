@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
-from uqharness.metrics import points as scores
+from uqharness.metrics import registry as metrics
+from uqharness.metrics.registry import METRICS
 
 Array = NDArray[np.float64]
 Answers = NDArray[np.int64]
@@ -18,7 +19,22 @@ def questions(n: int, seed: int, choices: tuple[int, ...] = (2, 3, 4, 5)) -> tup
     for size in rng.choice(choices, n):
         cuts = np.sort(rng.integers(0, 21, size - 1))
         rows.append(np.diff([0, *cuts, 20]) / 20)
-    return scores.pad(rows), np.array([rng.integers(0, len(row)) for row in rows])
+    return metrics.pad(rows), np.array([rng.integers(0, len(row)) for row in rows])
+
+
+def value(name: str, probs: ArrayLike, gold: ArrayLike, draws: ArrayLike | None = None) -> float:
+    """A metric of one set of answers."""
+    return float(METRICS[name](probs, gold, draws=draws))
+
+
+def stderr(name: str, probs: ArrayLike, gold: ArrayLike, draws: ArrayLike | None = None) -> float:
+    return METRICS[name].standard_error(metrics.Answers.of(probs, gold, draws=draws))
+
+
+def interval(
+    name: str, probs: ArrayLike, gold: ArrayLike, level: float = 0.95, draws: ArrayLike | None = None
+) -> tuple[float, float]:
+    return METRICS[name].confidence_interval(metrics.Answers.of(probs, gold, draws=draws), level)
 
 
 def calibrated(n: int, seed: int) -> tuple[Array, Answers]:
@@ -31,7 +47,7 @@ def calibrated(n: int, seed: int) -> tuple[Array, Answers]:
 def overconfident(n: int, factor: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """(model's, true) 4-way probabilities: the model multiplies the true logits by `factor`."""
     z = rng.normal(0.0, 2.0, (n, 4))
-    return scores.combine_draws(factor * z[None], "given"), scores.combine_draws(z[None], "given")
+    return metrics.combine_draws(factor * z[None], "given"), metrics.combine_draws(z[None], "given")
 
 
 def draw_answers(true: Array, rng: np.random.Generator) -> Answers:

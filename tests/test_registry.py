@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from uqharness import registry
+from uqharness import plugins, registry
 from uqharness.errors import InputError
 from uqharness.method import Method
 
@@ -18,7 +18,7 @@ def install(folder: Path, lines: str, code: str) -> None:
     info = folder / "sgld-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: uqharness-sgld\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text(f"[{registry.GROUP}]\n{lines}\n")
+    (info / "entry_points.txt").write_text(f"[{plugins.METHODS}]\n{lines}\n")
     (folder / "third_party_sgld.py").write_text(code)
 
 
@@ -42,15 +42,15 @@ def test_the_checkout_reads_the_same_list_as_an_install(monkeypatch):
     tomllib = pytest.importorskip("tomllib")
     if not (ROOT / "pyproject.toml").exists():
         pytest.skip("not a checkout")
-    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][registry.GROUP]
-    monkeypatch.setattr(registry, "entry_points", lambda group: ())  # as if it were not installed
+    declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["entry-points"][plugins.METHODS]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: ())  # as if it were not installed
     assert {name: point.value for name, point in registry.methods().items()} == declared
     assert registry.get_method("mle").name == "mle"
 
 
 def test_third_parties_use_the_same_door_and_do_not_hide_built_ins(third_party, caplog):
     assert registry.get_method("sgld").name == "sgld"
-    assert registry.distribution(registry.methods()["sgld"]) == "uqharness-sgld"
+    assert plugins.distribution(registry.methods()["sgld"]) == "uqharness-sgld"
     assert registry.get_method("mle").name == "mle"
     assert "mle" in caplog.text and "hidden" in caplog.text
 
@@ -75,6 +75,6 @@ def test_errors_name_the_way_out(third_party, name, package, words):
 
 
 def test_lap_is_laplace(monkeypatch):
-    points = (EntryPoint("laplace", "uqharness.adapters.mle:MLE", registry.GROUP),)
-    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    points = (EntryPoint("laplace", "uqharness.adapters.mle:MLE", plugins.METHODS),)
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points)
     assert registry.get_method("lap") is registry.get_method("laplace")

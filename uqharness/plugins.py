@@ -22,7 +22,7 @@ log = logging.getLogger(__name__)
 def installed(group: str) -> dict[str, EntryPoint]:
     """Entry points of a group by name; built-ins hide others of the same name."""
     points = {point.name: point for point in _checkout(group)}
-    for point in sorted(entry_points(group=group), key=lambda p: (not _built_in(p), p.name, p.value)):
+    for point in sorted(entry_points(group=group), key=lambda p: (not built_in(p), p.name, p.value)):
         if point.name not in points:
             points[point.name] = point
         elif points[point.name].value != point.value:
@@ -55,7 +55,8 @@ def distribution(point: EntryPoint) -> str:
     return dist.name if dist is not None else "uqharness"
 
 
-def _built_in(point: EntryPoint) -> bool:
+def built_in(point: EntryPoint) -> bool:
+    """Whether an entry point is one of this package."""
     return point.value.startswith("uqharness.")
 
 

@@ -1,8 +1,4 @@
-"""Methods come in through the entry-point group `uqharness.methods`, built-ins by the same door as others.
-
-An installed package's entry points are in its metadata. In a checkout that is not installed the same list is
-read from its pyproject.toml. Nothing is imported until a method is asked for.
-"""
+"""Methods by name, from the entry-point group `uqharness.methods`. None is imported until it is asked for."""
 
 from __future__ import annotations
 
@@ -11,34 +7,25 @@ import contextlib
 import dataclasses
 import functools
 import importlib.util
-import logging
-import re
 import typing
 from collections.abc import Collection
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from uqharness import plugins
 from uqharness import settings as config
 from uqharness.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from uqharness.method import Method
 
-GROUP = "uqharness.methods"
 ALIASES = {"lap": "laplace"}
-log = logging.getLogger(__name__)
 
 
 def methods() -> dict[str, EntryPoint]:
     """Installed methods by name; `.load()` imports one."""
-    found = {point.name: point for point in _checkout()}
-    for point in sorted(entry_points(group=GROUP), key=lambda p: (not _built_in(p), p.name, p.value)):
-        if point.name not in found:
-            found[point.name] = point
-        elif found[point.name].value != point.value:
-            log.warning("method %s of %s is hidden by %s", point.name, point.value, found[point.name].value)
-    return dict(sorted(found.items()))
+    return plugins.installed(plugins.METHODS)
 
 
 def get_point(name: str, package: str | None = None) -> EntryPoint:
@@ -57,12 +44,9 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
     point = get_point(name, package)
     from uqharness.method import Method  # torch: not before the name is known to be right
 
-    try:
-        cls = point.load()
-    except (ImportError, AttributeError) as error:
-        raise InputError(f"method {name} ({point.value}, {distribution(point)}) cannot be imported: {error}") from error
+    cls = plugins.load(point)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise InputError(f"method {name} ({point.value}, {distribution(point)}) is no uqharness.method.Method")
+        raise InputError(f"{plugins.describe(point)} is no uqharness.method.Method")
     return cls
 
 
@@ -118,25 +102,3 @@ def _is_declared(node: ast.AnnAssign) -> bool:
     """A field, or one of the class variables that a plan reads."""
     is_class_variable = ast.unparse(node.annotation).startswith("ClassVar")
     return not is_class_variable or ast.unparse(node.target) in ("name", "suggests", "uses_source")
-
-
-def distribution(point: EntryPoint) -> str:
-    """The package that provides a method."""
-    dist = getattr(point, "dist", None)
-    return dist.name if dist is not None else "uqharness"
-
-
-def _built_in(point: EntryPoint) -> bool:
-    return point.value.startswith("uqharness.")
-
-
-def _checkout() -> list[EntryPoint]:
-    """The entry points in the pyproject.toml beside this package, when that is a checkout."""
-    root = Path(__file__).resolve().parent.parent
-    if not (root / "adapters").is_dir() or not (root / "pyproject.toml").is_file():
-        return []
-    # tomllib is Python 3.11's; the table that is wanted is plain `name = "module:Class"` lines.
-    text = (root / "pyproject.toml").read_text(encoding="utf-8")
-    table = re.search(rf'^\[project\.entry-points\."{re.escape(GROUP)}"\]\n((?:(?!\[).*\n?)*)', text, re.MULTILINE)
-    lines = re.findall(r'^([\w-]+)\s*=\s*"([^"]+)"', table.group(1), re.MULTILINE) if table else []
-    return [EntryPoint(name, value, GROUP) for name, value in lines]

@@ -27,7 +27,7 @@ from uqharness.cli import main
 from uqharness.commands import serving
 from uqharness.engine.engine import Engine, make_rows
 from uqharness.engine.lora import LoraStack
-from uqharness.metrics.points import combine_draws
+from uqharness.metrics.registry import combine_draws
 from uqharness.posterior import Gaussian
 
 PAIRS = [([1, 12, 13, 14, 4], [6]), ([1, 12, 13, 14, 4], [7, 9]), ([1, 20, 4], [8])]

@@ -14,7 +14,7 @@ from uqharness.adapters.tempscale import HIGHEST, LOWEST, Scaled, TempScale, bes
 from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
 from uqharness.errors import InputError
-from uqharness.metrics.points import combine_draws
+from uqharness.metrics.registry import combine_draws
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject

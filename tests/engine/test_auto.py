@@ -20,10 +20,9 @@ from uqharness.engine.engine import Engine, choice_logprobs, make_rows
 from uqharness.errors import InputError, RunError
 from uqharness.harness.model import BayesLoRA
 from uqharness.harness.scoring import score
-from uqharness.leaderboard.every_n import every_n
 from uqharness.metrics import registry as metrics
 from uqharness.posterior import Gaussian, keyed_generator
-from uqharness.results.reading import BMALogProb
+from uqharness.results.reading import BMALogProb, every_n
 from uqharness.results.record import Record, item_rows, pack, unpack
 
 

@@ -9,6 +9,7 @@ from made_results import record
 
 from uqharness.leaderboard import curve_rows, curves
 from uqharness.metrics.registry import (
+    bin_probs,
     ece,
     ece_debiased,
     ece_floor,
@@ -82,10 +83,10 @@ def test_the_table_of_calibration_has_the_values_of_the_metrics() -> None:
     for gold, bins in product((calibrated, rng.integers(0, 4, 200)), (10, 15)):
         header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, False)
         told = dict(zip(header, row, strict=True))
-        assert told["Debiased, %"] == f"{100 * ece_debiased(probs, gold, bins):.2f}"
-        assert told["Floor, %"] == f"{100 * ece_floor(probs, bins=bins)['mean']:.2f}"
-        assert told["ECE, %"] == f"{100 * ece(probs, gold, bins):.2f}"
+        assert told["Debiased, %"] == f"{100 * ece_debiased(bin_probs(probs, gold, bins)):.2f}"
+        assert told["Floor, %"] == f"{100 * ece_floor(bin_probs(probs, gold, bins)):.2f}"
+        assert told["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins)):.2f}"
         header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, True)
         told = dict(zip(header, row, strict=True))
-        assert told["ECE, %"] == f"{100 * ece(probs, gold, bins, True):.2f}"
+        assert told["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins, True)):.2f}"
         assert told["Debiased, %"] == told["Floor, %"] == "–"  # they are of bins of equal width

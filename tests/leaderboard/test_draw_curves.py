@@ -11,17 +11,14 @@ from made_results import record, result
 
 from uqharness.leaderboard import aggregate, curve_rows, curves, publish
 from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves, known_curves
-from uqharness.metrics.registry import METRICS, softmax_draws
+from uqharness.metrics.registry import METRICS, average
 from uqharness.results.record import Record
 
 
 def slow(kept: Record, metric: str, order: np.ndarray) -> list[float]:
     """The metric of the first 1 … S draws in this order."""
     mixed, known = replace(kept, logp=np.concatenate([kept.logp[:1], kept.logp[1:][order]])), METRICS[metric]
-    return [
-        known.fn(softmax_draws(mixed.rows(n)) if known.needs_draws else curves.answers(mixed, "", n).probs, kept.gold)
-        for n in range(1, kept.draws + 1)
-    ]
+    return [float(known.value(average(mixed.rows(n), kept.gold, kept.combine))) for n in range(1, kept.draws + 1)]
 
 
 @pytest.mark.parametrize("rule", ["probs", "logits"])
@@ -36,7 +33,7 @@ def test_every_curve_is_its_metric_of_the_first_draws_and_its_spread(rule: str) 
         np.testing.assert_allclose(curve.value, slow(kept, metric, np.arange(4)), atol=1e-6)
         ends = np.quantile([slow(kept, metric, order) for order in orders], (0.05, 0.95), axis=0)
         np.testing.assert_allclose(np.stack([curve.low, curve.high]), ends, atol=1e-6)
-        mean = None if METRICS[metric].needs_draws else METRICS[metric].fn(curves.answers(kept, "", 0).probs, kept.gold)
+        mean = None if METRICS[metric].needs_draws else METRICS[metric](curves.answers(kept, "", 0).probs, kept.gold)
         assert curve.mean == (None if mean is None else pytest.approx(mean, abs=1e-6))
 
 

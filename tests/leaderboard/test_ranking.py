@@ -16,7 +16,8 @@ from benchmarks import rank_ranges
 from uqharness.errors import InputError
 from uqharness.leaderboard import ranking, table
 from uqharness.leaderboard.aggregate import build
-from uqharness.metrics.registry import brier_items, combine_draws, correct, ece_debiased, nll_items
+from uqharness.metrics.intervals import mcnemar
+from uqharness.metrics.registry import bin_probs, brier_items, combine_draws, correct, ece_debiased, nll_items
 
 
 def world(rng: np.random.Generator, items: int = 200, width: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -73,7 +74,7 @@ def test_mcnemar_is_the_binomial_test_on_what_one_run_alone_gets_right() -> None
     x, y = correct(a, gold), correct(b, gold)
     alone = int((x & ~y).sum()), int((~x & y).sum())
     expected = stats.binomtest(alone[0], sum(alone), 0.5).pvalue
-    p = ranking.mcnemar(np.stack([x, y]))
+    p = mcnemar(np.stack([x, y]))
     assert sum(alone) > 3 and p[0, 1] == p[1, 0] == pytest.approx(expected)
     assert ranking.compare("acc", {"a": [a], "b": [b]}, gold).p[0, 1] == pytest.approx(expected)
     assert p[0, 0] == p[1, 1] == 1.0
@@ -102,7 +103,7 @@ def test_with_seeds_the_variance_is_that_of_questions_and_that_between_seeds(
 def test_ece_is_compared_by_its_debiased_value(column: tuple[dict[str, list[np.ndarray]], np.ndarray]) -> None:
     methods, gold = column
     found = ranking.compare("ece", methods, gold)
-    expected = [np.mean([ece_debiased(p, gold, clip=False) for p in probs]) for probs in methods.values()]
+    expected = [np.mean([ece_debiased(bin_probs(p, gold), clip=False) for p in probs]) for probs in methods.values()]
     assert found.metric == "ece_debiased" and found.values == pytest.approx(np.array(expected))
 
 

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
-import math
 
 import numpy as np
 import pytest
 import torch
-from answers import calibrated, questions
+from answers import calibrated, questions, value
 from scipy import stats
 from torchmetrics.classification import MulticlassCalibrationError
 
 from uqharness.errors import InputError
 from uqharness.metrics import calibration
 from uqharness.metrics import points as scores
+from uqharness.metrics.registry import METRICS, Answers
+
+
+def torchmetrics_bins(probs: np.ndarray, gold: np.ndarray, bins: int) -> calibration.Binned:
+    return calibration.bin_items_torchmetrics(scores.confidence(probs), scores.correct(probs, gold), bins)
 
 
 def textbook_ece(conf: list[float], right: list[bool], bins: int) -> tuple[float, float]:
@@ -35,14 +39,14 @@ def test_ece_and_mce_equal_the_textbook_loop(bins: int) -> None:
         probs, gold = questions(60, seed)
         conf, right = scores.confidence(probs), scores.correct(probs, gold)
         ece, mce = textbook_ece(conf.tolist(), right.tolist(), bins)
-        assert calibration.ece(probs, gold, bins) == pytest.approx(ece, abs=1e-12)
-        assert calibration.mce(probs, gold, bins) == pytest.approx(mce, abs=1e-12)
+        assert calibration.ece(calibration.bin_probs(probs, gold, bins)) == pytest.approx(ece, abs=1e-12)
+        assert calibration.mce(calibration.bin_probs(probs, gold, bins)) == pytest.approx(mce, abs=1e-12)
 
 
 def test_confidence_one_is_in_the_last_bin_here_and_alone_in_torchmetrics() -> None:
     probs, gold = [[0.05, 0.95], [1.0, 0.0]], [1, 1]
-    assert calibration.ece(probs, gold) == pytest.approx(0.475)
-    assert calibration.ece_torchmetrics(probs, gold) == pytest.approx(0.525)
+    assert value("ece", probs, gold) == pytest.approx(0.475)
+    assert value("ece_torchmetrics", probs, gold) == pytest.approx(0.525)
 
 
 @pytest.mark.parametrize("bins", [7, 10, 15, 20])
@@ -52,7 +56,7 @@ def test_torchmetrics_value_is_the_one_of_torchmetrics(bins: int) -> None:
         metric = MulticlassCalibrationError(num_classes=4, n_bins=bins, norm="l1")
         theirs = float(metric(torch.tensor(probs), torch.tensor(gold)))
         # Same bins and float32 sums; only the order of the last sum over bins is torch's own.
-        assert calibration.ece_torchmetrics(probs, gold, bins) == pytest.approx(theirs, abs=1.2e-7)
+        assert calibration.ece_torchmetrics(torchmetrics_bins(probs, gold, bins)) == pytest.approx(theirs, abs=1.2e-7)
 
 
 @pytest.mark.parametrize("bins", [3, 7, 10, 15, 20, 50, 100])
@@ -67,8 +71,8 @@ def test_confidences_on_an_edge_fall_where_torch_puts_them(bins: int) -> None:
 
 def test_float32_probabilities_above_one_stay_in_the_last_bin() -> None:
     probs = np.array([[1.0 + 1e-7, 0.0], [0.5, 0.5]], dtype=np.float32)
-    assert calibration.ece(probs, [0, 0]) == pytest.approx(0.25, abs=1e-6)
-    assert calibration.ece_torchmetrics(probs, [0, 0]) == pytest.approx(0.25, abs=1e-6)
+    assert value("ece", probs, [0, 0]) == pytest.approx(0.25, abs=1e-6)
+    assert value("ece_torchmetrics", probs, [0, 0]) == pytest.approx(0.25, abs=1e-6)
 
 
 def test_equal_mass_bins_hold_equal_counts_and_never_split_ties() -> None:
@@ -77,19 +81,11 @@ def test_equal_mass_bins_hold_equal_counts_and_never_split_ties() -> None:
     tied, answers = questions(90, 1)
     b = calibration.bin_probs(tied, answers, 15, equal_mass=True)
     assert b.counts.sum() == 90
-    for value in np.unique(b.confidence):
-        assert len(set(b.index[b.confidence == value])) == 1
-    assert calibration.ece([[0.5, 0.5]] * 4, [0, 0, 0, 1], equal_mass=True) == pytest.approx(0.25)
-
-
-def test_classwise_ece_equals_a_loop_over_classes() -> None:
-    probs, gold = questions(120, 5)
-    values = []
-    for c in range(5):
-        has = [i for i in range(120) if not math.isnan(probs[i, c])]
-        said = [float(probs[i, c]) for i in has]
-        values.append(textbook_ece(said, [bool(gold[i] == c) for i in has], 15)[0])
-    assert calibration.classwise_ece(probs, gold) == pytest.approx(float(np.mean(values)))
+    for level in np.unique(b.confidence):
+        assert len(set(b.index[b.confidence == level])) == 1
+    assert calibration.ece(calibration.bin_probs([[0.5, 0.5]] * 4, [0, 0, 0, 1], equal_mass=True)) == pytest.approx(
+        0.25
+    )
 
 
 def test_reliability_bins_are_json_and_sum_to_the_ece() -> None:
@@ -97,7 +93,7 @@ def test_reliability_bins_are_json_and_sum_to_the_ece() -> None:
     table = json.loads(json.dumps(calibration.reliability_bins(probs, gold), allow_nan=False))
     rows = zip(table["count"], table["confidence"], table["accuracy"], strict=True)
     ece = sum(n * abs(a - c) / 80 for n, c, a in rows if n)
-    assert ece == pytest.approx(calibration.ece(probs, gold))
+    assert ece == pytest.approx(value("ece", probs, gold))
     assert sum(table["count"]) == 80 and table["lo"][0] == 0 and table["hi"][-1] == 1
     assert [c is None for c in table["confidence"]] == [n == 0 for n in table["count"]]
 
@@ -108,10 +104,13 @@ def test_floor_equals_a_loop_over_drawn_answers() -> None:
     eces = []
     for _ in range(1500):
         gold = (np.nan_to_num(probs).cumsum(1) < rng.random((100, 1)) - 1e-12).sum(1)
-        eces.append(calibration.ece(probs, gold))
-    floor = calibration.ece_floor(probs, draws=4000)
-    assert floor["mean"] == pytest.approx(np.mean(eces), abs=4 * np.std(eces) / np.sqrt(1500))
-    assert floor["q95"] == pytest.approx(np.quantile(eces, 0.95), abs=0.006)
+        eces.append(value("ece", probs, gold))
+    drawn = calibration.ece_floor_draws(scores.confidence(probs), draws=4000)
+    floor = value("ece_floor", probs, gold)
+    assert floor == pytest.approx(np.mean(eces), abs=4 * np.std(eces) / np.sqrt(1500))
+    assert np.quantile(drawn, 0.95) == pytest.approx(np.quantile(eces, 0.95), abs=0.006)
+    q95 = METRICS["ece_floor"].spread(Answers.of(probs, gold))["q95"]
+    assert q95 == np.quantile(calibration.ece_floor_draws(scores.confidence(probs)), 0.95)
 
 
 @pytest.mark.parametrize(("n", "sharpness"), [(20, 1.0), (20, 8.0), (100, 3.0), (500, 8.0)])
@@ -125,18 +124,19 @@ def test_mean_floor_is_the_exact_sum_over_the_counts_of_right_answers(n: int, sh
         for p in inside:
             chances = np.convolve(chances, [1 - p, p])
         exact += np.abs(np.arange(len(chances)) - inside.sum()) @ chances / n
-    assert calibration.ece_floor_mean(probs) == pytest.approx(exact, rel=2e-3)
-    drawn = calibration.ece_floor_draws(probs, draws=4000)
+    assert value("ece_floor", probs, np.zeros(n, int)) == pytest.approx(exact, rel=2e-3)
+    drawn = calibration.ece_floor_draws(scores.confidence(probs), draws=4000)
     assert drawn.mean() == pytest.approx(exact, abs=4 * drawn.std() / np.sqrt(4000))
 
 
 def test_floor_depends_on_the_seed_alone_and_not_on_the_order_of_bins() -> None:
-    probs, _ = calibrated(300, 1)
-    assert calibration.ece_floor(probs, seed=3) == calibration.ece_floor(probs, seed=3)
-    assert calibration.ece_floor(probs, seed=3) != calibration.ece_floor(probs, seed=4)
-    chunked = calibration.ece_floor_draws(np.tile(probs, (20, 1)), draws=400)  # more than one chunk
+    probs, gold = calibrated(300, 1)
+    conf = scores.confidence(probs)
+    one, same, other = (calibration.ece_floor_draws(conf, 50, seed=seed) for seed in (3, 3, 4))
+    assert (one == same).all() and (one != other).any()
+    chunked = calibration.ece_floor_draws(np.tile(conf, 20), draws=400)  # more than one chunk
     assert len(chunked) == 400 and chunked.std() > 0
-    assert chunked.mean() == pytest.approx(calibration.ece_floor(probs)["mean"] / np.sqrt(20), rel=0.1)
+    assert chunked.mean() == pytest.approx(value("ece_floor", probs, gold) / np.sqrt(20), rel=0.1)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def test_floor_depends_on_the_seed_alone_and_not_on_the_order_of_bins() -> None:
 )
 def test_floor_reproduces_the_quoted_values_for_uniform_probabilities(n: int, quoted: float) -> None:
     worlds = [calibrated(n, seed)[0] for seed in range(20)]
-    means = [calibration.ece_floor(p, draws=100, seed=seed)["mean"] for seed, p in enumerate(worlds)]
+    means = [value("ece_floor", p, np.zeros(n, int)) for p in worlds]
     assert np.mean(means) == pytest.approx(quoted, rel=0.05)
 
 
@@ -160,9 +160,9 @@ def test_binomial_mean_absolute_deviation_equals_its_sum() -> None:
 @pytest.mark.parametrize("n", [100, 500, 2000])
 def test_debiased_ece_removes_most_of_the_bias_of_a_calibrated_model(n: int) -> None:
     samples = [calibrated(n, seed) for seed in range(200)]
-    plain = np.mean([calibration.ece(*s) for s in samples])
-    debiased = np.mean([calibration.ece_debiased(*s) for s in samples])
-    unclipped = np.mean([calibration.ece_debiased(*s, clip=False) for s in samples])
+    plain = np.mean([value("ece", *s) for s in samples])
+    debiased = np.mean([value("ece_debiased", *s) for s in samples])
+    unclipped = np.mean([calibration.ece_debiased(calibration.bin_probs(*s), clip=False) for s in samples])
     assert abs(debiased) < 0.25 * plain
     assert abs(unclipped) < 0.15 * plain  # unbiased in itself: it is not the clip that does the work
 
@@ -171,13 +171,13 @@ def test_debiased_ece_keeps_a_clear_miscalibration() -> None:
     # Right with chance 0.6 at confidence 0.9: the true ECE is 0.3 and the noise is small.
     rng = np.random.default_rng(0)
     probs = np.tile([0.9, 0.1], (1000, 1))
-    values = [calibration.ece_debiased(probs, (rng.random(1000) > 0.6).astype(int)) for _ in range(50)]
+    values = [value("ece_debiased", probs, (rng.random(1000) > 0.6).astype(int)) for _ in range(50)]
     assert np.mean(values) == pytest.approx(0.3, abs=0.01)
     for seed in range(30):
         p, g = questions(40, seed)
-        assert 0 <= calibration.ece_debiased(p, g) <= calibration.ece(p, g) + 1e-12
+        assert 0 <= value("ece_debiased", p, g) <= value("ece", p, g) + 1e-12
 
 
 def test_bins_must_be_positive() -> None:
-    with pytest.raises(InputError, match="bins must be at least 1, found 0"):
-        calibration.ece([[0.5, 0.5]], [0], bins=0)
+    with pytest.raises(InputError, match="bins must be at least 1: found 0"):
+        calibration.bin_probs([[0.5, 0.5]], [0], bins=0)

@@ -7,14 +7,15 @@ from functools import cache
 
 import numpy as np
 import pytest
-from answers import calibrated, draw_answers, overconfident, questions
+from answers import calibrated, draw_answers, interval, overconfident, questions, stderr, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
 from uqharness.errors import InputError
-from uqharness.metrics import calibration, intervals
+from uqharness.metrics import averaging, calibration, intervals, selective
 from uqharness.metrics import points as scores
+from uqharness.metrics.registry import METRICS, Answers
 
 WORLDS = {"calibrated": 1.0, "mild": 1.3, "heavy": 3.0}
 
@@ -32,8 +33,8 @@ def test_interval_of_a_mean_equals_scipy() -> None:
     probs, gold = questions(50, 0)
     items = scores.brier_items(probs, gold)
     expected = stats.t.interval(0.95, 49, items.mean(), stats.sem(items))
-    assert intervals.interval("brier", probs, gold) == pytest.approx(expected)
-    assert intervals.stderr("brier", probs, gold) == pytest.approx(stats.sem(items))
+    assert interval("brier", probs, gold) == pytest.approx(expected)
+    assert stderr("brier", probs, gold) == pytest.approx(stats.sem(items))
 
 
 def test_delong_equals_the_double_loop_over_pairs() -> None:
@@ -43,33 +44,16 @@ def test_delong_equals_the_double_loop_over_pairs() -> None:
     wins = [[1.0 if x > y else 0.5 if x == y else 0.0 for y in b] for x in a]
     rows, columns = np.mean(wins, axis=1), np.mean(wins, axis=0)
     expected = math.sqrt(np.var(rows, ddof=1) / len(a) + np.var(columns, ddof=1) / len(b))
-    assert intervals.delong(conf, right) == pytest.approx((np.mean(wins), expected))
+    assert selective.delong(conf, right) == pytest.approx((np.mean(wins), expected))
 
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_aurc_standard_error_is_the_jackknife(ties: bool) -> None:
     probs, gold = questions(400, 2) if ties else calibrated(400, 2)
     keep = [np.arange(400) != i for i in range(400)]
-    left_out = [scores.aurc(probs[k], gold[k]) for k in keep]
+    left_out = [value("aurc", probs[k], gold[k]) for k in keep]
     jackknife = math.sqrt(399 / 400 * ((left_out - np.mean(left_out)) ** 2).sum())
-    assert intervals.stderr("aurc", probs, gold) == pytest.approx(jackknife, rel=0.03)
-
-
-@pytest.mark.parametrize("name", ["ece", "ece10", "mce", "ece_torchmetrics"])
-def test_stderr_of_a_clear_miscalibration_is_the_spread_over_samples(name: str) -> None:
-    rng = np.random.default_rng(0)
-    probs = np.tile([[0.95, 0.05], [0.82, 0.18]], (300, 1))
-    true = np.tile([[0.6, 0.4], [0.55, 0.45]], (300, 1))
-    fn = {
-        "ece": calibration.ece,
-        "ece10": lambda p, g: calibration.ece(p, g, 10),
-        "mce": calibration.mce,
-        "ece_torchmetrics": calibration.ece_torchmetrics,
-    }[name]
-    samples = [draw_answers(true, rng) for _ in range(1500)]
-    spread = np.std([fn(probs, g) for g in samples])
-    errors = [intervals.stderr(name, probs, g) for g in samples[:100]]
-    assert np.mean(errors) == pytest.approx(spread, rel=0.1)
+    assert stderr("aurc", probs, gold) == pytest.approx(jackknife, rel=0.03)
 
 
 @cache
@@ -92,8 +76,8 @@ def test_ece_and_mce_intervals_cover_the_true_binned_values(world: str, n: int) 
         p, q = overconfident(n, WORLDS[world], rng)
         gold = draw_answers(q, rng)
         occupied = calibration.bin_probs(p, gold).counts > 0
-        low, high = intervals.interval("ece", p, gold)
-        mce_low, mce_high = intervals.interval("mce", p, gold)
+        low, high = interval("ece", p, gold)
+        mce_low, mce_high = interval("mce", p, gold)
         inside.append((low <= gaps.sum() <= high, mce_low <= per_bin[occupied].max() <= mce_high))
     assert (np.mean(inside, axis=0) >= 0.93).all()
 
@@ -106,36 +90,34 @@ def test_ece_interval_is_narrower_than_one_by_simultaneous_bins() -> None:
     low, high = intervals.clopper_pearson(hits, n, 0.025 / used.sum())
     conf = b.total(b.confidence)[used] / n
     simple_high = (np.maximum(np.abs(low - conf), np.abs(high - conf)) * n / 1000).sum()
-    assert intervals.interval("ece", probs, gold)[1] < 0.7 * simple_high
+    assert interval("ece", probs, gold)[1] < 0.7 * simple_high
 
 
 @pytest.mark.parametrize("name", ["acc", "nll", "brier", "entropy", "auroc", "aurc"])
 def test_other_intervals_cover(name: str) -> None:
     rng = np.random.Generator(np.random.Philox(7))
-    fn = {"acc": scores.accuracy, "nll": scores.nll, "brier": scores.brier, "auroc": scores.auroc_confidence}
     big, true = overconfident(400_000, 1.3, rng)
     gold = draw_answers(true, rng)
-    fns = fn | {"aurc": scores.aurc, "entropy": lambda p, g: float(scores.predictive_entropy(p).mean())}
-    target = fns[name](big, gold)
+    target = value(name, big, gold)
     inside = []
     for _ in range(600):
         p, q = overconfident(300, 1.3, rng)
-        low, high = intervals.interval(name, p, draw_answers(q, rng))
+        low, high = interval(name, p, draw_answers(q, rng))
         inside.append(low <= target <= high)
     assert 0.92 <= np.mean(inside) <= 0.98
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(3, 60), st.integers(0, 10**6), st.sampled_from(intervals.NAMES))
+@given(
+    st.integers(3, 60), st.integers(0, 10**6), st.sampled_from([name for name, m in METRICS.items() if m.has_interval])
+)
 def test_interval_is_ordered_and_holds_its_value(n: int, seed: int, name: str) -> None:
-    from uqharness.metrics.registry import METRICS
-
     probs, gold = questions(n, seed)
     draws = np.stack([probs, probs])
-    value = METRICS[name].fn(draws if METRICS[name].needs_draws else probs, gold)
-    low, high = intervals.interval(name, probs, gold, draw_probs=draws)
-    assert (math.isnan(value) and math.isnan(low)) or low - 1e-6 <= value <= high + 1e-6
-    wide = intervals.interval(name, probs, gold, 0.99, draw_probs=draws)
+    mean = value(name, probs, gold, draws)
+    low, high = interval(name, probs, gold, draws=draws)
+    assert (math.isnan(mean) and math.isnan(low)) or low - 1e-6 <= mean <= high + 1e-6
+    wide = interval(name, probs, gold, 0.99, draws=draws)
     assert math.isnan(low) or (wide[0] <= low + 1e-9 and high <= wide[1] + 1e-9)
 
 
@@ -143,20 +125,20 @@ def test_interval_is_ordered_and_holds_its_value(n: int, seed: int, name: str) -
 def test_perfect_answers_still_leave_doubt(name: str) -> None:
     probs = np.array([[0.9, 0.1]] * 20 + [[0.6, 0.4]] * 20)
     gold = np.array([0] * 20 + ([1] * 20 if name == "auroc" else [0] * 20))
-    low, high = intervals.interval(name, probs, gold)
+    low, high = interval(name, probs, gold)
     assert 0 <= low < high <= 1 and high - low > 0.02
 
 
 def test_what_has_no_interval_says_so() -> None:
-    with pytest.raises(InputError, match="no interval for metric 'f1'"):
-        intervals.interval("f1", [[0.5, 0.5]], [0])
-    with pytest.raises(InputError, match="no interval for metric 'f1'"):
-        intervals.stderr("f1", [[0.5, 0.5]], [0])
-    with pytest.raises(InputError, match="needs draw_probs"):
-        intervals.stderr("mutual_information", [[0.5, 0.5]], [0])
-    with pytest.raises(InputError, match="level must be between 0 and 1, found 95"):
-        intervals.interval("acc", [[0.5, 0.5]], [0], level=95)
-    undefined = [intervals.stderr(name, [[0.9, 0.1]], [0]) for name in ("acc", "auroc", "aurc", "nll")]
+    assert np.isnan(interval("ece_floor", [[0.5, 0.5]], [0])).all() and not METRICS["ece_floor"].has_interval
+    assert math.isnan(stderr("mutual_information", [[0.5, 0.5]], [0]))
+    with pytest.raises(InputError, match="mutual_information needs draws"):
+        METRICS["mutual_information"].per_item(Answers.of([[0.5, 0.5]], [0]))
+    with pytest.raises(InputError, match="ece has no values of single questions"):
+        METRICS["ece"].per_item(Answers.of([[0.5, 0.5]], [0]))
+    with pytest.raises(InputError, match="level must be between 0 and 1: found 95"):
+        interval("acc", [[0.5, 0.5]], [0], level=95)
+    undefined = [stderr(name, [[0.9, 0.1]], [0]) for name in ("acc", "auroc", "aurc", "nll")]
     assert np.isnan(undefined).all()
 
 
@@ -167,12 +149,12 @@ def test_intervals_of_what_draws_disagree_on_cover(name: str, n: int) -> None:
     rng, size, repeats = np.random.default_rng(0), 20_000, 300
     logits = rng.normal(0, 2, (size, 5)) + rng.normal(0, 1, (5, size, 5)) * rng.exponential(1, (size, 1))  # [S, D, C]
     logits[:, np.arange(5) >= rng.integers(2, 6, size)[:, None]] = np.nan
-    draws = scores.softmax_draws(logits)
-    probs, gold = scores.combine_draws(logits, "probs"), np.zeros(size, dtype=int)
-    truth = intervals._items(name, probs, gold, draws).mean()
+    draws = averaging.softmax_draws(logits)
+    probs, gold = averaging.combine_draws(logits, "probs"), np.zeros(size, dtype=int)
+    truth = METRICS[name].per_item(Answers.of(probs, gold, draws=draws)).mean()
     hits = 0
     for _ in range(repeats):
         pick = rng.choice(size, n, replace=False)
-        low, high = intervals.interval(name, probs[pick], gold[pick], draw_probs=draws[:, pick])
+        low, high = interval(name, probs[pick], gold[pick], draws=draws[:, pick])
         hits += low <= truth <= high
     assert hits / repeats > 0.915  # 95 % less about three standard errors

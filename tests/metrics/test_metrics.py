@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 
 from uqharness.errors import InputError
 from uqharness.metrics import registry as metrics
-from uqharness.metrics.intervals import NAMES
 from uqharness.metrics.registry import METRICS, compute_all
 
 
@@ -50,29 +49,28 @@ def test_registry_names_what_was_promised() -> None:
         "ece_floor",
         "ece_debiased",
     }
-    assert set(NAMES) == set(METRICS) - {"ece_floor"}
+    assert {name for name, metric in METRICS.items() if metric.has_interval} == set(METRICS) - {"ece_floor"}
     assert all(metric.name == name for name, metric in METRICS.items())
 
 
 def test_compute_all_equals_the_single_functions() -> None:
     rng = np.random.default_rng(0)
     logp, gold = rng.normal(0, 2, (5, 80, 4)), rng.integers(0, 4, 80)
-    values, probs = compute_all(logp, gold), metrics.combine_draws(logp, "probs")
-    draws = metrics.softmax_draws(logp)
-    binned = metrics.BINNED_NAMES
+    values, answers = compute_all(logp, gold), metrics.average(logp, gold)
+    binned = [name for name, metric in METRICS.items() if metric.biased]
     ends = {f"{name}_{end}" for name in binned for end in ("low", "high")}
-    errors = {f"{name}_stderr" for name in NAMES if name not in binned}
+    errors = {f"{name}_stderr" for name in METRICS if METRICS[name].has_interval and name not in binned}
     assert set(values) == set(METRICS) | errors | ends | {"ece_floor_q95"}
     for name in binned:
-        assert (values[f"{name}_low"], values[f"{name}_high"]) == metrics.interval(name, probs, gold)
-    assert values["acc"] == metrics.accuracy(probs, gold)
-    assert values["ece10"] == metrics.ece(probs, gold, 10)
-    assert values["mutual_information"] == metrics.mutual_information(draws).mean()
-    assert values["ece_floor"] == metrics.ece_floor(probs)["mean"]
+        assert (values[f"{name}_low"], values[f"{name}_high"]) == METRICS[name].confidence_interval(answers)
+    assert values["ece10"] == metrics.ece(metrics.bin_probs(answers.p, gold, 10))
+    assert values["mutual_information"] == pytest.approx(
+        metrics.mutual_information(metrics.softmax_draws(logp)).mean(), abs=1e-12
+    )
     for name, metric in METRICS.items():
-        assert values[name] == metric.fn(draws if metric.needs_draws else probs, gold)
-        if metric.per_item is not None:
-            items = metric.per_item(draws if metric.needs_draws else probs, gold)
+        assert values[name] == metric.value(answers)
+        if metric.items is not None:
+            items = metric.per_item(answers)
             assert items.shape == (80,) and values[name] == pytest.approx(items.mean())
             assert values[f"{name}_stderr"] == pytest.approx(items.std(ddof=1) / np.sqrt(80))
 
@@ -86,7 +84,7 @@ def test_given_has_no_information_between_draws() -> None:
 
 
 def test_logp_without_draws_is_refused() -> None:
-    with pytest.raises(InputError, match=r"logp must be \[S, D, C\], found shape \(2, 2\)"):
+    with pytest.raises(InputError, match=r"logp must be \[S, D, C\]: found shape \(2, 2\)"):
         compute_all(np.zeros((2, 2)), [0, 1])
 
 

@@ -8,13 +8,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from answers import questions
+from answers import questions, value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
 from uqharness.errors import InputError
+from uqharness.metrics import averaging, selective
 from uqharness.metrics import points as scores
 
 
@@ -52,43 +53,42 @@ def test_per_item_values_equal_a_python_loop() -> None:
 def test_means_equal_scikit_learn() -> None:
     rng = np.random.default_rng(1)
     probs, gold = rng.dirichlet(np.ones(4), 300), rng.integers(0, 4, 300)
-    assert scores.accuracy(probs, gold) == sk.accuracy_score(gold, probs.argmax(1))
-    assert scores.nll(probs, gold) == pytest.approx(sk.log_loss(gold, probs, labels=range(4)), rel=1e-12)
+    assert value("acc", probs, gold) == sk.accuracy_score(gold, probs.argmax(1))
+    assert value("nll", probs, gold) == pytest.approx(sk.log_loss(gold, probs, labels=range(4)), rel=1e-12)
     two = rng.random(300)
     binary = np.stack([1 - two, two], axis=1)
     expected = 2 * sk.brier_score_loss(gold % 2, two)
-    assert scores.brier(binary, gold % 2) == pytest.approx(expected, rel=1e-12)
+    assert value("brier", binary, gold % 2) == pytest.approx(expected, rel=1e-12)
 
 
 def test_auroc_equals_scikit_learn_with_ties() -> None:
     probs, gold = questions(300, 2)
     right = scores.correct(probs, gold)
     expected = sk.roc_auc_score(right, scores.confidence(probs))
-    assert scores.auroc_confidence(probs, gold) == pytest.approx(expected, rel=1e-12)
+    assert value("auroc", probs, gold) == pytest.approx(expected, rel=1e-12)
     rng = np.random.default_rng(0)
     inside, outside = rng.integers(0, 9, 50), rng.integers(3, 12, 70)
     expected = sk.roc_auc_score([0] * 50 + [1] * 70, np.concatenate([inside, outside]))
-    assert scores.ood_auroc(inside, outside) == pytest.approx(expected, rel=1e-12)
+    assert selective.ood_auroc(inside, outside) == pytest.approx(expected, rel=1e-12)
 
 
 def test_auroc_is_nan_where_every_answer_is_right() -> None:
-    assert math.isnan(scores.auroc_confidence([[0.9, 0.1], [0.8, 0.2]], [0, 0]))
+    assert math.isnan(value("auroc", [[0.9, 0.1], [0.8, 0.2]], [0, 0]))
 
 
 @pytest.mark.parametrize("seed", range(12))
 def test_risk_coverage_is_the_average_over_orders_of_ties(seed: int) -> None:
     probs, gold = questions(7, seed, (2, 3))
     curve = brute_curve(scores.confidence(probs).tolist(), scores.correct(probs, gold).tolist())
-    assert scores.aurc(probs, gold) == pytest.approx(sum(curve) / 7)
+    assert value("aurc", probs, gold) == pytest.approx(sum(curve) / 7)
     for coverage in (0.01, 0.3, 0.5, 5 / 7, 1.0):
         expected = curve[math.ceil(coverage * 7 - 1e-9) - 1]
-        assert scores.risk_at_coverage(probs, gold, coverage) == pytest.approx(expected)
-        assert scores.accuracy_at_coverage(probs, gold, coverage) == pytest.approx(1 - expected)
+        assert selective.accuracy_at_coverage(probs, gold, coverage) == pytest.approx(1 - expected)
 
 
 def test_risk_at_full_coverage_is_the_error_rate() -> None:
     probs, gold = questions(101, 3)
-    assert scores.risk_at_coverage(probs, gold, 1.0) == pytest.approx(1 - scores.accuracy(probs, gold))
+    assert selective.accuracy_at_coverage(probs, gold, 1.0) == pytest.approx(value("acc", probs, gold))
 
 
 def test_mutual_information_equals_a_loop_and_the_mean_kl() -> None:
@@ -106,37 +106,37 @@ def test_combination_rules_differ_as_documented() -> None:
     rng = np.random.default_rng(5)
     logits = rng.normal(0, 2, (4, 30, 3))
     softmax = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    np.testing.assert_allclose(scores.combine_draws(logits, "probs"), softmax.mean(0), rtol=1e-12)
+    np.testing.assert_allclose(averaging.combine_draws(logits, "probs"), softmax.mean(0), rtol=1e-12)
     mean = np.exp(logits.mean(0))
     by_logits = mean / mean.sum(-1, keepdims=True)
-    np.testing.assert_allclose(scores.combine_draws(logits, "logits"), by_logits, rtol=1e-12)
+    np.testing.assert_allclose(averaging.combine_draws(logits, "logits"), by_logits, rtol=1e-12)
     shifted = logits + rng.normal(0, 50, (4, 30, 1))  # a constant per draw and question
-    np.testing.assert_allclose(scores.combine_draws(shifted, "logits"), by_logits, rtol=1e-9)
-    np.testing.assert_allclose(scores.combine_draws(logits[:1], "given"), softmax[0], rtol=1e-12)
+    np.testing.assert_allclose(averaging.combine_draws(shifted, "logits"), by_logits, rtol=1e-9)
+    np.testing.assert_allclose(averaging.combine_draws(logits[:1], "given"), softmax[0], rtol=1e-12)
     assert np.abs(softmax.mean(0) - by_logits).max() > 0.05
 
 
 def test_combination_is_stable_far_from_zero_and_with_impossible_choices() -> None:
     logp = np.array([[[-2000.0, -2001.0, np.nan], [0.0, -np.inf, -1.0]]])
-    probs = scores.combine_draws(logp, "probs")
+    probs = averaging.combine_draws(logp, "probs")
     e = math.exp(-1)
     np.testing.assert_allclose(probs, [[1 / (1 + e), e / (1 + e), np.nan], [1 / (1 + e), 0, e / (1 + e)]])
-    assert scores.nll(probs, [0, 1]) < 400
+    assert value("nll", probs, [0, 1]) < 400
 
 
 BAD: list[tuple[Callable[[], object], str]] = [
-    (lambda: scores.accuracy([[0.5, 0.6]], [0]), "sum of 1.1"),
-    (lambda: scores.accuracy([[0.5, 0.5]], [2]), "found 2 of 2"),
-    (lambda: scores.accuracy([[0.5, 0.5]], [-1]), "found -1"),
-    (lambda: scores.accuracy([[0.5, 0.5]], [0, 1]), "one gold each"),
-    (lambda: scores.accuracy(scores.pad([[0.5, 0.5], [0.2, 0.2, 0.6]]), [2, 2]), "lacks"),
-    (lambda: scores.confidence(np.empty((0, 4))), "found shape"),
-    (lambda: scores.risk_at_coverage([[0.5, 0.5]], [0], 0.0), "coverage"),
-    (lambda: scores.combine_draws(np.zeros((2, 3, 4)), "given"), "2 draws"),
-    (lambda: scores.combine_draws(np.zeros((2, 3, 4)), "median"), "'median'"),
-    (lambda: scores.combine_draws([[[0.0, 1.0]], [[0.0, np.nan]]]), "same choices"),
-    (lambda: scores.combine_draws([[[-np.inf, -np.inf]]]), "finite"),
-    (lambda: scores.mutual_information([[0.5, 0.5]]), "S, D, C"),
+    (lambda: value("acc", [[0.5, 0.6]], [0]), "sum of 1.1"),
+    (lambda: value("acc", [[0.5, 0.5]], [2]), "found 2 of 2"),
+    (lambda: value("acc", [[0.5, 0.5]], [-1]), "found -1"),
+    (lambda: value("acc", [[0.5, 0.5]], [0, 1]), r"gold \[D\]: found"),
+    (lambda: value("acc", scores.pad([[0.5, 0.5], [0.2, 0.2, 0.6]]), [2, 2]), "lacks"),
+    (lambda: value("acc", np.empty((0, 4)), []), "found shape"),
+    (lambda: selective.accuracy_at_coverage([[0.5, 0.5]], [0], 0.0), "coverage"),
+    (lambda: averaging.combine_draws(np.zeros((2, 3, 4)), "given"), "2 draws"),
+    (lambda: averaging.combine_draws(np.zeros((2, 3, 4)), "median"), "'median'"),
+    (lambda: averaging.combine_draws([[[0.0, 1.0]], [[0.0, np.nan]]]), "same choices"),
+    (lambda: averaging.combine_draws([[[-np.inf, -np.inf]]]), "finite"),
+    (lambda: scores.mutual_information([[0.5, 0.5]]), r"draws must be \[..., S, D, C\]"),
 ]
 
 
@@ -151,14 +151,14 @@ def test_bad_input_is_one_line_that_names_what_was_found(call: Callable[[], obje
 @given(st.integers(2, 40), st.integers(0, 10**6))
 def test_ranges(n: int, seed: int) -> None:
     probs, gold = questions(n, seed)
-    error = 1 - scores.accuracy(probs, gold)
+    error = 1 - value("acc", probs, gold)
     # Errors last is the best order, errors first the worst.
     k = np.arange(1, n + 1)
     wrong = np.sort(~scores.correct(probs, gold))
     best, worst = (np.cumsum(w) / k for w in (wrong, wrong[::-1]))
-    assert best.mean() - 1e-12 <= scores.aurc(probs, gold) <= worst.mean() + 1e-12
+    assert best.mean() - 1e-12 <= value("aurc", probs, gold) <= worst.mean() + 1e-12
     assert best[-1] == pytest.approx(error)
-    assert 0 <= scores.brier(probs, gold) <= 2 and scores.nll(probs, gold) >= 0
+    assert 0 <= value("brier", probs, gold) <= 2 and value("nll", probs, gold) >= 0
     normalised = scores.predictive_entropy(probs, normalised=True)
     assert (normalised >= 0).all() and (normalised <= 1 + 1e-12).all()
 

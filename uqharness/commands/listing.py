@@ -50,14 +50,14 @@ def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 def list_methods() -> list[dict[str, Any]]:
     """Every installed method; one that cannot be imported says why."""
-    from uqharness import registry
+    from uqharness import plugins, registry
 
     aliases = {target: alias for alias, target in registry.ALIASES.items()}
     return [
         {
             **_method(name),
             "alias": aliases.get(name),
-            "package": registry.distribution(point),
+            "package": plugins.distribution(point),
             "value": point.value,
         }
         for name, point in registry.methods().items()

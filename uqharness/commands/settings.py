@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from uqharness import registry
+from uqharness import plugins, registry
 from uqharness import settings as config
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import Run
@@ -83,7 +83,7 @@ def resolve(args: argparse.Namespace) -> Plan:
         frozenset(shared),
         frozenset(suggests) - frozenset(shared),
         overridden,
-        registry.distribution(point),
+        plugins.distribution(point),
         args.seeds,
         source,
         frozenset(inherited),

@@ -12,10 +12,10 @@ from typing import NamedTuple
 import numpy as np
 
 from uqharness.errors import InputError, RunError
-from uqharness.metrics.registry import METRICS, combine_draws, softmax_draws
+from uqharness.metrics.registry import METRICS, average
 from uqharness.results.record import BMALogProb, item_rows
 
-PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.per_item)
+PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.items)
 
 
 class Answer(NamedTuple):
@@ -46,14 +46,14 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
             )
         logp[: len(block), d, : block.shape[1]] = block
     rule = parsed[0][1]
-    probs, draws = combine_draws(logp, rule), softmax_draws(logp)
+    answers = average(logp, gold, rule)
     columns: dict[str, list[float]] = {}
     for name in PER_ITEM:
         metric = METRICS[name]
-        if metric.per_item and not (metric.needs_draws and rule == "given"):  # no draws are left to disagree
-            columns[name] = metric.per_item(draws if metric.needs_draws else probs, gold).tolist()
+        if not (metric.needs_draws and rule == "given"):  # no draws are left to disagree
+            columns[name] = metric.per_item(answers).tolist()
     return [
-        Answer(rows, rule, probs[d, : len(scores[d])].tolist(), {key: columns[key][d] for key in columns})
+        Answer(rows, rule, answers.p[d, : len(scores[d])].tolist(), {key: columns[key][d] for key in columns})
         for d, (rows, _) in enumerate(parsed)
     ]
 

@@ -25,13 +25,12 @@ from lm_eval.api.task import ConfigurableTask
 from uqharness.errors import InputError
 from uqharness.harness import keep
 from uqharness.harness.scoring import PER_ITEM, Answer, per_byte, score
-from uqharness.metrics.intervals import BINNED_NAMES, NAMES
 from uqharness.metrics.registry import METRICS, compute_all
 from uqharness.results.reading import RECORD, say_if_not_kept
 from uqharness.results.record import PackedRecord, count_choices, digest, pack, unpack
 from uqharness.training import prompts
 
-SET_LEVEL = (*(name for name in METRICS if name not in PER_ITEM), "ece_floor_q95")
+SET_LEVEL = tuple(name for name in METRICS if name not in PER_ITEM)
 
 
 def doc_hash(doc: Mapping[str, Any]) -> str:
@@ -314,9 +313,7 @@ class UQTask(ConfigurableTask):
 
 def beside(name: str) -> tuple[str, ...]:
     """What is reported with a set-level metric: its standard error, or the ends of its 95 % interval."""
-    if name in BINNED_NAMES:
-        return f"{name}_low", f"{name}_high"
-    return (f"{name}_stderr",) if name in NAMES else ()
+    return tuple(f"{name}_{end}" for end in METRICS[name].ends)
 
 
 def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -68,9 +68,9 @@ def average(logp: ArrayLike, gold: ArrayLike, rule: str = "probs", mean: Mean = 
     log_p, mask = log_probabilities(logp)
     draws = Draws(np.exp(log_p), mean)
     if rule == "logits":
-        mixed = mean(log_p)
-        mixed = np.exp(mixed - mixed.max(axis=-1, keepdims=True))
-        mixed /= mixed.sum(axis=-1, keepdims=True)
+        log_mean = mean(log_p)
+        log_mean -= log_mean.max(axis=-1, keepdims=True)
+        mixed = np.exp(log_mean - np.log(np.exp(log_mean).sum(axis=-1, keepdims=True)))
     elif rule == "probs" or (rule == "given" and (mean is not mean_of_taken or len(log_p) == 1)):
         mixed = draws.average
     else:

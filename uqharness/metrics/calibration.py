@@ -17,7 +17,7 @@ from scipy.special import gammaln, ndtr, ndtri, xlog1py, xlogy
 
 from uqharness.errors import InputError
 from uqharness.metrics.intervals import Interval, clopper_pearson, resampled_sums
-from uqharness.metrics.metric import Answers, Bools, Floats, Ints, Metric, Resampled, once
+from uqharness.metrics.metric import Answers, Bools, Floats, Ints, Metric, Paired, once
 from uqharness.metrics.points import confidence, correct, jsonable, right, sure
 
 BINS = 15
@@ -213,16 +213,20 @@ def debias(gaps: Floats, size: Floats, variance: Floats) -> Floats:
     return np.asarray(np.abs(gaps) - np.sqrt(2) * size * weight)
 
 
-def resample_debiased(runs: Sequence[Answers]) -> Resampled:
-    """`ece_debiased`, not clipped, of each run; resampling moves the gaps, and what noise does to them stays."""
-    binned = [bins_of(answers) for answers in runs]
+def paired_debiased(runs: Sequence[Answers]) -> Paired:
+    """`ece_debiased`, not clipped, of each run [R], and its covariance [R, R] over resampled questions.
+
+    Resampling moves the gaps of the bins; what noise does to their size stays.
+    """
+    binned, items = [bins_of(answers) for answers in runs], len(runs[0].gold)
     noise = [gap_noise(b) for b in binned]
     used = [np.flatnonzero(b.counts) for b in binned]
     columns = [(b.index[:, None] == u) * (b.right - b.confidence)[:, None] for b, u in zip(binned, used, strict=True)]
-    gaps = resampled_sums(np.concatenate(columns, axis=1)) / len(runs[0].gold)  # [B, sum of used bins]
+    gaps = resampled_sums(np.concatenate(columns, axis=1)) / items  # [B, sum of used bins]
     parts = np.split(gaps, np.cumsum([len(u) for u in used])[:-1], axis=1)
     resampled = [debias(g, size[u], var[u]).sum(axis=1) for g, u, (size, var) in zip(parts, used, noise, strict=True)]
-    return np.array([ece_debiased(b, clip=False) for b in binned]), np.stack(resampled, axis=1)
+    covariance = np.atleast_2d(np.cov(np.stack(resampled), rowvar=True))
+    return np.array([ece_debiased(b, clip=False) for b in binned]), covariance * items / max(items - 1, 1)
 
 
 def ece_interval(b: Binned, level: float) -> Interval:
@@ -314,7 +318,7 @@ METRICS = (
         higher_is_better=False,
         interval=debiased_interval,
         biased=True,
-        resample=resample_debiased,
+        paired=paired_debiased,
         console=True,
         scale=100,
     ),

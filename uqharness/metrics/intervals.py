@@ -9,8 +9,8 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import betaincinv, ndtri, stdtrit
+from numpy.typing import ArrayLike, NDArray
+from scipy.special import bdtr, betaincinv, ndtri, stdtrit
 
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
@@ -54,12 +54,15 @@ def clopper_pearson(hits: Floats, n: Floats, tail: float) -> tuple[Floats, Float
     return np.asarray(low), np.asarray(high)
 
 
-def mcnemar(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Exact two-sided p-value: among questions that one run alone gets right, each is as likely as the other."""
-    from scipy.stats import binomtest
+def mcnemar(right: ArrayLike) -> Floats:
+    """Exact two-sided p-value [M, M] of runs that were right or not [M, D].
 
-    only_a, only_b = int((a & ~b).sum()), int((~a & b).sum())
-    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+    Among questions that one run alone gets right, each is as likely to be that of the one as of the other.
+    """
+    x = np.asarray(right, dtype=np.float64)
+    alone = x @ (1 - x).T
+    fewer, both = np.minimum(alone, alone.T), alone + alone.T
+    return np.asarray(np.where(both > 0, np.minimum(2 * bdtr(fewer, both.astype(int), 0.5), 1.0), 1.0))
 
 
 @lru_cache(maxsize=8)
@@ -73,9 +76,3 @@ def weights(items: int) -> NDArray[np.float32]:
 def resampled_sums(columns: Floats) -> Floats:
     """Sums of columns [D, k] over resampled questions, [B, k]."""
     return np.asarray(weights(len(columns)) @ columns.astype(np.float32), dtype=np.float64)
-
-
-def resampled_means(scores: Floats) -> tuple[Floats, Floats]:
-    """Means of scores [D, R] over questions, [R], and over resampled questions, [B, R]."""
-    centre = scores.mean(axis=0)
-    return centre, centre + resampled_sums(scores - centre) / len(scores)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from uqharness.errors import InputError
-from uqharness.metrics.intervals import UNDEFINED, Interval, mean_interval, mean_stderr, resampled_means
+from uqharness.metrics.intervals import UNDEFINED, Interval, mean_interval, mean_stderr
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
@@ -115,8 +115,8 @@ def once(fn: Callable[Concatenate[Answers, P], T]) -> Callable[Concatenate[Answe
     return remembered
 
 
-# A metric's values for several runs on the same questions, [R], and on resampled questions, [B, R].
-Resampled = tuple[Floats, Floats]
+# A metric's values for several runs on the same questions, [R], and their covariance over questions, [R, R].
+Paired = tuple[Floats, Floats]
 
 
 @dataclass(frozen=True)
@@ -143,8 +143,8 @@ class Metric:
     stderr: Callable[[Answers], float] | None = None
     biased: bool = False  # by sampling, so that value ± stderr does not cover: the interval is reported instead
     beside: Mapping[str, Callable[[Answers], float]] = field(default_factory=dict)  # more numbers, by name's end
-    resample: Callable[[Sequence[Answers]], Resampled] | None = None  # for the paired test; of `items`: their means
-    exact_test: Callable[[Answers, Answers], float] | None = None  # p-value of two single runs
+    paired: Callable[[Sequence[Answers]], Paired] | None = None  # for the paired test; of `items`: their means
+    exact_test: Callable[[Floats], Floats] | None = None  # p-values [M, M] of single runs with items [M, D]
     compared_by: str | None = None  # the metric whose value ranks this one; "": nothing ranks it; None: its own
     option_of: str = ""  # the metric that this one is with other options
     needs_draws: bool = False
@@ -190,15 +190,9 @@ class Metric:
     def has_interval(self) -> bool:
         return self.interval is not None or self.items is not None
 
-    def resampled(self, runs: Sequence[Answers]) -> Resampled:
-        """Values of runs on the same questions, and on resampled questions, for the paired test."""
-        if self.resample is not None:
-            return self.resample(runs)
-        return resampled_means(np.stack([self.per_item(answers) for answers in runs], axis=1))
-
     @property
     def has_test(self) -> bool:
-        return self.higher_is_better is not None and (self.resample is not None or self.items is not None)
+        return self.higher_is_better is not None and (self.paired is not None or self.items is not None)
 
     def standard_error(self, answers: Answers) -> float:
         """Standard error over questions; NaN where it is not defined."""

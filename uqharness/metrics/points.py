@@ -127,7 +127,7 @@ METRICS = (
         items=right,
         higher_is_better=True,
         interval=lambda a, level: wilson(int(right(a).sum()), len(a.gold), level),
-        exact_test=lambda a, b: mcnemar(right(a), right(b)),
+        exact_test=mcnemar,
         console=True,
         scale=100,
     ),

@@ -14,7 +14,6 @@ from numpy.typing import ArrayLike
 
 from uqharness import plugins
 from uqharness.errors import InputError, did_you_mean
-from uqharness.metrics import calibration, points, selective
 from uqharness.metrics.averaging import (
     average,
     combine_draws,
@@ -25,13 +24,12 @@ from uqharness.metrics.averaging import (
 )
 from uqharness.metrics.calibration import (
     BINS,
+    RULES,
     bin_probs,
-    debias,
     ece,
     ece_debiased,
     ece_floor,
     ece_metric,
-    gap_noise,
     mce,
     reliability_bins,
 )
@@ -66,14 +64,12 @@ __all__ = [
     "compute_all",
     "confidence",
     "correct",
-    "debias",
     "ece",
     "ece_debiased",
     "ece_floor",
     "every_n",
     "expected_entropy",
     "find",
-    "gap_noise",
     "in_orders",
     "log_softmax",
     "mce",
@@ -86,38 +82,35 @@ __all__ = [
     "reliability_bins",
     "risk_curve",
     "softmax_draws",
+    "tested",
 ]
 
 AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor
 log = logging.getLogger(__name__)
 
-ORDER = ("acc", "nll", "ece", "brier")  # first in lists, as papers have them
-BUILT_IN = tuple(
-    sorted(
-        (*points.METRICS, *calibration.METRICS, *selective.METRICS),
-        key=lambda m: ORDER.index(m.name) if m.name in ORDER else len(ORDER),
-    )
-)
+FIRST = ("acc", "nll", "ece", "brier")  # in lists, as in papers
 
 
-def _installed() -> dict[str, Metric]:
-    metrics = {metric.name: metric for metric in BUILT_IN}
-    for point in plugins.installed(plugins.METRICS).values():
+def installed() -> dict[str, Metric]:
+    """The metrics of all packages by name, built-ins first; one that cannot be used costs a line in the log."""
+    metrics: dict[str, Metric] = {}
+    for point in sorted(plugins.installed(plugins.METRICS).values(), key=lambda p: not plugins.built_in(p)):
         try:
             loaded = plugins.load(point)
             given = (loaded,) if isinstance(loaded, Metric) else tuple(loaded)
             if not all(isinstance(metric, Metric) for metric in given):
-                raise TypeError(f"found {given[0]!r:.60}")
+                raise TypeError("expected a Metric or a sequence of them")
         except (InputError, TypeError) as error:
-            log.warning("%s is left out: expected a Metric or a sequence of them: %s", plugins.describe(point), error)
+            log.warning("%s is left out: %s", plugins.describe(point), error)
             continue
         for metric in given:
             if metrics.setdefault(metric.name, metric) is not metric:
                 log.warning("metric %s of %s is hidden by another of this name", metric.name, plugins.describe(point))
-    return metrics
+    first = {name: metrics[name] for name in FIRST}
+    return first | metrics
 
 
-METRICS: dict[str, Metric] = _installed()
+METRICS: dict[str, Metric] = installed()
 
 
 def find(name: str) -> Metric:
@@ -128,12 +121,20 @@ def find(name: str) -> Metric:
     if stem == "ece" and options:
         given = dict(option.partition("=")[::2] for option in options)
         bins, rule = given.pop("bins", str(BINS)), given.pop("rule", "right-closed")
-        if given or not bins.isdecimal() or not 1 <= int(bins) <= 1000 or rule not in calibration.RULES:
-            rules = ", ".join(calibration.RULES)
+        if given or not bins.isdecimal() or not 1 <= int(bins) <= 1000 or rule not in RULES:
+            rules = ", ".join(RULES)
             raise InputError(f"cannot read {name!r}: ece takes bins=1 … 1000 and rule={rules}, as in ece:bins=20")
         shown = ", ".join([f"{bins} bins", *([rule] if rule != "right-closed" else [])])
         return ece_metric(name, f"ECE ({shown})", f"ECE with {shown}.", int(bins), rule)
     raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
+
+
+def tested(name: str) -> Metric | None:
+    """The metric whose paired test ranks this one; None where nothing does."""
+    metric = find(name)
+    if metric.compared_by is not None:
+        return tested(metric.compared_by) if metric.compared_by else None
+    return metric if metric.has_test else None
 
 
 def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[str, float]:

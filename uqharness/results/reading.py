@@ -10,7 +10,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -30,6 +30,7 @@ __all__ = [
     "Run",
     "content_of",
     "digest",
+    "every_n",
     "item_rows",
     "metrics",
     "pack",
@@ -83,6 +84,11 @@ class Run:
 def metrics(record: Record, draws: int | None = None) -> dict[str, float]:
     """Every metric from a record's first n draws (None: all; 0: the posterior mean), by its own rule."""
     return formulas.compute_all(record.rows(draws), record.gold, record.combine)
+
+
+def every_n(record: Record, names: Collection[str] | None = None) -> tuple[list[int], dict[str, formulas.Floats]]:
+    """The numbers of draws there are, 0 (the mean) or 1 … S, and metrics (None: every one) for each of them."""
+    return formulas.every_n(record.logp, record.gold, record.combine, record.has_mean, names)
 
 
 def parse_model_args(given: Any) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from uqharness.errors import InputError
-from uqharness.leaderboard.every_n import every_n
 from uqharness.metrics.registry import METRICS, compute_all
+from uqharness.results.reading import every_n
 from uqharness.results.record import Record
 
 
