@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqharness.errors import InputError
-from uqharness.metrics import points
+from uqharness.metrics import averaging
 from uqharness.results.reading import Run as TaskResult
 from uqharness.results.reading import read_results
 
@@ -131,8 +131,8 @@ def _lists(choices: Sequence[str] | Sequence[Sequence[str]], count: int) -> list
 def _answer(choices: tuple[str, ...], scores: Sequence[Any]) -> Answer:
     terms = [score.draws or (score.mean,) for score in scores]
     logp = np.array([[t for t in draws if t is not None] for draws in terms]).T[:, None, :]  # [S, 1, C]
-    probs = np.asarray(points.combine_draws(logp, scores[0].combine))[0]
-    return Answer(choices, probs, np.asarray(points.softmax_draws(logp))[:, 0])
+    probs = np.asarray(averaging.combine_draws(logp, scores[0].combine))[0]
+    return Answer(choices, probs, np.asarray(averaging.softmax_draws(logp))[:, 0])
 
 
 def load(adapter: str | Path, *, base: str | None = None, samples: int = 10, **model_args: Any) -> Model:
