@@ -76,6 +76,8 @@ def test_at_is_one_training_with_several_adapters() -> None:
     assert [cell.after for cell in steps] == [None, steps[0].hash, steps[1].hash]
     assert [cell.spec["run"].get("stop_at") for cell in steps] == [5, 10, None]
     assert row(made, "la@10").source == steps[1].hash
+    shorter = planned("  map: {method: mle, at: [5, 20, 10]}\n  la: {method: laplace, source: map}", steps=2)
+    assert [e.method for e in shorter.entries] == ["map@1", "map@2", "la@1", "la@2"]  # a quarter, a half, all of it
     plain = row(planned("  mle: {}"), "mle")
     assert sum(costs.forwards(cell, made) for cell in steps) == costs.forwards(plain, made)
 

@@ -11,6 +11,7 @@ import pytest
 from uqharness.leaderboard.reported import hyperparameters
 from uqharness.registry import get_method
 from uqharness.settings import Run, field_types
+from uqharness.suite.plan import make
 from uqharness.suite.schema import Suite, read, shipped
 
 NAMES = set(
@@ -148,3 +149,12 @@ def test_real_small_takes_the_first_of_the_four_settings_or_one_that_was_chosen(
         assert dict(row.settings) in options if options else name in ("zero-shot", "mle", "tempscale", "ens")
     prereg = shipped()["real-small"].with_name("real-small.prereg.md").read_text(encoding="utf-8")
     assert all(f"`{name}`" in prereg or name == "zero-shot" for name in reported.rows)
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_suite_can_be_planned_at_its_size_and_at_toy_scale(name: str) -> None:
+    suite = read(name)
+    whole, toy = make(suite), make(suite, {"base": "toyworld", "steps": 20, "limit": 40, "seeds": 1})
+    assert whole.cells and toy.cells
+    rows = {entry.method.partition("@")[0] for entry in whole.entries}
+    assert rows == set(suite.rows) == {entry.method.partition("@")[0] for entry in toy.entries}

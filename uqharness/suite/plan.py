@@ -142,7 +142,7 @@ def tasks(suite: Suite) -> list[str]:
 
 
 def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
-    """The suite with the parts that --set replaces: base, seeds, draws and limit."""
+    """The suite with the parts that --set replaces: base, seeds, draws and limit; `at` moves along with steps."""
     parts: dict[str, Any] = {}
     if given.get("base"):
         parts["bases"] = {str(name): {"base": str(name)} for name in _list(given["base"])}
@@ -157,7 +157,16 @@ def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
         parts["limit"] = config.convert(int | None, given["limit"], "limit")
         if parts["limit"] is not None and parts["limit"] < 1:
             raise InputError(f"--set limit={given['limit']}: give a number of questions, or none for all of them")
+    if "steps" in given:
+        new = config.convert(int, given["steps"], "steps")
+        parts["rows"] = {name: replace(row, at=_scaled(suite, row, new)) for name, row in suite.rows.items()}
     return replace(suite, **parts)
+
+
+def _scaled(suite: Suite, row: Row, new: int) -> tuple[int, ...]:
+    """The row's `at` at the same fractions of another number of steps."""
+    old = config.convert(int, row.settings.get("steps", suite.run.get("steps", Run.steps)), "steps")
+    return tuple(sorted({at if at > old else max(1, -(-at * new // old)) for at in row.at}))
 
 
 def _list(value: Any) -> list[Any]:
