@@ -146,7 +146,9 @@ def test_recipe_hash_sees_the_recipe_and_nothing_else():
 def test_every_setting_of_the_recipe_is_in_its_hash():
     """By its role: a setting that is added later cannot be forgotten."""
     data = {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}
-    run = Run(base="b", task="t", eval_every=5, select="best:nll", out="x", target_modules=("q_proj",))
+    run = Run(
+        base="b", task="t", eval_every=5, select="best:nll", out="x", target_modules=("q_proj",), cache_prefix=1.0
+    )
     other = {
         int: lambda v: v + 1,
         float: lambda v: v / 2 + 0.25,
