@@ -18,8 +18,9 @@ from lm_eval.tasks import TaskManager
 from lm_eval.utils import make_table
 
 from uqharness.errors import InputError, RunError
+from uqharness.harness.choices import doc_hash
 from uqharness.harness.scoring import per_byte
-from uqharness.harness.task import SET_LEVEL, UQTask, doc_hash
+from uqharness.harness.task import UQTask
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import RECORD, BMALogProb, metrics, read_results, require_comparable, unpack
 
@@ -72,9 +73,10 @@ def values(results: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("log_samples", [False, True])
 def test_every_metric_equals_its_recomputation_from_the_record(draws: int | None, log_samples: bool) -> None:
     results = evaluate(lm=Answerer(draws), log_samples=log_samples)
-    found, record = values(results), unpack(values(results)[RECORD])
-    again = metrics(record)
-    assert set(METRICS) | set(SET_LEVEL) <= set(found)
+    packed = values(results)[RECORD]
+    record = unpack(packed)
+    again, found = metrics(record), {**packed["metrics"], **values(results)}
+    assert set(METRICS) <= set(packed["metrics"]) == set(again)
     assert (record.draws, record.has_mean) == (1 if draws is None else draws, draws is not None)
     for name, value in again.items():
         if np.isnan(value):
@@ -85,9 +87,12 @@ def test_every_metric_equals_its_recomputation_from_the_record(draws: int | None
 
 def test_standard_errors_of_items_are_lm_evals_own() -> None:
     results = evaluate(log_samples=True)
+    packed = values(results)[RECORD]["metrics"]
     for name in ("acc", "nll", "brier", "entropy", "mutual_information"):
-        per_item = [sample[name] for sample in results["samples"]["local_uq"]]
-        assert values(results)[f"{name}_stderr"] == pytest.approx(mean_stderr(per_item), rel=1e-12)
+        per_item = [{**sample, **sample[RECORD]["metrics"]}[name] for sample in results["samples"]["local_uq"]]
+        assert packed[f"{name}_stderr"] == pytest.approx(mean_stderr(per_item), rel=1e-12)
+        if METRICS[name].console:
+            assert values(results)[f"{name}_stderr"] == pytest.approx(packed[f"{name}_stderr"], rel=1e-12)
 
 
 def test_the_answers_are_softmaxes_over_the_items_own_choices() -> None:
@@ -95,7 +100,7 @@ def test_the_answers_are_softmaxes_over_the_items_own_choices() -> None:
     for sample in evaluate(lm=lm, log_samples=True)["samples"]["local_uq"]:
         scores = [lm.answer(*pair) for pair in sample["arguments"]]
         rows = np.exp([score.draws for score in scores])  # [K, S]
-        item = sample["uq_record"]
+        item = sample[RECORD]
         assert item["probs"] == pytest.approx((rows / rows.sum(0)).mean(1), abs=1e-6)
         assert item["logp"][0] == pytest.approx([score.mean for score in scores], abs=1e-6)
         assert np.shape(item["logp"]) == (4, len(sample["doc"]["choices"]))
@@ -112,9 +117,13 @@ def test_the_results_file_and_the_printed_table(tmp_path: Path) -> None:
     assert run.metrics() == read_results(results)[0].metrics() and run.record.items == 30
     assert run.reported["ece"] == run.metrics()["ece"]
     line = json.loads(next(tmp_path.rglob("samples_*.jsonl")).read_text().splitlines()[0])
-    assert len(line["uq_record"]["logp"]) == 4 and line["uq_record"]["gold"] == int(line["target"])
-    table = make_table(results)
-    assert "30 items, 3 draws + mean" in table and max(map(len, table.splitlines())) < 120
+    assert len(line[RECORD]["logp"]) == 4 and line[RECORD]["gold"] == int(line["target"])
+    rows = [[cell.strip() for cell in line.split("|")[5:9]] for line in make_table(results).splitlines()[2:]]
+    assert [(name, value) for name, _, value, _ in rows] == [
+        (name, f"{run.metrics()[name]:.4f}") for name in sorted(name for name, m in METRICS.items() if m.console)
+    ]
+    assert [name for name, *_ in rows] == ["acc", "auroc", "brier", "ece", "ece_debiased", "nll"]
+    assert run.reported["mce"] == run.metrics()["mce"]  # the others are in the file
 
 
 def test_order_and_share_of_items_do_not_matter() -> None:
@@ -130,9 +139,8 @@ def test_order_and_share_of_items_do_not_matter() -> None:
         task.apply_filters()
         for _, doc in task.doc_iterator(rank=rank, world_size=2):
             asked = [one.filtered_resps["none"] for one in task.instances if one.doc["uq_id"] == doc["uq_id"]]
-            items.append(task.process_results(doc, asked)["uq_record"])
-    task.aggregation()["uq_record"](items)
-    record = unpack(task.aggregation()[RECORD]([]))
+            items.append(task.process_results(doc, asked)[RECORD])
+    record = unpack(task.aggregation()[RECORD](items))
     assert np.array_equal(record.logp, whole.logp, equal_nan=True) and record.protocol == whole.protocol
 
 

@@ -19,7 +19,7 @@ from uqharness import toyworld
 from uqharness.engine.engine import make_rows
 from uqharness.errors import InputError
 from uqharness.harness.task import UQTask
-from uqharness.results.reading import read_results, require_comparable
+from uqharness.results.reading import RECORD, read_results, require_comparable
 from uqharness.training.loop import choice_table, gold_logprobs
 from uqharness.training.questions import PairEncoder, read_questions
 
@@ -235,7 +235,7 @@ def test_a_real_model_of_lm_evals(offline_hub: dict[str, str], tiny_real_model: 
     for sample, row in zip(results["samples"]["arc_easy_uq"], run.record.logp[1], strict=True):
         plain = [float(value) for value, _ in sample["filtered_resps"]]
         assert row[: len(plain)].tolist() == np.array(plain, dtype=np.float32).tolist()
-        assert np.exp(plain) / np.exp(plain).sum() == pytest.approx(sample["uq_record"]["probs"], abs=1e-6)
+        assert np.exp(plain) / np.exp(plain).sum() == pytest.approx(sample[RECORD]["probs"], abs=1e-6)
 
 
 def test_cloze_is_the_softmax_over_summed_log_probabilities(
@@ -258,9 +258,9 @@ def test_cloze_is_the_softmax_over_summed_log_probabilities(
     ):
         sums = np.array([float(value) for value, _ in plain["filtered_resps"]])
         wanted = sums - np.logaddexp.reduce(sums)
-        assert np.log(sample["uq_record"]["probs"]) == pytest.approx(wanted, abs=1e-5)
+        assert np.log(sample[RECORD]["probs"]) == pytest.approx(wanted, abs=1e-5)
         assert row[: len(sums)] == pytest.approx(wanted, abs=1e-4)
-        loss -= wanted[sample["uq_record"]["gold"]] / limit
+        loss -= wanted[sample[RECORD]["gold"]] / limit
     assert -gold_logprobs(lora, rows, gold).mean().item() == pytest.approx(loss, abs=1e-4)
     run, other = read_results(results)[0], theirs["results"]["arc_easy"]
     assert run.metrics()["acc"] == pytest.approx(other["acc,none"])
@@ -283,7 +283,7 @@ def test_answers_by_bytes_are_another_protocol(
     ):
         sizes = [len(text.encode()) for text in sample["doc"]["choices"]]
         rates = np.array([float(value) for value, _ in plain["filtered_resps"]]) / sizes
-        assert sample["uq_record"]["probs"] == pytest.approx(np.exp(rates) / np.exp(rates).sum(), abs=1e-6)
+        assert sample[RECORD]["probs"] == pytest.approx(np.exp(rates) / np.exp(rates).sum(), abs=1e-6)
         hits += np.argmax(rates) == sample["doc"]["gold"]  # lm-eval's acc_bytes
     runs = [read_results(results)[0] for results in (normalised, summed)]
     assert runs[0].metrics()["acc"] == pytest.approx(hits / 12)

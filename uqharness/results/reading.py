@@ -20,12 +20,11 @@ from typing import Any
 from uqharness import loose_json
 from uqharness.errors import InputError
 from uqharness.metrics import registry as formulas
-from uqharness.results.record import BMALogProb, PackedRecord, Record, claimed, digest, item_rows, pack, unpack
+from uqharness.results.record import BMALogProb, Record, claimed, digest, item_rows, pack, unpack
 
 __all__ = [
     "RECORD",
     "BMALogProb",
-    "PackedRecord",
     "Record",
     "Run",
     "content_of",
@@ -49,7 +48,7 @@ MAX_BYTES = 256 * 2**20
 MAX_ANSWERS = 2**26  # items x (draws + 1) x choices, over all tasks
 MAX_JSON_VALUES = 2**20
 
-# lm-eval's printed table leaves out what ends in _stderr, and the record would swamp it: hence the name.
+# lm-eval prints a row for each key that does not end in _stderr: hence the name.
 RECORD = "uq_record_stderr"
 # What a model may do to a prompt, by lm-eval's argument names; values that mean "as usual" do not count.
 MODEL_ARGS = ("add_bos_token", "prefix_token_id", "truncation", "max_length")
@@ -173,11 +172,10 @@ def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[st
     config = dict(data.get("config") or {})
     extra = model_protocol(config)
     protocol = {**record.protocol, "model": extra} if extra else record.protocol
-    numbers = {
-        key.partition(",")[0]: float(value)
-        for key, value in values.items()
-        if "," in key and isinstance(value, (int, float))
-    }
+    written = packed.get("metrics")  # those that lm-eval does not print
+    numbers = dict(written) if isinstance(written, Mapping) else {}
+    numbers |= {key.partition(",")[0]: value for key, value in values.items() if "," in key}
+    numbers = {name: float(value) for name, value in numbers.items() if type(value) in (int, float)}
     return Run(source, task, record, config, protocol, digest(protocol), numbers, data.get("date"))
 
 

@@ -59,19 +59,6 @@ class BMALogProb(float):
         return type(self), (float(self), self.draws, self.mean, self.combine)
 
 
-class PackedRecord(dict):
-    """A record as plain JSON that formats as one word: lm-eval prints what it takes for a standard error."""
-
-    def summary(self) -> str:
-        draws = f"{self['draws']} draw" + "s" * (self["draws"] != 1) if self["draws"] else "mean only"
-        if (used := self.get("mean_taken", self["draws"])) != self["draws"]:
-            draws = f"{used:.1f} draws on average (at most {self['draws']})"
-        return f"{self['items']} items, {draws}{' + mean' if self['has_mean'] and self['draws'] else ''}"
-
-    def __format__(self, spec: str) -> str:
-        return "kept"
-
-
 @dataclass(frozen=True)
 class Record:
     """One task's answers in full; `logp[0]` is the posterior mean's row (NaN where it was not computed)."""
@@ -182,7 +169,7 @@ def pack(
     task: str = "",
     protocol: Mapping[str, Any] | None = None,
     train_dropped: Mapping[str, int] | None = None,
-) -> PackedRecord:
+) -> dict[str, Any]:
     """Items (`id gold logp combine doc_hash`) -> one JSON record; sorted by id, repeated ids refused."""
     if not items:
         raise RunError(f"{task or 'record'}: no items to record")
@@ -221,8 +208,8 @@ def pack(
     return encode(record)
 
 
-def encode(record: Record) -> PackedRecord:
-    return PackedRecord(
+def encode(record: Record) -> dict[str, Any]:
+    return dict(
         schema=SCHEMA,
         task=record.task,
         items=record.items,
