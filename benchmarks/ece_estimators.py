@@ -33,6 +33,10 @@ Judged in this order (closed forms apart: they are variants):
 2. Wrong orders at a true difference of 2 points: the estimates' order is not the true one. Mean over all such cells;
    within 1 point of the lowest pass.
 3. Root mean square error of the difference, mean over all cells. The lowest serves.
+
+First run (seed 0): cross-validated passed step 1 alone; debiased missed it by 0.1 points in one group of 24, and passed
+with the closed form. Second run (`--seed 1 --times 50`), fixed after the first and before it was run: the same rule,
+with `debiased, closed form` as an estimator of its own.
 """
 
 from __future__ import annotations
@@ -273,10 +277,11 @@ def grouped(rows: list[dict[str, object]]) -> dict[tuple[object, ...], float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=80, help="pairs of models per cell")
+    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES)
     parser.add_argument("--json", type=Path, help="also write every cell here")
     args, start = parser.parse_args(), time.process_time()
-    rng, rows = np.random.default_rng(0), []
+    rng, rows = np.random.default_rng(args.seed), []
     for n in args.sizes:
         for name, choices in WORLDS:
             rows += simulate(name, choices, n, args.times, rng)
