@@ -10,8 +10,8 @@ Two methods differ by m_a - m_b, means over questions and training seeds, tested
     t = (m_a - m_b) / sqrt(V_items + V_a + V_b)
 
 V_items: variance of the difference when questions are resampled. A question is one cluster: every method and seed
-         gets the same weights, so that what is hard for all of them cancels. In closed form for means (the covariance
-         of the runs' scores over questions), by a paired bootstrap for ECE.
+         gets the same weights, so that what is hard for all of them cancels. In closed form: the covariance over
+         questions of the runs' scores, or for ECE of what each question moves.
 V_a, V_b: s^2 / S of a method's S seeds, which are nested in it; s^2 is the larger of its own and of the mean over the
          methods of the column, with the degrees of freedom of all of them: of three seeds alone it is too often close
          to zero by chance. What questions and seeds have in common is counted in V_items and in V: taken off once, as

@@ -181,3 +181,37 @@ def test_debiased_ece_keeps_a_clear_miscalibration() -> None:
 def test_bins_must_be_positive() -> None:
     with pytest.raises(InputError, match="bins must be at least 1: found 0"):
         calibration.bin_probs([[0.5, 0.5]], [0], bins=0)
+
+
+def test_the_covariance_of_debiased_eces_is_that_of_resampled_questions_where_gaps_are_clear() -> None:
+    rng = np.random.default_rng(12)
+    n = 2000
+    sure = 0.5 + 0.5 * rng.beta(2, 1, (2, n))
+    right = rng.random((2, n)) < sure - np.array([[0.25], [0.15]])
+    gold = (rng.random(n) < 0.5).astype(int)
+    predicted = np.where(right, gold, 1 - gold)
+    probs = np.stack([np.where(predicted == c, sure, 1 - sure) for c in (0, 1)], axis=-1)
+    values, covariance = calibration.paired_debiased([Answers.of(p, gold) for p in probs])
+    assert values == pytest.approx([ece_unclipped(p, gold) for p in probs])
+    resampled = []
+    for _ in range(400):
+        taken = rng.integers(0, n, n)
+        resampled.append([ece_unclipped(p[taken], gold[taken]) for p in probs])
+    expected = np.cov(np.array(resampled).T)
+    assert np.diag(covariance) == pytest.approx(np.diag(expected), rel=0.25)  # 400 resamples: to 14 %
+    difference = covariance[0, 0] + covariance[1, 1] - 2 * covariance[0, 1]
+    assert difference == pytest.approx(expected[0, 0] + expected[1, 1] - 2 * expected[0, 1], rel=0.25)
+
+
+def test_the_slopes_of_debiased_terms_are_their_derivatives() -> None:
+    rng = np.random.default_rng(13)
+    sure = 0.5 + 0.5 * rng.random(150)
+    b = calibration.bin_items(sure, rng.random(150) < sure - 0.1)
+    used, step = b.counts > 0, 1e-7
+    terms = [calibration.debias(b.gaps + s, *calibration.gap_noise(b)) for s in (step, -step)]
+    expected = (terms[0] - terms[1])[used] / (2 * step)
+    assert calibration.debiased_slopes(b)[used] == pytest.approx(expected, rel=1e-4)
+
+
+def ece_unclipped(probs: np.ndarray, gold: np.ndarray) -> float:
+    return float(calibration.ece_debiased(calibration.bin_probs(probs, gold), clip=False))

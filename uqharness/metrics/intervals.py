@@ -6,8 +6,6 @@ questions for paired tests. The interval of a single metric stands beside its fo
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import bdtr, betaincinv, ndtri, stdtrit
@@ -15,7 +13,6 @@ from scipy.special import bdtr, betaincinv, ndtri, stdtrit
 Floats = NDArray[np.float64]
 Interval = tuple[float, float]
 UNDEFINED = (float("nan"), float("nan"))
-REPLICATES = 1000
 
 
 def z_value(level: float) -> float:
@@ -63,16 +60,3 @@ def mcnemar(right: ArrayLike) -> Floats:
     alone = x @ (1 - x).T
     fewer, both = np.minimum(alone, alone.T), alone + alone.T
     return np.asarray(np.where(both > 0, np.minimum(2 * bdtr(fewer, both.astype(int), 0.5), 1.0), 1.0))
-
-
-@lru_cache(maxsize=8)
-def weights(items: int) -> NDArray[np.float32]:
-    """How often each question is in each resample, [B, D]: the same for whoever has as many questions."""
-    rng = np.random.Generator(np.random.Philox(items))
-    picked = rng.integers(0, items, (REPLICATES, items)) + np.arange(REPLICATES)[:, None] * items
-    return np.bincount(picked.ravel(), minlength=REPLICATES * items).reshape(REPLICATES, items).astype(np.float32)
-
-
-def resampled_sums(columns: Floats) -> Floats:
-    """Sums of columns [D, k] over resampled questions, [B, k]."""
-    return np.asarray(weights(len(columns)) @ columns.astype(np.float32), dtype=np.float64)
