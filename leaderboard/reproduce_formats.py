@@ -93,30 +93,30 @@ CLAIM_HEADS = ("The paper says", "Tested", "Data set", "Difference, 95 % interva
 
 def cell_rows(report: Report, metric: str, marks: dict[int, tuple[str, str]]) -> list[list[str]]:
     printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
-    several = several_bases(report)
+    several, shared = several_bases(report), shared_reasons(report)
     rows = []
     for i, cell in enumerate(report.cells):
         if cell.metric == metric:
             flag = " ‡" if cell.suspect else ""
-            said = f"{cell.verdict}: {cell.why}" if cell.why else cell.verdict
             rows.append([
                 f"{cell.method}, {cell.base}" if several else cell.method,
                 "–" if cell.draws is None else str(cell.draws),
                 where(cell), shown(cell.paper, metric, marks[printed[i]] if i in printed else ("", "")) + flag,
                 shown(cell.ours, metric, marks[mine[i]] if i in mine else ("", "")),
-                str(cell.ours.seeds) if cell.ours else "–", change(cell), said,
+                str(cell.ours.seeds) if cell.ours else "–", change(cell), said(cell.verdict, cell.why, shared),
             ])  # fmt: skip
     return rows
 
 
-def claim_row(claim: Claim) -> list[str]:
+def claim_row(claim: Claim, shared: Sequence[str]) -> list[str]:
     metric = claim.metric
     low, high = claim.interval
     gap = "–" if isnan(claim.difference) else digits(claim.difference, metric)
     ends = "" if isnan(low) else f" [{digits(low, metric)}, {digits(high, metric)}]"
     tested = f"{title(metric)}: {claim.left} {claim.relation} {claim.right}"
-    said = f"{claim.verdict}: {claim.why}" if claim.why else claim.verdict
-    return [claim.words, tested, claim.dataset, (gap + ends).replace("-", "−"), f"{claim.held} of {claim.points}", said]
+    held = f"{claim.held} of {claim.points}"
+    text = said(claim.verdict, claim.why, shared)
+    return [claim.words, tested, claim.dataset, (gap + ends).replace("-", "−"), held, text]
 
 
 def metrics_of(report: Report) -> list[str]:
@@ -124,7 +124,21 @@ def metrics_of(report: Report) -> list[str]:
 
 
 def summary(report: Report) -> str:
-    return ", ".join(f"{count} {verdict}" for verdict, count in report.counts().items()) or "nothing to compare"
+    counts = ", ".join(f"{count} {verdict}" for verdict, count in report.counts().items()) or "nothing to compare"
+    everywhere = "; ".join(shared_reasons(report))
+    return f"{counts}; everywhere: {everywhere}" if everywhere else counts
+
+
+def shared_reasons(report: Report) -> list[str]:
+    """Why there is no verdict, where that holds for all that was measured: said once."""
+    each = [cell.why.split("; ") for cell in report.cells if cell.ours]
+    each += [claim.why.split("; ") for claim in report.claims if claim.points]
+    return [reason for reason in each[0] if reason and all(reason in other for other in each)] if each else []
+
+
+def said(verdict: str, why: str, shared: Sequence[str]) -> str:
+    own = "; ".join(reason for reason in why.split("; ") if reason and reason not in shared)
+    return f"{verdict}: {own}" if own else verdict
 
 
 def markdown(report: Report) -> str:
@@ -139,7 +153,12 @@ def markdown(report: Report) -> str:
         ]
         parts.append(f"### {title(metric)}\n\n{grid(CELL_HEADS, rows)}")
     if report.claims:
-        parts.append(grid(CLAIM_HEADS, [list(map(md_letters, claim_row(claim))) for claim in report.claims]))
+        parts.append(
+            grid(
+                CLAIM_HEADS,
+                [list(map(md_letters, claim_row(claim, shared_reasons(report)))) for claim in report.claims],
+            )
+        )
     parts.append("\n".join(f"- {md_letters(note)}" for note in report.notes))
     return "\n\n".join(filter(None, parts)) + "\n"
 
@@ -160,7 +179,12 @@ def as_html(report: Report) -> str:
         ]
         parts += [f"<h2>{html.escape(title(metric))}</h2>", grid(CELL_HEADS, rows)]
     if report.claims:
-        parts.append(grid(CLAIM_HEADS, [list(map(html.escape, claim_row(claim))) for claim in report.claims]))
+        parts.append(
+            grid(
+                CLAIM_HEADS,
+                [list(map(html.escape, claim_row(claim, shared_reasons(report)))) for claim in report.claims],
+            )
+        )
     parts.append("<ul>\n" + "\n".join(f"<li>{html.escape(note)}</li>" for note in report.notes) + "\n</ul>")
     style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:.2em .6em;text-align:left}"
     head = f'<meta charset="utf-8"><title>{html.escape(report.title)}</title><style>{style}</style>'
@@ -206,7 +230,11 @@ def latex(report: Report) -> str:
         f"{report.title}; needs booktabs",
         "± over seeds; best bold, second underlined, in each column by itself",
     ]
-    comments += ["= agrees, ≠ differs, ? cannot be told; none: no verdict or not measured", *report.notes]
+    comments += [
+        summary(report),
+        "= agrees, ≠ differs, ? cannot be told; none: no verdict or not measured",
+        *report.notes,
+    ]
     parts = ["\n".join(f"% {' '.join(line.split())}" for line in comments)]
     printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
     at = {
@@ -232,7 +260,9 @@ def latex(report: Report) -> str:
             "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"])
         )
     if report.claims:
-        lines = [" & ".join(map(tex_letters, claim_row(claim))) + r" \\" for claim in report.claims]
+        lines = [
+            " & ".join(map(tex_letters, claim_row(claim, shared_reasons(report)))) + r" \\" for claim in report.claims
+        ]
         shape = r"p{.3\linewidth}llllp{.2\linewidth}"
         head = " & ".join(map(tex_letters, CLAIM_HEADS)) + r" \\"
         begin = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", head, r"\midrule"]

@@ -326,3 +326,13 @@ def test_a_shorter_training_than_the_papers_says_nothing_about_its_figure(tmp_pa
         file.write_text(file.read_text().replace('"steps": 10000, ', '"steps": 1000, '))
     (why,) = {c.why for c in make(tmp_path, FIGURE3).claims if c.points}
     assert why == "steps is 1000, the paper's 10000"
+
+
+def test_a_reason_that_holds_everywhere_is_said_once(tmp_path: Path) -> None:
+    for seed in range(2):
+        result(tmp_path, "mle", "MLE", seed, 0.69, 0.99, run={"base": "tiny"})
+        result(tmp_path, "mcd", "MCD", seed, 0.6, 0.9, draws=10, settings={"p": 0.3}, run={"base": "tiny"})
+    text = FORMATS["md"](make(tmp_path))
+    assert "everywhere: another base: tiny" in text and text.count("another base: tiny") == 1
+    assert "no verdict: p is 0.3, the paper's 0.1" in text
+    assert "another base: tiny; p is 0.3" in FORMATS["csv"](make(tmp_path))  # a file says all of it on each line
