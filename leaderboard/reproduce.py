@@ -264,8 +264,7 @@ def departures(m: Measured, paper: str, base: str) -> list[str]:
             continue
         setting, wanted = line["setting"], line["used"]
         if setting == "base":
-            if other := another_base(m.recipe, wanted):
-                return [other, *found]
+            found = [other, *found] if (other := another_base(m.recipe, wanted)) else found
             continue
         held = m.settings if line["method"] else m.recipe
         own_dropout = m.name == "mcd" and setting == "lora_dropout"

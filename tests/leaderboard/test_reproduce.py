@@ -140,7 +140,8 @@ def test_a_map_with_another_weight_decay_is_not_the_papers(tmp_path: Path) -> No
     result(tmp_path, "map", "MAP", 0, 0.7, 0.9, settings={"weight_decay": 3.0})
     (one,) = measured(read_results(tmp_path))
     assert departures(one, "BLoB", "Llama2-7B") == ["weight_decay is 3.0, the paper's 1e-5"]
-    assert "another base" in departures(one, "Me-LoRA", "Llama2-13B")[0]
+    other = departures(one, "Me-LoRA", "Llama2-13B")
+    assert other[0] == "another base: Llama-2-7b-hf" and "warmup is 0.06, the paper's 0.02" in other
 
 
 def test_intervals_are_welchs() -> None:
