@@ -16,8 +16,8 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from uqharness.leaderboard.checks import plain_text
 from uqharness.results.reading import content_of, parse, parse_model_args
+from uqharness.results.runs import plain_text
 from uqharness.settings import UNRECORDED, Run, fields_of
 
 FEWSHOT_SEED = 1234  # lm-eval's own

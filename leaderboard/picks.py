@@ -13,7 +13,6 @@ from statistics import mean, stdev
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
 from uqharness.leaderboard.table_sources import Source, labels, newest
 from uqharness.leaderboard.theme import OTHERS, PAPERS
-from uqharness.results.reading import shift
 
 FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
 
@@ -85,14 +84,10 @@ def groups(sources: Sequence[Source]) -> list[Group]:
         why = "" if k == 0 else f": {'; '.join(differences(parts[0], part))}"
         group = Group(f"Table {k + 1}{why}" if len(parts) > 1 else "all")
         trained = {s.trained_on for s in part}
-        ordered = sorted(part, key=lambda s: SHIFTS[_shift(s)])
+        ordered = sorted(part, key=lambda s: SHIFTS[s.shift])
         for s in ordered:
             data = s.task if len(trained) < 2 or s.trained_on in (None, s.task) else f"{s.task} ({s.trained_on})"
-            group.shifts[data], group.trained[data] = _shift(s), s.trained_on
+            group.shifts[data], group.trained[data] = s.shift, s.trained_on
             group.runs.setdefault(data, {}).setdefault(names[s.row], {})[str(s.seed)] = s
         out.append(group)
     return out
-
-
-def _shift(source: Source) -> str | None:
-    return shift(source.trained_on, source.task) if source.trained_on else None

@@ -1,18 +1,21 @@
 """A folder of results in one small file that can be committed: `published/*.parquet`, `uqharness publish`.
 
-Every run's columns and its metrics for every N, exactly; of its answers two rows per question, not each draw: the
-posterior's mean and the average over all draws.  A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP,
-no choice more than LIMIT below the best one: a probability is off by less than 0.25 STEP.
+Its columns are those of `RunSummary`, exact; beside them, per run, the questions and two rows of answers to each: the
+posterior's mean and the average over all draws. Within a budget the single draws come too, of at least one run per
+method. A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP, no choice more than LIMIT below the best
+one: a probability is off by less than 0.25 STEP.
+
+Anyone can write a parquet: a row that no results file gives is refused, and a run whose answers give other numbers is
+shown with a remark, and not ranked. Files carry a version; those of version 1 are read.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,30 +26,41 @@ import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard.ingest import Row, error_line, problem, record_in, shown_path, without_path
-from uqharness.leaderboard.published_rows import (
-    KEPT,
-    LIMIT,
-    STEP,
-    WHOLE_ROW,
-    held,
-    mismatches,
-    questions,
-    refuse_row,
-    unpack_answers,
-)
-from uqharness.leaderboard.store import SCHEMA, refresh, result_files
-from uqharness.metrics.registry import combine_draws, log_softmax
+from uqharness.leaderboard.cache import refresh, result_files
+from uqharness.leaderboard.columns import OPTIONAL, SCHEMA, to_runs, to_table
+from uqharness.loose_json import check, flatten, parse, text_of, value_of
+from uqharness.metrics.registry import brier_items, combine_draws, correct, log_softmax, nll_items
+from uqharness.results.files import Problem, problem, reason_of, record_in, shown_path, suspicions
 from uqharness.results.reading import MAX_BYTES, content_of
-from uqharness.results.record import Record
+from uqharness.results.record import MAX_VALUES, Record, digest
+from uqharness.results.runs import (
+    MAX_TEXT,
+    REMARKS,
+    AdapterRecord,
+    RunSummary,
+    chain,
+    checked,
+    labels_seen,
+    texts,
+    training_passes,
+)
 
 SUFFIX = ".parquet"
+VERSION, VERSION_KEY = 2, b"uqharness.published"
+BUDGET = 4_000_000  # bytes of a file
 MAX_ROWS = 100_000
-OF_RECORD = ("run_id", "task", "items", "has_mean", "draws", "protocol", "protocol_hash")
+STEP = 1 / 1024
+LIMIT = 30.0  # a probability below 1e-13 is one
+NOT_TAKEN = -(2**15)  # a step that no answer has: samples=auto took no such draw
+PACKED = {"gold": "<u2", "choices": "<u2", "ids": "<u4"}
+APART = (*PACKED, "doc_hashes", "answers", "single_draws")
+WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in APART)])
 # The folders of an absolute path. One with spaces has a known end only as the whole text or between quotes;
 # in the middle of a text, "/home/my name/x" loses what is before the space: more would take words of that text with it.
 SPACED = r"""[^\s/"'](?:(?! -| /|[,:;] )[^/"'\n])*"""
 ABSOLUTE = re.compile(rf"""(?:\A|(?<=["']))/(?:{SPACED}/)+(?=(?:{SPACED})?(?:\Z|["']))|(?<![\w./-])/(?:[\w.+-]+/)+""")
+
+Arrays = Mapping[str, bytes | None]
 
 
 @dataclass(frozen=True)
@@ -74,143 +88,279 @@ def shipped() -> list[Path]:
     return [*sorted((here / "published").glob(f"*{SUFFIX}")), *filter(Path.is_dir, [here / "submitted"])]
 
 
-def write(table: pa.Table, records: Sequence[Record], out: Path) -> None:
-    """Rows of the store with their records -> one parquet, whole or not at all."""
-    columns = [dict(zip(KEPT, pack(record), strict=True)) for record in records]
-    for name in KEPT:
-        table = table.append_column(name, pa.array([row[name] for row in columns], pa.binary()))
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", compression_level=19, write_statistics=False)
-    write_atomic(out, sink.getvalue().to_pybytes())
+# ---------------------------------------------------------------- writing
 
 
-def pack(record: Record) -> tuple[bytes, ...]:
-    arrays = (record.gold.astype("<u2"), record.choices.astype("<u2"), record.ids.astype("<u4"))
-    hashes = bytes.fromhex("".join(record.doc_hashes))
-    return (*(array.tobytes() for array in arrays), hashes, pack_answers(record))
+@dataclass(frozen=True)
+class Written:
+    """What `create` wrote: runs, how many of them with their single draws, and the size in bytes."""
+
+    runs: int
+    whole: int
+    size: int
 
 
-def pack_answers(record: Record) -> bytes:
-    """Steps of the log-odds against the first choice, the low bytes of all of them before the high ones."""
-    rows = [averaged(record, n) for n in ([0] if record.has_mean else []) + ([record.draws] if record.draws else [])]
-    log_p = log_softmax(np.stack(rows))  # [1 or 2, D, C]
-    log_p = np.maximum(log_p, np.nanmax(log_p, axis=2, keepdims=True) - LIMIT)  # NaN stays
+def create(results: Sequence[Path], out: Path, budget: int = BUDGET) -> Written:
+    """Write all sound runs of these results to `out`; paths of this machine are cut to what is below the folder."""
+    known, unread = refresh([path for path, _ in result_files(results)])
+    wrong = [each for group in (*unread.values(), *known.problems.values()) for each in group]
+    wrong = [each for each in wrong if each.kind != "foreign"]
+    if wrong:
+        first = f"{wrong[0].file}: {wrong[0].reason}"
+        raise InputError(f"{len(wrong)} problems, nothing is published; the first: {first} (uqharness validate)")
+    where = {sha: path for path, (_, _, sha) in reversed(known.files.items())}
+    roots = [f"{Path(path).resolve().parent}{os.sep}" for path in results]
+    runs = [
+        replace(run, adapter_record={key: brief(text, roots) for key, text in run.adapter_record.items()})
+        for group in known.runs.values()
+        for run in group
+    ]
+    records = [record_in(where[run.sha256], run.task) for run in runs]
+    for chosen in with_draws(runs):  # the most that the budget allows
+        content = packed(runs, records, chosen)
+        if len(content) <= budget:
+            break
+    write_atomic(out, content)
+    return Written(len(runs), len(chosen), len(content))
+
+
+def with_draws(runs: Sequence[RunSummary]) -> list[set[str]]:
+    """Whose single draws to publish, the most first: all; a seed of each row and data set; a run of each row; none."""
+    several = [run for run in runs if run.draws > 1 and run.combine != "given"]
+    ordered = sorted(several, key=lambda run: (run.seed is None, run.seed, not run.shift == "id"))
+    first_seed = {(run.row, run.task, run.trained_on): run.run_id for run in reversed(ordered)}
+    one_run = {run.row: run.run_id for run in reversed(ordered)}
+    return [{run.run_id for run in several}, set(first_seed.values()), set(one_run.values()), set()]
+
+
+def packed(runs: Sequence[RunSummary], records: Sequence[Record], whole: set[str]) -> bytes:
+    """The content of a published file."""
+    columns: dict[str, list[bytes | None]] = {name: [] for name in APART}
+    for run, record in zip(runs, records, strict=True):
+        for name, kind in PACKED.items():
+            columns[name].append(getattr(record, name).astype(kind).tobytes())
+        columns["doc_hashes"].append(bytes.fromhex("".join(record.doc_hashes)))
+        counts = ([0] if record.has_mean else []) + ([record.draws] if record.draws else [])
+        columns["answers"].append(pack_rows(np.stack([averaged(record, n) for n in counts]), record.choices))
+        draws = pack_rows(record.logp[1:].astype(np.float64), record.choices) if run.run_id in whole else None
+        columns["single_draws"].append(draws)
+    table = to_table(runs)
+    for name, column in columns.items():
+        table = table.append_column(name, pa.array(column, pa.binary()))
+    out = pa.BufferOutputStream()
+    table = table.replace_schema_metadata({VERSION_KEY: str(VERSION)})
+    pq.write_table(table, out, compression="zstd", compression_level=19, write_statistics=False)
+    return bytes(out.getvalue().to_pybytes())
+
+
+def pack_rows(logits: np.ndarray, choices: np.ndarray) -> bytes:
+    """[R, D, C] as steps of the log-odds against the first choice, all low bytes before the high ones."""
+    log_p = normalised(logits)
+    log_p = np.maximum(log_p, np.nanmax(log_p, axis=2, keepdims=True, initial=-np.inf) - LIMIT)  # NaN stays
     odds = log_p[..., 1:] - log_p[..., :1]
-    present = np.broadcast_to(np.arange(1, log_p.shape[2]) < record.choices[:, None], odds.shape)
-    steps = np.round(odds[present] / STEP).astype("<i2")
-    return steps.view(np.uint8).reshape(-1, 2).T.tobytes()
+    present = np.broadcast_to(np.arange(1, log_p.shape[2]) < choices[:, None], odds.shape)
+    steps = np.nan_to_num(np.round(odds[present] / STEP), nan=NOT_TAKEN).astype("<i2")
+    return bytes(steps.view(np.uint8).reshape(-1, 2).T.tobytes())
 
 
 def averaged(record: Record, draws: int) -> np.ndarray:
     probs = combine_draws(record.rows(draws), record.combine)
-    return np.log(np.maximum(probs, np.exp(-2 * LIMIT)))
+    return np.asarray(np.log(np.maximum(probs, np.exp(-2 * LIMIT))))
 
 
-# ---------------------------------------------------------------- out and in
+def brief(text: str, roots: Sequence[str]) -> str:
+    """A text of the adapter's record without this machine's folders, and its numbers with six digits."""
+
+    def shorter(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: shorter(inner) for key, inner in value.items()}
+        if isinstance(value, list):
+            return [shorter(inner) for inner in value]
+        if isinstance(value, str):
+            for root in roots:
+                value = value.replace(root, "")
+            return ABSOLUTE.sub("", value)
+        return float(f"{value:.6g}") if isinstance(value, float) else value
+
+    return text_of(shorter(value_of(text)))
 
 
-def create(results: Sequence[Path], out: Path) -> int:
-    """All sound runs of these results -> `out`; how many. Paths of this machine are cut to what is below the folder."""
-    paths = [path for path, _ in result_files(results)]
-    store = refresh(paths, None)
-    wrong = [
-        f"{row['file']}: {row['reason']}"
-        for rows in (store.unread, *store.problems.values())
-        for row in rows
-        if row["kind"] not in ("trimmed", "foreign", "leaked", "shared")
-    ]
-    if wrong:
-        raise InputError(f"{len(wrong)} problems, nothing is published; the first: {wrong[0]} (uqharness validate)")
-    where = {sha: path for path, (_, _, sha) in reversed(store.files.items())}
-    rows = store.runs.to_pylist()
-    roots = [f"{Path(path).resolve().parent}{os.sep}" for path in results]
-    for row in rows:
-        row["record"] = json.dumps(brief(json.loads(row["record"]), roots))
-    records = [record_in(where[row["sha256"]], row["task"]) for row in rows]
-    write(pa.Table.from_pylist(rows, SCHEMA), records, out)
-    return len(rows)
+# ---------------------------------------------------------------- reading
 
 
-def brief(value: Any, roots: Sequence[str]) -> Any:
-    """The adapter's record without this machine's folders, and its numbers with six digits."""
-    if isinstance(value, dict):
-        return {key: brief(inner, roots) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [brief(inner, roots) for inner in value]
-    if isinstance(value, float):
-        return float(f"{value:.6g}")
-    if isinstance(value, str):
-        for root in roots:
-            value = value.replace(root, "")
-        return ABSOLUTE.sub("", value)
-    return value
-
-
-def opened(path: str, schema: pa.Schema) -> pa.Table:
-    """These columns; from the content, because Arrow opens no file whose name is not Unicode."""
-    content = content_of(path)
+def read(path: str) -> tuple[str, list[RunSummary], list[Problem]]:
+    """(hash, runs, problems) of a published file; what cannot be used becomes a problem, and nothing is raised."""
+    file, runs, problems = shown_path(path), list[RunSummary](), list[Problem]()
     try:
+        content = content_of(path)
+        sha = hashlib.sha256(content).hexdigest()
+    except InputError as error:
+        return "", [], [problem(file, "broken", str(error).removeprefix(f"{path}: "))]
+    try:
+        rows = rows_of(content)
+    except InputError as error:
+        return sha, [], [problem(file, "broken", str(error))]
+    for k, (run, arrays) in enumerate(rows):
+        try:
+            if isinstance(run, Exception):
+                raise run
+            if not run.run_id:
+                raise InputError("it has no id of a run")
+            good = compared(checked(run), arrays)
+        except Exception as error:  # whatever a hostile row brings up
+            task = "" if isinstance(run, Exception) or not isinstance(run.task, str) else run.task
+            problems.append(problem(file, "broken", f"row {k + 1}: {reason_of(error)}", task))
+            continue
+        runs.append(good)
+        problems += suspicions(good, file)
+    return sha, runs, problems
+
+
+def rows_of(content: bytes, run_id: str = "") -> list[tuple[RunSummary | Exception, Arrays]]:
+    """The runs of a published file, or the one of this id, unchecked, with the arrays of their answers."""
+    try:  # from the content, because Arrow opens no file whose name is not Unicode
         file = pq.ParquetFile(pa.BufferReader(content))
         size = sum(file.metadata.row_group(k).total_byte_size for k in range(file.num_row_groups))
         if file.metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
             raise InputError(f"{file.metadata.num_rows} rows, {size >> 20} MiB")
-        table = file.read(columns=schema.names).select(schema.names).cast(schema)
+        version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY, b"1"))
+        if not 1 <= version <= VERSION:
+            raise InputError(f"version {version}: this uqharness reads up to {VERSION}; install a newer one")
+        table = file.read()
+        if run_id:
+            table = table.filter(pc.equal(table["run_id"], run_id))
         table.validate(full=True)  # that texts are Unicode: Arrow takes any bytes
+        arrays = [name for name in APART if name in table.column_names]
+        answers = table.select(arrays).cast(pa.schema([(name, pa.binary()) for name in arrays])).to_pylist()
+        runs = of_version_1(table) if version == 1 else to_runs(with_all_columns(table))
     except Exception as error:  # whatever a damaged file brings up
-        raise InputError(f"not a published file of this version: {error_line(error)}") from error
-    return table
+        raise InputError(f"not a published file of this version: {reason_of(error)}") from error
+    return list(zip(runs, answers, strict=True))
 
 
-def read(path: str, shown: str, problems: list[Row]) -> pa.Table:
-    """The runs of a published file, as rows with where they are from; what cannot be used becomes a problem."""
-    file, good = shown_path(shown), dict[int, str]()
-    try:
-        table = opened(path, WHOLE_ROW)
-    except InputError as error:
-        problems.append(problem(file, "broken", without_path(error, path)))
-        table = WHOLE_ROW.empty_table()
-    for k, row in enumerate(table.to_pylist()):
+def with_all_columns(table: pa.Table) -> pa.Table:
+    """A column that came later is empty in a file of before, if its field may be empty."""
+    for name in OPTIONAL - set(table.column_names):
+        table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(SCHEMA.names).cast(SCHEMA)
+
+
+def of_version_1(table: pa.Table) -> list[RunSummary | Exception]:
+    """Version 1 holds JSON texts for maps, a list of flags, and a column for each metric."""
+    lists = [field.name for field in table.schema if pa.types.is_list(field.type) and field.name != "n"]
+    runs: list[RunSummary | Exception] = []
+    for row in table.drop_columns([name for name in APART if name in table.column_names]).to_pylist():
         try:
-            refuse_row(row)
-            gold, choices, _, _ = questions(row)
-            wrong = list(mismatches(row, gold, choices))
-            problems += [problem(file, "mismatch", reason, row["task"]) for reason in wrong]
-            good[k] = json.dumps([*json.loads(row["flags"]), "mismatch"]) if wrong else row["flags"]
+            record: AdapterRecord = check(parse(row["record"] or "", "record"), AdapterRecord, "record")
+            maps = {name: parse(row[name] or "", name) for name in ("settings", "setup", "protocol")}
+            flags = check(parse(row["flags"] or "", "flags"), list[str], "flags")
+            remarks = {flag: REMARKS.get(flag, flag) for flag in flags}
+            if row["elsewhere"]:
+                remarks["elsewhere"] = row["elsewhere"]
+            row |= {
+                "settings": texts(check(maps["settings"], dict, "settings")),
+                "recipe": texts(check(maps["setup"], dict, "setup")),
+                "protocol": texts(check(maps["protocol"], dict, "protocol")),
+                "adapter_record": flatten(record, MAX_TEXT, skip=("training",)),
+                "labels_seen": labels_seen(links := list(chain(record))),
+                "training_passes": training_passes(links),
+                "metrics": {name: np.array(row[name] or (), dtype=np.float64) for name in lists},
+                "without_shared": {},
+                "remarks": remarks,
+            }
+            runs.append(RunSummary(**{name: row.get(name) for name in SCHEMA.names}))
         except Exception as error:  # whatever a hostile row brings up
-            problems.append(problem(file, "broken", f"row {k + 1}: {error_line(error)}", row["task"] or ""))
-    table = table.select(SCHEMA.names).take(pa.array(list(good), pa.int64()))
-    flags = pa.array(list(good.values()), pa.string())
-    table = table.set_column(SCHEMA.names.index("flags"), "flags", flags)
-    table = table.append_column("path", pa.array([os.fsencode(path)] * len(table), pa.binary()))
-    for name, text in {"file": shown_path(Path(shown).name), "origin": "published"}.items():
-        table = table.append_column(name, pa.array([text] * len(table), pa.string()))
-    return table
+            runs.append(error)
+    return runs
 
 
-def record(path: str, run_id: str) -> Averaged:
-    """The two rows per question of one run."""
-    table = opened(path, pa.schema([field for field in WHOLE_ROW if field.name in (*OF_RECORD, *KEPT)]))
-    found = table.filter(pc.equal(table["run_id"], run_id)).to_pylist()
-    if not found:
-        raise InputError(f"{shown_path(path)} holds no run {run_id} any more; build the board again")
-    row = found[0]
-    gold, choices, ids, hashes = questions(row)
-    answers = unpack_answers(row["answers"], choices, held(row))
-    logp = answers if row["has_mean"] else np.concatenate([np.full_like(answers[:1], np.nan), answers])
-    return Averaged(
-        logp.astype(np.float32),
-        gold,
-        choices,
-        ids,
-        hashes,
-        "given",
-        row["has_mean"],
-        row["task"],
-        json.loads(row["protocol"]),
-        row["protocol_hash"],
-        averaged=row["draws"],
-    )
+def record(path: str, run_id: str) -> Record:
+    """The answers of one run: every draw where they were published, else the mean and the average."""
+    for run, arrays in rows_of(content_of(path), run_id):
+        if isinstance(run, RunSummary):
+            return unpacked(run, arrays)
+    raise InputError(f"{shown_path(path)} holds no run {run_id} any more; build the board again")
 
 
-def digest_of(path: str) -> str:
-    return hashlib.sha256(content_of(path)).hexdigest()
+def unpacked(run: RunSummary, arrays: Arrays) -> Record:
+    gold, choices, ids, hashes = questions(run, arrays)
+    logp = unpack_rows(arrays["answers"] or b"", choices, held(run))
+    mean = logp[:1] if run.has_mean else np.full_like(logp[:1], np.nan)
+    single = arrays.get("single_draws")
+    rows = logp[-1:] if single is None else unpack_rows(single, choices, run.draws)
+    values = (np.concatenate([mean, rows]).astype(np.float32), gold, choices, ids, hashes)
+    about = (run.has_mean, run.task, {k: value_of(v) for k, v in run.protocol.items()}, run.protocol_hash)
+    if single is None:
+        return Averaged(*values, "given", *about, averaged=run.draws)
+    return Record(*values, run.combine, *about)
+
+
+def questions(run: RunSummary, arrays: Arrays) -> tuple[np.ndarray, np.ndarray, np.ndarray, list[str]]:
+    """Label, number of choices and id of each question, [D] each, and the hashes of their documents.
+
+    An `InputError` where they contradict each other or the run's answers.
+    """
+    gold, choices, ids = (np.frombuffer(arrays[name] or b"", kind).astype(np.int64) for name, kind in PACKED.items())
+    hashes, items = (arrays["doc_hashes"] or b"").hex(), len(gold)
+    if not items or {items, len(choices), len(ids), len(hashes) / 16} != {run.items}:
+        raise InputError("its questions are not as many as it says")
+    if (gold >= choices).any() or len(np.unique(ids)) != items:
+        raise InputError("a label that is no choice, or a question twice")
+    odds = int((choices - 1).sum())
+    for name, rows in (("answers", held(run)), ("single_draws", run.draws)):
+        content = arrays.get(name)
+        if (content is not None or name == "answers") and (
+            len(content or b"") != 2 * rows * odds or rows * items * int(choices.max()) > MAX_VALUES
+        ):
+            raise InputError(f"{len(content or b'')} bytes of {name} for {rows * odds} odds")
+    return gold, choices, ids, [hashes[k : k + 16] for k in range(0, len(hashes), 16)]
+
+
+def held(run: RunSummary) -> int:
+    """Rows of answers: the mean's and the draws' average."""
+    return int(run.has_mean) + int(run.draws > 0)
+
+
+def unpack_rows(content: bytes, choices: np.ndarray, rows: int) -> np.ndarray:
+    """log p [rows, D, C], NaN beyond a question's own choices and where no draw was taken."""
+    steps = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(2, -1).T).view("<i2").ravel()
+    width = int(choices.max())
+    odds = np.full((rows, len(choices), width), np.nan)
+    odds[..., 0] = 0.0
+    inside = np.broadcast_to(np.arange(1, width) < choices[:, None], (rows, len(choices), width - 1))
+    odds[..., 1:][inside] = np.where(steps == NOT_TAKEN, np.nan, steps * STEP)
+    odds[np.isnan(odds[..., 1]) & (choices > 1), 0] = np.nan
+    return normalised(odds)
+
+
+def normalised(logits: np.ndarray) -> np.ndarray:
+    """log p [R, D, C]; NaN stays, that of a draw that samples=auto did not take as well."""
+    untaken = np.isnan(logits[..., :1])
+    log_p: np.ndarray = log_softmax(np.where(untaken & (np.arange(logits.shape[2]) == 0), 0.0, logits))
+    return np.where(untaken, np.nan, log_p)
+
+
+def compared(run: RunSummary, arrays: Arrays) -> RunSummary:
+    """The run, with a remark where it says other numbers than those of its answers, as far as their steps tell."""
+    if run.protocol_hash != digest({key: value_of(text) for key, text in run.protocol.items()}):
+        raise InputError("its protocol hash is not that of its protocol")
+    gold, choices, _, _ = questions(run, arrays)
+    log_p = unpack_rows(arrays["answers"] or b"", choices, held(run))  # [R, D, C], R = 1 or 2
+    probs, golds = np.exp(log_p).reshape(-1, log_p.shape[2]), np.tile(gold, len(log_p))
+    best = np.sort(np.nan_to_num(probs), axis=1)[:, -2:]
+    close = best[:, -1] <= best[:, 0] * (1 + 2 * STEP)  # of these the better one is not known
+    cut = np.nanmin(log_p, axis=(1, 2)) < 1 - LIMIT  # such a probability can be any smaller one
+    found = {"nll": nll_items(probs, golds), "brier": brier_items(probs, golds), "acc": correct(probs, golds)}
+    means = {name: values.reshape(len(log_p), -1).mean(axis=1) for name, values in found.items()}  # [R]
+    off = {"nll": 2 * STEP, "brier": 2 * STEP, "acc": close.reshape(len(log_p), -1).mean(axis=1).max() + 1e-9}
+    wrong = []
+    for r, draws in enumerate([0] * run.has_mean + [run.draws] * (run.draws > 0)):
+        for name, values in means.items():
+            said, value = run.number(name, draws), values[r]
+            if said < value - off[name] or (said > value + off[name] and not (cut[r] and name == "nll")):
+                wrong.append(f"it says {name} = {said:.6g} for N = {draws}, its answers give {value:.6g}")
+    if arrays.get("single_draws") is not None:
+        mixed = combine_draws(unpacked(run, arrays).rows(), run.combine)
+        if not np.nanmax(np.abs(mixed - np.exp(log_p[-1]))) <= 2 * STEP:
+            wrong.append("its single draws do not have the average that it says")
+    return replace(run, remarks={**run.remarks, "mismatch": "; ".join(wrong)}) if wrong else run

@@ -23,9 +23,10 @@ from scipy.special import stdtrit
 from uqharness.errors import InputError
 from uqharness.leaderboard import reported
 from uqharness.leaderboard.reported import FOOTNOTES
-from uqharness.leaderboard.table_sources import Source, describe, mapping
+from uqharness.loose_json import check
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Run
+from uqharness.results.runs import AdapterRecord, RunSummary, summarise
 
 MARGINS = {"acc": 0.02, "ece": 0.02, "nll": 0.05}
 PAPER_SEEDS = 3  # no paper prints how many seeds its ± is over
@@ -117,7 +118,7 @@ class Report:
 class Measured:
     """One task of one results file, under the paper's names."""
 
-    source: Source
+    source: RunSummary
     name: str  # the method's
     label: str
     settings: Mapping[str, Any]
@@ -150,21 +151,20 @@ def measured(runs: Iterable[Run]) -> list[Measured]:
     """The results on data sets that papers have; the newest of the same adapter and task."""
     best: dict[tuple[Any, ...], Measured] = {}
     for run in runs:
-        record = mapping(run.config, "uqharness", "record")
-        source = describe(run)
+        source = summarise(run)
+        record: AdapterRecord = (run.config.get("uqharness") or {}).get("record") or {}
         dataset, trained_on = _dataset(run.task), _dataset(source.trained_on or "")
         if not dataset or not trained_on:
             continue
-        method = mapping(record, "method")
-        trained = mapping(record, "source") or record
-        recipe = {**mapping(trained, "run"), **mapping(record, "recipe")} or mapping(record, "run")
+        method, trained = record.get("method") or {}, record.get("source") or record
+        recipe = {**(trained.get("run") or {}), **(record.get("recipe") or {})} or record.get("run") or {}
         limit = run.config.get("limit")
         cut = f"{source.items} questions (limit)" if limit and source.items >= float(limit) else ""
         one = Measured(
-            source, str(method.get("name", "")), source.method, mapping(method, "settings"), recipe, dataset,
+            source, str(method.get("name", "")), source.method, method.get("settings") or {}, recipe, dataset,
             trained_on, recipe.get("stop_at") or recipe.get("steps"), cut,
         )  # fmt: skip
-        key = (source.row, source.setup_text, source.seed, run.task, source.trained_on, one.step)
+        key = (source.row, source.recipe_text, source.seed, run.task, source.trained_on, one.step)
         if key not in best or (best[key].source.date or 0) <= (source.date or 0):
             best[key] = one
     return list(best.values())
@@ -412,13 +412,15 @@ def _recorded(row: Mapping[Any, Any], records: Sequence[Mapping[str, Any]]) -> l
     ]  # fmt: skip
     rank = row["setting"].removeprefix("rank ") if row["metric"] == "trainable" else ""
     found = []
-    for record in records:
-        settings, trained = mapping(record, "method", "settings"), mapping(record, "run")
-        fits = mapping(record, "method").get("label") == label
+    for each in records:
+        record: AdapterRecord = check(each, AdapterRecord, "adapter's record")
+        method, trained = record.get("method") or {}, record.get("run") or {}
+        settings = method.get("settings") or {}
+        fits = method.get("label") == label
         fits &= all(settings.get(key, value) == value for key, value in wanted.items())
-        fits &= row["dataset"] in ("", _dataset(str(mapping(record, "data").get("task", ""))))
+        fits &= row["dataset"] in ("", _dataset((record.get("data") or {}).get("task") or ""))
         fits &= rank in ("", str(trained.get("lora_r")))
-        value = mapping(record, "costs").get(COSTS[row["metric"]])
+        value = (record.get("costs") or {}).get(COSTS[row["metric"]])
         if fits and value is not None:
             found.append((float(value), another_base(trained, bases[0])))
     own = [each for each in found if not each[1]]

@@ -21,6 +21,7 @@ import streamlit as st
 from uqharness.errors import InputError
 from uqharness.leaderboard import (
     aggregate,
+    cache,
     curves,
     draw_curves,
     export,
@@ -28,7 +29,6 @@ from uqharness.leaderboard import (
     picks,
     publish,
     ranking,
-    store,
     table_html,
 )
 from uqharness.leaderboard.aggregate import Board
@@ -144,7 +144,7 @@ def record(run_id: str, source: Source) -> Record:
 
 @st.cache_resource(max_entries=128, show_spinner=False)
 def _record(run_id: str, file: str, _source: Source) -> Record:
-    return _source.record()
+    return board().record(_source.run_id)
 
 
 def _paths() -> tuple[str, ...]:
@@ -155,8 +155,8 @@ def _paths() -> tuple[str, ...]:
 @st.cache_data(ttl=10, max_entries=8, show_spinner=False)
 def _stamp(paths: tuple[str, ...]) -> int:
     """Changes with any name, size or time of the files; looked at again every ten seconds."""
-    files = [path for path, _ in store.result_files([Path(path) for path in paths] or publish.shipped())]
-    return hash(tuple((path, store.state_of(path)) for path in files))
+    files = [path for path, _ in cache.result_files([Path(path) for path in paths] or publish.shipped())]
+    return hash(tuple((path, cache.state_of(path)) for path in files))
 
 
 @st.cache_resource(max_entries=2, show_spinner="Reading results")

@@ -7,7 +7,6 @@ Reads results and metrics; knows no model. `table_formats` writes these as text.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum, isnan, sqrt
@@ -15,14 +14,20 @@ from statistics import fmean
 from typing import Any
 
 from uqharness.errors import InputError
-from uqharness.leaderboard.table_sources import RECIPE, Source, describe, labels, newest, shown
+from uqharness.leaderboard.table_sources import DEFAULTS, RECIPE, labels, newest
 from uqharness.metrics.registry import METRICS
-from uqharness.results.reading import Run, shift
-from uqharness.settings import UNRECORDED
+from uqharness.results.runs import IN_TRAINING, RunSummary, printed
 
 DEFAULT = ("acc", "ece", "nll")
 ANY_RECIPE = "any"
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
+# How a model came to be of which no adapter's record speaks (`RunSummary.training`).
+UNTRAINED = {
+    "recorded": "was trained in a way that is not known",
+    "unknown": "was trained in a way that is not known",
+    "none": "is the base, not trained here",
+    "oracle": "knows the world's own probabilities, the best that any model can do",
+}
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Table:
 
 
 def build(
-    results: Sequence[Run | Source],
+    runs: Sequence[RunSummary],
     metrics: Sequence[str] = DEFAULT,
     samples: Sequence[int | None] = (None,),
     across_recipes: bool = False,
@@ -79,12 +84,9 @@ def build(
         if name not in METRICS:
             raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
     notes: list[str] = []
-    described = [each if isinstance(each, Source) else describe(each) for each in results]
     if across_recipes:  # then what the recipes differ in tells rows apart
-        described = [
-            replace(s, settings={**s.setup, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in described
-        ]
-    sources = newest(described, notes)
+        runs = [replace(s, settings={**s.recipe, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in runs]
+    sources = newest(runs, notes)
     parts = comparable(sources, across_recipes)
     names = labels(sources)
     tables = [one_table(part, list(metrics), samples, names) for part in parts]
@@ -95,13 +97,13 @@ def build(
     return tables
 
 
-def comparable(sources: Sequence[Source], across_recipes: bool) -> list[list[Source]]:
+def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list[RunSummary]]:
     """One list per table. Models whose training is not known join, unranked, where the protocol is theirs."""
-    groups: dict[tuple[str, int], list[Source]] = {}
+    groups: dict[tuple[str, int], list[RunSummary]] = {}
     variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
 
-    def place(source: Source) -> None:
-        setup = "" if across_recipes else source.setup_text
+    def place(source: RunSummary) -> None:
+        setup = "" if across_recipes else source.recipe_text
         kinds = variants.setdefault((setup, source.column), [])
         kind = (source.protocol_hash, source.recipe_hash)
         if kind not in kinds:
@@ -127,13 +129,13 @@ def comparable(sources: Sequence[Source], across_recipes: bool) -> list[list[Sou
 
 
 def one_table(
-    sources: Sequence[Source], metrics: list[str], samples: Sequence[int | None], names: Mapping[Any, str]
+    sources: Sequence[RunSummary], metrics: list[str], samples: Sequence[int | None], names: Mapping[Any, str]
 ) -> Table:
     keys = list(dict.fromkeys(s.column for s in sources))
     first = {key: next(s for s in sources if s.column == key) for key in keys}
-    keys.sort(key=lambda key: SHIFTS[_shift(first[key])])
-    columns = [Column(*key, _shift(s := first[key]), s.items, s.protocol_hash, s.recipe_hash) for key in keys]
-    filled: dict[tuple[str, int], dict[int, dict[str, Source]]] = {}
+    keys.sort(key=lambda key: SHIFTS[first[key].shift])
+    columns = [Column(*key, (s := first[key]).shift, s.items, s.protocol_hash, s.recipe_hash) for key in keys]
+    filled: dict[tuple[str, int], dict[int, dict[str, RunSummary]]] = {}
     notes: list[str] = []
     for source in sources:
         for used in dict.fromkeys(source.used(n) for n in samples):
@@ -153,7 +155,7 @@ def one_table(
             cells[name, i, j] = cell(found, name, rows[i][1], known)
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)), stopped(filled, rows))
     table.notes += remarks(sources, names, rows, metrics)
-    if len({s.setup_text for s in sources if not s.reference}) > 1:
+    if len({s.recipe_text for s in sources if not s.reference}) > 1:
         table.notes.append("the adapters were trained by different recipes: nothing is marked as best")
     else:
         rank(table)
@@ -168,7 +170,7 @@ def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[
 
 
 def remarks(
-    sources: Sequence[Source], names: Mapping[Any, str], rows: Sequence[tuple[str, int]], metrics: Sequence[str]
+    sources: Sequence[RunSummary], names: Mapping[Any, str], rows: Sequence[tuple[str, int]], metrics: Sequence[str]
 ) -> list[str]:
     """What a reader must know about some of the cells."""
     found = without(sources, names, metrics)
@@ -182,44 +184,38 @@ def remarks(
         if s.mean_taken:
             taken = f"{s.mean_taken:.1f} draws a question, {s.draws} at most"
             found.append(f"{names[s.row]} on {s.task}: samples=auto, {taken}")
-        if s.elsewhere:
-            found.append(f"{names[s.row]} on {s.task}: {s.elsewhere}")
+        if "elsewhere" in s.remarks:
+            found.append(f"{names[s.row]} on {s.task}: {s.remarks['elsewhere']}")
         if s.suspect:
             found.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
-            zero_shot = names[s.row].endswith("(zero-shot)")
-            why = "is the base, not trained here" if zero_shot else "was trained in a way that is not known"
-            found.append(f"{names[s.row]} {why}: for reference, not ranked")
+            found.append(f"{names[s.row]} {UNTRAINED[s.training]}: for reference, not ranked")
     return list(dict.fromkeys(found))
 
 
-def without(sources: Sequence[Source], names: Mapping[Any, str], metrics: Sequence[str]) -> list[str]:
+def without(sources: Sequence[RunSummary], names: Mapping[Any, str], metrics: Sequence[str]) -> list[str]:
     """The questions that the published training data hold too, and the metrics of all draws without them."""
-    groups: dict[tuple[str, str, int], list[Source]] = {}
+    groups: dict[tuple[str, str, float], list[RunSummary]] = {}
     for s in sources:
-        if s.shared:
-            groups.setdefault((names[s.row], s.task, s.shared.count), []).append(s)
+        if s.without_shared:
+            groups.setdefault((names[s.row], s.task, s.items - s.without_shared["items"]), []).append(s)
     found = []
     for (name, task, count), group in groups.items():
-        known = [s.shared.without for s in group if s.shared and s.shared.without]
-        if not known:
-            found.append(f"{name} on {task}: some questions stand in the published training data too (see its runs)")
-            continue
-        means = {metric: fmean([each[metric] for each in known]) for metric in metrics}
-        numbers = ", ".join(f"{METRICS[m].label} {shown(m, value)}" for m, value in means.items() if value == value)
-        what = f"{count} of {group[0].items} questions stand in the published training data too"
-        found.append(f"{name} on {task}: {what}; without them: {numbers}")
+        known = {m: [s.without_shared[m] for s in group if m in s.without_shared] for m in metrics}
+        numbers = ", ".join(f"{METRICS[m].label} {printed(m, fmean(values))}" for m, values in known.items() if values)
+        what = f"{name} on {task}: {count:.0f} of {group[0].items} questions {IN_TRAINING}"
+        found.append(f"{what}; without them: {numbers}" if numbers else what)
     return found
 
 
-def standing(found: Mapping[str, Source]) -> dict[str, Any]:
+def standing(found: Mapping[str, RunSummary]) -> dict[str, Any]:
     """What holds for a cell whatever its metric: whether it may be ranked, and its runs."""
     sources = found.values()
     marks = {kind: any(getattr(s, kind) for s in sources) for kind in ("leaked", "reference", "suspect")}
     return {**marks, "runs": tuple(s.run_id for s in sources)}
 
 
-def cell(found: Mapping[str, Source], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
+def cell(found: Mapping[str, RunSummary], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
     def over_seeds(name: str) -> float:
         return fmean([source.number(name, draws) for source in found.values()])
 
@@ -255,42 +251,37 @@ def rank(table: Table) -> None:
                 table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
 
 
-def differences(one: Sequence[Source], other: Sequence[Source]) -> list[str]:
+def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> list[str]:
     """What keeps two groups of results apart, as `name: there | here`."""
-    found = _differ(one[0].setup, other[0].setup, "")
+    found = _differ({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}, "")
     mine = {s.column: s for s in one}
-    for column, source in {s.column: s for s in other}.items():
+    for column, run in {s.column: s for s in other}.items():
         match = mine.get(column)
-        if match is not None and match.protocol_hash != source.protocol_hash:
-            found += _differ(match.protocol, source.protocol, f"{source.task} ")
-        elif match is not None and match.recipe_hash != source.recipe_hash and match.setup == source.setup:
-            what = "other training items" if _version(match) == _version(source) else "recipe hashes of two versions"
-            found.append(f"{source.task}: {what} (recipe {match.recipe_hash} | {source.recipe_hash})")
+        if match is not None and match.protocol_hash != run.protocol_hash:
+            found += _differ(match.protocol, run.protocol, f"{run.task} ")
+        elif match is not None and match.recipe_hash != run.recipe_hash and match.recipe == run.recipe:
+            what = "other training items" if _version(match) == _version(run) else "recipe hashes of two versions"
+            found.append(f"{run.task}: {what} (recipe {match.recipe_hash} | {run.recipe_hash})")
     if not any(s.recipe_hash for s in one) or not any(s.recipe_hash for s in other):
         found = ["how one of them was trained is not known", *[f for f in found if not f.startswith(RECIPE)]]
     return found or ["other tasks"]
 
 
-def _differ(one: Mapping[str, Any], other: Mapping[str, Any], prefix: str) -> list[str]:
-    one, other = {**UNRECORDED, **one}, {**UNRECORDED, **other}
+def _differ(one: Mapping[str, str], other: Mapping[str, str], prefix: str) -> list[str]:
     keys = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
     return [f"{prefix}{k}: {_short(one.get(k))} | {_short(other.get(k))}" for k in keys]
 
 
-def _version(source: Source) -> str:
+def _version(source: RunSummary) -> str:
     """Of its recipe hash."""
     return str(source.recipe_hash).rpartition("-")[0]
 
 
-def _short(value: Any) -> str:
-    text = json.dumps(value)
+def _short(text: str | None) -> str:
+    text = "null" if text is None else text
     return text if len(text) <= 40 else f"{text[:37]}..."
 
 
-def _shift(source: Source) -> str | None:
-    return shift(source.trained_on, source.task) if source.trained_on else None
-
-
-def _missing(source: Source, name: str, asked: int) -> str:
+def _missing(source: RunSummary, name: str, asked: int) -> str:
     have = f"{source.draws} draws{'' if source.has_mean else ' and no row for the mean'}"
     return f"{name} on {source.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from uqharness.results.files import Contents, read_file
 from uqharness.results.reading import RECORD
 from uqharness.results.record import Record, pack
 
@@ -72,3 +74,10 @@ def record(rule: str = "probs", draws: int = 4, items: int = 60, seed: int = 0, 
     return Record(
         logp, rng.integers(0, 2, items), choices, np.arange(items), [f"{i:016x}" for i in range(items)], rule, has_mean
     )
+
+
+def read_or_die(path: str) -> Contents:
+    """What a process does whose memory is taken by a file."""
+    if path == os.environ["DEADLY"]:
+        os._exit(9)
+    return read_file(path)

@@ -204,17 +204,16 @@ def read_answers(path: Path) -> Answers:
 
 def published_numbers(path: Path) -> dict[str, dict[str, list[float]]]:
     """{run: {metric: [at the fewest draws, at all draws, mean over all numbers of draws]}} of a published file."""
-    from uqharness.leaderboard import aggregate
+    from uqharness.leaderboard.board import build
     from uqharness.metrics.registry import METRICS
 
-    board = aggregate.build([path])
-    if len(board.problems):
-        raise RuntimeError(f"{path}: {board.problems.iloc[0].to_dict()}")
+    board = build([path])
+    if board.problems:
+        raise RuntimeError(f"{path}: {board.problems[0]}")
     found = {}
-    for source in board.sources():
-        counts = range(0 if source.has_mean else 1, source.draws + 1)
-        values = {name: [source.number(name, n) for n in counts] for name in METRICS}
-        found[source.run_id] = {name: [v[0], v[-1], math.fsum(v) / len(v)] for name, v in values.items()}
+    for run in board.runs:
+        values = {name: [run.number(name, n) for n in run.counts] for name in METRICS}
+        found[run.run_id] = {name: [v[0], v[-1], math.fsum(v) / len(v)] for name, v in values.items()}
     return found
 
 

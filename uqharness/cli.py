@@ -72,12 +72,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "validate": (
         "uqharness.commands.validate",
         "check results as the leaderboard does: exit code 0, 1 or 2",
-        ("uqharness validate results", "uqharness validate results --format github"),
-    ),
-    "submit": (
-        "uqharness.commands.submit",
-        "check results, and how to send them in",
-        ("uqharness submit --dry-run results",),
+        ("uqharness validate results", "uqharness validate results --submit"),
     ),
     "publish": (
         "uqharness.commands.publish",
@@ -125,6 +120,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),
     "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),
 }
+ALIASES = {"submit": ("validate", "--submit")}  # of before
 OVERVIEW = """\
 Bayesian LoRA in lm-eval: train a posterior over adapters, average over it, compare the answers.
 
@@ -175,6 +171,7 @@ def _dispatch(argv: list[str]) -> int:
     words = [word for word in argv if word != "--debug"]
     if not words or words[0].startswith("-"):
         return _overview(words)
+    words = [*ALIASES.get(words[0], words[:1]), *words[1:]]
     name, rest = words[0], words[1:]
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")

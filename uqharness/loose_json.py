@@ -20,6 +20,8 @@ import os
 import re
 import stat
 import types
+from collections.abc import Collection, Mapping
+from functools import lru_cache
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints, is_typeddict
 
 from uqharness.errors import InputError
@@ -99,17 +101,18 @@ def check(value: Any, kind: Any, where: str) -> Any:
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        if not any(_fits(value, each) for each in inner):
-            # Where one alternative has the right outer type, its message says more.
-            near = [each for each in inner if _outer(value, each)]
-            return check(value, near[0], where) if near else _refuse(value, kind, where)
+        near = [each for each in inner if _outer(value, each)]
+        if len(near) == 1:  # its message says more; and one look at each part, however deep they are nested
+            return check(value, near[0], where)
+        if not any(_fits(value, each) for each in near):
+            _refuse(value, kind, where)
     elif origin is Literal:
         if not any(type(value) is type(each) and value == each for each in inner):
             _refuse(value, kind, where)
     elif not _outer(value, kind):
         _refuse(value, kind, where)
     elif is_typeddict(kind):
-        hints = get_type_hints(kind)
+        hints = _hints(kind)
         for name in sorted(kind.__required_keys__ - value.keys()):
             raise InputError(f"{where}: {name!r} is missing; the file is damaged or incomplete")
         for name in hints.keys() & value.keys():
@@ -123,12 +126,66 @@ def check(value: Any, kind: Any, where: str) -> Any:
     return value
 
 
+def text_of(value: Any) -> str:
+    """A value as on a command line: texts as they are, everything else, and what would read as such, as JSON."""
+    if isinstance(value, str) and value.isprintable() and not _reads_as_json(value):
+        return value
+    return json.dumps(value)
+
+
+def value_of(text: str) -> Any:
+    """The value of `text_of`."""
+    try:
+        return parse(text, "") if text[:1] in _FIRST else text
+    except InputError:
+        return text
+
+
+_FIRST = frozenset('"[{-0123456789tfnNI')
+
+
+def _reads_as_json(text: str) -> bool:
+    try:
+        return text[:1] in _FIRST and json.loads(text) is not ...
+    except (ValueError, RecursionError):
+        return False
+
+
+def flatten(value: Mapping[str, Any], limit: int, skip: Collection[str] = (), prefix: str = "") -> dict[str, str]:
+    """The texts of all values of nested objects, under their keys with dots between; longer ones are left out."""
+    flat: dict[str, str] = {}
+    for key, inner in value.items():
+        if key in skip:
+            continue
+        if isinstance(inner, dict) and inner:
+            flat |= flatten(inner, limit, skip, f"{prefix}{key}.")
+        elif len(text := text_of(inner)) <= limit:
+            flat[f"{prefix}{key}"] = text
+    return flat
+
+
+def nest(flat: Mapping[str, str]) -> dict[str, Any]:
+    """The objects of `flatten`; of keys that contradict each other the first counts."""
+    out: dict[str, Any] = {}
+    for name, text in flat.items():
+        *path, last = name.split(".")
+        place: Any = out
+        for key in path:
+            place = place.setdefault(key, {}) if isinstance(place, dict) else None
+        if isinstance(place, dict):
+            place.setdefault(last, value_of(text))
+    return out
+
+
 def shown(value: Any, width: int = 60) -> str:
     """A value of a stranger for a message: one line, printable, short."""
     if isinstance(value, (list, dict)):
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
     text = json.dumps(value[: width + 1] if isinstance(value, str) else value)
     return text if len(text) <= width else f"{text[: width - 1]}…"
+
+
+_hints = lru_cache(maxsize=64)(get_type_hints)
 
 
 def _outer(value: Any, kind: Any) -> bool:

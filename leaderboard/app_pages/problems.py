@@ -13,11 +13,11 @@ from uqharness.leaderboard.url_view import View
 
 PER_PAGE = 50
 COMMANDS = """lm_eval --model bayeslora --model_args adapter=DIR,samples=10 --tasks TASK --output_path results/NAME
-uqharness submit --dry-run results/NAME"""
+uqharness validate --submit results/NAME"""
 HOW = """
 1. Evaluate with an output path: the results file then holds the answers of every draw, and every number here is
    computed from them. A `--limit` makes a result that is marked as trimmed.
-2. `uqharness submit --dry-run` runs the checks that a submission must pass: the format, probabilities that are
+2. `uqharness validate --submit` runs the checks that a submission must pass: the format, probabilities that are
    probabilities, metrics that agree with the answers, all questions of the task, no run twice, a true protocol hash.
 3. Open a pull request that adds the folder. The same checks run there, and the reasons are written on its lines.
 

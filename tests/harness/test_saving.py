@@ -18,8 +18,8 @@ from tests.tiny_task import make_task
 from uqharness.cli import main
 from uqharness.errors import RunError
 from uqharness.harness.saving import check_place, collect
-from uqharness.leaderboard.table_sources import base_of, describe
 from uqharness.results.reading import read_results
+from uqharness.results.runs import base_of, summarise
 
 # `lm_eval` itself, without the index of its 14,000 YAMLs, which takes over ten seconds.
 STOCK = """
@@ -176,4 +176,4 @@ def test_results_and_board_call_a_base_what_its_folder_calls_itself(
     assert main(["eval", "--model", model, "--model_args", given, *words, "--output_path", str(tmp_path / "out")]) == 0
     (run,) = read_results(tmp_path / "out")
     assert base_of(run) == "Tiny-1M, dequantised Q4_1"
-    assert describe(run).method == ("Tiny-1M, dequantised Q4_1 (zero-shot)" if model == "hf" else "blob")
+    assert summarise(run).method == ("Tiny-1M, dequantised Q4_1 (zero-shot)" if model == "hf" else "blob")

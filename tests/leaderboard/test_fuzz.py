@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import random
+import re
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,8 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import about, comparison, publish, run_view, table
-from uqharness.leaderboard.aggregate import Board, build
+from uqharness.leaderboard import about, aggregate, comparison, publish, run_view, table
+from uqharness.leaderboard.board import Board, build
 from uqharness.metrics.registry import METRICS, compute_all
 from uqharness.results.reading import read_results
 
@@ -134,7 +136,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rng = random.Random(6)
     originals = [json.loads(path.read_text()) for path in good]
     for k, data in enumerate(originals):  # with what else lm-eval writes
-        data["results"]["arc_easy_uq"] |= {"acc,none": build([good[k]]).values["acc"].iloc[-1], "alias": "arc"}
+        data["results"]["arc_easy_uq"] |= {"acc,none": build([good[k]]).runs[0].number("acc", 4), "alias": "arc"}
         data["n-samples"] = {"arc_easy_uq": {"original": 40, "effective": 40}}
         good[k].write_text(json.dumps(data))
     for k in range(MUTANTS):
@@ -153,10 +155,10 @@ def board(folder: Path) -> Board:
 def test_good_files_are_kept_and_bad_ones_listed(folder: Path, board: Board) -> None:
     files = {str(path) for path in folder.rglob("results_*.json")}
     assert len(files) == MUTANTS + HALVED + 4
-    shown, listed = set(board.runs["file"]), set(board.problems["file"])
+    shown, listed = {run.file for run in board.runs}, {each.file for each in board.problems}
     assert shown | listed == files  # nothing disappears
-    assert (board.problems["reason"].str.len() > 10).all() and not board.problems["reason"].str.contains("\n").any()
-    kinds = board.problems["kind"].value_counts()
+    assert all(len(each.reason) > 10 and "\n" not in each.reason for each in board.problems)
+    kinds = Counter(each.kind for each in board.problems)
     assert kinds["broken"] > 600 and kinds["mismatch"] > 10 and kinds["foreign"] > 10
     assert {str(path) for path in folder.glob("results_*.json")} <= shown
     assert not any("results_half_" in file for file in shown)
@@ -164,21 +166,19 @@ def test_good_files_are_kept_and_bad_ones_listed(folder: Path, board: Board) -> 
 
 def test_what_is_shown_is_what_its_file_holds(board: Board) -> None:
     """Every number of a mutant that is kept is that of its own answers, by the slow way."""
-    kept = board.runs.sample(60, random_state=1)
-    for run in kept.to_dict("records"):
-        (found,) = [r for r in read_results(run["file"]) if r.task == run["task"]]
+    for run in random.Random(1).sample(board.runs, 60):
+        (found,) = [r for r in read_results(run.file) if r.task == run.task]
         slow = compute_all(found.record.rows(), found.record.gold, found.record.combine)
         for name in METRICS:
-            value = board.number(run["run_id"], name, run["draws"])
-            assert value == pytest.approx(slow[name], abs=1e-9, nan_ok=True)
-    assert np.isfinite(board.values["nll"]).all()
+            assert run.number(name, run.draws) == pytest.approx(slow[name], abs=1e-9, nan_ok=True)
+    assert all(np.isfinite(run.metrics["nll"]).all() for run in board.runs)
 
 
 def test_tables_of_all_that_is_shown_are_built(board: Board) -> None:
-    tables = table.build(board.sources(), ["acc", "nll"], [0, 2, None])
+    tables = table.build(board.runs, ["acc", "nll"], [0, 2, None])
     rows = {name for found in tables for name, _ in found.rows}
     assert {"MLE", "BLoB"} <= {name.split(" (")[0] for name in rows}
-    suspect = {s.run_id for s in board.sources() if s.suspect}
+    suspect = {run.run_id for run in board.runs if run.suspect}
     ranked = {run for found in tables for cell in found.cells.values() if cell.rank for run in cell.runs}
     assert suspect and not suspect & ranked
 
@@ -211,6 +211,12 @@ NUMBERS: tuple[float | None, ...] = (None, 0, 1, -1, 5, 2**31 - 1, float("nan"),
 
 def other(value: Any, kind: pa.DataType, rng: random.Random) -> Any:
     """Another value of a column of this type."""
+    if pa.types.is_map(kind):
+        key = rng.choice(list(value or {"x": None}))
+        changed = other((value or {}).get(key), kind.item_type, rng) if value and value[key] is not None else None
+        return rng.choice(
+            (None, {}, {**(value or {}), key: changed}, {**(value or {}), rng.choice(TEXTS[1:]): changed})
+        )
     if pa.types.is_list(kind):
         held = list(value)
         held[rng.randrange(len(held))] = other(0, kind.value_type, rng)
@@ -233,27 +239,31 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for k, method in enumerate(("MLE", "BLoB", "ENS")):
         result(top, method, numbers=k)
     publish.create([top], top / "good.parquet")
-    good, rng = pq.read_table(top / "good.parquet").to_pylist(), random.Random(7)
+    table, rng = pq.read_table(top / "good.parquet"), random.Random(7)
+    good = table.to_pylist(maps_as_pydicts="strict")
     rows = [dict(rng.choice(good), run_id=f"{k:016x}", date=float(k)) for k in range(ROWS)]
     for row in rows:
         for field in rng.sample(list(publish.WHOLE_ROW), rng.choice((1, 1, 3))):
             row[field.name] = other(row[field.name], field.type, rng)
-    pq.write_table(pa.Table.from_pylist([*good, *rows], publish.WHOLE_ROW), top / "bad.parquet")
+    bad = pa.Table.from_pylist([*good, *rows], publish.WHOLE_ROW)
+    pq.write_table(bad.replace_schema_metadata(table.schema.metadata), top / "bad.parquet")
     return top / "bad.parquet"
 
 
 def test_every_row_of_a_published_file_is_shown_or_listed(published: Path) -> None:
     board = build([published])
-    left_out = board.problems[board.problems["kind"] != "mismatch"]  # such a run is shown as well
+    left_out = [each for each in board.problems if each.kind != "mismatch"]  # such a run is shown as well
     assert len(board.runs) + len(left_out) == ROWS + 3 and len(board.runs) > 100 and len(left_out) > 700
-    assert (board.problems["reason"].str.len() > 10).all()
-    assert board.runs["run_id"].str.fullmatch("[0-9a-f]{16}").all() and not board.runs["run_id"].duplicated().any()
-    table.build(board.sources(), ["acc", "nll"], [0, 2, None])
-    for run_id in board.runs["run_id"].sample(60, random_state=1):
-        run, record = board.run(run_id), board.record(run_id)
-        assert len(run_view.numbers(board, run, record)[1]) == len(METRICS)
+    assert all(len(each.reason) > 10 for each in board.problems)
+    ids = [run.run_id for run in board.runs]
+    assert all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids) and len(set(ids)) == len(ids)
+    table.build(board.runs, ["acc", "nll"], [0, 2, None])
+    frames = aggregate.Board(board)
+    for run_id in random.Random(1).sample(ids, 60):
+        run, record = frames.run(run_id), board.record(run_id)
+        assert len(run_view.numbers(frames, run, record)[1]) == len(METRICS)
         assert run_view.facts(run) and about.reproduce(run) and comparison.settings(run)
-        assert run_view.warnings(run, board.problems) is not None and about.short_record(run) is not None
+        assert run_view.warnings(run, frames.problems) is not None and about.short_record(run) is not None
 
 
 def test_a_damaged_published_file_is_one_problem_or_some_rows(published: Path, tmp_path: Path) -> None:
@@ -264,4 +274,4 @@ def test_a_damaged_published_file_is_one_problem_or_some_rows(published: Path, t
             changed[rng.randrange(len(changed))] = rng.randrange(256)
         (tmp_path / f"{k}.parquet").write_bytes(changed)
     board = build([published.parent / "good.parquet", *(tmp_path / f"{k}.parquet" for k in range(FILES))])
-    assert len(board.runs) >= 3 and board.problems["file"].nunique() > FILES / 2
+    assert len(board.runs) >= 3 and len({each.file for each in board.problems}) > FILES / 2

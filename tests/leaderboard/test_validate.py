@@ -17,7 +17,7 @@ import pytest
 from made_results import answers, result
 
 from uqharness.cli import main
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import build
 from uqharness.results.reading import MAX_BYTES, RECORD
 from uqharness.results.record import MAX_DRAWS, digest, pack
 
@@ -69,21 +69,43 @@ BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
     "own count": (lambda d: d.update({"n-samples": {TASK: {"effective": 50}}}), "mismatch", "the file says 50"),
     "trimmed": (lambda d: d.update({"n-samples": {TASK: {"original": 50}}}), "trimmed", "40 of 50 questions"),
     "rows left out": (lambda d: protocol(d, rows=[10, 80]), "trimmed", "40 of 70 questions"),
-    "seed": (lambda d: adapter(d)["posterior"].update(train_seed="0; DROP"), "broken", "seed is not a whole number"),
+    "seed": (
+        lambda d: adapter(d)["posterior"].update(train_seed="0; DROP"),
+        "broken",
+        'posterior: train_seed: expected an integer or null, got "0; DROP"',
+    ),
     "method": (lambda d: adapter(d)["method"].update(label="x" * 10_000), "broken", "method is not a short text"),
     "surrogate": (lambda d: adapter(d)["method"].update(label="\ud800"), "broken", HALF),
     "surrogate in a setting": (lambda d: adapter(d)["method"].update(settings={"k": "\ud800"}), "broken", HALF),
     "surrogate in a key": (lambda d: adapter(d)["method"].update(settings={"\udfff": 1}), "broken", HALF),
     "surrogate in a task": (lambda d: d["results"].update({"\ud800_uq": {}}), "broken", HALF),
     "surrogates the wrong way round": (lambda d: d.update(more=["\ude00\ud83d"]), "broken", HALF),
-    "settings": (lambda d: adapter(d)["method"].update(settings=[1]), "broken", "settings is a list"),
+    "settings": (
+        lambda d: adapter(d)["method"].update(settings=[1]),
+        "broken",
+        "settings: expected an object or null, got a list of 1",
+    ),
     "control character": (lambda d: adapter(d)["method"].update(label="a\nb"), "broken", "method is not a short text"),
     "finite": (lambda d: adapter(d)["posterior"].update(finite=-3), "broken", "finite is -3, less than 1"),
-    "built on": (lambda d: adapter(d).update(source={"run": [1]}), "broken", "run is a list, not an object"),
-    "its settings": (lambda d: adapter(d).update(source={"method": {"settings": [1]}}), "broken", "settings is a list"),
-    "adapter": (lambda d: d["config"].update(uqharness="no"), "broken", "uqharness is a str"),
+    "built on": (
+        lambda d: adapter(d).update(source={"run": [1]}),
+        "broken",
+        "source: run: expected an object or null, got a list of 1",
+    ),
+    "its settings": (
+        lambda d: adapter(d).update(source={"method": {"settings": [1]}}),
+        "broken",
+        "settings: expected an object or null, got a list of 1",
+    ),
+    "direction": (lambda d: adapter(d)["method"].update(label="a\u202eb"), "broken", "method is not a short text"),
+    "escape": (lambda d: adapter(d)["method"].update(label="\x1b[2J"), "broken", r"text: '\x1b[2J'"),
+    "adapter": (lambda d: d["config"].update(uqharness="no"), "broken", "uqharness: expected an object or null, got"),
     "date": (lambda d: d.update(date="yesterday"), "broken", "date is not a number"),
-    "costs": (lambda d: adapter(d).update(costs={"seconds": [1]}), "broken", "costs.seconds is not a number"),
+    "costs": (
+        lambda d: adapter(d).update(costs={"seconds": [1]}),
+        "broken",
+        "costs: seconds: expected a finite number or null, got a list of 1",
+    ),
     "no record": (lambda d: d["results"][TASK].pop(KEY), "foreign", "no record of draws"),
     "no results": (lambda d: d.pop("results"), "broken", 'it has no "results"'),
 }
@@ -97,13 +119,16 @@ def test_a_bad_file_is_listed_with_its_reason_and_the_good_one_is_kept(tmp_path:
     change(data)
     (tmp_path / "results_1.json").write_text(json.dumps(data))
     board = build([tmp_path])
-    (problem,) = board.problems.to_dict("records")
-    assert problem["file"].endswith("results_1.json")
-    assert problem["kind"] == kind and reason in problem["reason"]
+    if kind == "trimmed":  # said of the run: nothing is wrong with its file
+        assert not board.problems and reason in board.runs[1].remarks[kind]
+    else:
+        (problem,) = board.problems
+        assert problem.file.endswith("results_1.json") and problem.kind == kind and reason in problem.reason
     shown = 1 if kind in ("broken", "foreign") else 2
-    assert len(board.runs) == shown and str(good) in set(board.runs["file"])
+    assert len(board.runs) == shown and board.runs[0].file == str(good)
     errors = kind in ("broken", "mismatch")
     assert main(["validate", str(tmp_path)]) == (1 if errors else 0)
+    assert main(["validate", str(tmp_path), "--submit"]) == (1 if errors or kind == "trimmed" else 0)
 
 
 def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) -> None:
@@ -111,8 +136,8 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
     record(data)["logp"] = zipped(np.full((5, 40, 3), np.log(0.5)))
     (tmp_path / "results_0.json").write_text(json.dumps(data))
     board = build([tmp_path])
-    assert board.problems["kind"].tolist() == ["range"] and "1.5 together" in board.problems["reason"][0]
-    assert board.sources()[0].suspect == ("it holds probabilities above 1",)
+    assert [each.kind for each in board.problems] == ["range"] and "1.5 together" in board.problems[0].reason
+    assert board.runs[0].suspect == ("it holds probabilities above 1",)
 
 
 @pytest.mark.parametrize(
@@ -134,7 +159,7 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
 def test_files_that_are_no_results(tmp_path: Path, content: bytes, reason: str) -> None:
     (tmp_path / "results_x.json").write_bytes(content)
     board = build([tmp_path])
-    assert board.runs.empty and reason in board.problems["reason"][0]
+    assert not board.runs and reason in board.problems[0].reason
     assert main(["validate", str(tmp_path)]) == 1
 
 
@@ -143,7 +168,7 @@ def test_a_whole_character_as_two_escapes_is_text(tmp_path: Path) -> None:
         path = result(tmp_path, seed=seed, settings={"k": "\U0001f600" * seed})
     assert r"\ud83d\ude00" in path.read_text()
     board = build([tmp_path])
-    assert board.problems.empty and "BLoB (k=\U0001f600)" in set(board.runs["row"])
+    assert not board.problems and "BLoB (k=\U0001f600)" in {board.label(run) for run in board.runs}
 
 
 def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
@@ -155,8 +180,8 @@ def test_what_is_no_file_or_too_large_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").symlink_to("/")  # links to folders are not followed
     good = result(tmp_path)
     board = build([tmp_path])
-    reasons = {Path(row["file"]).name: row["reason"] for row in board.problems.to_dict("records")}
-    assert board.runs["file"].tolist() == [str(good)]
+    reasons = {Path(each.file).name: each.reason for each in board.problems}
+    assert [run.file for run in board.runs] == [str(good)]
     assert set(reasons) == {f"results_{name}.json" for name in ("pipe", "loop", "zero", "large")}
     assert "not a regular file" in reasons["results_pipe.json"] and f"{MAX_BYTES:,}" in reasons["results_large.json"]
 
@@ -219,9 +244,9 @@ def test_one_bad_task_of_a_file_leaves_the_others(tmp_path: Path) -> None:
     data["results"]["../../etc_uq"] = {KEY: pack(answers(5, 1), task="../../etc_uq")}
     path.write_text(json.dumps(data))
     board = build([tmp_path])
-    assert set(board.runs["task"]) == {TASK, "../../etc_uq"}  # a name is text, and no path
-    (problem,) = board.problems.to_dict("records")
-    assert problem["task"] == "boolq_uq" and "of the task arc_easy_uq" in problem["reason"]
+    assert {run.task for run in board.runs} == {TASK, "../../etc_uq"}  # a name is text, and no path
+    (problem,) = board.problems
+    assert problem.task == "boolq_uq" and "of the task arc_easy_uq" in problem.reason
 
 
 def test_text_of_files_reaches_the_terminal_as_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -237,6 +262,25 @@ def test_text_of_files_reaches_the_terminal_as_text(tmp_path: Path, capsys: pyte
             assert json.loads(text)["errors"] == 1
 
 
+def test_a_table_prints_no_character_that_steers_the_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a label it is refused; in a setting, which may be any text, it is escaped; so it is in a file's name."""
+    for k, label in enumerate(("a\u202eb", "\x1b[2J")):
+        path = result(tmp_path, label, numbers=k)
+        assert main(["table", str(path)]) == 2
+        told = capsys.readouterr()
+        assert "method is not a short text" in told.err and not told.out and not {"\x1b", "\u202e"} & set(told.err)
+        path.unlink()
+    for k in range(3):
+        name = result(tmp_path, settings={"kl": f"\x1b[2J\u202e{k}"}, numbers=k, date=k).name
+        (tmp_path / name).rename(tmp_path / f"results_\x1b\u202e{k}.json")
+    result(tmp_path, settings={"kl": "\x1b[2J\u202e0"}, numbers=9, date=9)  # two of one row: a note names a file
+    assert main(["table", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert r"\u001b[2J" in out.replace("\\[", "[").replace("\\\\", "\\") and not {"\x1b", "\u202e"} & set(out)
+
+
 def test_exit_codes_and_submit(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["validate", str(tmp_path)]) == 2 and "no results_*.json below" in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "nowhere")]) == 2
@@ -244,6 +288,7 @@ def test_exit_codes_and_submit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["validate", str(tmp_path)]) == 0 and "1 sound runs, 0 errors" in capsys.readouterr().out
     assert main(["validate", str(tmp_path), "--format", "githb"]) == 2
     assert main(["submit", "--dry-run", str(tmp_path)]) == 0 and "pull request" not in capsys.readouterr().out
-    assert main(["submit", str(tmp_path)]) == 0 and "pull request" in capsys.readouterr().out
+    for words in (["validate", "--submit"], ["submit"]):
+        assert main([*words, str(tmp_path)]) == 0 and "pull request" in capsys.readouterr().out
     (tmp_path / "results_bad.json").write_text("{")
     assert main(["submit", str(tmp_path)]) == 1 and "pull request" not in capsys.readouterr().out

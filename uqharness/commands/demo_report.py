@@ -11,9 +11,10 @@ from pathlib import Path
 from uqharness.atomic import write_atomic
 from uqharness.leaderboard import table, table_formats
 from uqharness.leaderboard.figures import Panel, reliability_svg
-from uqharness.leaderboard.table_sources import describe, labels
+from uqharness.leaderboard.table_sources import labels
 from uqharness.metrics.registry import combine_draws, reliability_bins
 from uqharness.results.reading import Run, read_results
+from uqharness.results.runs import summarise
 
 DRAWS = (0, 5, 10)
 MARKS = {1: ("\x1b[1m", "\x1b[0m"), 2: ("\x1b[4m", "\x1b[0m")}
@@ -24,7 +25,7 @@ HEADLINE = "toyworld_uq"
 def report(out: Path, folders: Sequence[Path]) -> None:
     """Print the table of these results; write table.md and reliability.svg beside them."""
     runs = [run for folder in folders for run in read_results(folder)]
-    tables = table.build(runs, samples=list(DRAWS))
+    tables = table.build([summarise(run) for run in runs], samples=list(DRAWS))
     write_atomic(out / "table.md", table_formats.markdown(tables))
     write_atomic(out / "reliability.svg", diagram(runs))
     colours = sys.stdout.isatty()
@@ -50,17 +51,16 @@ def terminal(shown: table.Table, marks: dict[int, tuple[str, str]]) -> str:
 
 def diagram(runs: Sequence[Run], task: str = HEADLINE) -> str:
     """Reliability of every method in-distribution, at all its draws, first seed."""
-    sources = [describe(run) for run in runs if run.task == task]
-    names = labels(sources)
+    asked = [(summarise(run), run.record) for run in runs if run.task == task]
+    names = labels(source for source, _ in asked)
     panels: dict[str, Panel] = {}
-    for source in sources:
-        record = source.record()
+    for source, record in asked:
         probs = combine_draws(record.rows(), record.combine)  # [D, C]
         acc, ece, nll = (source.number(name, source.draws) for name in ("acc", "ece", "nll"))
         note = f"ACC {100 * acc:.1f}  ECE {100 * ece:.1f}  NLL {nll:.2f}"
         name = names[source.row]
         panels.setdefault(name, Panel(name, note, reliability_bins(probs, record.gold)))
-    items = sources[0].items
+    items = asked[0][0].items
     return reliability_svg(list(panels.values()), f"{task}, {items} questions, 15 bins; grey: how many")
 
 

@@ -22,7 +22,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"OUT is {args.out!r}; the file's name must end in {publish.SUFFIX}")
     if out.is_dir():
         raise InputError(f"OUT {out} is a folder: give the name of a file, for example {out}/results{publish.SUFFIX}")
-    count = publish.create([Path(path) for path in args.results], writable(out, str(out)))
-    size = out.stat().st_size / 1e6
-    print(f"{out}: {count} runs, {size:.2f} MB; metrics exact, probabilities within {publish.STEP / 4:.1g}")
+    made = publish.create([Path(path) for path in args.results], writable(out, str(out)))
+    print(
+        f"{out}: {made.runs} runs, {made.whole} of them with their single draws, {made.size / 1e6:.2f} MB; "
+        f"metrics exact, probabilities within {publish.STEP / 4:.1g}"
+    )
     return 0

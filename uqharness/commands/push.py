@@ -9,7 +9,7 @@ import argparse
 import logging
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from uqharness.errors import InputError
 
@@ -77,47 +77,38 @@ def evaluations(results: list[str], folder: Path) -> list[Evaluation]:
     """The results of the adapter in `folder`, one for each task and protocol; why others do not count is logged."""
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.adapter_io.model_card import METRICS, Evaluation
-    from uqharness.leaderboard import checks, table_sources
-    from uqharness.results.reading import read_results
+    from uqharness.leaderboard.table_sources import newest
+    from uqharness.loose_json import value_of
+    from uqharness.results.runs import plain_text, read_runs
 
     own, others, usable = adapter_io.content_hash(folder), set(), []
-    runs = {(run.source, run.task): run for path in dict.fromkeys(results) for run in read_results(path)}
-    for run in runs.values():
-        where = f"{run.source}: {run.task}"
-        info: Any = run.config.get("uqharness")
-        adapter = info.get("adapter_hash") if isinstance(info, dict) else None
-        if adapter != own:
-            others.add(checks.plain_text(str(adapter or "a model without an adapter"), 40))
-            continue
-        try:
-            checks.refuse(run)
-            source = table_sources.describe(run)
-        except InputError as error:
-            raise InputError(f"{where}: {error}") from error
-        rows = checks.rows_of(run)
-        if source.leaked:
+    for run in read_runs(results):
+        where = f"{run.file}: {run.task}"
+        if run.adapter_hash != own:
+            others.add(plain_text(run.adapter_hash or "a model without an adapter", 40))
+        elif run.leaked:
             log.warning("%s: left out: the adapter has seen its questions", where)
-        elif rows is not None and "keep" not in run.record.protocol and run.record.items < rows:
-            log.warning("%s: left out: %d of the %d questions (--limit?)", where, run.record.items, rows)
+        elif "trimmed" in run.remarks:
+            log.warning("%s: left out: %s (--limit?)", where, run.remarks["trimmed"])
         else:
-            usable.append(source)
+            usable.append(run)
     if not usable:
         found = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
         raise InputError(f"--results: none that count for this adapter, {own}{found}; evaluate it, or leave it out")
     notes: list[str] = []
-    best = table_sources.newest(usable, notes)
+    best = newest(usable, notes)
     for note in notes:
         log.info(note)
     return [
         Evaluation(
-            source.task,
-            source.protocol,
-            source.protocol_hash,
-            source.draws,
-            source.items,
-            {metric: source.number(metric, source.draws) for metric in METRICS},
+            run.task,
+            {key: value_of(text) for key, text in run.protocol.items()},
+            run.protocol_hash,
+            run.draws,
+            run.items,
+            {metric: run.number(metric, run.draws) for metric in METRICS},
         )
-        for source in sorted(best, key=lambda source: (source.task, source.protocol_hash))
+        for run in sorted(best, key=lambda run: (run.task, run.protocol_hash))
     ]
 
 

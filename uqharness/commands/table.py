@@ -32,17 +32,14 @@ def run(args: argparse.Namespace) -> int:
         )
     from uqharness.leaderboard import table, table_formats
     from uqharness.metrics.registry import METRICS
-    from uqharness.results.reading import read_results
+    from uqharness.results.runs import read_runs
 
     names = _words(args.metric) or list(table.DEFAULT)
     for name in names:
         if name not in METRICS:
             raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
     samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
-    files = dict.fromkeys(args.results)
-    runs = [found for path in files for found in read_results(path)]
-    seen = {(found.source, found.task): found for found in runs}  # a file and its folder: read once
-    tables = table.build(list(seen.values()), names, samples or [None], args.across_recipes)
+    tables = table.build(read_runs(args.results), names, samples or [None], args.across_recipes)
     sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
     return 0
 

@@ -1,23 +1,37 @@
-"""`uqharness validate DIR…`: may these results go on the leaderboard? The same checks that the leaderboard makes."""
+"""`uqharness validate DIR…`: may these results go on the leaderboard? The same checks that the leaderboard makes.
+
+With `--submit` also what a contribution must be, and how to send it in. It sends nothing.
+"""
 
 from __future__ import annotations
 
 import argparse
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError, did_you_mean
 
-# Kinds of problems that do not stop a result: it is shown, with a mark, or it is there once already.
-NOTES = ("trimmed", "duplicate", "foreign", "leaked", "shared")
+NOTES = ("duplicate", "foreign")  # problems that keep a file off the board without anything being wrong with a result
 FORMATS = ("rich", "json", "github")
+STEPS = """
+Results come in by pull request; nothing was sent.
+  1. copy {folders} to leaderboard/submitted/NAME/ in a clone of the project
+  2. commit the results_*.json alone: no adapters, no samples_*.jsonl
+  3. open a pull request that says how the adapters were made; CI runs `uqharness validate --submit` on it"""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="DIR", help="folders of results_*.json, or such files")
     parser.add_argument("--format", default="rich", metavar="FORMAT", help="rich, json or github [rich]")
+    parser.add_argument(
+        "--submit",
+        action="store_true",
+        help="also refuse results of a part of the questions (--limit), and say how to send the results in",
+    )
+    parser.add_argument("--dry-run", action="store_true", help=argparse.SUPPRESS)  # of `uqharness submit`
 
 
 def run(args: argparse.Namespace) -> int:
@@ -25,14 +39,18 @@ def run(args: argparse.Namespace) -> int:
     if args.format not in FORMATS:
         hint = did_you_mean(args.format, FORMATS)
         raise InputError(f"--format {args.format!r}{hint}: it is one of {', '.join(FORMATS)}")
-    from uqharness.leaderboard.aggregate import build
+    from uqharness.leaderboard.board import build
+    from uqharness.results.runs import SUSPECT
 
     board = build([Path(path) for path in args.results])
-    found = board.problems.to_dict("records")
-    if not len(board.runs) and not found:
+    found = [{**asdict(each), "level": "note" if each.kind in NOTES else "error"} for each in board.problems]
+    for each in board.runs:
+        for kind, reason in each.remarks.items():
+            if kind not in SUSPECT:  # those are among the problems
+                level = "error" if args.submit and kind == "trimmed" else "note"
+                found.append({"file": each.file, "task": each.task, "kind": kind, "reason": reason, "level": level})
+    if not board.runs and not found:
         raise InputError(f"no results_*.json below {', '.join(args.results)}: evaluate with --output_path first")
-    for each in found:
-        each["level"] = "note" if each["kind"] in NOTES else "error"
     errors = sum(each["level"] == "error" for each in found)
     summary = f"{len(board.runs)} sound runs, {errors} errors, {len(found) - errors} notes"
     if args.format == "json":
@@ -40,11 +58,14 @@ def run(args: argparse.Namespace) -> int:
     else:
         write = github if args.format == "github" else line
         print("\n".join([*(write(each) for each in found), summary]))
-    return 1 if errors or not len(board.runs) else 0
+    code = 1 if errors or not board.runs else 0
+    if args.submit and not args.dry_run and not code and args.format == "rich":
+        print(STEPS.format(folders=" ".join(args.results)))
+    return code
 
 
 def line(found: dict[str, Any]) -> str:
-    """Text from files is without control characters already (`checks.plain_text`)."""
+    """Text from files is without control characters already (`runs.plain_text`)."""
     colour = {"error": "\x1b[31m", "note": "\x1b[33m"}[found["level"]] if sys.stdout.isatty() else ""
     where = f"{found['file']}, {found['task']}" if found["task"] else found["file"]
     return f"{colour}{found['level']:5} {found['kind']:9}{chr(27) + '[0m' if colour else ''} {where}: {found['reason']}"

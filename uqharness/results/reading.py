@@ -67,6 +67,8 @@ class Run:
     protocol_hash: str
     reported: dict[str, float] = field(default_factory=dict)  # lm-eval's numbers, "acc", "acc_stderr" ...
     date: float | None = None
+    seconds: float | str | None = None  # of the evaluation
+    samples: dict[str, Any] | None = None  # lm-eval's "n-samples" of the task
 
     @property
     def model(self) -> str:
@@ -176,7 +178,19 @@ def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[st
     numbers = dict(written) if isinstance(written, Mapping) else {}
     numbers |= {key.partition(",")[0]: value for key, value in values.items() if "," in key}
     numbers = {name: float(value) for name, value in numbers.items() if type(value) in (int, float)}
-    return Run(source, task, record, config, protocol, digest(protocol), numbers, data.get("date"))
+    samples = data.get("n-samples")
+    return Run(
+        source,
+        task,
+        record,
+        config,
+        protocol,
+        digest(protocol),
+        numbers,
+        data.get("date"),
+        data.get("total_evaluation_time_seconds"),
+        samples.get(task) if isinstance(samples, Mapping) else None,
+    )
 
 
 def require_comparable(runs: Sequence[Run | Record]) -> str:
