@@ -9,7 +9,7 @@ from typing import Any
 
 from uqharness.leaderboard import table, table_formats
 from uqharness.metrics.registry import METRICS
-from uqharness.results.reading import read_results
+from uqharness.results.runs import read_runs
 
 EVIL = "<script>alert(1)</script>"
 
@@ -26,7 +26,7 @@ def numbers(page: Any) -> list[str]:
 
 def by_command(results: Path, metrics: list[str]) -> list[str]:
     """The same cells from what `uqharness table` builds."""
-    good = [run for file in sorted(results.glob("results_[0-9]*.json")) for run in read_results(file)]
+    good = [run for file in sorted(results.glob("results_[0-9]*.json")) for run in read_runs([file])]
     (found,) = table.build(good, metrics)
     rows = [row[4:] for row in table_formats.lines(found, {}, "±")]
     return [re.sub(r" \(floor.*", "", cell) for row in rows for cell in row if cell != "–"]

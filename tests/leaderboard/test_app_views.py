@@ -144,7 +144,7 @@ def test_method_lists_its_runs_and_what_papers_report(board: Board) -> None:
 def test_problems_are_listed_with_their_reason(board: Board) -> None:
     app = opened("problems")
     assert "results_broken.json" in words(app) and "not valid JSON" in words(app)
-    assert any("submit --dry-run" in block.value for block in app.code)
+    assert any("validate --submit" in block.value for block in app.code)
 
 
 @pytest.mark.parametrize("page", ["items", "compare", "run", "method", "problems"])

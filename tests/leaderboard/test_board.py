@@ -287,11 +287,10 @@ def test_how_a_model_without_a_record_came_to_be(tmp_path: Path) -> None:
     adapter = of(model="bayeslora", model_args="adapter=org/lora,pretrained=org/tiny")
     assert [run.training for run in (oracle, base, adapter)] == ["oracle", "none", "unknown"]
     (found,) = table.build([*read_runs([result(tmp_path, "MLE", numbers=1)]), oracle, base, adapter])
-    said = {note.partition(":")[0] for note in found.notes if note.endswith("for reference, not ranked")}
-    assert said == {
-        "toyworld_oracle knows the world's own probabilities",
-        "tiny (zero-shot) is the base alone, without training",
-        "how lora on tiny was trained is not known",
+    assert {note for note in found.notes if note.endswith("for reference, not ranked")} == {
+        "toyworld_oracle knows the world's own probabilities, the best that any model can do: for reference, not ranked",
+        "tiny (zero-shot) is the base, not trained here: for reference, not ranked",
+        "lora on tiny was trained in a way that is not known: for reference, not ranked",
     }
 
 

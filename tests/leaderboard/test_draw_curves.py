@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from made_results import record, result
 
-from uqharness.leaderboard import aggregate, curve_rows, curves, publish
+from uqharness.leaderboard import curve_rows, curves, publish
+from uqharness.leaderboard.board import build
 from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves, known_curves
 from uqharness.metrics.registry import METRICS, average
 from uqharness.results.record import Record
@@ -73,9 +74,10 @@ def test_nothing_to_vary_gives_no_curve() -> None:
 
 def test_values_that_were_published_without_single_draws_have_no_spread(tmp_path: Path) -> None:
     result(tmp_path, "BLoB")
-    publish.create([tmp_path], tmp_path / "published.parquet")
-    (source,) = aggregate.build([tmp_path / "published.parquet"]).sources()
-    assert draw_curves(source.record(), "BLoB") == {}
+    publish.create([tmp_path], tmp_path / "published.parquet", budget=0)
+    board = build([tmp_path / "published.parquet"])
+    (source,) = board.runs
+    assert draw_curves(board.record(source.run_id), "BLoB") == {}
     curve = known_curves(source, "BLoB")["nll"]
     assert curve.value[-1] == source.number("nll", 4) and curve.mean == source.number("nll", 0)
     _, rows = curve_rows.draw_rows([curve])

@@ -9,14 +9,14 @@ import pytest
 from made_results import result
 
 from uqharness.leaderboard import charts, costs, curve_rows, curves, picks
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import Board, build
 from uqharness.leaderboard.picks import Group
 
 HOME, NEAR, FAR = "openbookqa_uq", "arc_challenge_uq", "mmlu_college_chemistry_uq"
 
 
 @pytest.fixture
-def group(tmp_path: Path) -> Group:
+def board(tmp_path: Path) -> Board:
     """Adapters of one recipe trained on two data sets; MLE was not asked about the small shift."""
     for task in (HOME, NEAR, FAR):
         result(tmp_path, "BLoB", 0, task, trained_on=HOME)
@@ -24,7 +24,12 @@ def group(tmp_path: Path) -> Group:
         if task != NEAR:
             result(tmp_path, "MLE", 0, task, trained_on=HOME, draws=1, finite=1)
     result(tmp_path, "BLoB", 0, "boolq_uq", trained_on="boolq_uq")
-    (found,) = picks.groups(build([tmp_path]).sources())
+    return build([tmp_path])
+
+
+@pytest.fixture
+def group(board: Board) -> Group:
+    (found,) = picks.groups(board.runs)
     return found
 
 
@@ -34,7 +39,7 @@ def test_a_shift_is_away_from_what_the_same_adapters_were_trained_on(group: Grou
     assert all(group.trained[data] == "boolq_uq" for data in group.near("boolq_uq"))
 
 
-def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> None:
+def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group, board: Board) -> None:
     near = group.near(HOME)
     told = group.over_seeds(["MLE", "BLoB", "gone"], "nll", None, near)
     assert list(told) == ["MLE", "BLoB"] and {tuple(points) for points in told.values()} == {tuple(near)}
@@ -42,7 +47,9 @@ def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group) -> N
     lines = charts.shifted(told, "nll")["data"]
     assert {tuple(line["x"]) for line in lines} == {tuple(near)} and all(line["connectgaps"] for line in lines)
     runs = {data: [run for row in ("MLE", "BLoB") if (run := group.run(data, row, "0"))] for data in near}
-    shown = {data: [curves.answers(run.record(), run.method) for run in found] for data, found in runs.items()}
+    shown = {
+        data: [curves.answers(board.record(run.run_id), run.method) for run in found] for data, found in runs.items()
+    }
     found = curves.detections(shown, HOME, "entropy")
     assert {row: list(values) for row, values in found.items()} == {"MLE": near[1:], "BLoB": near[1:]}
     assert isnan(found["MLE"][near[1]]) and 0 < found["BLoB"][near[1]] < 1

@@ -28,7 +28,7 @@ from uqharness.cli import main
 from uqharness.leaderboard import aggregate, run_view, table, table_formats
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, keyed_generator
-from uqharness.results.reading import read_results
+from uqharness.results.runs import read_runs
 from uqharness.settings import Run
 from uqharness.testing import TINY, fit_tiny, tiny_llama
 from uqharness.training import inert
@@ -217,5 +217,5 @@ def test_the_board_says_it(tmp_path: Path) -> None:
     assert "inert posterior" in table_formats.markdown([found])
     said = [run_view.warnings(run, board.problems) for run in board.runs.to_dict("records")]
     assert sum(any("inert posterior" in line for line in lines) for lines in said) == 1
-    (plain,) = table.build(read_results(tmp_path), ["acc"])
+    (plain,) = table.build(read_runs([tmp_path]), ["acc"])
     assert plain.notes == found.notes
