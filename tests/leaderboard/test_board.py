@@ -288,7 +288,7 @@ def test_how_a_model_without_a_record_came_to_be(tmp_path: Path) -> None:
     assert [run.training for run in (oracle, base, adapter)] == ["oracle", "none", "unknown"]
     (found,) = table.build([*read_runs([result(tmp_path, "MLE", numbers=1)]), oracle, base, adapter])
     assert {note for note in found.notes if note.endswith("for reference, not ranked")} == {
-        "toyworld_oracle knows the world's own probabilities, the best that any model can do: for reference, not ranked",
+        f"toyworld_oracle {table.UNTRAINED['oracle']}: for reference, not ranked",
         "tiny (zero-shot) is the base, not trained here: for reference, not ranked",
         "lora on tiny was trained in a way that is not known: for reference, not ranked",
     }
