@@ -27,6 +27,7 @@ ITEMS = {
     "openbookqa": (4957, 500), "boolq": (9427, 3270), "mmlu_college_chemistry": (0, 100),
     "mmlu_college_physics": (0, 102), "mmlu_college_mathematics": (0, 100), "toyworld": (1500, 6000),
     "arc_challenge_test": (1119, 1172), "arc_easy_test": (2251, 2376), "openbookqa_test": (4957, 500),
+    "arc_easy_small": (636, 1188), "arc_easy_small_cloze_uq_tune": (636, 320), "arc_challenge_small": (0, 586),
     "boolq_test": (9427, 2180), "rte": (2490, 277), "mrpc": (3668, 408), "wic": (5428, 638), "cola": (8551, 1043),
     "wnli": (635, 71), "boolq_glue": (9427, 3270),
 }  # fmt: skip
