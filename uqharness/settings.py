@@ -49,6 +49,7 @@ class Run:
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
     out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
     steps: int = option(5000, "optimiser steps", low=1, high=10**8)
+    stop_at: int = option(0, "end after this many of the steps, on the schedule of all (0: all)", low=0, high=10**8)
     lr: float = option(1e-4, "learning rate", low=0)
     batch_size: int = option(4, "questions per forward", low=1, high=65536)
     grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
@@ -102,6 +103,11 @@ class Run:
         return Path(f"{self.out.rstrip('/')}.checkpoints") if self.out else None
 
     @property
+    def last_step(self) -> int:
+        """Where training ends: its schedule may be of more steps."""
+        return self.stop_at or self.steps
+
+    @property
     def effective_batch(self) -> int:
         """Questions per optimiser step, over all processes of an `accelerate launch`."""
         return self.batch_size * self.grad_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
@@ -120,6 +126,10 @@ class Run:
             raise InputError("save_every and resume need a place for checkpoints: give --out")
         if self.cache_prefix_dir and not self.cache_prefix:
             raise InputError("cache_prefix_dir is set without a budget: give --cache-prefix GIB")
+        if self.stop_at > self.steps:
+            raise InputError(f"stop_at is {self.stop_at}: there are {self.steps} steps; give at most as many")
+        if self.stop_at and self.select != "last":
+            raise InputError(f"stop_at is set and select is {self.select}: the step is chosen already, use select=last")
         if self.select != "last" and not self.eval_every:
             raise InputError(
                 f"select={self.select} without eval_every: say every how many steps to score (--eval-every)"
@@ -330,6 +340,7 @@ UNRECORDED: Mapping[str, Any] = {
     "weight_decay": 0.0,
     "group_by_length": False,
     "layers": "all",
+    "stop_at": 0,
     **PROMPTS,
 }
 HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
@@ -357,8 +368,9 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
         recipe["form"] = dict(form)
     if run.select == "last":  # then nothing was selected
         del recipe["select_split"], recipe["eval_every"]
-    if run.layers == "all":  # as in recipes from before there was a choice
-        del recipe["layers"]
+    for name in ("layers", "stop_at"):  # as in recipes from before there was a choice
+        if recipe[name] == UNRECORDED[name]:
+            del recipe[name]
     return f"v{HASH_VERSION}-{digest(recipe)}"
 
 

@@ -5,6 +5,7 @@ Cells run in forked children of this process where something is to be killed: st
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import traceback
@@ -167,6 +168,29 @@ def test_killed_twice_and_gone_on_with_gives_the_same_answers(
     assert set(Store(tmp_path).states().values()) == {"done"} and len(Store(tmp_path).states()) == 3
     found, wanted = records(tmp_path), records(whole)
     assert list(found) == ["tiny/laplace/tiny_uq/seed0 on tiny_uq"] and found.items() <= wanted.items()
+
+
+def test_adapters_at_several_steps_are_of_one_training(world: Path, whole: Path, tmp_path: Path) -> None:
+    """Each goes on from the last one's checkpoint; the one at the end is the adapter of the plain training."""
+    file = world / "steps.yaml"
+    rows = "methods:\n  mle: {at: [2, 4, 6]}\nevaluate: []\n"
+    file.write_text(SUITE.partition("methods:")[0].replace("evaluate: [same, other_uq]\n", "") % {"root": world} + rows)
+    made = make(read(file))
+    store, last, alone = Store(tmp_path / "out"), Store(whole), Store(tmp_path / "alone")
+    for each in (store, alone):
+        each.write(made)
+    assert in_child(lambda: run_all(store.out, made)) == 0
+    first, second, third = made.cells
+    assert in_child(lambda: cells.work(str(alone.out), first)) == 0
+    assert store.is_done(third) and not list(store.out.glob("adapters/*.checkpoints"))
+    steps = [json.loads((store.adapter(name) / "uq_config.json").read_text())["training"][0] for name in made.cells]
+    assert [(each["steps"], each["resumed_from"]) for each in steps] == [(2, None), (4, 2), (6, 4)]
+    (plain,) = [n for n, cell in last.read().cells.items() if cell.spec.get("method") == "mle"]
+    for one, other in ((store.adapter(third), last.adapter(plain)), (store.adapter(first), alone.adapter(first))):
+        assert (one / "adapter_model.safetensors").read_bytes() == (other / "adapter_model.safetensors").read_bytes()
+    assert (store.adapter(first) / "adapter_model.safetensors").read_bytes() != (
+        store.adapter(second) / "adapter_model.safetensors"
+    ).read_bytes()
 
 
 def test_the_base_is_loaded_once_and_its_weights_stay_as_they_are(world: Path, whole: Path, tmp_path: Path) -> None:

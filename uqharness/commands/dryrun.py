@@ -51,6 +51,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     """Fit for two steps, save nothing; the rest is proportional to the steps."""
     steps = min(STEPS, cell.steps)
     off: dict[str, Any] = {
+        "stop_at": 0,
         "eval_every": 0,
         "select": "last",
         "save_every": 0,
@@ -74,7 +75,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
         "items": len(data.train),
         "splits": "; ".join(splits),
         "step_seconds": loops / max(1, spent["steps"]),
-        "seconds": wall - loops + loops * cell.steps / steps,
+        "seconds": wall - loops + loops * cell.last_step / steps,
         "adapter_bytes": adapter,
         "checkpoint_bytes": 2 * members * checkpoint if cell.save_every else 0,
         "note": f"; scoring every {cell.eval_every} steps is not in it" if cell.eval_every else "",

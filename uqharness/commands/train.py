@@ -188,7 +188,8 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
         full |= source.recipe()
         used = source.splits(used)
     adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
-    drop_checkpoints(data.courses)
+    if not cell.stop_at:  # else a training to a later step goes on from the last one
+        drop_checkpoints(data.courses)
     inert.report(plan.method.name, plan.method.if_inert, full["activity"], full["training"])
     print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
 

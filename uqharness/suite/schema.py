@@ -293,9 +293,9 @@ class _Reader:
     def _evaluate(self, top: Lines, train: Iterable[str]) -> dict[str, tuple[str, ...]]:
         value = top.get("evaluate")
         if not isinstance(value, Lines):
-            return dict.fromkeys(train, self.words(top, "evaluate") or (SAME,))
+            return dict.fromkeys(train, (SAME,) if value is None else self.words(top, "evaluate"))
         self.keys(value, list(train), "train")
-        return {task: self.words(value, task) or (SAME,) for task in train}
+        return {task: self.words(value, task) if task in value else (SAME,) for task in train}
 
     def _beside(self, top: Lines) -> str | None:
         if top.get("include_path") is None:

@@ -61,7 +61,7 @@ class Course:
         self.seconds = 0.0
         self.peak_memory = 0
         self._unseen: list[tuple[int, Tensor]] = []
-        self._settings = {k: v for k, v in as_json(run).items() if k not in FREE}
+        self._settings = {k: v for k, v in as_json(run).items() if k not in (*FREE, "stop_at")}
         self._settings |= inputs or {}
 
     # ---------------------------------------------------------------- during the run
@@ -74,7 +74,7 @@ class Course:
             torch.cuda.reset_peak_memory_stats()
         self._clock = time.perf_counter()
         quiet = not is_main_process()  # several processes, one bar
-        steps = {"total": self.run.steps, "initial": self.step}
+        steps = {"total": self.run.last_step, "initial": self.step}
         self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
     def add_loss(self, step: int, loss: Tensor) -> None:
@@ -83,8 +83,8 @@ class Course:
 
     def end_step(self, step: int) -> None:
         self.step = step
-        scored = self.run.eval_every and (step % self.run.eval_every == 0 or step == self.run.steps)
-        if scored or step == self.run.steps or step % LOOK == 0 or not self._unseen[-1][1].is_cuda:
+        scored = self.run.eval_every and (step % self.run.eval_every == 0 or step == self.run.last_step)
+        if scored or step == self.run.last_step or step % LOOK == 0 or not self._unseen[-1][1].is_cuda:
             self.look()
         if scored:
             self._evaluate(step)

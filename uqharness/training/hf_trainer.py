@@ -98,9 +98,10 @@ class Watch(TrainerCallback):
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.course.end_step(state.global_step)
-        every, last = self.course.run.save_every, state.global_step == state.max_steps
+        every, last = self.course.run.save_every, state.global_step == self.course.run.last_step
         if every and (last or state.global_step % every == 0):
             control.should_save = True
+        control.should_training_stop = control.should_training_stop or last
 
 
 def arguments_of(run: Run, scratch: str) -> TrainingArguments:

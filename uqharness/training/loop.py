@@ -81,7 +81,7 @@ class Learned:
         }
 
     def summed(self, run: Run) -> float:
-        return math.fsum(self.rate(step, run) for step in range(run.steps))
+        return math.fsum(self.rate(step, run) for step in range(run.last_step))
 
     def steps(self, run: Run, needed: float) -> int | None:
         """The fewest whole cycles, as steps, whose sum is what is needed, to 1 %; None: not within a million steps."""
@@ -274,7 +274,7 @@ def fit_loop(
         _prepare_memory(stack.model, run)
         course.begin(start)
         try:
-            if course.step < run.steps:
+            if course.step < run.last_step:
                 trainer.train(resume_from_checkpoint=str(start) if start else None)
         finally:
             if wrapped.prefix:
