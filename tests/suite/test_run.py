@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from tests.suite import dying
-from tests.tiny import make_base
+from tests.suite.tiny_suite import SUITE, make_world, records
 from tests.tiny_task import make_task
 from uqharness.cli import main
 from uqharness.commands import cell as cells
@@ -27,33 +27,11 @@ from uqharness.suite.schema import read
 from uqharness.suite.store import Store
 
 torch.set_num_threads(1)
-SUITE = """
-title: tiny
-bases: {tiny: {base: %(root)s/base}}
-include_path: tasks
-train: [tiny_uq]
-evaluate: [same, other_uq]
-draws: [0, 2]
-batch_size: 4
-run: {steps: 6, save_every: 2, lr: 0.02, batch_size: 4, lora_r: 2, lora_alpha: 4, target_modules: [q_proj, v_proj],
-      max_length: 24, device: cpu}
-methods:
-  mle: {}
-  ens: {source: mle, members: 2}
-  laplace: {source: mle, structure: diag, mc_samples: 64}
-  blob: {}
-  zero-shot: {model: hf}
-"""
 
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("suite")
-    make_base(root / "base")
-    make_task(root / "tasks")
-    make_task(root / "tasks", "other_uq", seed=7)
-    (root / "tiny.yaml").write_text(SUITE % {"root": root})
-    return root
+    return make_world(tmp_path_factory.mktemp("suite"))
 
 
 @pytest.fixture(scope="module")
@@ -74,18 +52,6 @@ def begin(world: Path, out: Path, **given: Any) -> Plan:
 def run_all(out: Path, made: Plan) -> None:
     for name in made.cells:
         cells.work(str(out), name)
-
-
-def records(out: Path) -> dict[str, Any]:
-    """The answers of every draw to every question, by place in the table, as bytes."""
-    from uqharness.results.reading import read_results
-
-    made = Store(out).read()
-    found: dict[str, Any] = {}
-    for entry in (each for each in made.entries if Store(out).is_done(each.cell)):
-        (run,) = read_results(Store(out).results(entry.cell))
-        found[entry.name] = run.record.logp.tobytes()
-    return found
 
 
 def in_child(act: Callable[[], Any]) -> int:

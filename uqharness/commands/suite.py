@@ -19,7 +19,7 @@ from uqharness.commands.dryrun import duration, size
 from uqharness.commands.folders import writable
 from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, RunError, did_you_mean
-from uqharness.suite import costs, plan, runners, schema
+from uqharness.suite import clusters, costs, plan, runners, schema
 from uqharness.suite.plan import Cell, Plan
 from uqharness.suite.store import Store
 
@@ -120,7 +120,10 @@ def _carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpar
     left, started = dict(graph.left), time.monotonic()
     print(f"{store.out}: {len(cells)} cells, {len(cells) - len(left)} done already", file=sys.stderr)
     if left:
+        if args.on == "slurm":
+            clusters.check_slurm()
         preflight(made, left)
+        store.forget_failures(left)
         shape = "{percentage:3.0f}% |{bar:40}| {elapsed} gone, {remaining} to go{postfix}"
         bar = tqdm(total=sum(graph.weights.values()) or 1, bar_format=shape)
 
@@ -135,10 +138,13 @@ def _carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpar
         try:
             if args.on == "local":
                 runners.local(graph, min(_jobs(args), len(left)), work, tell)
+            elif args.on == "slurm":
+                clusters.slurm(graph, slurm_options(args), work, tell)
             else:
-                raise InputError(f"--on {args.on}: not in this version")
+                clusters.ray(graph, args.address, _jobs(args), work, tell)
         except KeyboardInterrupt as stop:
-            stop.args = (f"what is done stays in {store.out}: the same command goes on",)
+            jobs = "; Slurm's jobs go on (scancel ends them)" if args.on == "slurm" else ""
+            stop.args = (f"what is done stays in {store.out}: the same command goes on{jobs}",)
             raise
         finally:
             bar.close()
@@ -150,6 +156,14 @@ def _carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpar
             f"says why, `uqharness suite retry {store.out}` tries them again"
         )
     return 0
+
+
+def slurm_options(args: argparse.Namespace) -> clusters.SlurmOptions:
+    names = {"time": args.time, "max_parallel": args.max_parallel}
+    numbers = {name: config.convert(int, text, f"--{name.replace('_', '-')}") for name, text in names.items() if text}
+    if bad := next((name for name, number in numbers.items() if number < 1), None):
+        raise InputError(f"--{bad.replace('_', '-')} {numbers[bad]}: give a number of at least 1")
+    return clusters.SlurmOptions(partition=args.partition, account=args.account, gres=args.gres, **numbers)
 
 
 def _jobs(args: argparse.Namespace) -> int:
@@ -233,6 +247,11 @@ def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Na
     else:
         print(f"time: {duration(time_)} of one process, {duration(time_ / jobs)} of {jobs}; {how}")
     print(f"disk: {size(costs.disk(made, left))}; computed")
+    if args.on == "slurm" and left:
+        groups = clusters.stages(left)
+        shown = ", then ".join(f"{len(stage)} jobs" for stage in groups)
+        print(f"slurm: {shown}, each a training with its evaluations; the first array's script:")
+        print(clusters.sbatch_script(slurm_options(args), len(groups[0]), store.out))
     return 0
 
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +103,11 @@ class Store:
     def fail(self, cell: Cell, error: str) -> None:
         about = {"name": cell.name, "error": error, "log": str(self.log(cell.hash))}
         write_atomic(self.mark(cell.hash, FAILED), json.dumps(about) + "\n")
+
+    def forget_failures(self, names: Iterable[str]) -> None:
+        """Before another try; the logs stay."""
+        for name in names:
+            self.mark(name, FAILED).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
