@@ -13,9 +13,8 @@ from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
-from uqharness.errors import InputError
 from uqharness.leaderboard.table_sources import DEFAULTS, RECIPE, labels, newest
-from uqharness.metrics.registry import METRICS
+from uqharness.metrics.registry import METRICS, find
 from uqharness.results.runs import IN_TRAINING, RunSummary, printed
 
 DEFAULT = ("acc", "ece", "nll")
@@ -81,8 +80,7 @@ def build(
 ) -> list[Table]:
     """Tables in the order in which their first result was read."""
     for name in metrics:
-        if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}; there are {', '.join(METRICS)}")
+        find(name)
     notes: list[str] = []
     if across_recipes:  # then what the recipes differ in tells rows apart
         runs = [replace(s, settings={**s.recipe, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in runs]

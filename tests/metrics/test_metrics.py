@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 import subprocess
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from answers import calibrated, questions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from uqharness import plugins
 from uqharness.errors import InputError
 from uqharness.metrics import registry as metrics
 from uqharness.metrics.registry import METRICS, compute_all
@@ -108,3 +111,77 @@ def test_metrics_import_neither_torch_nor_scipy_stats() -> None:
     code = "import sys, uqharness.metrics.registry; print({'torch', 'scipy.stats', 'sklearn'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+# ---------------------------------------------------------------- metrics of other packages
+
+
+CODE = """
+from uqharness.metrics.metric import Metric
+first = Metric("first", "First", "The mean probability of the first choice.", items=lambda a: a.p[..., 0], console=True)
+acc = Metric("acc", "Mine", "Hides nothing.", items=lambda a: a.p[..., 0])
+several = [first, acc]
+number = 3
+"""
+
+
+@pytest.fixture
+def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    info = tmp_path / "others-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: others\nVersion: 1.0\n")
+    names = {"several": "several", "broken": "nothing", "number": "number"}
+    lines = "\n".join(f"{name} = third_party_metrics:{value}" for name, value in names.items())
+    (info / "entry_points.txt").write_text(f"[{plugins.METRICS}]\n{lines}\n")
+    (tmp_path / "third_party_metrics.py").write_text(CODE)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield
+    sys.modules.pop("third_party_metrics", None)
+
+
+def test_metrics_of_other_packages_come_behind_the_built_ins(
+    third_party: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    found = metrics.installed()
+    assert list(found) == [*METRICS, "first"] and found["acc"] is METRICS["acc"]
+    assert float(found["first"]([[0.3, 0.7], [0.5, 0.5]], [0, 1])) == pytest.approx(0.4)
+    assert [("acc" in line and "hidden" in line, "broken" in line, "number" in line) for line in caplog.messages] == [
+        (False, True, False),
+        (False, False, True),
+        (True, False, False),
+    ]
+
+
+def test_the_example_package_has_metrics_of_every_number_of_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    package = Path(__file__).parents[2] / "docs" / "examples" / "uqharness-sgld-noise"
+    monkeypatch.syspath_prepend(str(package))
+    monkeypatch.syspath_prepend(str(package / "tests"))
+    import test_margin
+    import uqharness_margin
+
+    for metric in uqharness_margin.METRICS:
+        monkeypatch.setitem(METRICS, metric.name, metric)
+    test_margin.test_margins_of_every_number_of_draws()
+
+
+@pytest.mark.parametrize("has_mean", [True, False])
+def test_an_option_of_ece_is_a_metric_by_its_name(has_mean: bool) -> None:
+    rng = np.random.default_rng(2)
+    logp, gold = rng.normal(0, 2, (4, 80, 3)), rng.integers(0, 3, 80)
+    names = ["ece10", "ece:bins=10", "ece_torchmetrics", "ece:rule=torchmetrics:bins=15", "ece:bins=15", "ece"]
+    _, values = metrics.every_n(logp, gold, "probs", has_mean, names)
+    for one, other in zip(names[::2], names[1::2], strict=True):
+        np.testing.assert_array_equal(values[one], values[other])
+    assert "ece:bins=10" not in METRICS and METRICS["ece:bins=20"].label == "ECE (20 bins)"
+    for wrong in ("ece:bins=0", "ece:bins=1.5", "ece:rule=mine", "ece:width=3"):
+        with pytest.raises(InputError, match=r"ece takes bins=1 … 1000 and rule=right-closed or torchmetrics"):
+            metrics.find(wrong)
+    with pytest.raises(InputError, match=r"unknown metric 'eec' \(did you mean ece\?\); there are acc"):
+        metrics.find("eec")
+
+
+def test_every_metric_says_what_it_means_in_one_sentence() -> None:
+    for metric in METRICS.values():
+        assert metric.meaning.endswith(".") and "\n" not in metric.meaning and 20 < len(metric.meaning) < 120
+    assert {name for name in METRICS if metrics.tested(name)} == {"acc", "nll", "brier", "ece", "ece_debiased"}
+    assert [name for name in METRICS if METRICS[name].option_of] == ["ece10", "ece_torchmetrics"]

@@ -15,7 +15,7 @@ FORMATS = ("md", "csv", "latex", "json")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them")
-    parser.add_argument("--metric", nargs="+", metavar="NAME", help="names, or commas between them [acc ece nll]")
+    parser.add_argument("--metric", nargs="+", metavar="NAME", help="names or lists a,b; ece:bins=20 [acc ece nll]")
     parser.add_argument("--samples", nargs="+", metavar="N", help="rows for N draws each; 0: the mean [all there are]")
     parser.add_argument("--format", default="md", metavar="FORMAT", help="md, csv, latex or json [md]")
     parser.add_argument(
@@ -31,15 +31,14 @@ def run(args: argparse.Namespace) -> int:
             f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
         )
     from uqharness.leaderboard import table, table_formats
-    from uqharness.metrics.registry import METRICS
+    from uqharness.metrics.registry import find
     from uqharness.results.runs import read_runs
 
     names = _words(args.metric) or list(table.DEFAULT)
     for name in names:
-        if name not in METRICS:
-            raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
+        find(name)
     samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
-    tables = table.build(read_runs(args.results), names, samples or [None], args.across_recipes)
+    tables = table.build(read_runs(args.results, names), names, samples or [None], args.across_recipes)
     sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
     return 0
 

@@ -91,7 +91,24 @@ log = logging.getLogger(__name__)
 FIRST = ("acc", "nll", "ece", "brier")  # in lists, as in papers
 
 
-def installed() -> dict[str, Metric]:
+class Metrics(dict[str, Metric]):
+    """Metrics by name; `METRICS["ece:bins=20"]` is ECE with another option, and not in the list."""
+
+    def __missing__(self, name: str) -> Metric:
+        stem, *given = name.split(":")
+        options = dict(option.partition("=")[::2] for option in given)
+        bins, rule = options.pop("bins", str(BINS)), options.pop("rule", "right-closed")
+        if stem != "ece" or not given:
+            raise KeyError(name)
+        if options or not bins.isdecimal() or not 1 <= int(bins) <= 1000 or rule not in RULES:
+            raise InputError(
+                f"cannot read {name!r}: ece takes bins=1 … 1000 and rule={' or '.join(RULES)}: ece:bins=20"
+            )
+        shown = ", ".join([f"{bins} bins", *([rule] if rule != "right-closed" else [])])
+        return ece_metric(name, f"ECE ({shown})", f"ECE with {shown}.", int(bins), rule)
+
+
+def installed() -> Metrics:
     """The metrics of all packages by name, built-ins first; one that cannot be used costs a line in the log."""
     metrics: dict[str, Metric] = {}
     for point in sorted(plugins.installed(plugins.METRICS).values(), key=lambda p: not plugins.built_in(p)):
@@ -106,27 +123,19 @@ def installed() -> dict[str, Metric]:
         for metric in given:
             if metrics.setdefault(metric.name, metric) is not metric:
                 log.warning("metric %s of %s is hidden by another of this name", metric.name, plugins.describe(point))
-    first = {name: metrics[name] for name in FIRST}
-    return first | metrics
+    return Metrics({name: metrics[name] for name in FIRST} | metrics)
 
 
-METRICS: dict[str, Metric] = installed()
+METRICS = installed()
 
 
 def find(name: str) -> Metric:
-    """The metric of this name; `ece:bins=20` is ECE with another option."""
-    if name in METRICS:
+    """The metric of this name, with options or without; an error that names the others."""
+    try:
         return METRICS[name]
-    stem, *options = name.split(":")
-    if stem == "ece" and options:
-        given = dict(option.partition("=")[::2] for option in options)
-        bins, rule = given.pop("bins", str(BINS)), given.pop("rule", "right-closed")
-        if given or not bins.isdecimal() or not 1 <= int(bins) <= 1000 or rule not in RULES:
-            rules = ", ".join(RULES)
-            raise InputError(f"cannot read {name!r}: ece takes bins=1 … 1000 and rule={rules}, as in ece:bins=20")
-        shown = ", ".join([f"{bins} bins", *([rule] if rule != "right-closed" else [])])
-        return ece_metric(name, f"ECE ({shown})", f"ECE with {shown}.", int(bins), rule)
-    raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}")
+    except KeyError:
+        known = ", ".join(METRICS)
+        raise InputError(f"unknown metric {name!r}{did_you_mean(name, METRICS)}; there are {known}") from None
 
 
 def tested(name: str) -> Metric | None:

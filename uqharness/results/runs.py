@@ -17,7 +17,7 @@ import dataclasses
 import hashlib
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -308,25 +308,28 @@ def plain_text(text: str, limit: int = MAX_NAME) -> str:
 # ---------------------------------------------------------------- the reader
 
 
-def read_runs(paths: Iterable[str | Path]) -> list[RunSummary]:
-    """The runs of these results files and folders, each once; an `InputError` where one cannot be used."""
+def read_runs(paths: Iterable[str | Path], more: Sequence[str] = ()) -> list[RunSummary]:
+    """The runs of these results files and folders, each once; an `InputError` where one cannot be used.
+
+    `more` are metrics beside those that are listed: ece:bins=20.
+    """
     runs = {(run.source, run.task): run for path in dict.fromkeys(paths) for run in read_results(path)}
     summaries = []
     for run in runs.values():
         try:
-            summaries.append(summarise(run))
+            summaries.append(summarise(run, more=more))
         except InputError as error:
             raise InputError(f"{run.source}: {run.task}: {error}") from error
     return summaries
 
 
-def summarise(run: Run, sha256: str = "") -> RunSummary:
+def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummary:
     """The summary of a run that was read; `sha256` is the hash of its file."""
     config: Config = check(run.config, Config, "config")
     info: Info = config.get("uqharness") or {}
     record: AdapterRecord = info.get("record") or {}
     refuse(run, info)
-    draws, columns = every_n(run.record)
+    draws, numbers = every_n(run.record, dict.fromkeys((*METRICS, *more)))
     trained, posterior, method = (record.get("run") or {}), record.get("posterior") or {}, record.get("method") or {}
     recipe, base = record.get("recipe") or trained, base_of(run, info)
     given = run.model_args
@@ -334,7 +337,6 @@ def summarise(run: Run, sha256: str = "") -> RunSummary:
     settings = dict(method.get("settings") or {})
     if (built_on := (record.get("source") or {}).get("method")) is not None:  # another adapter: another row
         settings["on"] = built_on.get("label")
-    numbers = {name: np.asarray(columns[name], dtype=np.float64) for name in METRICS}
     without = without_shared(run, info)
     remarks = dict(remarks_of(run, info, {name: float(values[-1]) for name, values in numbers.items()}, without))
     taken = float(run.record.taken.mean())
