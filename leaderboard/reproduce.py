@@ -27,9 +27,11 @@ from uqharness.loose_json import check
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Run
 from uqharness.results.runs import AdapterRecord, RunSummary, summarise
+from uqharness.settings import fields_of
 
 MARGINS = {"acc": 0.02, "ece": 0.02, "nll": 0.05}
 PAPER_SEEDS = 3  # no paper prints how many seeds its ± is over
+RECIPE = fields_of("recipe")  # of a run's settings, those that change what is learned
 COSTS = {"train_seconds": "seconds", "peak_memory": "peak_memory_bytes", "trainable": "trainable_parameters"}
 SEEDS_NOTE = f"no paper prints over how many seeds its ± is: {PAPER_SEEDS} are assumed in the intervals"
 # Our tasks by what comes before `_uq`, under the papers' names.
@@ -266,7 +268,7 @@ def departures(m: Measured, paper: str, base: str) -> list[str]:
         if setting == "base":
             found = [other, *found] if (other := another_base(m.recipe, wanted)) else found
             continue
-        held = m.settings if line["method"] else m.recipe
+        held = m.settings if line["method"] else {key: m.recipe[key] for key in RECIPE if key in m.recipe}
         own_dropout = m.name == "mcd" and setting == "lora_dropout"
         if setting in held and not own_dropout and not same(held[setting], wanted):
             found.append(f"{setting} is {held[setting]}, the paper's {wanted}")
