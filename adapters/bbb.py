@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from uqharness.engine.flipout import Perturbation, perturb, standard
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
@@ -83,7 +84,7 @@ class BBB(Method):
                 "leave kl_weight out, or give kl_reduce=sum"
             )
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         rho = self.start(stack, run.seed)
         weight = self.weight(len(data.train), run.effective_batch)

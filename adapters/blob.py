@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from uqharness.engine.flipout import Perturbation, perturb, standard
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
 from uqharness.settings import Run, check_ranges, option
@@ -79,7 +80,7 @@ class BLoB(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         random = self.start(stack, run.seed)
         cycle = self.cycle(len(data.train), run.effective_batch)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage, Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior
@@ -44,17 +45,17 @@ class Ensemble(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Predictive:
         if source is not None and source.mean_is_member:
             raise InputError(f"ens takes one trained LoRA as its first member, found {source.finite}: give an MLE")
-        found = [] if source is None else [source.mean]
-        for k in range(len(found), self.members):
+        members = [] if source is None else [source.posterior.mean]
+        for k in range(len(members), self.members):
             member = member_run(run, k)
             init_adapter(model, member.seed)
             stack = LoraStack(model)
             fit_loop(stack, data, member, method=self)
-            found.append(stack.mean())
-        return Members(found, train_seed=run.seed, combine=self.average)
+            members.append(stack.mean())
+        return DrawAverage(Members(members, train_seed=run.seed), self.average)
 
 
 def member_run(run: Run, k: int) -> Run:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Point, Posterior
@@ -55,7 +56,7 @@ class MAP(Method):
         decay = self.decay(items)
         return float("inf") if decay == 0 else 1.0 / (items * decay)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         if run.weight_decay:
             raise InputError("map has its own weight_decay: give --set weight_decay=…, not --weight-decay")
         decay, variance = self.decay(len(data.train)), self.variance(len(data.train))

@@ -2,21 +2,23 @@
 
 Trained as in the papers: a fresh mask per token on the LoRA's input (`nn.Dropout`), whatever `mask` says.
 Evaluated with one mask per draw and layer on A's input columns, which is a draw of weights that all questions
-share; `mask=token` is the classic kind, counter-based so that no batching changes it (`input_noise.py`).
+share; `mask=token` is the classic kind, counter-based so that no batching changes it (`engine/prefixes.py`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
 
 import torch
 from peft.tuners.lora.layer import LoraLayer
 from torch import Tensor, nn
 
-from uqharness.engine.input_noise import key64, uniform53
-from uqharness.engine.lora import LoraStack
+from uqharness.engine.lora import InputTransform, LoraStack
+from uqharness.engine.predictive import DrawAverage, Predictive
+from uqharness.engine.prefixes import key64, uniform53
 from uqharness.errors import InputError
 from uqharness.loose_json import check
 from uqharness.method import Method
@@ -32,22 +34,19 @@ if TYPE_CHECKING:
 
 class _DroppedFile(TypedDict):
     p: float
-    mask: Literal["column", "token"]
 
 
 class Dropped(Posterior):
-    """Bernoulli masks on the inputs of every A. The mean is the network without masks."""
+    """Bernoulli masks on the columns of every A, one for each draw. The mean is the network without masks."""
 
     kind = "dropout"
 
-    def __init__(self, mean: Mapping[str, Tensor], train_seed: int, p: float, mask: str) -> None:
+    def __init__(self, mean: Mapping[str, Tensor], train_seed: int, p: float) -> None:
         super().__init__(mean, train_seed)
-        self.p, self.mask = p, mask
+        self.p = p
         self.names = [name for name in self.mean if name.endswith(".lora_A.weight")]
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
-        if self.mask == "token":
-            return {}
         return {
             name: torch.stack([self.mean[name] * self.columns(name, i, seed) for i in range(start, stop)])
             for name in self.names
@@ -56,18 +55,11 @@ class Dropped(Posterior):
     def columns(self, name: str, draw: int, seed: int) -> Tensor:
         """m / (1 − p) of a draw: one factor per input column `[n]`."""
         generator = keyed_generator("draw", self.train_seed, seed, draw, name)
-        kept = torch.rand(self.mean[name].shape[1], generator=generator) >= self.p
-        return kept / (1.0 - self.p)
-
-    def noisy_inputs(self) -> Sequence[str]:
-        return self.names if self.mask == "token" else ()
-
-    def input_factor(self, name: str, seed: int, draw: int, prefix: Tensor, width: int) -> Tensor:
-        bits = uniform53(prefix, key64("mask", self.train_seed, seed, draw, name), width)
-        return (bits >= round(self.p * 2**53)) / (1.0 - self.p)
+        mask = torch.rand(self.mean[name].shape[1], generator=generator) >= self.p
+        return mask / (1.0 - self.p)
 
     def settings(self) -> dict[str, Any]:
-        return {"p": self.p, "mask": self.mask}
+        return {"p": self.p}
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Dropped:
@@ -75,7 +67,32 @@ class Dropped(Posterior):
         check(dict(settings), _DroppedFile, "uq_config.json: posterior")
         if not 0 <= settings["p"] < 1:
             raise InputError(f"uq_config.json: posterior: p: expected a number from 0 to below 1, got {settings['p']}")
-        return cls(mean, train_seed, float(settings["p"]), settings["mask"])
+        return cls(mean, train_seed, float(settings["p"]))
+
+
+class TokenMasks(DrawAverage):
+    """The average over masks on every token of the inputs of every A: x_t ↦ x_t ∘ m(draw, tokens ≤ t) / (1 − p)."""
+
+    kind = "token masks"
+    draws_weights: ClassVar[bool] = False
+    posterior: Dropped
+
+    def inputs(self, seed: int) -> dict[str, InputTransform]:
+        return {name: partial(self.masked, name, seed) for name in self.posterior.names}
+
+    def masked(self, name: str, seed: int, x: Tensor, draw: int | None, prefix: Tensor) -> Tensor:
+        """The layer's input in a draw: `[R, T, n]`; the mean has no masks."""
+        if draw is None:
+            return x
+        p, key = self.posterior.p, key64("mask", self.posterior.train_seed, seed, draw, name)
+        bits = uniform53(prefix, key, x.shape[-1])  # [R, T, n]
+        return x * ((bits >= round(p * 2**53)) / (1.0 - p)).to(x.dtype)
+
+    def exportable(self) -> Posterior:
+        raise InputError(
+            "masks per token are noise on inputs, which no weights can hold: evaluate the adapter with bayeslora, or "
+            "train with a mask per draw (mask=column of mcd)"
+        )
 
 
 @dataclass(frozen=True)
@@ -88,6 +105,7 @@ class MCDropout(Method):
     summary: ClassVar[str] = "dropout at the LoRA's input, N masks at evaluation"
     passes: ClassVar[str] = "N + 1 forwards"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Dropped,)
+    predictives: ClassVar[tuple[type[Predictive], ...]] = (DrawAverage, TokenMasks)
     if_inert: ClassVar[str] = "train for more steps, or raise p"
 
     p: float = option(0.1, "dropout rate (BLoB and Me-LoRA papers: 0.1)", low=0, high=0.99)
@@ -98,13 +116,14 @@ class MCDropout(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Predictive:
         if run.lora_dropout not in (0.0, self.p):
             raise InputError(f"mcd drops with p={self.p}, lora_dropout is {run.lora_dropout}: give --set p=… alone")
         stack = LoraStack(model)
         set_dropout(model, stack.adapter, self.p)
         fit_loop(stack, data, run, method=self)
-        return Dropped(stack.mean(), run.seed, self.p, self.mask)
+        posterior = Dropped(stack.mean(), run.seed, self.p)
+        return TokenMasks(posterior) if self.mask == "token" else DrawAverage(posterior)
 
 
 def set_dropout(model: PeftModel, adapter: str, p: float) -> None:

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from uqharness.engine.flipout import Perturbation, perturb, standard
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
-from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
@@ -68,9 +69,6 @@ class CorePosterior(Posterior):
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> CorePosterior:
         return cls(mean, train_seed, state)
-
-    def missing(self) -> list[str]:
-        return unvaried(self.mean, self.names)
 
 
 class Core:
@@ -119,7 +117,7 @@ class MeLoRA(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         cores = self.start(stack.layers, run.seed)
         weight = min(1.0, run.effective_batch / len(data.train))

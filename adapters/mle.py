@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.method import Method
 from uqharness.posterior import Point, Posterior
 from uqharness.training.loop import fit_loop
@@ -28,7 +29,7 @@ class MLE(Method):
     passes: ClassVar[str] = "1 forward"
     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         fit_loop(stack, data, run, method=self)
         return Point(stack.mean(), train_seed=run.seed)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 
 from uqharness.adapters.blob import BLoB
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
-from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, unvaried
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
@@ -62,9 +63,6 @@ class Subspace(Posterior):
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Subspace:
         (relative,) = split_state(state, mean, ".relative_std")
         return cls(mean, relative, train_seed)
-
-    def missing(self) -> list[str]:
-        return unvaried(self.mean, self.relative)
 
 
 class Diagonal:
@@ -104,7 +102,7 @@ class ScalaBL(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         diagonals = self.start(stack, run.seed)
         schedule = BLoB(gamma=self.gamma)

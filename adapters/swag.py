@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
@@ -79,9 +80,6 @@ class LowRank(Posterior):
         std, columns = split_state(state, mean, ".std", ".columns")
         return cls(mean, std, columns, train_seed)
 
-    def missing(self) -> list[str]:
-        return [name for name in self.mean if name not in self.std]
-
 
 class Moments:
     """Running mean, sum of squared deviations and last deviations of each tensor, as parameters: checkpoints keep
@@ -133,7 +131,7 @@ class SWAG(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         kept = self.snapshots(run, len(data.train))
         if run.stop_at:
             raise InputError("swag averages the end of its training: leave --stop-at out, or give as many --steps")

@@ -25,6 +25,7 @@ from torch import Tensor
 
 from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError, RunError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Point, Posterior, Tensors
@@ -67,7 +68,7 @@ class TFB(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         check_tune(self.name, data, self.min_items)
         stack = LoraStack(model)
         if stack.unfoldable:
@@ -77,7 +78,7 @@ class TFB(Method):
         elif source.mean_is_member:
             raise InputError(f"tfb needs an adapter with one mean, found {source.finite} ensemble members: take one")
         else:
-            stack.adopt(source.mean)
+            stack.adopt(source.posterior.mean)
         stack.model.eval()
         rotated, inverse = rotate(stack.mean())
         stack.load(rotated)

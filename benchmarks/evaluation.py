@@ -28,8 +28,9 @@ from benchmarks.setting import QVH, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, peak_bytes, ratio, spread
 from uqharness import cli
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import make_rows
 from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import Gaussian
 from uqharness.results.reading import Run, read_results

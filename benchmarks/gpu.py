@@ -48,8 +48,11 @@ from uqharness.adapters.laplace import Laplace
 from uqharness.adapters.melora import MeLoRA
 from uqharness.adapters.mle import MLE
 from uqharness.atomic import write_atomic
-from uqharness.engine.engine import Engine, Rows, choice_logprobs
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage
+from uqharness.engine.readers import choice_logprobs
+from uqharness.engine.rows import Rows
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Point, keyed_generator
 from uqharness.settings import Run
@@ -158,11 +161,11 @@ class Bench:
     def laplace(self, times: int) -> Iterator[Line]:
         self.model.eval()
         some = ChoiceData(self.data.train[: self.run.batch_size], [], [], 512)
-        posterior = Laplace().fit(self.model, some, self.run, Point(LoraStack(self.model).mean(), 0))
-        source = Point(posterior.mean, 0)
+        source = DrawAverage(Point(LoraStack(self.model).mean(), 0))
+        linearised = Laplace().fit(self.model, some, self.run, source)
         yield self.line("Laplace fit, exact", 4, times, lambda: Laplace().fit(self.model, some, self.run, source))
         batch = self.batch()
-        yield self.line("Laplace answers, joint", 4, times, lambda: Engine(self.model, posterior).score(batch))
+        yield self.line("Laplace answers, joint", 4, times, lambda: linearised.engine(self.model).score(batch))
 
     def batch(self) -> Rows:
         return collate(self.data.train[: self.run.batch_size], self.data)[0]

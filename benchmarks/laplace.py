@@ -16,11 +16,13 @@ from torch import Tensor, nn
 
 from benchmarks.setting import QV, QVH, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, figure, interleave, peak_bytes, ratio, spread
-from uqharness.adapters.laplace import Laplace, LaplacePosterior
+from uqharness.adapters.laplace import Laplace
 from uqharness.curvature.fisher import answer_rows, collect
 from uqharness.curvature.laplace import collector
-from uqharness.engine.engine import Rows
+from uqharness.curvature.linearised import Linearised
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage
+from uqharness.engine.rows import Rows
 from uqharness.posterior import Point, keyed_generator
 from uqharness.settings import Run
 from uqharness.training.data import ChoiceData
@@ -59,9 +61,9 @@ def factors(shape: Shape, run: Run, data: ChoiceData, batch: tuple[Rows, Tensor]
 def predictive(shape: Shape, run: Run, data: ChoiceData, rows: Rows) -> Callable[[], Any]:
     """Answers of the linearised model with the joint covariance."""
     stack = LoraStack(adapter(shape, run))
-    posterior = Laplace().fit(stack.model, data, run, Point(stack.mean(), 0))
-    assert isinstance(posterior, LaplacePosterior)
-    return torch.inference_mode()(partial(posterior.given, stack, rows))
+    linearised = Laplace().fit(stack.model, data, run, DrawAverage(Point(stack.mean(), 0)))
+    assert isinstance(linearised, Linearised)
+    return torch.inference_mode()(partial(linearised.answers, stack, rows, linearised.posterior.curvature))
 
 
 class ChoiceModel(nn.Module):

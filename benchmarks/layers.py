@@ -20,7 +20,8 @@ from benchmarks.setting import QV, Shape, adapter, questions, run_of
 from benchmarks.timing import Row, Times, figure, interleave, ratio
 from benchmarks.training import ours
 from uqharness.adapters.mle import MLE
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.engine import Engine
+from uqharness.engine.rows import make_rows
 from uqharness.settings import Run
 from uqharness.training.base_model import build_model
 

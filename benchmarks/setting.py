@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from peft import PeftModel
 
-from uqharness.engine.engine import Pair
+from uqharness.engine.rows import Pair
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import tiny_llama

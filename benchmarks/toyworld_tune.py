@@ -60,7 +60,9 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     from uqharness.commands import fitting, train
     from uqharness.commands.parser import Parser
     from uqharness.commands.settings import resolve
-    from uqharness.engine.engine import Engine, choice_logprobs, make_rows
+    from uqharness.engine.predictive import as_predictive
+    from uqharness.engine.readers import choice_logprobs
+    from uqharness.engine.rows import make_rows
     from uqharness.metrics.registry import compute_all
     from uqharness.training.questions import PairEncoder, load_task, read_questions
 
@@ -74,17 +76,17 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     task = load_task("toyworld_uq")
     train._quiet()
     model, data = fitting.prepare(plan, plan.run, task)
-    posterior = plan.method.fit(model, data, plan.run, None)
+    predictive = as_predictive(plan.method.fit(model, data, plan.run, None))
     encoder = PairEncoder(_tokenizer())
     questions = read_questions(task, "validation", task.validation_docs(), encoder)
-    engine, rows_of = Engine(model.eval(), posterior, samples=10), []
+    engine, rows_of = predictive.engine(model.eval(), samples=10), []
     for start in range(0, len(questions), 50):
         rows = make_rows([q.pairs for q in questions[start : start + 50]], 64)
         table = choice_logprobs(engine.score(rows).draws, rows)  # [S, Q, C]
         rows_of.append(torch.nn.functional.pad(table, (0, 5 - table.shape[-1]), value=-torch.inf))
     logp = torch.cat(rows_of, 1).numpy()
     logp = np.where(np.isneginf(logp), np.nan, logp)
-    found = compute_all(logp, np.array([q.gold for q in questions]), posterior.combine)
+    found = compute_all(logp, np.array([q.gold for q in questions]), predictive.rule)
     return {"method": name, "settings": settings, "seed": seed, **{k: found[k] for k in ("acc", "ece", "nll")}}
 
 

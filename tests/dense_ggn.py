@@ -10,11 +10,13 @@ import torch
 from scipy import optimize
 from torch import Tensor
 
-from uqharness.adapters.laplace import Laplace, LaplacePosterior
+from uqharness.adapters.laplace import Laplace
 from uqharness.curvature.fisher import jacobians
 from uqharness.curvature.laplace import Block
-from uqharness.engine.engine import make_rows
+from uqharness.curvature.linearised import LaplacePosterior
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage, Predictive
+from uqharness.engine.rows import make_rows
 from uqharness.posterior import Point
 from uqharness.settings import Run
 from uqharness.testing import TINY, tiny_llama
@@ -49,10 +51,14 @@ LONG = ask([10, 11, 12], [20, 21, 22, 23], answers=[[1, 5], [2], [3, 6, 7]])
 
 
 def fit(data: ChoiceData, stack: LoraStack, run: Run = RUN, **settings: object) -> LaplacePosterior:
-    source = Point(stack.mean(), 0)
-    posterior = Laplace(**settings).fit(stack.model, data, run, source)  # type: ignore[arg-type]
+    posterior = predictive(data, stack, run, **settings).posterior
     assert isinstance(posterior, LaplacePosterior)
     return posterior
+
+
+def predictive(data: ChoiceData, stack: LoraStack, run: Run = RUN, **settings: object) -> Predictive:
+    source = DrawAverage(Point(stack.mean(), 0))
+    return Laplace(**settings).fit(stack.model, data, run, source)  # type: ignore[arg-type]
 
 
 # ---------------------------------------------------------------- the twin: one question, one row, plain autograd

@@ -222,7 +222,9 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     files = {"mean": folder / "adapter_model.safetensors", "posterior": folder / "posterior.safetensors"}
-    return {f"{k}/{name}": t for k, path in files.items() if path.exists() for name, t in load_file(path).items()}
+    found = {f"{k}/{name}": t for k, path in files.items() if path.exists() for name, t in load_file(path).items()}
+    # Tempered adapters once had their source's tensors under a name of their own.
+    return {name.replace("posterior/source.", "posterior/"): tensor for name, tensor in found.items()}
 
 
 def fitted_numbers(folder: Path) -> dict[str, list[float]]:

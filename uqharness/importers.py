@@ -19,9 +19,10 @@ from torch import Tensor
 
 from uqharness.adapter_io.folder import JSON_LIMIT, MEAN, PEFT_CONFIG, read_tensors
 from uqharness.adapter_io.peft_config import lora_config
+from uqharness.engine.predictive import DrawAverage, Predictive
 from uqharness.errors import InputError
 from uqharness.loose_json import read_object
-from uqharness.posterior import Gaussian, Members, Point, Posterior, Tensors
+from uqharness.posterior import Gaussian, Members, Point, Tensors
 
 PREFIX = "base_model.model."
 RHO = ".lora_A_rho"
@@ -38,7 +39,7 @@ class Imported:
     protocol: str
     method: str
     config: LoraConfig
-    posterior: Posterior
+    predictive: Predictive
     folder: Path
     details: Mapping[str, Any] = field(default_factory=dict)
 
@@ -73,19 +74,20 @@ def bayesian_peft(folder: Path, eps: float | None, members: int | None, average:
     check_pairs(mean, folder)
     details: dict[str, Any] = {"dropped": dropped}
     others = ensemble_folders(folder, members)
-    posterior: Posterior = Point(mean, train_seed)
+    predictive = DrawAverage(Point(mean, train_seed))
     method = "mle"
     if rho and others:
         raise InputError(f"{folder} holds both {RHO[1:]} and adapter_… folders: of which method is it?")
     if rho:
         method, details["eps"] = "blob", _eps(eps, folder)
-        posterior = Gaussian(mean, standard_deviations(rho, mean, _eps(eps, folder), folder), train_seed)
+        predictive = DrawAverage(Gaussian(mean, standard_deviations(rho, mean, _eps(eps, folder), folder), train_seed))
     else:
         _unused(f"{folder}, which has no {RHO[1:]},", eps=eps)
     if others:
         method, details["members"] = "ens", 1 + len(others)
-        posterior = Members([mean, *(_member(each, config, mean) for each in others)], train_seed, average)
-    return Imported("bayesian-peft", "bayesian-peft", method, config, posterior, folder, details)
+        ensemble = Members([mean, *(_member(each, config, mean) for each in others)], train_seed)
+        predictive = DrawAverage(ensemble, average)
+    return Imported("bayesian-peft", "bayesian-peft", method, config, predictive, folder, details)
 
 
 def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
@@ -104,7 +106,9 @@ def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
     config = read_config(chosen, mean)
     check_pairs(mean, chosen)
     details = {"step": number, "dropped": dropped}
-    return Imported("laplace-lora", "laplace-lora", "mle", config, Point(mean, train_seed), chosen, details)
+    return Imported(
+        "laplace-lora", "laplace-lora", "mle", config, DrawAverage(Point(mean, train_seed)), chosen, details
+    )
 
 
 # ---------------------------------------------------------------- files

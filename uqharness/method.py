@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from uqharness.errors import InputError
-from uqharness.posterior import Point, Posterior, Tensors
+from uqharness.engine.predictive import DrawAverage, Predictive
+from uqharness.posterior import Point, Posterior
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -22,7 +22,34 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way to make a posterior: its fields are its hyper-parameters, the defaults are its paper's."""
+    """One way to make a posterior: its fields are its hyper-parameters, the defaults are its paper's.
+
+    Example:
+        >>> import torch
+        >>> from uqharness.engine.lora import LoraStack
+        >>> from uqharness.posterior import Gaussian
+        >>> from uqharness.settings import option
+        >>> from uqharness.testing import check_method
+        >>> from uqharness.training.loop import fit_loop
+        >>> @dataclass(frozen=True)
+        ... class Smallest(Method):
+        ...     name: ClassVar[str] = "smallest"
+        ...     label: ClassVar[str] = "Smallest"
+        ...     paper: ClassVar[str] = "none"
+        ...     summary: ClassVar[str] = "LoRA with a Gaussian of one fixed std"
+        ...     passes: ClassVar[str] = "N + 1 forwards"
+        ...     posteriors: ClassVar[tuple[type[Posterior], ...]] = (Gaussian,)
+        ...     std: float = option(0.1, "of every weight of A", low=0)
+        ...
+        ...     def fit(self, model, data, run, source=None):
+        ...         stack = LoraStack(model)
+        ...         fit_loop(stack, data, run, method=self)
+        ...         mean = stack.mean()
+        ...         std = {name: torch.full_like(t, self.std) for name, t in mean.items() if ".lora_A." in name}
+        ...         return Gaussian(mean, std, train_seed=run.seed)
+        >>> check_method(Smallest).kind
+        'gaussian'
+    """
 
     name: ClassVar[str]
     label: ClassVar[str]
@@ -30,21 +57,23 @@ class Method(ABC):
     summary: ClassVar[str]
     passes: ClassVar[str]  # cost of evaluating N draws, in forward passes
     suggests: ClassVar[Mapping[str, Any]] = {}  # run settings of the paper; what the user overrides is recorded
-    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)
+    posteriors: ClassVar[tuple[type[Posterior], ...]] = (Point,)  # what it makes, for the folder to be read again
+    predictives: ClassVar[tuple[type[Predictive], ...]] = (DrawAverage,)
     if_inert: ClassVar[str] = "train for more steps, or with a higher --lr"  # what makes draws move the answers
     uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
     uses_source: ClassVar[bool] = False  # can build on a trained adapter (`--adapter`), `source` of `fit`
     continues: ClassVar[bool] = False  # that adapter must be of the same recipe and seed: this method's first part
 
     @abstractmethod
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None) -> Posterior:
-        """Train `model`'s adapter on `data` (or start from `source`) and say what the posterior is."""
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None) -> Posterior | Predictive:
+        """Train `model`'s adapter on `data`, or build on `source`.
 
-    @classmethod
-    def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
-        """The posterior that `fit` made, from its saved parts."""
-        kinds = {posterior.kind: posterior for posterior in cls.posteriors}
-        kind = str(settings.get("kind", ""))
-        if kind not in kinds:
-            raise InputError(f"method {cls.name} makes posteriors of kind {', '.join(kinds)}; found {kind!r}")
-        return kinds[kind].restore(mean, state, settings, train_seed)
+        Args:
+            model: the base with a fresh LoRA, or with that of `source`.
+            data: `train` to fit, `tune` (of `uses_tune`) to choose settings by; never what is evaluated.
+            run: the settings that all methods share.
+            source: the adapter that it builds on (`uses_source`), or None.
+
+        Returns:
+            The posterior, which then answers by the average over its draws, or a predictive of another kind.
+        """

@@ -1,8 +1,9 @@
-"""A posterior is a distribution over forward functions; a method makes one.
+"""A posterior is a distribution over weights; a method makes one.
 
 p(y | x, D) = ∫ p(y | x, θ) q(θ) dθ ≈ 1/N Σ_i p(y | x, θ_i),  θ_i ~ q   (BLoB, arXiv:2406.11675, Eq. 1)
 
-`Posterior` knows the mean and how to make draw number i; it knows nothing of models, tasks or averaging.
+`Posterior` knows the mean and how to make draw number i. It knows tensors: no model, no rows, no engine; how draws
+become answers is the predictive's (`engine/predictive.py`).
 Tensors are named as PEFT saves them (`…q_proj.lora_A.weight`).
 """
 
@@ -10,18 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, TypedDict
 
 import torch
 from torch import Tensor
 
 from uqharness.errors import InputError
 from uqharness.loose_json import check, shown
-
-if TYPE_CHECKING:
-    from uqharness.engine.engine import Rows
-    from uqharness.engine.lora import LoraStack
 
 Tensors = dict[str, Tensor]
 
@@ -58,21 +55,30 @@ def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], low: float | N
         raise InputError(f"{name}: expected finite values{at_least}")
 
 
-def unvaried(mean: Mapping[str, Tensor], names: Iterable[str]) -> list[str]:
-    """Tensors of the mean that are the same matrix (lora_A, lora_B) as one in `names`, and not in it. None: lora_A."""
-    names = set(names)
-    matrices = {name.rpartition(".lora_")[2] for name in names} or {"A.weight"}
-    return [name for name in mean if name.rpartition(".lora_")[2] in matrices and name not in names]
-
-
 class Posterior(ABC):
-    """The mean's weights and a rule that makes draw i from (train_seed, seed, i, tensor name) alone."""
+    """The mean's weights and a rule that makes draw i from (train_seed, seed, i, tensor name) alone.
+
+    Args:
+        mean: every trained tensor, as PEFT names it.
+        train_seed: the adapter's, so that two adapters have other draws.
+
+    Attributes:
+        finite: how many different draws there are, each used at most once; None for as many as one likes.
+        symmetric: mean + δ and mean − δ are equally probable, which antithetic draws need.
+        mean_is_member: the "mean" is a stand-in, as an ensemble has none: its member 0.
+
+    Example:
+        >>> mean = {"q_proj.lora_A.weight": torch.zeros(2, 3)}
+        >>> posterior = Gaussian(mean, {"q_proj.lora_A.weight": torch.ones(2, 3)}, train_seed=0)
+        >>> five, ten = (posterior.draws(0, n, seed=1)["q_proj.lora_A.weight"] for n in (5, 10))
+        >>> tuple(ten.shape), torch.equal(ten[:5], five)
+        ((10, 2, 3), True)
+    """
 
     kind: ClassVar[str]
-    finite: int | None = None  # how many different draws there are; None: as many as one likes
-    combine: str = "probs"  # how draws are averaged: probs | logits | given
-    symmetric: bool = False  # mean + δ and mean − δ are equally probable draws
-    mean_is_member: bool = False  # the "mean" is a stand-in (an ensemble has none: its member 0)
+    finite: int | None = None
+    symmetric: bool = False
+    mean_is_member: bool = False
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int) -> None:
         self.mean: Tensors = {name: tensor.detach().float().cpu() for name, tensor in mean.items()}
@@ -81,22 +87,6 @@ class Posterior(ABC):
     @abstractmethod
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         """Draws start … stop−1, stacked: {name: [stop − start, …]}. A name that is absent is the mean."""
-
-    def noisy_inputs(self) -> Sequence[str]:
-        """Tensors whose layer's input carries noise that is no weight: see `input_noise.py`."""
-        return ()
-
-    def input_factor(self, name: str, seed: int, draw: int, prefix: Tensor, width: int) -> Tensor:
-        """What the input of `name` is multiplied by in a draw: prefix hashes `[…]` -> `[…, width]`."""
-        raise InputError(f"a {self.kind} posterior has no noise on the input of {name}")
-
-    def given(self, stack: LoraStack, rows: Rows) -> Tensor:
-        """`combine = "given"` only: log p(choice | question) of the rows' continuations, already averaged `[K]`."""
-        raise InputError(f"a {self.kind} posterior has no combined predictive: it is averaged over draws")
-
-    def open_form(self) -> Posterior:
-        """The posterior that answers what has no choices (open-ended likelihood, generation) by draws of weights."""
-        return self
 
     def state(self) -> Tensors:
         """What `draws` needs beside the mean (goes to posterior.safetensors)."""
@@ -111,14 +101,6 @@ class Posterior(ABC):
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
         """The inverse of (`state`, `settings`)."""
 
-    def missing(self) -> list[str]:
-        """Tensors that this posterior should vary and does not: its saved part is incomplete.
-
-        For adapters of schema 1, whose record does not list its tensors. A method that varies one matrix of each LoRA
-        varies it in every layer.
-        """
-        return []
-
     def usable(self, samples: int) -> int:
         """How many draws `samples` asks for really give: finitely many are used at most once each."""
         return samples if self.finite is None else min(samples, self.finite)
@@ -127,16 +109,21 @@ class Posterior(ABC):
 def antithetic(posterior: Posterior, count: int, seed: int) -> Tensors:
     """Draws in pairs: θ_2k = mean + δ_k, θ_2k+1 = mean − δ_k, δ_k that of draw k (Hammersley and Morton 1956)."""
     if not posterior.symmetric:
-        raise InputError(f"a {posterior.kind} posterior is not symmetric around its mean: leave draws=antithetic out")
-    found = {}
+        raise InputError(f"a {posterior.kind} posterior is not symmetric around its mean: remove draws=antithetic")
+    tensors = {}
     for name, drawn in posterior.draws(0, (count + 1) // 2, seed).items():
         pairs = torch.stack([drawn, 2 * posterior.mean[name] - drawn], 1)  # [k, 2, ...]
-        found[name] = pairs.flatten(0, 1)[:count]
-    return found
+        tensors[name] = pairs.flatten(0, 1)[:count]
+    return tensors
 
 
 class Point(Posterior):
-    """One weight vector: q = δ(θ − mean). MLE and MAP."""
+    """One weight vector: q = δ(θ − mean). MLE and MAP.
+
+    Example:
+        >>> Point({"q_proj.lora_A.weight": torch.zeros(2, 3)}, train_seed=0).draws(0, 1, seed=0)
+        {}
+    """
 
     kind = "point"
     finite = 1
@@ -152,24 +139,28 @@ class Point(Posterior):
 
 class _MembersFile(TypedDict):
     members: int
-    combine: Literal["probs", "logits"]
 
 
 class Members(Posterior):
-    """Finitely many weight vectors, each with the same weight: q = 1/K Σ_k δ(θ − θ_k)."""
+    """Finitely many weight vectors, each with the same weight: q = 1/K Σ_k δ(θ − θ_k).
+
+    Example:
+        >>> members = Members([{"lora_A": torch.full((2, 3), float(k))} for k in range(3)], train_seed=0)
+        >>> members.usable(10), members.draws(1, 3, seed=0)["lora_A"][:, 0, 0].tolist()
+        (3, [1.0, 2.0])
+    """
 
     kind = "members"
     mean_is_member = True
 
-    def __init__(self, members: Sequence[Mapping[str, Tensor]], train_seed: int, combine: str = "probs") -> None:
+    def __init__(self, members: Sequence[Mapping[str, Tensor]], train_seed: int) -> None:
         if not members:
-            raise InputError("an ensemble needs at least one member, found none")
+            raise InputError("an ensemble needs at least one member")
         if any(set(m) != set(members[0]) for m in members):
             raise InputError("ensemble members hold different tensors: train them with the same target modules")
         super().__init__(members[0], train_seed)
         self.members = [{name: tensor.detach().float().cpu() for name, tensor in m.items()} for m in members]
         self.finite = len(members)
-        self.combine = combine
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
         return {name: torch.stack([m[name] for m in self.members[start:stop]]) for name in self.mean}
@@ -183,15 +174,15 @@ class Members(Posterior):
         }
 
     def settings(self) -> dict[str, Any]:
-        return {"members": len(self.members), "combine": self.combine}
+        return {"members": len(self.members)}
 
     @classmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Members:
         check(dict(settings), _MembersFile, "uq_config.json: posterior")
         count = settings["members"]
-        found = 1 + len({name.split(".", 1)[0] for name in state})
-        if found != count:
-            raise InputError(f"the record says {count} ensemble members, posterior.safetensors has {found}")
+        saved_members = 1 + len({name.split(".", 1)[0] for name in state})
+        if saved_members != count:
+            raise InputError(f"the record says {count} ensemble members, posterior.safetensors has {saved_members}")
         expected = {f"member{k}.{name}": (k, name) for k in range(1, count) for name in mean}
         if odd := sorted(set(state) ^ set(expected)):
             problem = "lacks" if odd[0] in expected else "has no place for"
@@ -200,11 +191,17 @@ class Members(Posterior):
         for saved, (k, name) in expected.items():
             check_tensor(saved, state[saved], mean[name].shape)
             members[k][name] = state[saved]
-        return cls(members, train_seed, settings["combine"])
+        return cls(members, train_seed)
 
 
 class Gaussian(Posterior):
-    """Independent Gaussians: θ_i = mean + std ∘ E_i, E_i ~ N(0, I). Tensors without a std are the mean."""
+    """Independent Gaussians: θ_i = mean + std ∘ E_i, E_i ~ N(0, I). Tensors without a std are the mean.
+
+    Example:
+        >>> mean = {"lora_A": torch.zeros(2, 3), "lora_B": torch.ones(3, 2)}
+        >>> list(Gaussian(mean, {"lora_A": torch.ones(2, 3)}, train_seed=0).draws(0, 5, seed=1))
+        ['lora_A']
+    """
 
     kind = "gaussian"
     symmetric = True
@@ -232,6 +229,3 @@ class Gaussian(Posterior):
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Gaussian:
         (std,) = split_state(state, mean, ".std")
         return cls(mean, std, train_seed)
-
-    def missing(self) -> list[str]:
-        return unvaried(self.mean, self.std)

@@ -19,6 +19,7 @@ from uqharness.errors import InputError, did_you_mean
 
 if TYPE_CHECKING:
     from uqharness.method import Method
+    from uqharness.posterior import Posterior
 
 ALIASES = {"lap": "laplace"}
 
@@ -102,3 +103,17 @@ def _is_declared(node: ast.AnnAssign) -> bool:
     """A field, or one of the class variables that a plan reads."""
     is_class_variable = ast.unparse(node.annotation).startswith("ClassVar")
     return not is_class_variable or ast.unparse(node.target) in ("name", "suggests", "uses_source")
+
+
+def maker_of(posterior: Posterior) -> str:
+    """The name of an installed method that restores posteriors of this class: it makes a nested record readable."""
+    names = methods()
+    for name in sorted(names, key=lambda name: name != "mle"):  # points are the most common
+        try:
+            if type(posterior) in get_method(name).posteriors:
+                return name
+        except InputError as error:
+            log.debug("%s", error)
+    raise InputError(
+        f"no installed method restores {posterior.kind} posteriors: register the one that made this adapter"
+    )

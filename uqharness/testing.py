@@ -11,8 +11,11 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from uqharness.adapter_io.folder import load_posterior, save_adapter
-from uqharness.engine.engine import Engine, Pair, make_rows
+from uqharness import registry
+from uqharness.adapter_io.folder import load_predictive, save_adapter
+from uqharness.engine.engine import Engine
+from uqharness.engine.predictive import Predictive, as_predictive
+from uqharness.engine.rows import Pair, make_rows
 from uqharness.method import Method
 from uqharness.posterior import Posterior, keyed_generator
 from uqharness.settings import Run, as_json
@@ -69,27 +72,54 @@ def tiny_data(items: int = 16, seed: int = 0) -> ChoiceData:
     return ChoiceData(questions, questions[: items // 4], questions[: items // 4], TINY.max_length, 0, record)
 
 
+def tiny_adapter(seed: int = 0) -> PeftModel:
+    """`tiny_llama` with a LoRA whose weights, B included, are random."""
+    model = inject(tiny_llama(), dataclasses.replace(TINY, target_modules=("q_proj", "v_proj"))).eval()
+    for name, parameter in model.named_parameters():
+        if ".lora_" in name:
+            parameter.data = 0.3 * torch.randn(parameter.shape, generator=keyed_generator("tiny adapter", seed, name))
+    return model
+
+
 def fit_tiny(
-    method: Method, run: Run = TINY, source: Posterior | None = None
-) -> tuple[Posterior, PeftModel, ChoiceData]:
+    method: Method, run: Run = TINY, source: Posterior | Predictive | None = None
+) -> tuple[Any, PeftModel, ChoiceData]:
+    """What the method makes of the tiny data, the model and the data."""
     model, data = inject(tiny_llama(), run), tiny_data()
-    return method.fit(model, data, run, source), model, data
+    return method.fit(model, data, run, None if source is None else as_predictive(source)), model, data
 
 
-def check_method(cls: type[Method], run: Run = TINY, source: Posterior | None = None, **settings: Any) -> Posterior:
-    """Raises AssertionError, naming the clause, where a method breaks the contract of docs/plugin.md."""
+def check_method(
+    cls: type[Method], run: Run = TINY, source: Posterior | Predictive | None = None, **settings: Any
+) -> Any:
+    """Run the contract of docs/plugin.md; raise AssertionError, which names the clause, where a method breaks it.
+
+    Args:
+        cls: the method.
+        run: the run's settings.
+        source: the adapter to build on.
+        settings: the method's own.
+
+    Returns:
+        What `fit` made.
+
+    Example:
+        >>> from uqharness.registry import get_method
+        >>> check_method(get_method("mle")).kind
+        'point'
+    """
     method = cls(**settings)
     for name in ("name", "label", "paper", "summary", "passes"):
         assert isinstance(getattr(cls, name, None), str), f"{cls.__name__} has no {name}"
     before = {k: v.clone() for k, v in tiny_llama().state_dict().items()}
-    posterior, model, data = fit_tiny(method, run, source)
+    made, model, data = fit_tiny(method, run, source)
     check_base_untouched(model, before)
     check_loss_falls(data)
-    check_draws(posterior)
+    check_draws(as_predictive(made).posterior)
     with tempfile.TemporaryDirectory() as folder:
-        check_saved(method, posterior, model, data, Path(folder))
-        check_resume(method, posterior, run, source, Path(folder))
-    return posterior
+        check_saved(method, as_predictive(made), model, data, Path(folder))
+        check_resume(method, as_predictive(made).posterior, run, source, Path(folder))
+    return made
 
 
 def check_base_untouched(model: PeftModel, before: dict[str, Tensor]) -> None:
@@ -127,21 +157,25 @@ def check_draws(posterior: Posterior) -> None:
             assert bool((off <= tensor.std(0) + 1e-5).all()), f"draws of {name} do not lie around the mean"
 
 
-def check_saved(method: Method, posterior: Posterior, model: PeftModel, data: ChoiceData, folder: Path) -> None:
+def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: ChoiceData, folder: Path) -> None:
     """Save, load: the same numbers, exactly; PEFT alone loads the mean and answers as N = 0 does."""
     cls, out = type(method), folder / "adapter"
     record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
-    save_adapter(out, model, posterior, record)
-    loaded = _restore(cls, out)
+    save_adapter(out, model, predictive, record)
+    restored, posterior = _restore(cls, out), predictive.posterior
+    loaded = restored.posterior
     for kind, left, right in (
         ("mean", posterior.mean, loaded.mean),
         ("draws", posterior.draws(0, posterior.usable(3), 0), loaded.draws(0, loaded.usable(3), 0)),
     ):
         assert set(left) == set(right), f"the {kind} has other tensors after loading"
         assert all(torch.equal(left[name], right[name]) for name in left), f"the {kind} is not what was saved"
+    asked = make_rows([q.pairs for q in data.train[:2]], data.max_length, data.pad)
+    answers = [p.engine(model.eval(), 3).score(asked).draws for p in (predictive, restored)]
+    assert torch.equal(*answers), "the answers are not those of what was saved"
     fresh = PeftModel.from_pretrained(tiny_llama(), str(out)).eval()
     rows = make_rows([q.pairs for q in data.train], data.max_length, data.pad)
-    expected = Engine(model.eval(), posterior, samples=0).score(rows).mean
+    expected = Engine(model, posterior, samples=0).score(rows).mean
     assert expected is not None
     ids = [([*context, *answer], len(answer)) for q in data.train for context, answer in q.pairs]
     for (tokens, length), value in zip(ids, expected, strict=True):
@@ -151,22 +185,28 @@ def check_saved(method: Method, posterior: Posterior, model: PeftModel, data: Ch
         assert abs(found - float(value)) < 1e-4, "PEFT's prediction from the saved mean is not that of N = 0"
 
 
-def _restore(cls: type[Method], out: Path) -> Posterior:
-    """As `load_posterior`, for a method that need not be registered yet."""
+def _restore(cls: type[Method], out: Path) -> Predictive:
+    """As `load_predictive`, for a method that need not be registered yet."""
     from unittest import mock
 
-    with mock.patch("uqharness.registry.get_method", lambda name, package=None: cls):
-        return load_posterior(out)[0]
+    installed = registry.get_method
+
+    def get_method(name: str, package: str | None = None) -> type[Method]:
+        return cls if name == cls.name else installed(name, package)
+
+    with mock.patch("uqharness.registry.get_method", get_method):
+        return load_predictive(out)[0]
 
 
-def check_resume(method: Method, posterior: Posterior, run: Run, source: Posterior | None, folder: Path) -> None:
+def check_resume(method: Method, posterior: Posterior, run: Run, source: Any, folder: Path) -> None:
     """Stopped half-way and resumed, it ends where the uninterrupted run ended, bit for bit."""
     stop = run.steps // 2
     saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
     fit_tiny(method, saving, source)
     for marker in folder.rglob(f"checkpoint-{run.steps}/complete.json"):
         marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
-    resumed, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
+    made, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
+    resumed = as_predictive(made).posterior
     assert any(curve["resumed_from"] == stop for curve in data.record.get("training", [])) or not data.record.get(
         "training"
     ), "the run did not resume from its checkpoint: train through uqharness.training.loop.fit_loop"

@@ -15,14 +15,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.adapter_io.folder import MEAN, PEFT_CONFIG, POSTERIOR, RECORD, SPLITS, load_posterior, read_splits
-from uqharness.adapters.laplace import LaplacePosterior
+from uqharness.adapter_io.folder import MEAN, PEFT_CONFIG, POSTERIOR, RECORD, SPLITS, load_predictive, read_splits
 from uqharness.adapters.mcd import Dropped
 from uqharness.adapters.melora import CorePosterior
 from uqharness.adapters.scalabl import Subspace
 from uqharness.adapters.swag import LowRank
-from uqharness.adapters.tempscale import Scaled
 from uqharness.curvature.laplace import Block, Diag, Full, Kron
+from uqharness.curvature.linearised import LaplacePosterior, Linearised
+from uqharness.engine.predictive import Predictive, Tempered, as_predictive
 from uqharness.errors import InputError
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 
@@ -58,19 +58,19 @@ def core() -> dict[str, Tensor]:
     return {f"{name}.{part}": rand(*shape) for name in A for part, shape in parts.items()}
 
 
-POSTERIORS: dict[str, Callable[[], Posterior]] = {
+MADE: dict[str, Callable[[], Posterior | Predictive]] = {
     "blob": lambda: Gaussian(MEANS, {name: rand(*t.shape) for name, t in A.items()}, 3),
     "swag": lambda: LowRank(MEANS, MEANS, {name: rand(3, *t.shape) for name, t in MEANS.items()}, 3),
     "melora": lambda: CorePosterior(MEANS, 3, core()),
     "scalabl": lambda: Subspace(MEANS, {name: rand(R) for name in A}, 3),
     "ens": lambda: Members([MEANS, {name: t + 1 for name, t in MEANS.items()}], 3),
-    "laplace": lambda: LaplacePosterior(MEANS, Kron({name: kron(name) for name in A}), ONES, 3),
+    "laplace": lambda: Linearised(LaplacePosterior(MEANS, Kron({name: kron(name) for name in A}), ONES, 3)),
     "laplace diag": lambda: LaplacePosterior(MEANS, Diag({n: rand(*t.shape) for n, t in A.items()}), ONES, 3),
     "laplace full": lambda: LaplacePosterior(
         MEANS, Full(Block(rand(4 * R * WIDTH, 5), torch.ones(1, 1), rand(5, 1))), ONES, 3
     ),
-    "tempscale": lambda: Scaled(POSTERIORS["blob"](), 1.5, 10, 3),
-    "mcd": lambda: Dropped(MEANS, 3, 0.1, "column"),
+    "tempscale": lambda: Tempered(as_predictive(MADE["blob"]()), 1.5),
+    "mcd": lambda: Dropped(MEANS, 3, 0.1),
     "mle": lambda: Point(MEANS, 3),
 }
 
@@ -78,7 +78,7 @@ POSTERIORS: dict[str, Callable[[], Posterior]] = {
 def save(out: Path, kind: str, schema: int = 2) -> Path:
     config = LoraConfig(r=R, lora_alpha=4, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
     record = {"method": {"name": kind.split()[0], "settings": {}}, "base": {"name": "tiny"}}
-    adapter_io.save_folder(out, config, POSTERIORS[kind](), record, SEEN)
+    adapter_io.save_folder(out, config, MADE[kind](), record, SEEN)
     if schema == 1:  # the same, without the list
         edit(out / RECORD, schema=1, files=...)
     return out
@@ -90,7 +90,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
-def refused(folder: Path, message: str, read: Callable[[Path], Any] = load_posterior) -> None:
+def refused(folder: Path, message: str, read: Callable[[Path], Any] = load_predictive) -> None:
     with pytest.raises(InputError) as error:
         read(folder)
     text = str(error.value)
@@ -101,17 +101,20 @@ def refused(folder: Path, message: str, read: Callable[[Path], Any] = load_poste
 
 
 @pytest.mark.parametrize("schema", [1, 2])
-@pytest.mark.parametrize("kind", POSTERIORS)
+@pytest.mark.parametrize("kind", MADE)
 def test_every_kind_of_posterior_comes_back_as_it_was(tmp_path: Path, kind: str, schema: int) -> None:
-    posterior, record = load_posterior(save(tmp_path / "a", kind, schema))
-    expected = POSTERIORS[kind]()
+    predictive, record = load_predictive(save(tmp_path / "a", kind, schema))
+    wanted = as_predictive(MADE[kind]())
+    posterior, expected = predictive.posterior, wanted.posterior
+    assert predictive.record() == wanted.record()
     assert record is not None and "files" not in record  # results hold the record, and need no list of tensors
     for left, right in ((posterior.mean, expected.mean), (posterior.state(), expected.state())):
         assert left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
 
 
 def test_a_folder_of_schema_1_gives_the_draws_that_it_gave() -> None:
-    posterior, record = load_posterior(GOLDEN)
+    predictive, record = load_predictive(GOLDEN)
+    posterior = predictive.posterior
     assert record is not None and record["schema"] == 1 and read_splits(GOLDEN)[0]["fingerprints"][1] == "2" * 16
     draws = posterior.draws(0, 2, 3)
     first = draws["base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"].flatten()
@@ -119,8 +122,50 @@ def test_a_folder_of_schema_1_gives_the_draws_that_it_gave() -> None:
     assert sum(float(tensor.double().sum()) for tensor in draws.values()) == pytest.approx(-3.719993752427399, abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    "name, kind, answers",
+    [
+        ("blob", "gaussian", {"kind": "draws", "rule": "probs"}),
+        ("ens", "members", {"kind": "draws", "rule": "probs"}),
+        ("ens-logits", "members", {"kind": "draws", "rule": "logits"}),
+        ("mcd", "dropout", {"kind": "draws", "rule": "probs"}),
+        ("mcd-token", "dropout", {"kind": "token masks", "rule": "probs"}),
+        ("laplace-weights", "laplace", {"kind": "draws", "rule": "probs"}),
+        *(
+            (f"laplace-{form}", "laplace", {"kind": "linearised", "integral": form, "mc_samples": 256})
+            for form in ("joint", "indep", "probit", "bridge")
+        ),
+        ("tempscale", "gaussian", {"kind": "tempered", "inner": {"kind": "draws", "rule": "probs"}, "samples": 3}),
+    ],
+)
+def test_a_record_without_a_predictive_says_it_in_its_posterior(name: str, kind: str, answers: dict[str, Any]) -> None:
+    """The golden folders of schema 2, made before the two were told apart."""
+    folder = GOLDEN.parent / "adapters" / name
+    assert "predictive" not in json.loads((folder / RECORD).read_text())
+    predictive, _ = load_predictive(folder)
+    assert predictive.posterior.kind == kind and predictive.record().items() >= answers.items()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"combine": "given"}, 'rule: expected "probs" or "logits", got "given"'),
+        ({"source": []}, "source: expected an object"),
+        ({"source": {"kind": "gaussian"}}, "'train_seed' is missing"),
+        ({"temperature": -1.0}, "temperature, samples and seed"),
+        ({"predictive": "psychic"}, "integral: expected"),
+        ({"mask": "none"}, "mask: expected"),
+    ],
+)
+def test_what_is_wrong_in_such_a_record_is_one_line(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    name = {"combine": "blob", "predictive": "laplace-joint", "mask": "mcd"}.get(next(iter(change)), "tempscale")
+    shutil.copytree(GOLDEN.parent / "adapters" / name, tmp_path / "a")
+    changed(tmp_path / "a", "posterior", **change)
+    refused(tmp_path / "a", message)
+
+
 @pytest.mark.parametrize("schema", [1, 2])
-@pytest.mark.parametrize("kind", [kind for kind in POSTERIORS if kind not in ("mle", "mcd")])
+@pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("mle", "mcd")])
 def test_a_missing_or_partial_posterior_is_refused(tmp_path: Path, kind: str, schema: int) -> None:
     folder = save(tmp_path / "a", kind, schema)
     whole = load_file(folder / POSTERIOR)
@@ -132,7 +177,7 @@ def test_a_missing_or_partial_posterior_is_refused(tmp_path: Path, kind: str, sc
 
 
 @pytest.mark.parametrize("schema", [1, 2])
-@pytest.mark.parametrize("kind", POSTERIORS)
+@pytest.mark.parametrize("kind", MADE)
 def test_a_tensor_too_many_is_refused(tmp_path: Path, kind: str, schema: int) -> None:
     folder = save(tmp_path / "a", kind, schema)
     more = load_file(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
@@ -155,7 +200,7 @@ def test_the_record_names_what_differs(tmp_path: Path) -> None:
         save_file(tensors, folder / file, {"format": "pt"})
         refused(folder, message)
         (folder / file).write_bytes(before)
-    load_posterior(folder)
+    load_predictive(folder)
     edit(folder / RECORD, files=...)
     refused(folder, "'files' is missing")
     (folder / RECORD).unlink()
@@ -194,14 +239,14 @@ TEXTS = {
 def test_a_file_that_is_no_json_of_ours_is_one_line(tmp_path: Path, file: str, kind: str) -> None:
     folder = save(tmp_path / "a", "blob")
     (folder / file).write_text(TEXTS[kind][0])
-    refused(folder, TEXTS[kind][1], read_splits if file == SPLITS else load_posterior)
+    refused(folder, TEXTS[kind][1], read_splits if file == SPLITS else load_predictive)
 
 
 def test_a_binary_file_is_one_line(tmp_path: Path) -> None:
     for file in (PEFT_CONFIG, RECORD, SPLITS):
         folder = save(tmp_path / file, "blob")
         (folder / file).write_bytes(b"\x80\x04\x95\xff\xfe")
-        refused(folder, "not Unicode", read_splits if file == SPLITS else load_posterior)
+        refused(folder, "not Unicode", read_splits if file == SPLITS else load_predictive)
 
 
 @pytest.mark.parametrize(
@@ -250,28 +295,32 @@ def changed(folder: Path, part: str, **changes: Any) -> None:
         ("blob", "method", {"settings": [1]}, "method: settings: expected an object"),
         ("blob", "base", {"name": 1}, "base: name: expected a string or null"),
         ("blob", "posterior", {"kind": None}, "posterior: kind: expected a string, got null"),
-        ("blob", "posterior", {"kind": "members"}, "found 'members'"),
+        ("blob", "posterior", {"kind": "members"}, 'the record says "members"'),
+        ("blob", "predictive", {"kind": "oracle"}, 'blob answers by draws; the record says "oracle"'),
+        ("blob", "predictive", {"kind": ["draws"]}, "predictive: kind: expected a string"),
+        ("blob", "predictive", {"rule": "given"}, 'rule: expected "probs" or "logits", got "given"'),
         ("blob", "posterior", {"train_seed": "0"}, 'posterior: train_seed: expected an integer, got "0"'),
         ("ens", "posterior", {"members": "2"}, 'members: expected an integer, got "2"'),
         ("ens", "posterior", {"members": 10**9}, "the record says 1000000000 ensemble members"),
-        ("ens", "posterior", {"combine": 1}, 'combine: expected "probs" or "logits", got 1'),
+        ("ens", "predictive", {"rule": 1}, 'rule: expected "probs" or "logits", got 1'),
         ("laplace", "posterior", {"structure": "cube"}, 'structure: expected "kron" or "diag" or "full"'),
         ("laplace", "posterior", {"structure": "diag"}, "posterior and record do not fit together"),
         ("laplace", "posterior", {"precision": ["1.0"] * 4}, 'precision[0]: expected a finite number, got "1.0"'),
-        ("laplace", "posterior", {"precision": [-1.0] * 4}, "precision and mc_samples: expected positive numbers"),
+        ("laplace", "posterior", {"precision": [-1.0] * 4}, "precision: expected positive numbers"),
         ("laplace", "posterior", {"precision": [1.0]}, "4 layers, 1 precisions"),
         ("laplace", "posterior", {"layers": ["a", "b", "c", "d"]}, 'layers: "a" is not a tensor of the adapter'),
-        ("laplace", "posterior", {"mc_samples": "4096"}, "mc_samples: expected an integer"),
-        ("laplace", "posterior", {"mc_samples": -4}, "precision and mc_samples: expected positive numbers"),
-        ("laplace", "posterior", {"predictive": "psychic"}, "predictive: expected"),
+        ("laplace", "predictive", {"mc_samples": "4096"}, "mc_samples: expected an integer"),
+        ("laplace", "predictive", {"mc_samples": -4}, "mc_samples: expected a positive number"),
+        ("laplace", "predictive", {"integral": "psychic"}, "integral: expected"),
         ("laplace", "posterior", {"laplace": ...}, "'laplace' is missing"),
         ("mcd", "posterior", {"p": "0.1"}, "p: expected a finite number"),
         ("mcd", "posterior", {"p": 1.0}, "p: expected a number from 0 to below 1"),
-        ("mcd", "posterior", {"mask": "none"}, "mask: expected"),
-        ("tempscale", "posterior", {"temperature": 0.0}, "temperature, samples and seed"),
-        ("tempscale", "posterior", {"samples": "10"}, "samples: expected an integer"),
-        ("tempscale", "posterior", {"source": []}, "source: expected an object"),
-        ("tempscale", "posterior", {"source": {"restored_by": "blob"}}, "'train_seed' is missing"),
+        ("mcd", "predictive", {"rule": "median"}, "rule: expected"),
+        ("tempscale", "predictive", {"temperature": 0.0}, "temperature, samples and seed"),
+        ("tempscale", "predictive", {"samples": "10"}, "samples: expected an integer"),
+        ("tempscale", "predictive", {"inner": []}, "predictive: inner: expected an object"),
+        ("tempscale", "predictive", {"inner": {"rule": "probs"}}, "'kind' is missing"),
+        ("tempscale", "posterior", {"restored_by": "blub"}, "did you mean blob?"),
     ],
 )
 def test_a_wrong_value_in_the_record_is_one_line(
@@ -301,7 +350,7 @@ def test_splits_of_a_wrong_type_are_one_line(tmp_path: Path, splits: Any) -> Non
     refused(folder, "splits", read_splits)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in POSTERIORS if kind not in ("mle", "mcd")])
+@pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("mle", "mcd")])
 def test_tensors_of_a_wrong_shape_or_value_are_one_line(tmp_path: Path, kind: str) -> None:
     """In schema 1, whose record does not list them: what would end in a stack, a KeyError or NaN answers."""
     folder = save(tmp_path / "a", kind, schema=1)
@@ -314,7 +363,7 @@ def test_tensors_of_a_wrong_shape_or_value_are_one_line(tmp_path: Path, kind: st
 
 def test_a_copied_folder_reads_where_it_lies(tmp_path: Path) -> None:
     shutil.copytree(save(tmp_path / "a", "blob"), tmp_path / "b" / "c")
-    assert load_posterior(tmp_path / "b" / "c")[0].kind == "gaussian"
+    assert load_predictive(tmp_path / "b" / "c")[0].posterior.kind == "gaussian"
 
 
 def test_the_configuration_is_written_in_an_order_of_its_own(tmp_path: Path) -> None:

@@ -22,11 +22,12 @@ from transformers import AutoModelForCausalLM
 
 from tests.tiny import make_base, make_lora
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.adapters.mcd import MCDropout
+from uqharness.adapters.mcd import Dropped, TokenMasks
 from uqharness.cli import main
 from uqharness.commands import serving
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import make_rows
 from uqharness.metrics.registry import combine_draws
 from uqharness.posterior import Gaussian
 
@@ -55,7 +56,7 @@ def test_every_draw_answers_as_ours(world: Path, tmp_path: Path, seed: int) -> N
     """Our engine folds all draws into one forward of one model; PEFT loads each by itself."""
     command = ["export", str(world / "blob"), str(tmp_path / "draws"), "--samples", "3", "--seed", str(seed)]
     assert main(command) == 0 and sorted(os.listdir(tmp_path / "draws")) == ["README.md", "draw0", "draw1", "draw2"]
-    posterior, _ = adapter_io.load_posterior(world / "blob")
+    posterior = adapter_io.load_predictive(world / "blob")[0].posterior
     base = AutoModelForCausalLM.from_pretrained(world / "base", dtype=torch.float32)
     model = PeftModel.from_pretrained(base, str(world / "blob")).eval()
     ours = Engine(model, posterior, samples=3, seed=seed).score(make_rows([PAIRS], 32)).draws  # [S, K]
@@ -85,13 +86,12 @@ def test_the_first_of_many_are_the_few_and_the_rest_is_the_mean(world: Path, tmp
 def test_what_no_weights_can_hold_is_refused(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     model = make_lora(world / "base")
     mean = LoraStack(model).mean()
-    kind = MCDropout.posteriors[0]
-    token = kind.restore(mean, {}, {"p": 0.5, "mask": "token"}, 0)
+    column = Dropped(mean, 0, 0.5)
+    token = TokenMasks(column)
     save(tmp_path / "in", model, token, "mcd", world / "base")
     assert main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--samples", "2"]) == 2
     assert "noise on inputs, which no weights can hold" in capsys.readouterr().err
     assert os.listdir(tmp_path) == ["in"]
-    column = kind.restore(mean, {}, {"p": 0.5, "mask": "column"}, 0)
     save(tmp_path / "in", model, column, "mcd", world / "base")
     assert main(["export", str(tmp_path / "in"), str(tmp_path / "out"), "--samples", "2"]) == 0
     drawn = load_file(tmp_path / "out" / "draw1" / adapter_io.MEAN)
@@ -138,8 +138,8 @@ def test_the_readme_serves_each_draw_by_its_name(world: Path, tmp_path: Path) ->
 
 
 def test_many_draws_are_named_by_the_shell(world: Path) -> None:
-    posterior, _ = adapter_io.load_posterior(world / "blob")
-    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, 200, 0)
+    posterior = adapter_io.load_predictive(world / "blob")[0].posterior
+    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, "probs", 200, 0)
     ((_, loop),) = re.findall(r"(--lora-modules) (.*)$", readme, flags=re.MULTILINE)
     words = subprocess.run(["bash", "-c", f"echo {loop}"], capture_output=True, text=True).stdout.split()
     assert words == [f"draw{i}=./draw{i}" for i in range(200)]
@@ -162,10 +162,10 @@ def test_the_trap_is_said_where_the_head_has_a_lora(
 
 
 def test_what_vllm_does_not_take_is_said(world: Path) -> None:
-    posterior, _ = adapter_io.load_posterior(world / "blob")
+    posterior = adapter_io.load_predictive(world / "blob")[0].posterior
     config = adapter_io.read_config(world / "blob")
     config.use_dora, config.modules_to_save = True, ["lm_head"]
-    said = serving.readme("a", "b", config, posterior, 1, 0)
+    said = serving.readme("a", "b", config, posterior, "probs", 1, 0)
     assert "**vLLM refuses this adapter**: it is a DoRA adapter; it holds whole modules (lm_head)." in said
 
 
@@ -194,9 +194,8 @@ def test_the_readmes_client_averages_as_the_posterior_does(
 ) -> None:
     """Against `scores.combine_draws`, which is what our own records are computed by."""
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    posterior, _ = adapter_io.load_posterior(world / "blob")
-    monkeypatch.setattr(type(posterior), "combine", rule)
-    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, 2, 0)
+    posterior = adapter_io.load_predictive(world / "blob")[0].posterior
+    readme = serving.readme("a", "b/c", adapter_io.read_config(world / "blob"), posterior, rule, 2, 0)
     (code,) = re.findall(r"```python\n(.*?)```", readme, flags=re.DOTALL)
     names: dict[str, Any] = {}
     exec(code, names)

@@ -201,7 +201,7 @@ def test_files_of_an_earlier_adapter_go_and_others_stay(hub: FakeHub, blob: Path
     names = sorted(hub.commits[hub.repositories["someone/blob"]["main"]])
     assert names == ["README.md", "adapter_config.json", "adapter_model.safetensors", "plot.png"]
     assert "base_model" not in front_matter(hub, "someone/blob")  # PEFT wrote a path, which the hub refuses
-    posterior, record = adapter_io.load_posterior(adapter_io.fetch("hub:someone/blob"))
+    posterior, record = adapter_io.load_predictive(adapter_io.fetch("hub:someone/blob"))
     assert record is None and posterior.finite == 1
 
 

@@ -82,7 +82,8 @@ def test_the_checkpoints_made_here_look_like_theirs(base: Path, tmp_path: Path) 
 def test_an_mle_checkpoint_answers_as_it_did(base: Path, tmp_path: Path) -> None:
     expected = doubled(base, tmp_path / "theirs")["default"]
     assert main(["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--base", str(base)]) == 0
-    posterior, record = adapter_io.load_posterior(tmp_path / "ours")
+    predictive, record = adapter_io.load_predictive(tmp_path / "ours")
+    posterior = predictive.posterior
     assert isinstance(posterior, Point) and record is not None
     assert record["imported"]["tool"] == record["imported"]["protocol"] == "bayesian-peft"
     assert record["imported"]["dropped"] == ["base_model.model.base_model.model.lm_head.base_layer.weight"]
@@ -98,7 +99,8 @@ def test_blobs_std_follows_the_sign_of_its_eps(base: Path, tmp_path: Path, eps: 
     rho = add_rho(tmp_path / "theirs")
     command = ["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--base", str(base)]
     assert main([*command, f"--eps={eps}"]) == 0
-    posterior, record = adapter_io.load_posterior(tmp_path / "ours")
+    predictive, record = adapter_io.load_predictive(tmp_path / "ours")
+    posterior = predictive.posterior
     assert isinstance(posterior, Gaussian) and posterior.std.keys() == rho.keys() and len(rho) == 5
     assert record is not None and record["method"]["name"] == "blob" and record["imported"]["eps"] == eps
     for name, parameter in rho.items():
@@ -110,8 +112,8 @@ def test_an_ensembles_members_are_its_adapters(base: Path, tmp_path: Path) -> No
     expected = doubled(base, tmp_path / "theirs", "adapter_1", "adapter_2")
     command = ["import", str(tmp_path / "theirs"), str(tmp_path / "ours"), "--base", str(base)]
     assert main([*command, "--members", "3", "--average", "logits"]) == 0
-    posterior, record = adapter_io.load_posterior(tmp_path / "ours")
-    assert (posterior.finite, posterior.combine, posterior.mean_is_member) == (3, "logits", True)
+    predictive, record = adapter_io.load_predictive(tmp_path / "ours")
+    assert (predictive.finite, predictive.rule, predictive.mean_is_member) == (3, "logits", True)
     assert record is not None and record["imported"]["members"] == 3
     assert main(["export", str(tmp_path / "ours"), str(tmp_path / "draws"), "--samples", "10"]) == 0
     assert sorted(os.listdir(tmp_path / "draws")) == ["README.md", "draw0", "draw1", "draw2"]
@@ -135,7 +137,8 @@ def steps(base: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize("where, flags, number", [("", [], 1999), ("", ["--step", "999"], 999), ("step_999", [], 999)])
 def test_a_step_of_laplace_lora(steps: Path, tmp_path: Path, where: str, flags: list[str], number: int) -> None:
     assert main(["import", str(steps / where), str(tmp_path / "ours"), *flags]) == 0
-    posterior, record = adapter_io.load_posterior(tmp_path / "ours")
+    predictive, record = adapter_io.load_predictive(tmp_path / "ours")
+    posterior = predictive.posterior
     theirs = {k: t for k, t in load_file(steps / f"step_{number}" / WEIGHTS).items() if ".lora_" in k}
     assert posterior.mean.keys() == theirs.keys()
     assert all(torch.equal(posterior.mean[name], tensor) for name, tensor in theirs.items())

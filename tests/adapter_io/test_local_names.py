@@ -96,7 +96,7 @@ def test_a_missing_folder_is_an_error_without_a_question_to_the_hub(
 ) -> None:
     monkeypatch.chdir(world)
     with pytest.raises(InputError, match=message):
-        adapter_io.load_posterior(fetch(name))
+        adapter_io.load_predictive(fetch(name))
     for command in (
         ["eval", name, "--tasks", "tiny_uq", "--include_path", "tasks"],
         ["train", "laplace", "--adapter", name, "--task", "tiny_uq", "--include-path", "tasks", "--out", "never"],

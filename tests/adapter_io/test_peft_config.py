@@ -54,7 +54,7 @@ def test_no_pattern_of_a_stranger_is_run(base: Path, tmp_path: Path, change: dic
     (tmp_path / PEFT_CONFIG).write_text(json.dumps({**content, **change}))
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     started = time.process_time()
-    posterior, _ = adapter_io.load_posterior(tmp_path)
+    posterior = adapter_io.load_predictive(tmp_path)[0].posterior
     adapter_io.check_fits(attach(model, tmp_path, str(base)), posterior, None, str(base))
     assert time.process_time() - started < 5
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.distributions import Normal, kl_divergence
 
 from uqharness.adapters.blob import BLoB, Random
-from uqharness.engine.engine import Rows
 from uqharness.engine.lora import DrawLinear, LoraStack
+from uqharness.engine.rows import Rows
 from uqharness.errors import InputError
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.settings import Run

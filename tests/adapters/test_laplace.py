@@ -15,14 +15,16 @@ import torch
 from lm_eval.api.instance import Instance
 from torch import Tensor, nn
 
-from tests.dense_ggn import LONG, PADDED, RUN, adapter, ask, covariance, dense_block, fit, jacobian
+from tests.dense_ggn import LONG, PADDED, RUN, adapter, ask, covariance, dense_block, fit, jacobian, predictive
 from tests.tiny import make_base, make_lora
 from uqharness import registry
-from uqharness.adapter_io.folder import load_posterior, save_adapter
-from uqharness.adapters.laplace import Laplace, LaplacePosterior, best_precision, bridge, monte_carlo, probit
+from uqharness.adapter_io.folder import load_predictive, save_adapter
+from uqharness.adapters.laplace import Laplace, best_precision
 from uqharness.curvature.laplace import Kron
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.curvature.linearised import LaplacePosterior, Linearised, bridge, monte_carlo, probit
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage
+from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError, RunError
 from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import Members, Point, keyed_generator
@@ -56,7 +58,7 @@ def test_quasi_random_points_are_closer_than_ten_times_as_many_pseudo_random_one
     f, cov = torch.tensor([1.3, -0.4]).double(), torch.tensor([[2.0, 1.2], [1.2, 1.5]]).double()
     errors = []
     for seed in range(5):
-        points = LaplacePosterior({}, Kron({}), {}, train_seed=seed, mc_samples=1024).standard(2)
+        points = Linearised(LaplacePosterior({}, Kron({}), {}, train_seed=seed), mc_samples=1024).standard(2)
         pseudo = torch.randn(10_240, 2, generator=keyed_generator("pseudo", seed)).double()
         found = [float(monte_carlo(f, cov, xi).exp()[0]) for xi in (points, pseudo)]
         errors.append([abs(p - two_way(f, cov)) for p in found])
@@ -89,12 +91,12 @@ def test_bridge_is_the_papers_equation_20() -> None:
 # ---------------------------------------------------------------- through the engine
 
 
-@pytest.mark.parametrize("predictive", ["joint", "indep", "probit", "bridge"])
-def test_answers_do_not_depend_on_the_batch_and_are_distributions(predictive: str) -> None:
+@pytest.mark.parametrize("integral", ["joint", "indep", "probit", "bridge"])
+def test_answers_do_not_depend_on_the_batch_and_are_distributions(integral: str) -> None:
     stack = adapter()
-    posterior = fit(PADDED, stack, predictive=predictive, mc_samples=2000)
+    linearised = predictive(PADDED, stack, predictive=integral, mc_samples=2000)
     questions = [q.pairs for q in (*PADDED.train, *LONG.train)] + [LONG.train[0].pairs[:2]]
-    engine = Engine(stack.model, posterior, samples=10)
+    engine = linearised.engine(stack.model, samples=10)
     found = engine.score(make_rows(questions, 24))
     assert found.draws.shape == (1, 20) and found.mean is not None
     start = 0
@@ -111,7 +113,9 @@ def test_answers_do_not_depend_on_the_batch_and_are_distributions(predictive: st
 def test_joint_equals_sampling_the_linear_model() -> None:
     """p by 2,000 draws of the weights through f(θ*) + J (θ − θ*), J by plain autograd."""
     stack = adapter(layers=1)
-    posterior = fit(PADDED, stack, mc_samples=50_000, prior_precision=5.0)
+    linearised = predictive(PADDED, stack, mc_samples=50_000, prior_precision=5.0)
+    posterior = linearised.posterior
+    assert isinstance(posterior, LaplacePosterior)
     question, names = PADDED.train[1], list(posterior.precision)
     f, j = jacobian(stack, question, names)
     total = torch.zeros(3).double()
@@ -119,19 +123,19 @@ def test_joint_equals_sampling_the_linear_model() -> None:
         draws = posterior.draws(start, start + 500, 1)
         theta = torch.cat([(draws[n] - posterior.mean[n]).flatten(1) for n in names], 1).double()
         total += (f + theta @ j.T).softmax(-1).sum(0)
-    found = Engine(stack.model, posterior).score(make_rows([question.pairs], 24)).draws[0]
+    found = linearised.engine(stack.model).score(make_rows([question.pairs], 24)).draws[0]
     torch.testing.assert_close(found.exp(), total / 2000, rtol=0, atol=0.02)
     assert float((found.exp() - f.softmax(0)).abs().max()) > 0.03
 
 
 def test_weights_form_answers_by_draws() -> None:
     stack = adapter()
-    posterior = fit(PADDED, stack)
-    form = posterior.open_form()
-    assert (posterior.combine, form.combine) == ("given", "probs")
+    linearised = predictive(PADDED, stack)
+    form = linearised.open_form()
+    assert (linearised.rule, form.rule) == ("given", "probs") and linearised.whole_questions
     rows = make_rows([q.pairs for q in PADDED.train], 24)
-    scores = Engine(stack.model, form, samples=3, seed=2).score(rows)
-    again = Engine(stack.model, fit(PADDED, stack, predictive="weights"), samples=3, seed=2).score(rows)
+    scores = form.engine(stack.model, samples=3, seed=2).score(rows)
+    again = predictive(PADDED, stack, predictive="weights").engine(stack.model, samples=3, seed=2).score(rows)
     assert scores.draws.shape == (3, 12) and torch.equal(scores.draws, again.draws)
     assert float(scores.draws.std(0).min()) > 1e-4
 
@@ -141,15 +145,16 @@ def test_weights_form_answers_by_draws() -> None:
 )
 def test_saved_and_loaded_it_gives_the_same_answers(settings: dict[str, str], tmp_path: Path) -> None:
     stack = adapter()
-    posterior = fit(PADDED, stack, mc_samples=500, **settings)
+    linearised = predictive(PADDED, stack, mc_samples=500, **settings)
     record = {"method": {"name": "laplace", "settings": {}}, "base": {"name": "tiny"}, "data": {}}
     rows = make_rows([q.pairs for q in PADDED.train], 24)
-    wanted = Engine(stack.model, posterior).score(rows).draws
-    save_adapter(tmp_path / "lap", stack.model, posterior, record)
-    loaded, _ = load_posterior(tmp_path / "lap")
-    assert isinstance(loaded, LaplacePosterior) and loaded.report == posterior.report
-    assert torch.equal(Engine(stack.model, loaded).score(rows).draws, wanted)
-    left, right = posterior.draws(0, 3, 1), loaded.draws(0, 3, 1)
+    wanted = linearised.engine(stack.model).score(rows).draws
+    save_adapter(tmp_path / "lap", stack.model, linearised, record)
+    loaded, _ = load_predictive(tmp_path / "lap")
+    assert isinstance(loaded.posterior, LaplacePosterior) and loaded.record() == linearised.record()
+    assert loaded.posterior.settings() == linearised.posterior.settings()
+    assert torch.equal(loaded.engine(stack.model).score(rows).draws, wanted)
+    left, right = linearised.posterior.draws(0, 3, 1), loaded.posterior.draws(0, 3, 1)
     assert set(left) == set(right) and all(torch.equal(left[n], right[n]) for n in left)
 
 
@@ -159,9 +164,9 @@ def test_saved_and_loaded_it_gives_the_same_answers(settings: dict[str, str], tm
 def test_lm_eval_gets_combined_answers_to_choices_and_draws_for_the_rest(tmp_path: Path) -> None:
     base = make_base(tmp_path / "base")
     model = make_lora(base)
-    posterior = Laplace(mc_samples=500).fit(model, PADDED, RUN, Point(LoraStack(model).mean(), 0))
+    linearised = Laplace(mc_samples=500).fit(model, PADDED, RUN, DrawAverage(Point(LoraStack(model).mean(), 0)))
     record = {"method": {"name": "laplace", "settings": {}}, "base": {"name": str(base)}}
-    save_adapter(tmp_path / "lap", model, posterior, record)
+    save_adapter(tmp_path / "lap", model, linearised, record)
     lm = BayesLoRA(str(tmp_path / "lap"), samples=4, device="cpu", batch_size=3)
     asked = [
         Instance("loglikelihood", {}, (text, answer), k, metadata=("task", doc, 1))
@@ -171,7 +176,8 @@ def test_lm_eval_gets_combined_answers_to_choices_and_draws_for_the_rest(tmp_pat
     values = torch.tensor([float(value) for value, _ in lm.loglikelihood(asked)]).view(2, 3)
     torch.testing.assert_close(values.exp().sum(1), torch.ones(2))
     alone = lm.loglikelihood(asked[:1])[0][0]
-    draws = Engine(lm.model, posterior.open_form(), 4).score(make_rows([[lm._encode_pair(*asked[0].args)]], 64)).draws
+    form = linearised.open_form().engine(lm.model, 4)
+    draws = form.score(make_rows([[lm._encode_pair(*asked[0].args)]], 64)).draws
     assert float(alone) == pytest.approx(float(draws.logsumexp(0)) - math.log(4), abs=1e-5)
     assert alone.combine == "probs" and len(alone.draws) == 4
 
@@ -181,13 +187,13 @@ def test_lm_eval_gets_combined_answers_to_choices_and_draws_for_the_rest(tmp_pat
 
 @pytest.mark.parametrize("settings", [{}, {"predictive": "weights", "layers": "last"}], ids=["default", "weights"])
 def test_contract(settings: dict[str, str]) -> None:
-    posterior = check_method(Laplace, mc_samples=200, **settings)
+    posterior = check_method(Laplace, mc_samples=200, **settings).posterior
     assert isinstance(posterior, LaplacePosterior) and posterior.report["log_evidence"] < 0
 
 
 def test_post_hoc_trains_nothing_and_keeps_the_mean() -> None:
     source = Point(adapter().mean(), 0)
-    posterior = check_method(Laplace, source=source, mc_samples=200)
+    posterior = check_method(Laplace, source=source, mc_samples=200).posterior
     assert all(torch.equal(posterior.mean[name], tensor) for name, tensor in source.mean.items())
 
 
@@ -199,12 +205,12 @@ def test_an_adapter_of_another_base_is_refused() -> None:
     mean = adapter().mean()
     wider = inject(tiny_llama(hidden_size=64), RUN)
     with pytest.raises(InputError, match=r"does not fit the base.*\(2, 32\) in the adapter and \(2, 64\)"):
-        Laplace().fit(wider, tiny_data(), RUN, Point(mean, 0))
+        Laplace().fit(wider, tiny_data(), RUN, DrawAverage(Point(mean, 0)))
     fewer = inject(tiny_llama(num_hidden_layers=1), RUN)
     with pytest.raises(InputError, match="none in the model"):
-        Laplace().fit(fewer, tiny_data(), RUN, Point(mean, 0))
+        Laplace().fit(fewer, tiny_data(), RUN, DrawAverage(Point(mean, 0)))
     with pytest.raises(InputError, match="one mean, found 2"):
-        Laplace().fit(inject(tiny_llama(), RUN), tiny_data(), RUN, Members([mean, mean], 0))
+        Laplace().fit(inject(tiny_llama(), RUN), tiny_data(), RUN, DrawAverage(Members([mean, mean], 0)))
 
 
 def test_nan_in_the_adapter_is_a_failed_run() -> None:
@@ -212,7 +218,7 @@ def test_nan_in_the_adapter_is_a_failed_run() -> None:
     name = next(name for name in mean if "lora_B" in name)
     mean[name][0, 0] = math.nan
     with pytest.raises(RunError, match="NaN"):
-        Laplace().fit(inject(tiny_llama(), RUN), tiny_data(), RUN, Point(mean, 0))
+        Laplace().fit(inject(tiny_llama(), RUN), tiny_data(), RUN, DrawAverage(Point(mean, 0)))
 
 
 @pytest.mark.parametrize("structure", ["kron", "diag", "full"])
@@ -234,7 +240,7 @@ def test_a_marginal_likelihood_without_maximum_is_a_failed_run() -> None:
         best_precision(torch.zeros(3).double(), 1.0, "")
     with pytest.raises(RunError, match="of q has no maximum.*‖θ‖² is 0"):
         best_precision(torch.ones(3).double(), 0.0, " of q")
-    untrained = Point(LoraStack(inject(tiny_llama(), RUN)).mean(), 0)  # B = 0
+    untrained = DrawAverage(Point(LoraStack(inject(tiny_llama(), RUN)).mean(), 0))  # B = 0
     with pytest.raises(RunError, match="lora_[AB].weight has no maximum"):
         Laplace(prior="layer").fit(inject(tiny_llama(), RUN), tiny_data(), RUN, untrained)
 

@@ -14,10 +14,10 @@ from peft.tuners.lora.layer import LoraLayer
 
 from tests.slow_twin import logprob
 from tests.tiny import make_base, make_lora
-from uqharness.adapters.mcd import Dropped, MCDropout
-from uqharness.engine.engine import Engine, Pair, make_rows
-from uqharness.engine.input_noise import key64, mix, uniform53
+from uqharness.adapters.mcd import Dropped, MCDropout, TokenMasks
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.prefixes import key64, mix, uniform53
+from uqharness.engine.rows import Pair, make_rows
 from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny
@@ -43,19 +43,20 @@ def test_contract(mask: str) -> None:
 
 
 def test_training_drops_with_p_and_the_config_says_so() -> None:
-    posterior, model, _ = fit_tiny(MCDropout(p=0.3))
+    predictive, model, _ = fit_tiny(MCDropout(p=0.3))
     layers = [module for module in model.modules() if isinstance(module, LoraLayer)]
     assert [module.lora_dropout["default"].p for module in layers] == [0.3] * 5
     assert model.peft_config["default"].lora_dropout == 0.3
     plain, _, _ = fit_tiny(MCDropout(p=0.0))
-    assert any(not torch.equal(tensor, plain.mean[name]) for name, tensor in posterior.mean.items())
+    mean = predictive.posterior.mean
+    assert any(not torch.equal(tensor, plain.posterior.mean[name]) for name, tensor in mean.items())
 
 
 def test_a_column_draw_drops_whole_columns_and_keeps_the_mean() -> None:
     generator = keyed_generator("mcd test")
     name = "q_proj.lora_A.weight"
     mean = {name: torch.randn(3, 400, generator=generator), "q_proj.lora_B.weight": torch.ones(5, 3)}
-    draws = Dropped(mean, 0, 0.1, "column").draws(0, 200, seed=0)
+    draws = Dropped(mean, 0, 0.1).draws(0, 200, seed=0)
     factor = draws[name] / mean[name]
     assert set(draws) == {name} and torch.equal(factor[:, 0] == 0, factor[:, 2] == 0)
     torch.testing.assert_close(factor[factor > 0], torch.full_like(factor[factor > 0], 1 / 0.9))
@@ -129,8 +130,8 @@ def twin(model: PeftModel) -> torch.Tensor:
 
 @pytest.mark.parametrize("tokens", [1, 60, None])
 def test_token_masks_equal_the_twin_for_any_chunking_and_batching(model, twin, tokens: int | None) -> None:
-    posterior = Dropped(LoraStack(model).mean(), 0, 0.4, "token")
-    engine = Engine(model, posterior, samples=3, seed=7, tokens=tokens)
+    predictive = TokenMasks(Dropped(LoraStack(model).mean(), 0, 0.4))
+    engine = predictive.engine(model, samples=3, seed=7, tokens=tokens)
     scores = engine.score(make_rows(QUESTIONS, 64))  # rows of other lengths: padded
     torch.testing.assert_close(scores.draws, twin, rtol=0, atol=3e-5)
     mean = torch.tensor([logprob(model, *pair) for pair in PAIRS], dtype=torch.float64)
@@ -142,17 +143,17 @@ def test_token_masks_equal_the_twin_for_any_chunking_and_batching(model, twin, t
 
 
 def test_token_masks_refuse_what_they_cannot_do(model) -> None:
-    engine = Engine(model, Dropped(LoraStack(model).mean(), 0, 0.1, "token"), samples=2)
+    engine = TokenMasks(Dropped(LoraStack(model).mean(), 0, 0.1)).engine(model, samples=2)
     with pytest.raises(InputError, match="cannot generate"), engine.using(0, 1):
         pass
-    plain = Engine(model, Dropped(LoraStack(model).mean(), 0, 0.1, "token"), samples=0)
+    plain = TokenMasks(Dropped(LoraStack(model).mean(), 0, 0.1)).engine(model, samples=0)
     with plain.using(0, 1):
         assert plain.count == 1
 
 
 def test_token_masks_refuse_layers_that_read_their_weights(tmp_path: Path) -> None:
     dora = make_lora(make_base(tmp_path), use_dora=True, target_modules=["q_proj"])
-    engine = Engine(dora, Dropped(LoraStack(dora).mean(), 0, 0.1, "token"), samples=2)
+    engine = TokenMasks(Dropped(LoraStack(dora).mean(), 0, 0.1)).engine(dora, samples=2)
     with pytest.raises(InputError, match="read their weights"):
         engine.score(make_rows(QUESTIONS, 64))
 

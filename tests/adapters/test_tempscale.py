@@ -9,16 +9,17 @@ import numpy as np
 import pytest
 import torch
 
-from uqharness.adapter_io.folder import load_posterior, save_adapter
-from uqharness.adapters.tempscale import HIGHEST, LOWEST, Scaled, TempScale, best_temperature, nll
+from uqharness.adapter_io.folder import load_predictive, save_adapter
+from uqharness.adapters.tempscale import HIGHEST, LOWEST, TempScale, best_temperature, nll
 from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage, Tempered
 from uqharness.errors import InputError
 from uqharness.metrics.registry import combine_draws
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.loop import averaged, collate
+from uqharness.training.loop import collate
 
 torch.set_num_threads(1)
 
@@ -34,16 +35,15 @@ def gaussian() -> Gaussian:
 
 
 def test_contract() -> None:
-    assert isinstance(check_method(TempScale, min_items=4), Scaled)
-    members = Members([mean("a"), mean("b"), mean("c")], 1, combine="logits")
+    assert isinstance(check_method(TempScale, min_items=4), Tempered)
+    members = DrawAverage(Members([mean("a"), mean("b"), mean("c")], 1), "logits")
     assert check_method(TempScale, source=members, min_items=4).finite == 3
 
 
 def test_contract_on_a_bayesian_source() -> None:
     source = gaussian()
-    posterior = check_method(TempScale, source=source, min_items=4, samples=3)
-    assert torch.equal(posterior.draws(0, 2, 5)[next(iter(source.std))], source.draws(0, 2, 5)[next(iter(source.std))])
-    assert posterior.open_form() is source
+    scaled = check_method(TempScale, source=source, min_items=4, samples=3)
+    assert scaled.posterior is source and scaled.open_form().record() == DrawAverage(source).record()
 
 
 def overconfident(items: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
@@ -73,14 +73,14 @@ def test_the_temperature_undoes_a_known_one_and_stays_finite() -> None:
 
 @pytest.mark.parametrize("rule", ["probs", "logits"])
 def test_given_is_the_scaled_average_of_the_sources_draws(rule: str) -> None:
-    source: Posterior = Members([mean("a"), mean("b"), mean("c")], 0, rule) if rule == "logits" else gaussian()
+    posterior: Posterior = Members([mean("a"), mean("b"), mean("c")], 0) if rule == "logits" else gaussian()
+    source = DrawAverage(posterior, rule)
     model, data = inject(tiny_llama(), TINY).eval(), tiny_data()
     rows, _ = collate(data.train, data)
-    draws = Engine(model, source, 3, 0).score(rows).draws.view(3, len(data.train), 3)  # [S, Q, C]
+    draws = source.engine(model, 3, 0).score(rows).draws.view(3, len(data.train), 3)  # [S, Q, C]
     p = combine_draws(draws.numpy(), rule)  # float64, without torch
     wanted = p ** (1 / 1.7) / (p ** (1 / 1.7)).sum(-1, keepdims=True)
-    scaled = Scaled(source, 1.7, 3, 0)
-    found = Engine(model, scaled, 10).score(rows).draws
+    found = Tempered(source, 1.7, 3).engine(model, 10).score(rows).draws
     assert found.shape == (1, 3 * len(data.train))
     np.testing.assert_allclose(found.exp().view(-1, 3).numpy(), wanted, rtol=1e-6)
     assert (found.view(-1, 3).argmax(-1).numpy() == p.argmax(-1)).all()
@@ -88,24 +88,25 @@ def test_given_is_the_scaled_average_of_the_sources_draws(rule: str) -> None:
 
 def test_fit_takes_the_tuning_split_and_says_what_it_did() -> None:
     source = gaussian()
-    posterior, model, data = fit_tiny(TempScale(min_items=4, samples=5), source=source)
-    assert isinstance(posterior, Scaled)
-    table = averaged(Engine(model, source, 5), collate(data.tune, data)[0])
+    scaled, model, data = fit_tiny(TempScale(min_items=4, samples=5), source=source)
+    assert isinstance(scaled, Tempered)
+    rows, _ = collate(data.tune, data)
+    table = Engine(model, source, 5).score(rows).average(rows)
     gold = torch.tensor([q.gold for q in data.tune])
-    assert posterior.temperature == pytest.approx(best_temperature(table, gold))
+    assert scaled.temperature == pytest.approx(best_temperature(table, gold))
     before, after = data.record["tempscale"]["nll"]
     assert before == pytest.approx(nll(table, gold, 1.0)) and after < before and "training" not in data.record
 
 
 def test_the_folder_is_self_contained(tmp_path: Path) -> None:
     source = gaussian()
-    posterior, model, data = fit_tiny(TempScale(min_items=4, samples=2), source=source)
-    save_adapter(tmp_path / "a", model, posterior, {"method": {"name": "tempscale"}, "base": {}})
-    loaded, record = load_posterior(tmp_path / "a")
-    assert isinstance(loaded, Scaled) and record and record["posterior"]["source"]["train_seed"] == 3
-    assert type(loaded.source) is Gaussian
+    scaled, model, data = fit_tiny(TempScale(min_items=4, samples=2), source=source)
+    save_adapter(tmp_path / "a", model, scaled, {"method": {"name": "tempscale"}, "base": {}})
+    loaded, record = load_predictive(tmp_path / "a")
+    assert isinstance(loaded, Tempered) and record and record["posterior"]["train_seed"] == 3
+    assert type(loaded.posterior) is Gaussian and loaded.record() == scaled.record()
     rows, _ = collate(data.train, data)
-    found = [Engine(model, p, 1).score(rows).draws for p in (posterior, loaded)]
+    found = [p.engine(model, 1).score(rows).draws for p in (scaled, loaded)]
     assert torch.equal(*found)
 
 

@@ -23,8 +23,9 @@ from tests.tiny_adapter import REQUESTS, instances, lines_of
 from tests.tiny_task import make_task
 from uqharness.adapter_io import folder as adapter_io
 from uqharness.cli import main
-from uqharness.engine.engine import continuation_logprobs, make_rows, read_logits
-from uqharness.engine.shortcuts import KNOWN, may_branch
+from uqharness.engine.readers import Continuations
+from uqharness.engine.rows import make_rows
+from uqharness.engine.shortcuts import SKIPS, may_branch
 from uqharness.errors import InputError
 from uqharness.harness.model import BayesLoRA
 from uqharness.settings import Run, recipe_hash
@@ -118,7 +119,7 @@ def test_draws_are_those_of_stock_peft_and_of_the_slow_twin(made: Made) -> None:
     values = [value for value, _ in ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)]
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
     assert ours.truncated == 0
-    twin = per_draw(ours.model, ours.posterior, pairs, samples=2, seed=0)
+    twin = per_draw(ours.model, ours.predictive.posterior, pairs, samples=2, seed=0)
     found = torch.tensor([value.draws for value in values], dtype=torch.float64).T
     tolerance = 1e-5 * torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
     assert ((found - twin).abs() <= tolerance).all()
@@ -146,7 +147,8 @@ def test_what_nobody_reads_changes_nothing(made: Made) -> None:
             rows = make_rows(questions, 24, branch=branch)
             for skip in (False, True):
                 with ours.engine.using(0, 3):  # the mean and two draws
-                    found.append(continuation_logprobs(read_logits(ours.model, rows, 3, skip=skip), rows))
+                    logits = Continuations().logits(ours.model, rows, 3, skip=skip)
+                    found.append(Continuations().log_likelihoods(logits, rows))
     for values in found[1:]:
         torch.testing.assert_close(values, found[0], rtol=0, atol=3e-5)
 
@@ -158,7 +160,7 @@ def test_a_base_in_4_bit(made: Made) -> None:
     ours = BayesLoRA(adapter=str(made.root / "four"), samples=1, device="cpu", load_in_4bit=True)
     kinds = {name.split(".base_layer")[0]: type(module).__name__ for name, module in ours.model.named_modules()}
     quantised = {name for name, kind in kinds.items() if kind == "Linear4bit"}
-    adapted = {name.split(".lora_")[0] for name in ours.posterior.mean}
+    adapted = {name.split(".lora_")[0] for name in ours.predictive.posterior.mean}
     assert {name for name in adapted if not name.endswith("lm_head")} <= quantised
     assert not any(name.endswith("lm_head") for name in quantised)
     values = [float(value) for value, _ in ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)]
@@ -188,7 +190,7 @@ def test_the_documented_table_is_what_these_tests_show() -> None:
     _, _, rows = page.partition(HEADER)
     table = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows.split("\n\n")[0].splitlines()[1:]]
     assert "shared prompts\n([performance](performance.md)) are for `llama`, `mistral`, `qwen2` and `qwen3`" in page
-    assert KNOWN == ("llama", "mistral", "qwen2", "qwen3")
+    assert SKIPS == ("llama", "mistral", "qwen2", "qwen3")
     shown = {name: cells for name, *cells in table}
     assert shown.keys() == ARCHITECTURES.keys()
     for name, made in ARCHITECTURES.items():

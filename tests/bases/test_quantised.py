@@ -72,7 +72,7 @@ def test_draws_on_a_quantised_base_are_those_of_the_slow_twin(bits: str, world: 
     assert {"4bit": "Linear4bit", "8bit": "Linear8bitLt"}[bits] in kinds
     values = [value.draws for value, _ in ours.loglikelihood(instances("loglikelihood", REQUESTS))]
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
-    wanted = per_draw(ours.model, ours.posterior, pairs, samples=3, seed=0)  # [S, K]
+    wanted = per_draw(ours.model, ours.predictive.posterior, pairs, samples=3, seed=0)  # [S, K]
     tolerance = 1e-4 if bits == "4bit" else 2e-2  # 8 bit computes in float16
     for k, draws in enumerate(values):
         assert draws == pytest.approx(wanted[:, k].tolist(), abs=tolerance * len(pairs[k][1]))

@@ -141,7 +141,7 @@ def test_base_weights_of_a_plain_adapter_are_ignored_where_equal_else_refused(ti
     assert "base_model.model.lm_head.base_layer.weight" in names
     bare = save(tmp_path / "bare", base, std=None)
     ours, wanted = (BayesLoRA(adapter=str(a), device="cpu") for a in (tmp_path / "plain", bare))
-    assert set(ours.posterior.mean) == set(wanted.posterior.mean)
+    assert set(ours.predictive.posterior.mean) == set(wanted.predictive.posterior.mean)
     assert torch.equal(logits(ours.model), logits(wanted.model))
     half = BayesLoRA(adapter=str(tmp_path / "plain"), device="cpu", dtype="bfloat16")
     assert half.model.dtype == torch.bfloat16
@@ -168,7 +168,7 @@ def test_trained_copies_and_biases_are_no_weights_of_the_base(tmp_path: Path) ->
                 parameter.add_(0.5)
     model.save_pretrained(tmp_path / "whole")
     ours = BayesLoRA(adapter=str(tmp_path / "whole"), device="cpu")
-    assert any(name.endswith("lm_head.weight") for name in ours.posterior.mean)
+    assert any(name.endswith("lm_head.weight") for name in ours.predictive.posterior.mean)
     assert torch.allclose(logits(ours.model), logits(model), atol=1e-5)
 
 

@@ -26,11 +26,11 @@ from tests.dense_ggn import (
     jacobian,
 )
 from uqharness.adapters.laplace import evidence
+from uqharness.curvature.factors import Factor
 from uqharness.curvature.fisher import choice_logits, fisher_root, jacobians, sampled_root, split
 from uqharness.curvature.laplace import Block, Diag, Full, Kron
-from uqharness.engine.engine import make_rows
-from uqharness.engine.factors import Factor
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import make_rows
 from uqharness.posterior import keyed_generator
 from uqharness.training.data import ChoiceData, Question
 

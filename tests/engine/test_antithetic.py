@@ -13,8 +13,9 @@ from tests.tiny import make_lora
 from tests.tiny_adapter import TEXTS, instances
 from uqharness.adapter_io import folder as adapter_io
 from uqharness.adapters.mcd import Dropped
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError
 from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import antithetic
@@ -24,7 +25,7 @@ PAIRS = [([1, 12, 13], [4]), ([1, 12, 13], [5]), ([1, 7, 8, 9], [4, 9, 2])]
 
 @pytest.mark.parametrize("tokens", [1, 40, None])
 def test_the_second_of_a_pair_is_the_first_mirrored(base: Path, blob: Path, tokens: int | None) -> None:
-    posterior = adapter_io.load_posterior(blob)[0]
+    posterior = adapter_io.load_predictive(blob)[0].posterior
     found = Engine(make_lora(base), posterior, 5, 7, pairs=True, tokens=tokens).score(make_rows([PAIRS], 64))
     twin, wanted = make_lora(base), []
     for i in range(5):  # by hand: pair i // 2 has the noise of draw i // 2
@@ -36,7 +37,7 @@ def test_the_second_of_a_pair_is_the_first_mirrored(base: Path, blob: Path, toke
 
 
 def test_the_first_draws_of_many_are_the_few_bit_for_bit(blob: Path) -> None:
-    posterior = adapter_io.load_posterior(blob)[0]
+    posterior = adapter_io.load_predictive(blob)[0].posterior
     many = antithetic(posterior, 10, 2)
     for count in (1, 2, 5):
         assert all(torch.equal(t, many[name][:count]) for name, t in antithetic(posterior, count, 2).items())
@@ -69,4 +70,4 @@ def test_what_cannot_be_mirrored_is_refused(blob: Path, arguments: dict[str, Any
 def test_masks_have_no_mirror_image(base: Path) -> None:
     model = make_lora(base)
     with pytest.raises(InputError, match="not symmetric"):
-        Engine(model, Dropped(LoraStack(model).mean(), 0, 0.1, "column"), 4, pairs=True)
+        Engine(model, Dropped(LoraStack(model).mean(), 0, 0.1), 4, pairs=True)

@@ -15,8 +15,9 @@ from scipy import stats
 from tests.tiny import make_lora
 from tests.tiny_adapter import instances
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.engine.auto import FIRST_LOOK, Auto
-from uqharness.engine.engine import Engine, choice_logprobs, make_rows
+from uqharness.engine.engine import FIRST_LOOK, Auto, Engine
+from uqharness.engine.readers import choice_logprobs
+from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError, RunError
 from uqharness.harness.model import BayesLoRA
 from uqharness.harness.scoring import score
@@ -47,7 +48,7 @@ def by_hand(p: np.ndarray, tolerance: float) -> int:
 
 @pytest.mark.parametrize("branch", [False, True])
 def test_draws_are_those_of_a_full_run_until_the_bound_holds(base: Path, blob: Path, branch: bool) -> None:
-    model, posterior = make_lora(base), adapter_io.load_posterior(blob)[0]
+    model, posterior = make_lora(base), adapter_io.load_predictive(blob)[0].posterior
     asked = [*questions(24), [([6, 7, 8], [9])]]  # the last has one continuation: nothing to settle
     # Without branching the engine's questions are the caller's just as well.
     rows = make_rows(asked, 64, branch=branch)
@@ -183,7 +184,7 @@ def test_choices_of_a_question_have_the_same_draws() -> None:
 def test_gaussian_with_auto_still_generates_from_all_draws(base: Path, blob: Path) -> None:
     asked = instances("generate_until", [("w1 w2", {"until": [], "max_gen_toks": 4})])
     auto, ten = (BayesLoRA(adapter=str(blob), samples=n, device="cpu") for n in ("auto", 10))
-    assert isinstance(auto.posterior, Gaussian)
+    assert isinstance(auto.predictive.posterior, Gaussian)
     assert auto.generate_until(asked, disable_tqdm=True) == ten.generate_until(asked, disable_tqdm=True)
 
 

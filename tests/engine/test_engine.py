@@ -11,8 +11,10 @@ import torch
 from tests.slow_twin import install, logprob, per_draw
 from tests.tiny import make_base, make_lora
 from tests.tiny_adapter import gaussian
-from uqharness.engine.engine import Engine, choice_logprobs, continuation_logprobs, make_rows, read_logits
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.readers import choice_logprobs, reader_of
+from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError
 from uqharness.posterior import Gaussian, Members, Point
 
@@ -125,7 +127,8 @@ def test_greedy_is_the_argmax_of_the_next_token_mixture(model) -> None:
 def test_choice_logprobs_normalise_over_each_questions_own_choices(model) -> None:
     rows = make_rows(QUESTIONS, 64)
     with torch.no_grad():
-        logprobs = continuation_logprobs(read_logits(model, rows), rows)
+        reader = reader_of(model)
+        logprobs = reader.log_likelihoods(reader.logits(model, rows), rows)
     table = choice_logprobs(logprobs, rows)[0]
     assert table.shape == (3, 3)
     assert math.isinf(table[1, 2])

@@ -7,9 +7,10 @@ import torch
 from torch import nn
 
 from tests.dense_ggn import LONG, adapter
-from uqharness.engine.engine import make_rows, read_logits
 from uqharness.engine.flipout import perturb, standard
 from uqharness.engine.lora import DrawLinear
+from uqharness.engine.readers import reader_of
+from uqharness.engine.rows import make_rows
 from uqharness.posterior import keyed_generator
 from uqharness.training.loop import Batch
 
@@ -43,7 +44,7 @@ def test_gradients_of_a_forward_that_leaves_out_what_nobody_reads_are_those_of_t
     stack = adapter()
     rows, own = make_rows([q.pairs for q in LONG.train], 24), list(stack.parameters.values())
     whole = stack.model(input_ids=rows.input_ids).logits[rows.row, rows.pos]  # [U, V]
-    short = read_logits(stack.model, rows, skip=True)[0]
+    short = reader_of(stack.model).logits(stack.model, rows, skip=True)[0]
     torch.testing.assert_close(short, whole, rtol=0, atol=1e-10)
     for mine, theirs in zip(
         *(torch.autograd.grad(v.log_softmax(-1)[:, 3].sum(), own) for v in (short, whole)), strict=True

@@ -14,10 +14,11 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
 from tests.slow_twin import logprob, per_draw
 from tests.tiny import make_base, make_lora
 from tests.tiny_adapter import gaussian
-from uqharness.adapters.mcd import Dropped
-from uqharness.engine.engine import Engine, Rows, make_rows
+from uqharness.adapters.mcd import Dropped, TokenMasks
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
-from uqharness.engine.shortcuts import KNOWN, LAST, may_branch, read_only
+from uqharness.engine.rows import Rows, make_rows
+from uqharness.engine.shortcuts import LAST, SKIPS, may_branch, skip_unread
 from uqharness.harness.model import BayesLoRA
 from uqharness.posterior import keyed_generator
 
@@ -59,7 +60,7 @@ def exact(engine: Engine, rows: Rows) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("kind", SKIPS)
 def test_branching_rows_equal_the_slow_twin(kind: str, attention: str) -> None:
     model = model_of(kind, attention)
     assert may_branch(model, 64)
@@ -92,7 +93,7 @@ def test_the_last_layer_runs_where_it_is_read_alone() -> None:
         part = layer.get_submodule(name)
         part = getattr(part, "base_layer", getattr(part, "gate_proj", part))
         part.register_forward_hook(lambda _, args, output, name=name: seen.__setitem__(name, args[0].shape[:2].numel()))
-    with torch.no_grad(), read_only(model, rows, draws=1):
+    with torch.no_grad(), skip_unread(model, rows, draws=1):
         model(input_ids=rows.input_ids)
     assert seen == {**dict.fromkeys(LAST, len(rows.row)), "self_attn.k_proj": rows.input_ids.numel()}
 
@@ -169,8 +170,8 @@ def test_lm_eval_gets_the_same_answers_whether_rows_branch_or_not(tmp_path: Path
 
 def test_noise_on_tokens_depends_on_the_way_to_them_alone() -> None:
     model = model_of("llama")
-    posterior = Dropped(LoraStack(model).mean(), 0, 0.4, "token")
-    engine = Engine(model, posterior, samples=3, seed=7)
+    predictive = TokenMasks(Dropped(LoraStack(model).mean(), 0, 0.4))
+    engine = predictive.engine(model, samples=3, seed=7)
     apart, shared = (exact(engine, make_rows(QUESTIONS, 64, branch=branch)) for branch in (False, True))
     torch.testing.assert_close(shared, apart, rtol=0, atol=1e-10)
     assert float((shared[0] - shared[1]).abs().max()) > 0.01  # the masks do something

@@ -17,11 +17,12 @@ from tests.adapters.test_mcd import masked
 from tests.engine.test_shortcuts import PAIRS, QUESTIONS
 from tests.slow_twin import logprob, per_draw
 from tests.tiny_adapter import gaussian, lines_of
-from uqharness.adapters.mcd import Dropped
-from uqharness.engine.engine import Engine, Rows, make_rows
+from uqharness.adapters.mcd import Dropped, TokenMasks
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
-from uqharness.engine.shortcuts import may_branch
-from uqharness.engine.trunk import KNOWN, trunk
+from uqharness.engine.predictive import as_predictive
+from uqharness.engine.rows import Rows, make_rows
+from uqharness.engine.shortcuts import SHARES, may_branch, trunk
 from uqharness.posterior import Gaussian, Members, Posterior
 from uqharness.registry import get_method, methods
 from uqharness.testing import TINY, fit_tiny
@@ -103,7 +104,7 @@ def alone(engine: Engine) -> Engine:
     return engine
 
 
-@pytest.mark.parametrize("kind", KNOWN)
+@pytest.mark.parametrize("kind", SHARES)
 def test_shared_layers_run_once_and_the_numbers_are_the_slow_twins(kind: str) -> None:
     model = model_of(kind)
     posterior = gaussian(model)
@@ -167,7 +168,7 @@ def test_where_only_the_head_is_drawn_the_whole_stack_runs_once(branch: bool) ->
 
 def test_masks_on_weights_share_the_layers_below() -> None:
     model = model_of()
-    posterior = Dropped(LoraStack(model).mean(), 0, 0.4, "column")
+    posterior = Dropped(LoraStack(model).mean(), 0, 0.4)
     engine, rows = Engine(model, posterior, 3, 7), make_rows(QUESTIONS, 64, branch=True)
     torch.testing.assert_close(exact(engine, rows), twin(model, posterior, 3, mean=True), rtol=0, atol=2e-5)
     assert engine.trunk is not None and engine.trunk.depth == FIRST
@@ -175,7 +176,7 @@ def test_masks_on_weights_share_the_layers_below() -> None:
 
 def test_noise_on_inputs_differs_at_its_own_layers() -> None:
     model = model_of()
-    posterior = Dropped(LoraStack(model).mean(), 0, 0.4, "token")
+    predictive = TokenMasks(Dropped(LoraStack(model).mean(), 0, 0.4))
     wanted = []
     for draw in range(3):
         answers = []
@@ -183,7 +184,7 @@ def test_noise_on_inputs_differs_at_its_own_layers() -> None:
             with masked(model, [*context, *continuation], draw, p=0.4, seed=7):
                 answers.append(logprob(model, context, continuation))
         wanted.append(answers)
-    engine = Engine(model, posterior, samples=3, seed=7)
+    engine = predictive.engine(model, samples=3, seed=7)
     for branch in (False, True):
         found = exact(engine, make_rows(QUESTIONS, 64, branch=branch))[1:]
         torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=2e-5)
@@ -248,8 +249,8 @@ def test_every_method_answers_the_same_with_shared_layers(name: str) -> None:
     """Fitted with `--layers last:1` on the tiny Llama."""
     run = dataclasses.replace(TINY, steps=4, layers="last:1", target_modules=("q_proj", "v_proj"))
     settings = {"swag": {"every": 1}, "tfb": {"min_items": 1}, "tempscale": {"min_items": 1}}.get(name, {})
-    posterior, model, data = fit_tiny(get_method(name)(**settings), run)
+    made, model, data = fit_tiny(get_method(name)(**settings), run)
     rows = make_rows([question.pairs for question in data.train[:4]], 24)
-    form = posterior.open_form()
-    one, other = Engine(model.eval(), form, 3).score(rows), alone(Engine(model, form, 3)).score(rows)
+    form = as_predictive(made).open_form()
+    one, other = form.engine(model.eval(), 3).score(rows), alone(form.engine(model, 3)).score(rows)
     torch.testing.assert_close(one.draws, other.draws, rtol=0, atol=1e-5)

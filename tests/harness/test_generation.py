@@ -17,7 +17,7 @@ from uqharness.harness.model import BayesLoRA
 
 def mixture_text(blob: Path, base: Path, ids: list[int], steps: int, samples: int) -> list[int]:
     """Greedy decoding of the next-token mixture, one full forward per draw and step."""
-    posterior, _ = adapter_io.load_posterior(blob)
+    posterior = adapter_io.load_predictive(blob)[0].posterior
     models = []
     for i in range(samples):
         models.append(make_lora(base))

@@ -15,7 +15,7 @@ from tests.slow_twin import install, per_draw
 from tests.tiny import make_base, make_lora
 from tests.tiny_adapter import REQUESTS, TEXTS, ask, instances, record, save
 from uqharness.adapter_io import folder as adapter_io
-from uqharness.adapters.tempscale import Scaled
+from uqharness.engine.predictive import Tempered
 from uqharness.harness.model import BayesLoRA
 
 LONG = " ".join(f"w{i % 40}" for i in range(150))
@@ -56,7 +56,7 @@ def test_a_point_equals_hf(kind: str, size: int, logits_cache: bool, tmp_path: P
 def test_values_are_the_log_mean_exp_of_the_slow_twin(base: Path, blob: Path) -> None:
     ours = BayesLoRA(adapter=str(blob), samples=4, seed=3, batch_size=3, device="cpu")
     found = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    posterior, _ = adapter_io.load_posterior(blob)
+    posterior = adapter_io.load_predictive(blob)[0].posterior
     model = make_lora(base)
     install(model, posterior.mean)
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
@@ -84,7 +84,7 @@ def test_same_numbers_at_any_batch_size_and_chunking(blob: Path, size: int | str
 def test_rolling_is_joint_over_the_document(base: Path, blob: Path) -> None:
     ours = BayesLoRA(adapter=str(blob), samples=3, batch_size=2, device="cpu")
     (value,) = ours.loglikelihood_rolling(instances("loglikelihood_rolling", [(LONG,)]))
-    posterior, _ = adapter_io.load_posterior(blob)
+    posterior = adapter_io.load_predictive(blob)[0].posterior
     totals = []
     for i in range(3):
         model = make_lora(base)
@@ -123,8 +123,8 @@ def test_peft_reads_the_mean(base: Path, blob: Path) -> None:
 
 
 def test_a_combined_answer_is_decided_question_by_question(base: Path, blob: Path, tmp_path: Path) -> None:
-    model, source = make_lora(base), adapter_io.load_posterior(blob)[0]
-    scaled = Scaled(source, temperature=2.0, samples=3, train_seed=5)
+    model, source = make_lora(base), adapter_io.load_predictive(blob)[0]
+    scaled = Tempered(source, temperature=2.0, samples=3)
     adapter_io.save_adapter(tmp_path / "ts", model, scaled, record(base, model, "tempscale"))
     ours = BayesLoRA(adapter=str(tmp_path / "ts"), samples=3, batch_size=2, device="cpu")
     choices, alone = ask(TEXTS[0], (" A", " B", " w3 w4"), 0), ask(TEXTS[1], (" w3 w4",), 1)

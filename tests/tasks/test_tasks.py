@@ -16,7 +16,7 @@ from lm_eval.tasks import TaskManager
 from peft import LoraConfig, get_peft_model
 
 from uqharness import toyworld
-from uqharness.engine.engine import make_rows
+from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError
 from uqharness.harness.task import UQTask
 from uqharness.results.reading import RECORD, read_results, require_comparable

@@ -18,8 +18,8 @@ from tests.tiny import make_base
 from tests.tiny_adapter import gaussian, lines_of, record
 from uqharness.adapter_io import folder as adapter_io
 from uqharness.adapter_io.folder import attach
-from uqharness.engine.engine import model_input
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import model_input
 from uqharness.errors import InputError
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import inject

@@ -22,7 +22,8 @@ from uqharness.adapters.mcd import MCDropout
 from uqharness.adapters.melora import MeLoRA
 from uqharness.adapters.mle import MLE
 from uqharness.adapters.scalabl import ScalaBL
-from uqharness.engine.engine import Engine, make_rows
+from uqharness.engine.engine import Engine
+from uqharness.engine.rows import make_rows
 from uqharness.method import Method
 from uqharness.posterior import Point, keyed_generator
 from uqharness.settings import Run

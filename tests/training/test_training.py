@@ -13,8 +13,8 @@ from peft import PeftModel
 from tiny import make_base
 from torch import Tensor
 
-from uqharness.engine.engine import Pair
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import Pair
 from uqharness.errors import InputError, RunError
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run

@@ -8,8 +8,8 @@ import pytest
 import torch
 from slow_twin import per_draw
 
-from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import DrawAverage
 from uqharness.errors import InputError
 from uqharness.posterior import Members, Tensors, keyed_generator
 from uqharness.testing import TINY, tiny_data, tiny_llama
@@ -27,8 +27,8 @@ def weights(key: str) -> Tensors:
 def test_the_table_is_that_of_a_loop_whatever_the_batches(rule: str) -> None:
     data = tiny_data(9)
     data.tune = [Question(q.pairs[: 2 + n % 2], 0, q.fingerprint) for n, q in enumerate(data.train[:7])]
-    model, source = inject(tiny_llama(), TINY).eval(), Members([weights("a"), weights("b")], 0, rule)
-    found = tune_table(Engine(model, source, 2, 0), data, size=3)
+    model, source = inject(tiny_llama(), TINY).eval(), DrawAverage(Members([weights("a"), weights("b")], 0), rule)
+    found = tune_table(source.engine(model, 2, 0), data, size=3)
     assert found.shape == (7, 3)
     for q, row in zip(data.tune, found, strict=True):
         p = per_draw(model, source, q.pairs, 2, 0).softmax(-1)  # [S, C]

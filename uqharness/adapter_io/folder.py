@@ -1,7 +1,7 @@
 """The adapter folder: a valid PEFT adapter (the posterior's mean) with our posterior and record beside it.
 
     adapter_config.json  adapter_model.safetensors   what PEFT reads: the mean
-    posterior.safetensors  uq_config.json            what `draws` needs, and everything needed to make it again
+    posterior.safetensors  uq_config.json            what `draws` needs, how it answers, and how to make it again
     uq_splits.json  README.md                        fingerprints of the items it has seen; model card
 
 Writing is all or nothing: the folder is made beside its place and renamed in. Knows files, not training.
@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
@@ -30,6 +30,7 @@ from uqharness import registry
 from uqharness.adapter_io import hub, model_card
 from uqharness.adapter_io.peft_config import lora_config
 from uqharness.atomic import finish_folder, folder_beside, place_folder, sha256_of
+from uqharness.engine.predictive import DrawAverage, Predictive, as_predictive
 from uqharness.errors import InputError, did_you_mean
 from uqharness.loose_json import check, read_object, shown
 from uqharness.posterior import Point, Posterior, Tensors
@@ -38,7 +39,7 @@ from uqharness.results.leakage import read_splits as read_splits
 from uqharness.training.base_model import known_warnings, settle_tying
 from uqharness.training.fingerprint import base_fingerprint
 
-SCHEMA = 2  # 1: the record lists no tensors
+SCHEMA = 2  # 1: the record lists no tensors; 2: first without `predictive`
 RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CARD = "README.md"
@@ -72,6 +73,10 @@ class _Posterior(TypedDict):  # what else its class needs, that class checks
     train_seed: int
 
 
+class _Predictive(TypedDict):  # what else its class needs, that class checks
+    kind: str
+
+
 class _Base(TypedDict, total=False):
     name: str | None
     fingerprint: str | None
@@ -85,9 +90,10 @@ class _RecordNeeds(TypedDict):
 
 
 class RecordFile(_RecordNeeds, total=False):
-    """What is checked of uq_config.json; `files` is there from schema 2 on."""
+    """What is checked of uq_config.json. `files` is there from schema 2 on; see `with_predictive` for `predictive`."""
 
     files: dict[str, _File]
+    predictive: _Predictive
     run: dict[str, Any]
     recipe: dict[str, Any] | None
     recipe_hash: str | None
@@ -152,8 +158,8 @@ def read_config(folder: Path) -> LoraConfig:
     return lora_config(content, shapes, str(folder / PEFT_CONFIG))
 
 
-def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
-    """The posterior of an adapter folder and its record. A plain PEFT LoRA is a point: one draw."""
+def load_predictive(folder: Path) -> tuple[Predictive, dict[str, Any] | None]:
+    """How an adapter folder answers, and its record. A plain PEFT LoRA is a point: one draw."""
     config = read_config(folder)
     record = read_record(folder)
     if record and "files" in record:
@@ -165,20 +171,81 @@ def load_posterior(folder: Path) -> tuple[Posterior, dict[str, Any] | None]:
         raise InputError(f"{folder / MEAN}: {shown(broken)} holds NaN or infinity: train again")
     if record is None:
         whole = config.modules_to_save
-        return Point({n: t for n, t in mean.items() if not of_base(n, whole)}, train_seed=0), None
+        return DrawAverage(Point({n: t for n, t in mean.items() if not of_base(n, whole)}, train_seed=0)), None
     state = read_tensors(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
-    settings = record["posterior"]
-    method = registry.get_method(record["method"]["name"], package=record["method"].get("package"))
     try:
-        posterior = method.restore(mean, state, settings, settings["train_seed"])
+        predictive = restore(record, mean, state)
     except InputError as error:
         raise InputError(f"{folder}: {error}") from error
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
         raise InputError(f"{folder}: posterior and record do not fit together ({reason}): copy it again") from error
     if record["schema"] == 1:
-        check_complete(folder, posterior, record)
-    return posterior, record
+        check_complete(folder, predictive.posterior, record)
+    return predictive, record
+
+
+def restore(record: Mapping[str, Any], mean: Tensors, state: Tensors) -> Predictive:
+    """The predictive that a record describes, of the posterior that these tensors are.
+
+    A method that builds on any adapter keeps that adapter's posterior: `restored_by` names the method that reads it.
+    """
+    if "predictive" not in record:
+        record, state = with_predictive(record, state)
+    settings = record["posterior"]
+    makers = [registry.get_method(record["method"]["name"], package=record["method"].get("package"))]
+    if "restored_by" in settings:
+        makers.append(registry.get_method(str(settings["restored_by"])))
+    posteriors = {cls.kind: cls for cls in makers[-1].posteriors}
+    if settings["kind"] not in posteriors:
+        known, kind = ", ".join(posteriors), shown(settings["kind"])
+        raise InputError(f"method {makers[-1].name} makes posteriors of kind {known}; the record says {kind}")
+    posterior = posteriors[settings["kind"]].restore(mean, state, settings, settings["train_seed"])
+    predictives = {cls.kind: cls for maker in makers for cls in maker.predictives}
+
+    def restored(settings: Any, where: str) -> Predictive:
+        check(settings, _Predictive, where)
+        if settings["kind"] not in predictives:
+            known, kind = ", ".join(predictives), shown(settings["kind"])
+            raise InputError(f"method {makers[0].name} answers by {known}; the record says {kind}")
+        source = restored(settings["inner"], f"{where}: inner") if "inner" in settings else posterior
+        return predictives[settings["kind"]].restore(source, settings)
+
+    return restored(record["predictive"], f"{RECORD}: predictive")
+
+
+class _OldDropout(TypedDict):
+    mask: Literal["column", "token"]
+
+
+class _OldTempered(TypedDict):
+    temperature: float
+    samples: int
+    seed: int
+    source: dict[str, Any]
+
+
+def with_predictive(record: Mapping[str, Any], state: Tensors) -> tuple[dict[str, Any], Tensors]:
+    """Records without a `predictive` say in their posterior how it answers: the same as a record that has one."""
+    old = record["posterior"]
+    posterior = {key: old[key] for key in old if key not in ("combine", "predictive", "mc_samples", "mask")}
+    predictive: dict[str, Any] = {"kind": "draws", "rule": old.get("combine", "probs")}
+    if old["kind"] == "tempscale":
+        check(dict(old), _OldTempered, f"{RECORD}: posterior")
+        check(old["source"], _Posterior, f"{RECORD}: posterior: source")
+        if other := next((name for name in state if not name.startswith("source.")), None):
+            raise InputError(f"{POSTERIOR} has {shown(other, 120)}, which this adapter has no place for")
+        state = {name.removeprefix("source."): tensor for name, tensor in state.items()}
+        inner, state = with_predictive({"posterior": old["source"]}, state)
+        own = {key: old[key] for key in ("temperature", "samples", "seed")}
+        posterior, predictive = inner["posterior"], {"kind": "tempered", **own, "inner": inner["predictive"]}
+    elif old["kind"] == "laplace" and old.get("predictive") != "weights":
+        own = {"integral": old.get("predictive"), "mc_samples": old.get("mc_samples")}
+        predictive = {"kind": "linearised", **own}
+    elif "mask" in old:
+        check(dict(old), _OldDropout, f"{RECORD}: posterior")
+        predictive["kind"] = "token masks" if old["mask"] == "token" else "draws"
+    return {**record, "posterior": posterior, "predictive": predictive}, state
 
 
 def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
@@ -222,12 +289,18 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_complete(folder: Path, posterior: Posterior, record: Mapping[str, Any]) -> None:
-    """Schema 1 lists no tensors: every layer that the method makes random has its part of the posterior."""
-    missing = posterior.missing()
+    """Schema 1 lists no tensors: every layer that the method makes random has its part of the posterior.
+
+    A method that varies one matrix of each LoRA (lora_A, lora_B) varies it in every layer.
+    """
+    if posterior.kind not in ("gaussian", "core", "subspace", "lowrank"):  # others check their own tensors
+        return
+    varied = set(posterior.draws(0, 1, 0))
     settings = record["method"].get("settings", {})
     both = settings.get("asymmetric") is False or settings.get("on") == "AB"  # BLoB and BBB of A and B
-    if both and not missing and not any(".lora_B." in name for name in posterior.state()):
-        missing = [name for name in posterior.mean if ".lora_B." in name]
+    matrices = {name.rpartition(".lora_")[2] for name in varied} or {"A.weight"}
+    matrices |= {"B.weight"} if both or posterior.kind == "lowrank" else set()
+    missing = [name for name in posterior.mean if name.rpartition(".lora_")[2] in matrices and name not in varied]
     if missing:
         where = folder / POSTERIOR
         problem = f"{len(missing)} tensors are missing" if where.exists() else f"{POSTERIOR} is missing"
@@ -242,23 +315,26 @@ def check_complete(folder: Path, posterior: Posterior, record: Mapping[str, Any]
 def save_adapter(
     out: Path,
     model: PeftModel,
-    posterior: Posterior,
+    made: Posterior | Predictive,
     record: Mapping[str, Any],
     splits: list[dict[str, Any]] | None = None,
 ) -> None:
-    """Write the whole folder, or nothing. `record` comes without schema and posterior."""
-    save_folder(out, model.peft_config[model.active_adapter], posterior, record, splits)
+    """Write the whole folder, or nothing. `record` comes without schema, posterior and predictive."""
+    save_folder(out, model.peft_config[model.active_adapter], made, record, splits)
 
 
 def save_folder(
     out: Path,
     config: PeftConfig,
-    posterior: Posterior,
+    made: Posterior | Predictive,
     record: Mapping[str, Any],
     splits: list[dict[str, Any]] | None = None,
 ) -> None:
     """`save_adapter` without a model: PEFT's configuration is all that is needed of one."""
-    full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior)}
+    predictive = as_predictive(made)
+    posterior = predictive.posterior
+    full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior, record["method"]["name"])}
+    full["predictive"] = predictive.record()
     with folder_beside(out) as temporary:
         save_peft(temporary, config, posterior.mean)
         if state := posterior.state():
@@ -284,15 +360,18 @@ def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
     save_file({k: v.contiguous() for k, v in tensors.items()}, folder / MEAN, {"format": "pt"})
 
 
-def posterior_record(posterior: Posterior) -> dict[str, Any]:
-    return {
+def posterior_record(posterior: Posterior, method: str) -> dict[str, Any]:
+    """What the record says of a posterior, and which method reads it where that is not the one that saves it."""
+    own = {
         "kind": posterior.kind,
         "finite": posterior.finite,
-        "combine": posterior.combine,
         "mean_is_member": posterior.mean_is_member,
         "train_seed": posterior.train_seed,
         **posterior.settings(),
     }
+    if method in registry.methods() and type(posterior) not in registry.get_method(method).posteriors:
+        own["restored_by"] = registry.maker_of(posterior)
+    return own
 
 
 def targets(config: LoraConfig) -> list[str]:

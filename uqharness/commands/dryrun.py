@@ -23,7 +23,7 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
     for name, value in config.as_json(plan.method).items():
         print(f"  {name}: {value}")
     if plan.source:
-        print(f"builds on {plan.source.name}: {plan.source.posterior.kind} posterior")
+        print(f"builds on {plan.source.name}: {plan.source.predictive.posterior.kind} posterior")
     print("run")
     for name, value in config.as_json(plan.run).items():
         print(f"  {name}: {_text(value)}{_origin(name, plan)}")
@@ -60,9 +60,12 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     }
     model, data = prepare(plan, cell, task)
     splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
-    source = plan.source.posterior if plan.source else None
+    from uqharness.engine.predictive import as_predictive
+
+    source = plan.source.predictive if plan.source else None
     started = time.perf_counter()
-    posterior = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), source)
+    made = plan.method.fit(model, data, dataclasses.replace(cell, steps=steps, **off), source)
+    posterior = as_predictive(made).posterior
     wall = time.perf_counter() - started
     spent = costs(data.record.get("training", []), model, wall)
     loops = sum(course["seconds"] for course in data.record.get("training", []))

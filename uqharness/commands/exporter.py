@@ -37,40 +37,26 @@ def run(args: argparse.Namespace) -> int:
         )
     out = vacant(args.out)
     folder = adapter_io.fetch(args.adapter)
-    posterior, record = adapter_io.load_posterior(folder)
-    posterior = weights_of(posterior)
+    predictive, record = adapter_io.load_predictive(folder)
+    if predictive.whole_questions:
+        log.warning("%s answers by more than its weights: its weights alone answer otherwise", predictive.kind)
+    posterior, rule = predictive.exportable(), predictive.open_form().rule
     count = posterior.usable(args.samples)
     config = adapter_io.read_config(folder)
     base = str((record or {}).get("base", {}).get("name") or config.base_model_name_or_path or "BASE")
     with folder_beside(out) as temporary:
         for i in range(count):
             adapter_io.save_peft(temporary / f"draw{i}", config, draw(posterior, i, args.seed))
-        (temporary / "README.md").write_text(serving.readme(args.adapter, base, config, posterior, count, args.seed))
+        (temporary / "README.md").write_text(
+            serving.readme(args.adapter, base, config, posterior, rule, count, args.seed)
+        )
         finish_folder(temporary)
         place_folder(temporary, out)
-    said = "average their logits, as this posterior does"
-    if posterior.combine != "logits":
-        said = "average their probabilities, not their weights or logits"
+    how = "logits, as this adapter does" if rule == "logits" else "probabilities, not their weights or logits"
     fewer = f" ({args.samples} asked for; the posterior has no more)" if count < args.samples else ""
     print(f"{out}: {count} plain PEFT adapter{'s' * (count > 1)}, draw0 … draw{count - 1}{fewer}")
-    print(f"{said}: {out / 'README.md'} has the command that serves them and a client")
+    print(f"average their {how}: {out / 'README.md'} has the command that serves them and a client")
     return 0
-
-
-def weights_of(posterior: Posterior) -> Posterior:
-    """The posterior whose draws are weights and nothing else."""
-    if posterior.combine == "given":
-        form = posterior.open_form()
-        log.warning("%s answers by more than its weights: its weights alone answer otherwise", posterior.kind)
-        if form.combine == "given":
-            raise InputError(f"a {posterior.kind} posterior has no draws of weights: evaluate it with bayeslora")
-        posterior = form
-    if posterior.noisy_inputs():
-        raise InputError(
-            f"a {posterior.kind} posterior puts noise on inputs, which no weights can hold: evaluate it with "
-            "bayeslora, or train with a mask per draw (mask=column of mcd)"
-        )
-    return posterior
 
 
 def draw(posterior: Posterior, i: int, seed: int) -> Tensors:

@@ -35,7 +35,7 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
         model = inject(base, cell)
     else:
         model = adapter_io.attach(base, plan.source.folder, cell.base, trainable=True)
-        adapter_io.check_fits(model, plan.source.posterior, plan.source.record, cell.base)
+        adapter_io.check_fits(model, plan.source.predictive.posterior, plan.source.record, cell.base)
     if note := tied_head_note(model):
         log.info(note)
     data = read(task, tokenizer, cell, plan.method.uses_tune)

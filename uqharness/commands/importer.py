@@ -52,12 +52,12 @@ def run(args: argparse.Namespace) -> int:
     if not base:
         raise InputError(f"{found.folder} does not say which base model it belongs to: add --base MODEL")
     found.config.base_model_name_or_path = base
-    adapter_io.save_folder(out, found.config, found.posterior, record(found, base, args))
+    adapter_io.save_folder(out, found.config, found.predictive, record(found, base, args))
     dropped = found.details["dropped"]
     left = f"; left out {', '.join(dropped)}, which the base has" if dropped else ""
     print(
-        f"{out}: {found.method} from {found.tool}, {found.posterior.kind} posterior, "
-        f"{len(found.posterior.mean)} tensors{left}"
+        f"{out}: {found.method} from {found.tool}, {found.predictive.posterior.kind} posterior, "
+        f"{len(found.predictive.posterior.mean)} tensors{left}"
     )
     log.warning("which items it was trained on is not known: evaluating on them cannot be refused")
     print(f"next, with the prompts it was trained on (the protocol {found.protocol}):")

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     if not folder.is_dir():
         problem = "a file" if folder.exists() else "no such folder"
         raise InputError(f"{args.adapter}: {problem}; give an adapter folder, for example one of `uqharness train`")
-    _, record = adapter_io.load_posterior(folder)
+    _, record = adapter_io.load_predictive(folder)
     leakage.seen_splits(folder, record)
     base = (record or {}).get("base", {}).get("name") or adapter_io.read_config(folder).base_model_name_or_path
     text = _read(folder / adapter_io.CARD)

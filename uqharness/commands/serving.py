@@ -43,10 +43,10 @@ LOGITS = """\
 SOFTMAX = "[math.exp(value) / sum(math.exp(other) for other in total) for value in total]"
 
 
-def readme(adapter: str, base: str, config: LoraConfig, posterior: Posterior, count: int, seed: int) -> str:
+def readme(adapter: str, base: str, config: LoraConfig, posterior: Posterior, rule: str, count: int, seed: int) -> str:
     """README.md of a folder with draw0 … draw{count - 1}."""
     ranks = [tensor.shape[0] for name, tensor in posterior.mean.items() if ".lora_A." in name]
-    logits = posterior.combine == "logits"
+    logits = rule == "logits"
     average = (
         "softmax of the mean of the draws' logits, as this posterior combines its members"
         if logits

@@ -18,8 +18,8 @@ from uqharness.settings import Run
 if TYPE_CHECKING:
     from peft import LoraConfig
 
+    from uqharness.engine.predictive import Predictive
     from uqharness.method import Method
-    from uqharness.posterior import Posterior
 
 # What the adapter's files say and no flag can change.
 FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers")
@@ -30,11 +30,11 @@ log = logging.getLogger("uqharness.train")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained adapter: its posterior, our record of it (None: a plain PEFT LoRA) and PEFT's configuration."""
+    """A trained adapter: how it answers, our record of it (None: a plain PEFT LoRA) and PEFT's configuration."""
 
     name: str
     folder: Path
-    posterior: Posterior
+    predictive: Predictive
     record: dict[str, Any] | None
     peft: LoraConfig
 
@@ -93,8 +93,8 @@ def read(name: str, cls: type[Method]) -> Source:
     if not cls.uses_source:
         raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: leave --adapter out")
     folder = adapter_io.fetch(name)
-    posterior, record = adapter_io.load_posterior(folder)
-    return Source(name, folder, posterior, record, adapter_io.read_config(folder))
+    predictive, record = adapter_io.load_predictive(folder)
+    return Source(name, folder, predictive, record, adapter_io.read_config(folder))
 
 
 def fixed(source: Source) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from uqharness.settings import Run, count_of, is_main_process
 if TYPE_CHECKING:
     from peft import PeftModel
 
-    from uqharness.posterior import Posterior
+    from uqharness.engine.predictive import Predictive
 
 log = logging.getLogger("uqharness.train")
 
@@ -159,6 +159,7 @@ def splits(task: Any) -> tuple[str, str]:
 
 def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     from uqharness.adapter_io import folder as adapter_io
+    from uqharness.engine.predictive import as_predictive
     from uqharness.training import inert
     from uqharness.training.checkpoints import drop_checkpoints
 
@@ -170,7 +171,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
         shared = source.tuned_on_fitted(data.record["splits"])
     started = time.perf_counter()
     try:
-        posterior = plan.method.fit(model, data, cell, source.posterior if source else None)
+        predictive = as_predictive(plan.method.fit(model, data, cell, source.predictive if source else None))
     except KeyboardInterrupt as stop:
         if any(course.own_checkpoints() for course in data.courses):
             stop.args = (f"checkpoints are in {cell.checkpoints}: add --resume to the command to go on",)
@@ -181,17 +182,17 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
     full["data"] = {k: v for k, v in data.record.items() if k != "training"}
     full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
     full["command"] = shlex.join(["uqharness", *args.argv])
-    full["activity"] = inert.measure(model, posterior, data)
+    full["activity"] = inert.measure(model, predictive, data)
     used = [leakage.stored(split) for split in used]
     if source:
         full["source"], full["data"]["tuned_on_fitted"] = source.entry(), shared
         full |= source.recipe()
         used = source.splits(used)
-    adapter_io.save_adapter(Path(cell.out), model, posterior, full, used)
+    adapter_io.save_adapter(Path(cell.out), model, predictive, full, used)
     if not cell.stop_at:  # else a training to a later step goes on from the last one
         drop_checkpoints(data.courses)
     inert.report(plan.method.name, plan.method.if_inert, full["activity"], full["training"])
-    print(f"{cell.out}: {describe(posterior)}, {seconds:.1f} s")
+    print(f"{cell.out}: {describe(predictive)}, {seconds:.1f} s")
 
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
@@ -232,11 +233,10 @@ def versions() -> dict[str, str | None]:
     return {"python": ".".join(map(str, sys.version_info[:3])), **{name: _version(name) for name in names}}
 
 
-def describe(posterior: Posterior) -> str:
-    count = (
-        "any number of draws" if posterior.finite is None else f"{posterior.finite} draw" + "s" * (posterior.finite > 1)
-    )
-    return f"{posterior.kind} posterior, {count}"
+def describe(predictive: Predictive) -> str:
+    finite, kind = predictive.finite, predictive.posterior.kind
+    count = "any number of draws" if finite is None else f"{finite} draw" + "s" * (finite > 1)
+    return f"{kind} posterior, {f'{predictive.kind} answers' if predictive.whole_questions else count}"
 
 
 def _next(plan: Plan, args: argparse.Namespace) -> None:

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from uqharness.engine.engine import Rows, read_logits
 from uqharness.engine.lora import LoraStack
-from uqharness.engine.shortcuts import read_only
+from uqharness.engine.readers import reader_of
+from uqharness.engine.rows import Rows
+from uqharness.engine.shortcuts import skip_unread
 from uqharness.errors import InputError, RunError
 
 
@@ -68,26 +69,10 @@ class Tape:
 
 
 def choice_logits(stack: LoraStack, rows: Rows, whole: Sequence[str] = ()) -> Tensor:
-    """f_c(x): `[Q, C]`, −inf where a question has fewer choices. whole: layers whose inputs are wanted at all tokens.
-
-    The logit of the answer token where all choices are one token read at one place (as in the paper), else the
-    sum of the tokens' log-probabilities. Both give the same p(choice | question).
-    """
-    with read_only(stack.model, rows, 1, {stack.layers[name] for name in whole}):
-        logits = read_logits(stack.model, rows)[0]  # [U, V]
-    logits = logits if logits.dtype == torch.float64 else logits.float()
-    count = int(rows.question.max()) + 1
-    owner = rows.question[rows.slot]  # [N]
-    places = [torch.zeros(count, dtype=torch.long, device=owner.device) for _ in range(2)]
-    low, high = (
-        place.scatter_reduce(0, owner, rows.at, how, include_self=False)
-        for place, how in zip(places, ("amin", "amax"), strict=True)
-    )
-    shift = torch.where((low != high)[owner], logits.logsumexp(-1)[rows.at], 0.0)
-    total = torch.zeros(len(rows.question), dtype=torch.float64, device=logits.device)
-    total = total.index_add(0, rows.slot, (logits[rows.at, rows.token] - shift).double())
-    table = total.new_full((count, int(rows.choice.max()) + 1), -math.inf)
-    return table.index_put((rows.question, rows.choice), total)
+    """f_c(x): `[Q, C]`, −inf where there is no such choice. whole: layers whose inputs are wanted at all tokens."""
+    reader = reader_of(stack.model)
+    with skip_unread(stack.model, rows, 1, {stack.layers[name] for name in whole}):
+        return reader.choice_logits(reader.logits(stack.model, rows)[0], rows)
 
 
 def fisher_root(f: Tensor) -> Tensor:
@@ -133,17 +118,17 @@ def jacobians(
     """
     with Tape(stack, names) as tape:
         f = choice_logits(stack, rows)
-        found: dict[str, list[Tensor]] = {name: [] for name in names}
+        parts: dict[str, list[Tensor]] = {name: [] for name in names}
 
         def receive(name: str, gradient: Tensor) -> None:
-            found[name].append(per_question(tape.inputs[name], gradient, rows))
+            parts[name].append(per_question(tape.inputs[name], gradient, rows))
 
         eye = torch.eye(f.shape[1], dtype=f.dtype, device=f.device)
         last = f.isfinite().sum(1) - 1  # [Q]
         for unit in eye[: len(eye) - differences]:
             weights = unit * f.isfinite()
             tape.backward(weigh(f, weights - eye[last] * weights.sum(1)[:, None] if differences else weights), receive)
-    jacobian = {name: torch.stack(parts, dim=1) for name, parts in found.items()}
+    jacobian = {name: torch.stack(per_choice, dim=1) for name, per_choice in parts.items()}
     if differences:
         jacobian = {name: torch.cat([j, torch.zeros_like(j[:, :1])], dim=1) for name, j in jacobian.items()}
     return f.detach(), jacobian
@@ -210,8 +195,7 @@ def answer_rows(stack: LoraStack, names: Sequence[str], questions: Iterable[Any]
         tokens |= {answer[0] for _, answer in question.pairs}
     head = stack.model.get_base_model().get_output_embeddings()
     own = set(head.modules()) if head is not None else set()
-    found = [n for n in names if ".lora_B." in n and stack.layers[n] in own]
-    return {name: torch.tensor(sorted(tokens)) for name in found}
+    return {n: torch.tensor(sorted(tokens)) for n in names if ".lora_B." in n and stack.layers[n] in own}
 
 
 def last_layer(names: Sequence[str]) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
+from uqharness.curvature.factors import Factor
 from uqharness.curvature.fisher import Collector, per_question, real_tokens
-from uqharness.engine.engine import Rows
-from uqharness.engine.factors import Factor
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.rows import Rows
 from uqharness.errors import InputError, RunError
 from uqharness.posterior import Tensors, check_tensor
 
@@ -67,11 +67,11 @@ class Curvature(ABC):
 
 def grouped(state: Mapping[str, Tensor]) -> dict[str, Tensors]:
     """`name.part` -> {name: {part: …}}"""
-    found: dict[str, Tensors] = {}
+    parts: dict[str, Tensors] = {}
     for key, tensor in state.items():
         name, part = key.rsplit(".", 1)
-        found.setdefault(name, {})[part] = tensor
-    return found
+        parts.setdefault(name, {})[part] = tensor
+    return parts
 
 
 @dataclass(frozen=True)

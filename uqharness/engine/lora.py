@@ -7,8 +7,9 @@ inputs are `[S·B, T, in]` and rows `s·B … (s+1)·B` see draw s.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import cast
 
 import torch
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 from uqharness.engine.flipout import Perturbation
 from uqharness.errors import InputError
 
+# What happens to a layer's input in a draw (None: the mean): (x [R, T, n], draw, hash of each prefix [R, T]) -> like x.
+InputTransform = Callable[[Tensor, "int | None", Tensor], Tensor]
 # PEFT layers whose forward does not run `lora_B(lora_A(x))`: they read the weights themselves.
 _READS_WEIGHTS = ("ParamWrapper", "MultiheadAttention", "Embedding", "_ConvNd", "Conv1d", "Conv2d", "Conv3d")
 
@@ -53,8 +56,33 @@ class DrawLinear(nn.Linear):
         return draw_linear
 
 
+@dataclass(frozen=True)
+class FoldedInput:
+    """A transform of a layer's folded input, whose block s belongs to draw `draws[s]` (None: the mean)."""
+
+    transform: InputTransform
+    draws: Sequence[int | None]
+    prefixes: Mapping[tuple[int, int], Tensor]  # by the shape of what the layer sees
+
+    def __call__(self, x: Tensor) -> Tensor:
+        blocks = x.view(len(self.draws), -1, *x.shape[1:])  # [S, R, T, n]
+        prefix = self.prefixes[blocks.shape[1], blocks.shape[2]].to(x.device)
+        # One block at a time: random integers for each entry take eight bytes.
+        return torch.cat([self.transform(block, draw, prefix) for draw, block in zip(self.draws, blocks, strict=True)])
+
+
 class LoraStack:
-    """All trained LoRA tensors of a PEFT model, by the names under which PEFT saves them."""
+    """All trained LoRA tensors of a PEFT model, by the names under which PEFT saves them.
+
+    Args:
+        model: with exactly one active adapter. Its `lora_A` and `lora_B` become `DrawLinear`s in place.
+
+    Example:
+        >>> from uqharness.testing import tiny_adapter
+        >>> stack = LoraStack(tiny_adapter())
+        >>> [name.removeprefix("base_model.model.model.layers.0.self_attn.") for name in stack.mean()][:2]
+        ['q_proj.lora_A.weight', 'q_proj.lora_B.weight']
+    """
 
     def __init__(self, model: PeftModel) -> None:
         self.model = model
@@ -88,9 +116,9 @@ class LoraStack:
         ours = {name: tuple(tensor.shape) for name, tensor in self.mean().items()}
         for name in {**ours, **theirs}:
             if theirs.get(name) != ours.get(name):
-                found, place = theirs.get(name, "missing"), ours.get(name, "none")
+                shape, place = theirs.get(name, "missing"), ours.get(name, "none")
                 raise InputError(
-                    f"the adapter does not fit the base: {name} is {found} in the adapter and {place} in the model: "
+                    f"the adapter does not fit the base: {name} is {shape} in the adapter and {place} in the model: "
                     "give the base, rank and target modules that it was trained with"
                 )
         self.load(mean)
@@ -122,12 +150,12 @@ class LoraStack:
     @contextmanager
     def weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
         """Within: the adapter holds `tensors` itself (for layers that read their weights)."""
-        kept = {name: self._parameter(name).detach().clone() for name in tensors}
+        before = {name: self._parameter(name).detach().clone() for name in tensors}
         try:
             self.load(tensors)
             yield
         finally:
-            self.load(kept)
+            self.load(before)
 
     def perturb(self, perturbations: Mapping[str, Perturbation]) -> None:
         """Flipout until `clear`: the noise is kept until after the backward pass."""
@@ -150,7 +178,9 @@ class LoraStack:
 
     def _parameter(self, name: str) -> nn.Parameter:
         if name not in self.parameters:
-            raise InputError(f"the posterior has a tensor {name} that the adapter lacks: was it made for another base?")
+            raise InputError(
+                f"the posterior has a tensor {name} that the adapter lacks: check that it belongs to this base model"
+            )
         return self.parameters[name]
 
 
@@ -163,20 +193,20 @@ def _only_adapter(model: PeftModel) -> str:
 
 def _adapter_parameters(model: PeftModel, adapter: str) -> dict[str, nn.Parameter]:
     """Trained parameters by their saved name; refuses those whose values are elsewhere."""
-    found: dict[str, nn.Parameter] = {}
+    trained: dict[str, nn.Parameter] = {}
     for name, parameter in model.named_parameters():
         whole = f".modules_to_save.{adapter}."
         if ".uq_" in name or f".{adapter}" not in name or (".lora_" not in name and whole not in name):
             continue
         if whole in name:
-            found[name.replace(whole, ".", 1)] = parameter
+            trained[name.replace(whole, ".", 1)] = parameter
             continue
         if parameter.is_meta or type(parameter.data).__name__ == "DTensor":
             raise InputError(f"{name} is offloaded or sharded: load the adapter on one device (no offload, no tp_plan)")
         saved = name.replace(f".{adapter}", "", 1)
         # PEFT saves DoRA's magnitude under the name it had before it became a module.
-        found[saved.removesuffix(".weight") if "lora_magnitude_vector" in saved else saved] = parameter
-    return found
+        trained[saved.removesuffix(".weight") if "lora_magnitude_vector" in saved else saved] = parameter
+    return trained
 
 
 def _why_unfoldable(module: LoraLayer, adapter: str) -> str | None:

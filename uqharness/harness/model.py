@@ -23,12 +23,12 @@ from tqdm import tqdm
 
 from uqharness.adapter_io import folder as adapter_io
 from uqharness.adapter_io import hub
-from uqharness.engine.engine import Engine, Pair, Scores, make_rows, model_input
+from uqharness.engine.engine import Engine, Scores
+from uqharness.engine.rows import Pair, make_rows, model_input
 from uqharness.engine.shortcuts import may_branch
 from uqharness.errors import InputError
 from uqharness.harness.arguments import check_arguments, draws_asked, recorded_base, whole_number, with_gguf
 from uqharness.harness.generation import Mixture, Sampler, split_settings, unpadded
-from uqharness.posterior import Posterior
 from uqharness.results import leakage
 from uqharness.results.provenance import ProtocolCheck
 from uqharness.results.reading import BMALogProb
@@ -68,14 +68,14 @@ class BayesLoRA(HFLM):
         self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
-        posterior, self.record = adapter_io.load_posterior(self.folder)
+        self.predictive, self.record = adapter_io.load_predictive(self.folder)
         self.base_name = with_gguf(base or recorded_base(self.folder, self.record), kwargs.pop("gguf_file", None))
         kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")  # its own fails without CUDA
         self._load(*base_model.base_location(self.base_name), kwargs)
-        adapter_io.check_fits(self.model, posterior, self.record, self.base_name)
-        self.posterior, self.mean, self.draws = posterior, mean, draws
-        self.engine = self._engine(posterior)
+        adapter_io.check_fits(self.model, self.predictive.posterior, self.record, self.base_name)
+        self.mean, self.draws = mean, draws
+        self.engine = self._engine()
         self.truncated = 0
         self.leaks = leakage.LeakCheck(self.folder, self.record, allow_leak, load_again, self.world_size > 1)
         self.protocols, self.forms = ProtocolCheck(self.record), FormCheck(self.record)
@@ -124,11 +124,11 @@ class BayesLoRA(HFLM):
     def set_samples(self, samples: int | str) -> None:
         """Average another number of draws from now on; the first of them are the same."""
         self.samples, self.tolerance = draws_asked(samples, self.tolerance, self.draws)
-        self.engine = self._engine(self.posterior)
+        self.engine = self._engine()
 
-    def _engine(self, posterior: Posterior) -> Engine:
+    def _engine(self) -> Engine:
         how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
-        return Engine(self.model, posterior, self.samples, self.seed, self.mean, **how)
+        return self.predictive.engine(self.model, self.samples, self.seed, mean=self.mean, **how)
 
     def _tell(self) -> None:
         name = (self.record or {}).get("method", {}).get("name", "plain PEFT LoRA")
@@ -158,15 +158,21 @@ class BayesLoRA(HFLM):
 
     @contextmanager
     def _open_form(self) -> Iterator[None]:
-        """Within: draws of weights answer, also where the posterior hands over answers to choices."""
-        kept = self.engine
-        if kept.given:
-            log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.posterior.kind)
-            self.engine = self._engine(self.posterior.open_form())
+        """Within: the predictive's open form answers, as these requests have no choices."""
+        before = self.predictive, self.engine
+        if self._whole_questions:
+            log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.predictive.kind)
+            self.predictive = self.predictive.open_form()
+            self.engine = self._engine()
         try:
             yield
         finally:
-            self.engine = kept
+            self.predictive, self.engine = before
+
+    @property
+    def _whole_questions(self) -> bool:
+        """Whether an answer is about all choices of a question at once; that of the mean alone never is."""
+        return self.predictive.whole_questions and self.engine.samples > 0
 
     def _loglikelihood_tokens(
         self,
@@ -179,23 +185,23 @@ class BayesLoRA(HFLM):
         sizes = Counter(question for question, _, _ in set(asked))
         self._check_letters(requests)
         # A combined answer is about all choices of a question at once; where there are none, draws answer.
-        whole = [key for key in dict.fromkeys(asked) if not self.engine.given or sizes[key[0]] > 1]
-        found = self._answers(whole, disable_tqdm)
-        if rest := [key for key in dict.fromkeys(asked) if key not in found]:
+        whole = [key for key in dict.fromkeys(asked) if not self._whole_questions or sizes[key[0]] > 1]
+        answers = self._answers(whole, disable_tqdm)
+        if rest := [key for key in dict.fromkeys(asked) if key not in answers]:
             with self._open_form():
-                found |= self._answers(rest, disable_tqdm)
+                answers |= self._answers(rest, disable_tqdm)
         for key, (strings, _, _) in zip(asked, requests, strict=True):
             if strings is not None:
-                self.cache_hook.add_partial("loglikelihood", strings, found[key])
-        return [found[key] for key in asked]
+                self.cache_hook.add_partial("loglikelihood", strings, answers[key])
+        return [answers[key] for key in asked]
 
     def _check_letters(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> None:
         """A `_uq` task whose answers are letters needs a tokenizer that has them."""
-        found: dict[Question, dict[str, Pair]] = {}
+        by_question: dict[Question, dict[str, Pair]] = {}
         for question, (strings, context, continuation) in zip(self._questions, requests, strict=True):
             if question[0] in self._ours:
-                found.setdefault(question, {})[strings[1]] = (context, continuation)
-        for (task, doc), pairs in found.items():
+                by_question.setdefault(question, {})[strings[1]] = (context, continuation)
+        for (task, doc), pairs in by_question.items():
             check_letters(list(pairs.values()), list(pairs), f"{task}, item {doc}")
 
     def _answers(self, asked: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
@@ -245,15 +251,15 @@ class BayesLoRA(HFLM):
         value = float(drawn.logsumexp(0) - torch.tensor(len(drawn)).double().log()) if len(drawn) else at_mean
         assert value is not None
         terms = [*drawn.tolist(), *[None] * (len(draws) - len(drawn))]
-        return BMALogProb(value, terms, mean=at_mean, combine=self.engine.posterior.combine)
+        return BMALogProb(value, terms, mean=at_mean, combine=self.predictive.rule)
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question]) -> Scores:
         """Scores of all pairs, in their order; a question's pairs share a row or what they can (`logits_cache`).
 
-        A batch is `batch_size` such groups (questions, where the posterior hands over combined answers).
+        A batch is `batch_size` such groups (questions, where answers are about whole ones).
         """
         branch = self.logits_cache and may_branch(self.model, self.max_length)
-        whole = self.engine.given or self.engine.auto or branch
+        whole = self._whole_questions or self.engine.auto or branch
         groups: dict[tuple[object, ...], list[int]] = {}
         for k, (context, continuation) in enumerate(pairs):
             ids = model_input(context, continuation, self.max_length)
@@ -262,7 +268,7 @@ class BayesLoRA(HFLM):
         # Longest first, as in HFLM: what does not fit in memory fails at once.
         rows = sorted(groups.values(), key=lambda ks: (-max(len(pairs[k][0]) + len(pairs[k][1]) for k in ks), ks))
         size = self._rows_per_batch(pairs, rows)
-        draws = torch.empty(1 if self.engine.given else self.engine.samples, len(pairs), dtype=torch.float64)
+        draws = torch.empty(self.predictive.rows(self.samples), len(pairs), dtype=torch.float64)
         mean = torch.empty(len(pairs), dtype=torch.float64)
         greedy, taken = torch.empty(len(pairs), dtype=torch.bool), torch.empty(len(pairs), dtype=torch.long)
         bar = tqdm(total=len(pairs), desc="Running loglikelihood requests", disable=disable_tqdm or self.rank != 0)
@@ -271,10 +277,10 @@ class BayesLoRA(HFLM):
             part = rows[start : start + size]
             index = torch.tensor([k for members in part for k in members])
             batch = make_rows([[pairs[k] for k in members] for members in part], self.max_length, branch=branch)
-            found = self.engine.score(batch)
-            draws[:, index], greedy[index], taken[index] = found.draws, found.greedy, found.taken
-            has_mean = found.mean is not None
-            mean[index] = found.mean if found.mean is not None else torch.nan
+            scores = self.engine.score(batch)
+            draws[:, index], greedy[index], taken[index] = scores.draws, scores.greedy, scores.taken
+            has_mean = scores.mean is not None
+            mean[index] = scores.mean if scores.mean is not None else torch.nan
             bar.update(len(index))
         bar.close()
         return Scores(draws, mean if has_mean else None, greedy, taken)
@@ -342,7 +348,7 @@ class BayesLoRA(HFLM):
         """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
         stamp = "uqharness: made by"
         if cache_hook.dbdict is not None:
-            if self.engine.given:
+            if self._whole_questions:
                 raise InputError("--use_cache can split a question, whose choices are answered together: leave it out")
             found = cache_hook.dbdict.get(stamp)
             if found is None and len(cache_hook.dbdict):
@@ -376,8 +382,8 @@ class BayesLoRA(HFLM):
             "draws": self.draws,
             "samples": self.engine.samples,
             "functions": self.engine.count,
-            "combine": self.posterior.combine,
-            "mean_is_member": self.posterior.mean_is_member,
+            "combine": self.predictive.rule,
+            "mean_is_member": self.predictive.mean_is_member,
             "seed": self.seed,
             "truncated": self.truncated,
             "leaks": self.leaks.found,

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from uqharness.engine.engine import Engine, choice_logprobs
+from uqharness.engine.predictive import DrawAverage, Predictive, as_predictive
+from uqharness.engine.readers import choice_logprobs
 from uqharness.engine.shortcuts import may_branch
 from uqharness.posterior import Posterior, Tensors
 from uqharness.training.loop import collate
@@ -47,7 +48,7 @@ class Faint(Posterior):
         raise NotImplementedError("it is never saved")
 
 
-def measure(model: PeftModel, posterior: Posterior, data: ChoiceData) -> dict[str, Any] | None:
+def measure(model: PeftModel, made: Posterior | Predictive, data: ChoiceData) -> dict[str, Any] | None:
     """For the adapter's record; None where there are no random draws whose answers are averaged.
 
     `moved` is the mean |p(choice | draw) − p(choice | mean)|, `mutual_information` in nats, both over `questions`
@@ -55,24 +56,27 @@ def measure(model: PeftModel, posterior: Posterior, data: ChoiceData) -> dict[st
     `inert`: `moved` is below 1e-3, or in a base of low precision below three times `faint`, what a tenth of the noise
     moves: then it is rounding.
     """
-    if posterior.finite is not None or posterior.combine != "probs":
+    predictive = as_predictive(made)
+    if predictive.finite is not None or predictive.rule != "probs":
         return None
     asked = data.train[:: max(1, len(data.train) // QUESTIONS)][:QUESTIONS]
     training = model.training
     model.eval()
     try:
-        moved, information = answers(model, posterior, data, asked)
+        moved, information = answers(model, predictive, data, asked)
         exact = all(p.dtype == torch.float32 for p in model.parameters())
-        faint = 0.0 if exact else answers(model, Faint(posterior), data, asked)[0]
+        tenth = None if exact or not predictive.draws_weights else DrawAverage(Faint(predictive.posterior))
+        faint = answers(model, tenth, data, asked)[0] if tenth else 0.0
     finally:
         model.train(training)
     found = {"questions": len(asked), "draws": DRAWS, "seed": SEED, "moved": moved, "mutual_information": information}
-    return {**found, "faint": faint, "std": spread(posterior), "inert": moved < max(LEAST, 3 * faint)}
+    std = spread(predictive.posterior) if predictive.draws_weights else None
+    return {**found, "faint": faint, "std": std, "inert": moved < max(LEAST, 3 * faint)}
 
 
-def answers(model: PeftModel, posterior: Posterior, data: ChoiceData, asked: Sequence[Any]) -> tuple[float, float]:
+def answers(model: PeftModel, predictive: Predictive, data: ChoiceData, asked: Sequence[Any]) -> tuple[float, float]:
     """(mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
-    engine, size, gaps, information = Engine(model, posterior, DRAWS, SEED), 8, [], []
+    engine, size, gaps, information = predictive.engine(model, DRAWS, SEED), 8, [], []
     for start in range(0, len(asked), size):
         rows, _ = collate(asked[start : start + size], data, may_branch(model, data.max_length))
         scores = engine.score(rows)
@@ -91,11 +95,11 @@ def entropy(p: Tensor) -> Tensor:
     return torch.special.entr(p).sum(-1)
 
 
-def spread(posterior: Posterior) -> float | None:
-    """The mean std of the drawn weights, from the draws (√(π/2) mean |deviation|); None: noise on inputs only."""
+def spread(posterior: Posterior) -> float:
+    """The mean std of the drawn weights, from the draws (√(π/2) mean |deviation|)."""
     drawn = posterior.draws(0, DRAWS, SEED)
     parts = [(tensor - posterior.mean[name]).abs().flatten() for name, tensor in drawn.items()]
-    return float(torch.cat(parts).mean()) * math.sqrt(math.pi / 2) if parts else None
+    return float(torch.cat(parts).mean()) * math.sqrt(math.pi / 2)
 
 
 def warning(name: str, remedy: str, found: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:

@@ -22,8 +22,10 @@ from peft import PeftModel
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from uqharness.engine.engine import Engine, Rows, choice_logprobs, continuation_logprobs, make_rows, read_logits
+from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.readers import choice_logprobs, reader_of
+from uqharness.engine.rows import Rows, make_rows
 from uqharness.engine.shortcuts import drops, may_branch
 from uqharness.errors import InputError
 from uqharness.posterior import keyed_generator
@@ -120,7 +122,8 @@ def gold_logprobs(model: PeftModel, rows: Rows, gold: Tensor) -> Tensor:
 
 def choice_table(model: PeftModel, rows: Rows) -> Tensor:
     """log p(choice | question), logits at the answer positions only: `[Q, C]`."""
-    return choice_logprobs(continuation_logprobs(read_logits(model, rows, skip=True), rows), rows)[0]
+    reader = reader_of(model)
+    return choice_logprobs(reader.log_likelihoods(reader.logits(model, rows, skip=True), rows), rows)[0]
 
 
 def collate(questions: Sequence[Question], data: ChoiceData, branch: bool = False) -> tuple[Rows, Tensor]:
@@ -305,17 +308,11 @@ def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
 # ---------------------------------------------------------------- for methods that fit on the tuning split
 
 
-def averaged(engine: Engine, rows: Rows) -> Tensor:
-    """log p̄(choice | question) by the posterior's own rule: `[Q, C]`, −inf where a question has fewer choices."""
-    table = choice_logprobs(engine.score(rows).draws, rows.to("cpu"))  # [S, Q, C]
-    mixed = table.mean(0) if engine.posterior.combine == "logits" else table.logsumexp(0)
-    return mixed.log_softmax(-1)
-
-
 def tune_table(engine: Engine, data: ChoiceData, size: int = 16) -> Tensor:
-    """`averaged` of the whole tuning split: `[Q, C]`."""
+    """The averaged answer to every question of the tuning split: `[Q, C]`, −inf where there is no such choice."""
     starts, branch = range(0, len(data.tune), size), may_branch(engine.model, data.max_length)
-    parts = [averaged(engine, collate(data.tune[i : i + size], data, branch)[0]) for i in starts]
+    batches = [collate(data.tune[i : i + size], data, branch)[0] for i in starts]
+    parts = [engine.score(rows).average(rows) for rows in batches]
     width = max(part.shape[1] for part in parts)
     pads = [(0, width - part.shape[1]) for part in parts]
     return torch.cat([nn.functional.pad(p, pad, value=-math.inf) for p, pad in zip(parts, pads, strict=True)])

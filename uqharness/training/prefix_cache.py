@@ -22,11 +22,10 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from uqharness.atomic import write_atomic
-from uqharness.engine.engine import read_logits
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.readers import reader_of
 from uqharness.engine.rows import Rows
-from uqharness.engine.shortcuts import drops
-from uqharness.engine.trunk import Trunk, agree, trunk
+from uqharness.engine.shortcuts import Trunk, agree, drops, trunk
 from uqharness.errors import InputError
 from uqharness.settings import Run
 
@@ -99,9 +98,9 @@ class PrefixCache:
         """Compare with a full forward, once."""
         self.checked, training = True, self.model.training
         self.model.eval()  # LoRA's dropout
-        full = read_logits(self.model, rows)
+        full = reader_of(self.model).logits(self.model, rows)
         with self.trunk.replaced(state, 1):
-            short = read_logits(self.model, rows)
+            short = reader_of(self.model).logits(self.model, rows)
         self.model.train(training)
         if not agree(full, short):
             name = type(self.model.get_base_model()).__name__

@@ -20,7 +20,7 @@ from typing import Any
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 
-from uqharness.engine.engine import Pair
+from uqharness.engine.rows import Pair
 from uqharness.errors import InputError, UQError, did_you_mean
 from uqharness.results.leakage import document_fingerprint, fingerprint
 from uqharness.training.prompts import FEWSHOT_SEED, Prompting

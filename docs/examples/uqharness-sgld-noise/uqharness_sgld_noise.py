@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from uqharness.engine.lora import LoraStack
+from uqharness.engine.predictive import Predictive
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior, keyed_generator
 from uqharness.settings import Run, check_ranges, option
@@ -43,7 +44,7 @@ class SGLDNoise(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
 
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Posterior | None = None) -> Posterior:
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
         keep = self.kept_steps(run.steps)
         # Own parameters live in the checkpoints, so a resumed run still has its early snapshots.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from uqharness.engine.factors import DENSE, Factor
+from uqharness.curvature.factors import DENSE, Factor
 
 
 @pytest.mark.parametrize("width", [40, DENSE + 26])

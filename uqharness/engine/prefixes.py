@@ -1,23 +1,17 @@
-"""Noise on a layer's input that is no weight: x_t ↦ x_t ∘ f(draw, tokens ≤ t), per-token dropout for one.
+"""Random numbers for each token of a row, keyed by the tokens before it: what noise on a layer's input is made of.
 
-Counter-based: a factor depends on (seed, draw, tensor name, hash of the unpadded tokens up to t) alone, so
-padding, chunking, batching and ranks cannot change it. Integers wrap in 64 bits alike on every device.
+Counter-based: a number depends on its key and on the hash of the unpadded tokens up to its own alone, so padding,
+chunking, batching and ranks cannot change it. Integers wrap in 64 bits alike on every device.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from uqharness.engine.engine import Rows
-
-Shape = tuple[int, int]
+from uqharness.engine.rows import Rows
 
 
 def signed(value: int) -> int:
@@ -48,6 +42,11 @@ def uniform53(prefix: Tensor, key: int, width: int) -> Tensor:
     return _right(mix(stream + torch.arange(1, width + 1, device=prefix.device) * STEP), 11)
 
 
+def normal(prefix: Tensor, key: int, width: int) -> Tensor:
+    """Standard normal numbers, `width` for each prefix: `[…]` -> `[…, width]` float64."""
+    return torch.special.ndtri((uniform53(prefix, key, width) + 0.5) / 2**53)
+
+
 def prefix_hashes(rows: Rows) -> Tensor:
     """Hash of each token and those before it on its way from the start: `[R, T]` int64."""
     ids, depth = rows.input_ids.cpu(), rows.depth.cpu()
@@ -60,30 +59,11 @@ def prefix_hashes(rows: Rows) -> Tensor:
     return hashes.to(rows.input_ids.device)
 
 
-def prefix_tables(rows: Rows) -> dict[Shape, Tensor]:
+def prefix_tables(rows: Rows) -> dict[tuple[int, int], Tensor]:
     """Hashes by the shape of what a layer sees: all tokens inside the model, those read at its head."""
     hashes = prefix_hashes(rows)
-    picked = hashes[rows.row, rows.pos][:, None]
-    return {(picked.shape[0], 1): picked, (hashes.shape[0], hashes.shape[1]): hashes}
-
-
-@dataclass(frozen=True)
-class InputNoise:
-    """x ↦ x ∘ factor, where block s of the batch sees draw `draws[s]`; None is the mean, without noise."""
-
-    factor: Callable[[int, Tensor, int], Tensor]  # (draw, prefix hashes […], width n) -> […, n]
-    draws: Sequence[int | None]
-    prefixes: Mapping[Shape, Tensor]
-
-    def __call__(self, x: Tensor) -> Tensor:
-        blocks = x.view(len(self.draws), -1, *x.shape[1:])  # [S, R, T, n]
-        prefix = self.prefixes[blocks.shape[1], blocks.shape[2]].to(x.device)
-        # One block at a time: the integers of a mask take eight bytes an entry.
-        found = [
-            block if draw is None else block * self.factor(draw, prefix, x.shape[-1]).to(x.dtype)
-            for draw, block in zip(self.draws, blocks, strict=True)
-        ]
-        return torch.cat(found)
+    read = hashes[rows.row, rows.pos][:, None]
+    return {(read.shape[0], 1): read, (hashes.shape[0], hashes.shape[1]): hashes}
 
 
 def _right(z: Tensor, bits: int) -> Tensor:

@@ -1,0 +1,29 @@
+"""The examples in the docstrings of public classes and functions run, and print what they say."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+
+import pytest
+
+MODULES = {
+    "uqharness.engine.engine": {"Engine"},
+    "uqharness.engine.lora": {"LoraStack"},
+    "uqharness.engine.predictive": {"DrawAverage", "Tempered"},
+    "uqharness.curvature.linearised": {"Linearised"},
+    "uqharness.method": {"Method"},
+    "uqharness.posterior": {"Posterior", "Point", "Members", "Gaussian"},
+    "uqharness.testing": {"check_method"},
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_run(name: str) -> None:
+    module = importlib.import_module(name)
+    parts = [test for test in doctest.DocTestFinder().find(module) if test.examples]
+    assert {test.name.removeprefix(f"{name}.") for test in parts} >= MODULES[name]
+    runner = doctest.DocTestRunner()
+    for test in parts:
+        runner.run(test)
+    assert runner.failures == 0
