@@ -132,15 +132,15 @@ class BBB(Method):
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, nn.Parameter]:
         """ρ of every random matrix, and μ, as Bayesian-Torch initialises them; B stays 0: the start is the base."""
-        found = {}
+        rho = {}
         for name, layer in stack.layers.items():
             if ".lora_A." in name or self.on == "AB":
                 e = torch.randn(layer.weight.shape, generator=keyed_generator("bbb rho", seed, name))
-                found[name] = nn.Parameter((self.rho + 0.1 * e).to(layer.weight.device))
+                rho[name] = nn.Parameter((self.rho + 0.1 * e).to(layer.weight.device))
             if ".lora_A." in name and self.mu_init == "library":
                 generator = keyed_generator("bbb mu", seed, name)
                 layer.weight.copy_(0.1 * torch.randn(layer.weight.shape, generator=generator))
-        return found
+        return rho
 
     def noise(self, rho: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
         """E ~ N(0, I) of a forward, kept until its backward pass is done."""

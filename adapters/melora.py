@@ -158,14 +158,14 @@ class MeLoRA(Method):
 
     def start(self, layers: Mapping[str, nn.Linear], seed: int) -> dict[str, Core]:
         """M = I and H, one pair for each (A, B); by A's name."""
-        found = {}
+        cores = {}
         for name, layer in layers.items():
             if ".lora_A." in name:
                 h = torch.empty(layer.weight.shape[0], layer.weight.shape[0])
                 generator = keyed_generator("melora std", seed, name)
                 h.uniform_(self.eps / math.sqrt(2), self.eps, generator=generator)
-                found[name] = Core(layer, layers[name.replace(".lora_A.", ".lora_B.")], h)
-        return found
+                cores[name] = Core(layer, layers[name.replace(".lora_A.", ".lora_B.")], h)
+        return cores
 
     def set_noise(self, cores: Mapping[str, Core], batch: Batch, seed: int) -> None:
         """E ∘ Ω of a batch, kept until its backward pass is done."""

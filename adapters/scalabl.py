@@ -140,7 +140,7 @@ class ScalaBL(Method):
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, Diagonal]:
         """A = U diag(μ) Vᵀ becomes Vᵀ; U goes into B, which is 0."""
-        found = {}
+        diagonals = {}
         for name, layer in stack.layers.items():
             if ".lora_A." not in name:
                 continue
@@ -154,8 +154,8 @@ class ScalaBL(Method):
             )
             device = layer.weight.device
             after = stack.layers[name.replace(".lora_A.", ".lora_B.")]
-            found[name] = Diagonal(layer, after, s.log().to(device), std.log().to(device))
-        return found
+            diagonals[name] = Diagonal(layer, after, s.log().to(device), std.log().to(device))
+        return diagonals
 
     def set_noise(self, diagonals: Mapping[str, Diagonal], batch: Batch, seed: int) -> None:
         """z of a batch, kept until its backward pass is done."""

@@ -61,15 +61,15 @@ class LowRank(Posterior):
             check_tensor(f"deviations of {name}", self.columns[name], (self.count, *self.mean[name].shape))
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
-        found: dict[str, list[Tensor]] = {name: [] for name in self.std}
+        drawn: dict[str, list[Tensor]] = {name: [] for name in self.std}
         for i in range(start, stop):
             joint = keyed_generator("low rank", self.train_seed, seed, i)
             z2 = torch.randn(self.count, generator=joint) / math.sqrt(2 * (self.count - 1))
             for name, std in self.std.items():
                 z1 = noise(self.train_seed, seed, i, name, std.shape)
                 step = std * z1 / math.sqrt(2) + torch.tensordot(z2, self.columns[name], 1)
-                found[name].append(self.mean[name] + step)
-        return {name: torch.stack(parts) for name, parts in found.items()}
+                drawn[name].append(self.mean[name] + step)
+        return {name: torch.stack(parts) for name, parts in drawn.items()}
 
     def state(self) -> Tensors:
         own = {f"{name}.std": t for name, t in self.std.items()}
@@ -132,7 +132,7 @@ class SWAG(Method):
         check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
-        kept = self.snapshots(run, len(data.train))
+        steps = self.snapshots(run, len(data.train))
         if run.stop_at:
             raise InputError("swag averages the end of its training: leave --stop-at out, or give as many --steps")
         if run.select != "last":
@@ -143,16 +143,16 @@ class SWAG(Method):
             log.warning("swag: the learning rate falls while snapshots are taken: --schedule constant is SWAG's")
         stack = LoraStack(model)
         trained = {name: p for name, p in stack.parameters.items() if p.requires_grad}
-        moments = Moments(trained, min(self.rank, len(kept)))
+        moments = Moments(trained, min(self.rank, len(steps)))
         fit_loop(
-            stack, data, run, after_step=self.watch(kept, moments, trained), extra=moments.parameters(), method=self
+            stack, data, run, after_step=self.watch(steps, moments, trained), extra=moments.parameters(), method=self
         )
         stack.load(moments.mean)
-        data.record["swag"] = {"snapshots": len(kept), "first_step": kept[0], "last_step": kept[-1]}
-        return moments.posterior(len(kept), stack.mean(), run.seed)
+        data.record["swag"] = {"snapshots": len(steps), "first_step": steps[0], "last_step": steps[-1]}
+        return moments.posterior(len(steps), stack.mean(), run.seed)
 
-    def watch(self, kept: list[int], moments: Moments, tensors: Mapping[str, Tensor]) -> Callable[[int], None]:
-        number = {step: n for n, step in enumerate(kept)}
+    def watch(self, steps: list[int], moments: Moments, tensors: Mapping[str, Tensor]) -> Callable[[int], None]:
+        number = {step: n for n, step in enumerate(steps)}
 
         def after_step(step: int) -> None:
             if step + 1 in number:
@@ -163,10 +163,10 @@ class SWAG(Method):
     def snapshots(self, run: Run, items: int) -> list[int]:
         """Steps after which one is taken: every so many back from the last one."""
         every = self.every or math.ceil(items / run.effective_batch)
-        kept = list(range(run.steps, math.floor(self.start * run.steps), -every))[::-1]
-        if len(kept) < 2:
+        steps = list(range(run.steps, math.floor(self.start * run.steps), -every))[::-1]
+        if len(steps) < 2:
             raise InputError(
-                f"swag needs at least 2 snapshots, found {len(kept)}: one every {every} steps in the last "
+                f"swag needs at least 2 snapshots, found {len(steps)}: one every {every} steps in the last "
                 f"{1 - self.start:.0%} of {run.steps}; set every, start or more --steps"
             )
-        return kept
+        return steps

@@ -144,20 +144,20 @@ def worse(score: str, now: float, before: float) -> float:
 
 def rotate(mean: Tensors) -> tuple[Tensors, Tensors]:
     """(A', B') for every pair, and 1/d by A's name; 0 where B has no direction."""
-    found, inverse = dict(mean), {}
+    rotated, inverse = dict(mean), {}
     for name, a in mean.items():
         other = name.replace(".lora_A.", ".lora_B.")
         if ".lora_A." not in name or other not in mean:
             continue
         b = mean[other].double()  # [m, r]
         u, d, vt = torch.linalg.svd(b, full_matrices=False)  # [m, k], [k], [k, r]
-        kept = len(d)  # fewer than r where the layer has fewer outputs
-        found[other], found[name] = torch.zeros_like(b), torch.zeros_like(a.double())
-        found[other][:, :kept], found[name][:kept] = u * d, vt @ a.double()
+        rank = len(d)  # fewer than r where the layer has fewer outputs
+        rotated[other], rotated[name] = torch.zeros_like(b), torch.zeros_like(a.double())
+        rotated[other][:, :rank], rotated[name][:rank] = u * d, vt @ a.double()
         inverse[name] = torch.zeros(len(a), dtype=torch.float64)
-        there = d > 1e-6 * d.max()
-        inverse[name][:kept][there] = 1 / d[there]
-    return {name: tensor.float() for name, tensor in found.items()}, inverse
+        positive = d > 1e-6 * d.max()
+        inverse[name][:rank][positive] = 1 / d[positive]
+    return {name: tensor.float() for name, tensor in rotated.items()}, inverse
 
 
 def spread(mean: Tensors, inverse: Tensors, sigma: float) -> Tensors:

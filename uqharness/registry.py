@@ -51,6 +51,17 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
     return cls
 
 
+def maker_of(posterior: Posterior) -> str:
+    """The name of an installed method that restores posteriors of this class: it makes a nested record readable."""
+    for name in sorted(methods(), key=lambda name: name != "mle"):  # points are the most common
+        with contextlib.suppress(InputError):  # a method that cannot be imported
+            if type(posterior) in get_method(name).posteriors:
+                return name
+    raise InputError(
+        f"no installed method restores {posterior.kind} posteriors: register the one that made this adapter"
+    )
+
+
 @functools.cache
 def declared(name: str) -> Any:
     """A dataclass with the settings of a method, its `suggests` and `uses_source`, read from its source unimported.
@@ -103,17 +114,3 @@ def _is_declared(node: ast.AnnAssign) -> bool:
     """A field, or one of the class variables that a plan reads."""
     is_class_variable = ast.unparse(node.annotation).startswith("ClassVar")
     return not is_class_variable or ast.unparse(node.target) in ("name", "suggests", "uses_source")
-
-
-def maker_of(posterior: Posterior) -> str:
-    """The name of an installed method that restores posteriors of this class: it makes a nested record readable."""
-    names = methods()
-    for name in sorted(names, key=lambda name: name != "mle"):  # points are the most common
-        try:
-            if type(posterior) in get_method(name).posteriors:
-                return name
-        except InputError as error:
-            log.debug("%s", error)
-    raise InputError(
-        f"no installed method restores {posterior.kind} posteriors: register the one that made this adapter"
-    )

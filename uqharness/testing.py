@@ -170,8 +170,8 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
     ):
         assert set(left) == set(right), f"the {kind} has other tensors after loading"
         assert all(torch.equal(left[name], right[name]) for name in left), f"the {kind} is not what was saved"
-    asked = make_rows([q.pairs for q in data.train[:2]], data.max_length, data.pad)
-    answers = [p.engine(model.eval(), 3).score(asked).draws for p in (predictive, restored)]
+    few = make_rows([q.pairs for q in data.train[:2]], data.max_length, data.pad)
+    answers = [p.engine(model.eval(), 3).score(few).draws for p in (predictive, restored)]
     assert torch.equal(*answers), "the answers are not those of what was saved"
     fresh = PeftModel.from_pretrained(tiny_llama(), str(out)).eval()
     rows = make_rows([q.pairs for q in data.train], data.max_length, data.pad)
@@ -181,8 +181,8 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
     for (tokens, length), value in zip(ids, expected, strict=True):
         with torch.no_grad():
             logp = fresh(input_ids=torch.tensor([tokens])).logits.double().log_softmax(-1)[0]
-        found = sum(float(logp[i - 1, tokens[i]]) for i in range(len(tokens) - length, len(tokens)))
-        assert abs(found - float(value)) < 1e-4, "PEFT's prediction from the saved mean is not that of N = 0"
+        value_of_peft = sum(float(logp[i - 1, tokens[i]]) for i in range(len(tokens) - length, len(tokens)))
+        assert abs(value_of_peft - float(value)) < 1e-4, "PEFT's prediction from the saved mean is not that of N = 0"
 
 
 def _restore(cls: type[Method], out: Path) -> Predictive:

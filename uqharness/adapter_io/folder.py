@@ -270,11 +270,11 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
             continue
         if name not in (MEAN, POSTERIOR):
             raise InputError(f"{folder / RECORD}: files: {shown(name)} is not a file of an adapter; copy it again")
-        found, expected = tensors_of(path), file["tensors"]
+        tensors, expected = tensors_of(path), file["tensors"]
         for what, names in (
-            ("missing", [tensor for tensor in expected if tensor not in found]),
-            ("not listed in the record", [tensor for tensor in found if tensor not in expected]),
-            ("of another shape or type", [t for t in found if t in expected and found[t] != dict(expected[t])]),
+            ("missing", [tensor for tensor in expected if tensor not in tensors]),
+            ("not listed in the record", [tensor for tensor in tensors if tensor not in expected]),
+            ("of another shape or type", [t for t in tensors if t in expected and tensors[t] != dict(expected[t])]),
         ):
             if names:
                 raise InputError(
@@ -442,12 +442,12 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
         )
     wrong = [name for name, tensor in posterior.mean.items() if tuple(tensor.shape) != state[name]]
     if wrong:
-        found = tuple(posterior.mean[wrong[0]].shape)
-        raise InputError(f"{wrong[0]} is {found} in the adapter and {state[wrong[0]]} in {base}: give its own base")
+        shape = tuple(posterior.mean[wrong[0]].shape)
+        raise InputError(f"{wrong[0]} is {shape} in the adapter and {state[wrong[0]]} in {base}: give its own base")
     recorded = (record or {}).get("base", {}).get("fingerprint")
-    if recorded and recorded != (found_print := base_fingerprint(model.get_base_model())):
+    if recorded and recorded != (own := base_fingerprint(model.get_base_model())):
         name = (record or {})["base"].get("name")
-        raise InputError(f"base {base} ({found_print}) is not the one recorded, {name} ({recorded}): give base={name}")
+        raise InputError(f"base {base} ({own}) is not the one recorded, {name} ({recorded}): give base={name}")
 
 
 def of_base(name: str, whole: Sequence[str] | None) -> bool:

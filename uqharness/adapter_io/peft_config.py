@@ -83,20 +83,20 @@ def lora_config(content: Mapping[str, Any], shapes: Mapping[str, Sequence[int]],
     file: dict[str, Any] = dict(check(dict(content), PeftFile, where))
     _check_values(file, where)
     ranks = _ranks(shapes, where)
-    kept = {key: value for key, value in file.items() if key in PeftFile.__annotations__}
+    values = {key: value for key, value in file.items() if key in PeftFile.__annotations__}
     for key in ("peft_type", "exclude_modules", "layers_to_transform", "layers_pattern"):
-        kept.pop(key, None)
-    kept["target_modules"] = _targets(file, ranks, where)
-    kept["rank_pattern"] = _rank_pattern(file, ranks, where)
-    kept["alpha_pattern"] = _alpha_pattern(file, ranks, where)
+        values.pop(key, None)
+    values["target_modules"] = _targets(file, ranks, where)
+    values["rank_pattern"] = _rank_pattern(file, ranks, where)
+    values["alpha_pattern"] = _alpha_pattern(file, ranks, where)
     init = file.get("init_lora_weights", True)
     # The tensors replace the start values, except where these changed the base too.
-    kept["init_lora_weights"] = init if init == "olora" or str(init).startswith("pissa") else bool(init)
+    values["init_lora_weights"] = init if init == "olora" or str(init).startswith("pissa") else bool(init)
     known = {spec.name for spec in dataclasses.fields(LoraConfig)}
-    if newer := [key for key in kept if key not in known and kept[key]]:
+    if newer := [key for key in values if key not in known and values[key]]:
         raise InputError(f"{where}: {newer[0]} is not known to the PEFT that is installed: install a newer one")
     try:
-        return LoraConfig(**{key: value for key, value in kept.items() if key in known}, inference_mode=True)
+        return LoraConfig(**{key: value for key, value in values.items() if key in known}, inference_mode=True)
     except (TypeError, ValueError) as error:
         raise InputError(f"{where}: PEFT refuses it: {' '.join(str(error).split())[:300]}") from error
 

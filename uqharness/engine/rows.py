@@ -46,11 +46,11 @@ class Rows:
     def to(self, device: torch.device | str) -> Rows:
         return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
-    def take(self, kept: Tensor) -> tuple[Rows, Tensor, Tensor]:
+    def take(self, questions: Tensor) -> tuple[Rows, Tensor, Tensor]:
         """Only these questions (`[Q]` bool), and which continuations `[K]` and read places `[U]` that leaves."""
-        slots, inputs = kept[self.question], kept[self.example]
+        slots, inputs = questions[self.question], questions[self.example]
         places, reads = inputs[self.row], slots[self.slot]
-        q, r, u, k = (keep.cumsum(0) - 1 for keep in (kept, inputs, places, slots))  # new numbers
+        q, r, u, k = (keep.cumsum(0) - 1 for keep in (questions, inputs, places, slots))  # new numbers
         rows = Rows(
             self.input_ids[inputs],
             r[self.row[places]],
@@ -115,14 +115,14 @@ def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0
     slots: list[tuple[int, int]] = []  # [K] (question, choice)
     for q, pairs in enumerate(questions):
         inputs = [model_input(context, continuation, max_length) for context, continuation in pairs]
-        found: dict[tuple[int, ...], tuple[int, list[int]]] = {}
+        rows_of: dict[tuple[int, ...], tuple[int, list[int]]] = {}
         for group in [sorted(set(inputs))] if branch else [[ids] for ids in dict.fromkeys(inputs)]:
             trie = Trie([], [], {}, [])
-            found |= {ids: (len(tries), trie.add(before, ids)) for before, ids in pairwise([(), *group])}
+            rows_of |= {ids: (len(tries), trie.add(before, ids)) for before, ids in pairwise([(), *group])}
             tries.append(trie)
             example.append(q)
         for c, ((_, continuation), ids) in enumerate(zip(pairs, inputs, strict=True)):
-            number, path = found[ids]
+            number, path = rows_of[ids]
             for place, wanted in zip(path[len(ids) - len(continuation) :], continuation, strict=True):
                 reads.append((places.setdefault((number, place), len(places)), wanted, len(slots)))
             slots.append((q, c))

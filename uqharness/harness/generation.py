@@ -69,14 +69,14 @@ def split_settings(generation: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     for name, allowed in _REFUSED.items():
         if generation.get(name, allowed) not in (allowed, None):
             raise InputError(f"{name}={generation[name]} cannot be averaged over draws: use greedy or sampling")
-    kept = dict(generation)
-    sampling = {name: kept.pop(name, None) for name in ("temperature", "top_k", "top_p", "min_p", "do_sample")}
+    settings = dict(generation)
+    sampling = {name: settings.pop(name, None) for name in ("temperature", "top_k", "top_p", "min_p", "do_sample")}
     warm = sampling["temperature"] not in (None, 0, 0.0)
     if sampling["do_sample"] is None:
         sampling["do_sample"] = warm
     if sampling["do_sample"] and sampling["temperature"] in (0, 0.0):
         raise InputError("temperature=0 cannot be sampled from: leave do_sample out for greedy decoding")
-    return kept, sampling
+    return settings, sampling
 
 
 def unpadded(context: Tensor, mask: Tensor | None) -> list[list[int]]:

@@ -66,6 +66,7 @@ class BayesLoRA(HFLM):
         mean, allow_leak = boolean("mean", mean), boolean("allow_leak", allow_leak)
         kwargs = check_arguments(type(self), adapter, base, kwargs)
         self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
+        self._tolerance = tolerance  # of samples=auto, should it be asked for later
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
         self.predictive, self.record = adapter_io.load_predictive(self.folder)
@@ -123,7 +124,7 @@ class BayesLoRA(HFLM):
 
     def set_samples(self, samples: int | str) -> None:
         """Average another number of draws from now on; the first of them are the same."""
-        self.samples, self.tolerance = draws_asked(samples, self.tolerance, self.draws)
+        self.samples, self.tolerance = draws_asked(samples, self._tolerance, self.draws)
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
@@ -181,19 +182,19 @@ class BayesLoRA(HFLM):
         override_bs: int | None = None,
     ) -> list[tuple[float, bool]]:
         # lm-eval repeats a request to fill a rank: a question's continuations are those that differ.
-        asked = [(question, tuple(c), tuple(x)) for question, (_, c, x) in zip(self._questions, requests, strict=True)]
-        sizes = Counter(question for question, _, _ in set(asked))
+        keys = [(question, tuple(c), tuple(x)) for question, (_, c, x) in zip(self._questions, requests, strict=True)]
+        sizes = Counter(question for question, _, _ in set(keys))
         self._check_letters(requests)
         # A combined answer is about all choices of a question at once; where there are none, draws answer.
-        whole = [key for key in dict.fromkeys(asked) if not self._whole_questions or sizes[key[0]] > 1]
+        whole = [key for key in dict.fromkeys(keys) if not self._whole_questions or sizes[key[0]] > 1]
         answers = self._answers(whole, disable_tqdm)
-        if rest := [key for key in dict.fromkeys(asked) if key not in answers]:
+        if rest := [key for key in dict.fromkeys(keys) if key not in answers]:
             with self._open_form():
                 answers |= self._answers(rest, disable_tqdm)
-        for key, (strings, _, _) in zip(asked, requests, strict=True):
+        for key, (strings, _, _) in zip(keys, requests, strict=True):
             if strings is not None:
                 self.cache_hook.add_partial("loglikelihood", strings, answers[key])
-        return [answers[key] for key in asked]
+        return [answers[key] for key in keys]
 
     def _check_letters(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> None:
         """A `_uq` task whose answers are letters needs a tokenizer that has them."""
@@ -204,13 +205,13 @@ class BayesLoRA(HFLM):
         for (task, doc), pairs in by_question.items():
             check_letters(list(pairs.values()), list(pairs), f"{task}, item {doc}")
 
-    def _answers(self, asked: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
+    def _answers(self, keys: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
         """One answer for each (question, context, continuation), none of them twice."""
-        if not asked:
+        if not keys:
             return {}
-        scores = self._score([key[1:] for key in asked], disable_tqdm, [key[0] for key in asked])
+        scores = self._score([key[1:] for key in keys], disable_tqdm, [key[0] for key in keys])
         averages = [self._average(scores.draws[:, k], scores.mean, k, int(n)) for k, n in enumerate(scores.taken)]
-        return dict(zip(asked, zip(averages, map(bool, scores.greedy), strict=True), strict=True))
+        return dict(zip(keys, zip(averages, map(bool, scores.greedy), strict=True), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
@@ -296,14 +297,14 @@ class BayesLoRA(HFLM):
     # ------------------------------------------------------------------ generation
 
     def _model_generate(self, context: Tensor, max_length: int, stop: list[str], **generation_kwargs: Any) -> Tensor:
-        kept, sampling = split_settings(generation_kwargs)
+        settings, sampling = split_settings(generation_kwargs)
         draws = max(1, self.engine.samples)
         if draws > 1 and self.engine.one_by_one:
             raise InputError(f"{self.engine.one_by_one}: {draws} draws cannot generate in step: use samples=0")
-        mask = kept.pop("attention_mask", None)
+        mask = settings.pop("attention_mask", None)
         sampler = Sampler(self.seed, unpadded(context, mask), sampling) if sampling["do_sample"] else None
         if mask is not None:
-            kept["attention_mask"] = mask.repeat(draws, 1)
+            settings["attention_mask"] = mask.repeat(draws, 1)
         first = int(self.engine.separate_mean)
         with self.engine.using(first, first + draws):
             text = super()._model_generate(
@@ -312,7 +313,7 @@ class BayesLoRA(HFLM):
                 stop,
                 do_sample=False,
                 logits_processor=[Mixture(draws, sampler)],
-                **kept,
+                **settings,
             )
         return text[: len(context)]
 
@@ -350,12 +351,12 @@ class BayesLoRA(HFLM):
         if cache_hook.dbdict is not None:
             if self._whole_questions:
                 raise InputError("--use_cache can split a question, whose choices are answered together: leave it out")
-            found = cache_hook.dbdict.get(stamp)
-            if found is None and len(cache_hook.dbdict):
-                found = "another model"
-            if found not in (None, self.fingerprint):
+            maker = cache_hook.dbdict.get(stamp)
+            if maker is None and len(cache_hook.dbdict):
+                maker = "another model"
+            if maker not in (None, self.fingerprint):
                 raise InputError(
-                    f"--use_cache {cache_hook.dbdict.filename} holds answers of {found}, this run is "
+                    f"--use_cache {cache_hook.dbdict.filename} holds answers of {maker}, this run is "
                     f"{self.fingerprint}: give another cache file or delete it"
                 )
             cache_hook.dbdict[stamp] = self.fingerprint

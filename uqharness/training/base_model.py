@@ -284,8 +284,8 @@ def training_dtype(run: Run) -> torch.dtype:
     """The precision of the base in training."""
     device = pick_device(run.device)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
-    found: torch.dtype = getattr(torch, ("bfloat16" if half else "float32") if run.dtype == "auto" else run.dtype)
-    return found
+    dtype: torch.dtype = getattr(torch, ("bfloat16" if half else "float32") if run.dtype == "auto" else run.dtype)
+    return dtype
 
 
 def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> str:
@@ -302,10 +302,10 @@ def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> 
 
 def named_dtype(name: object) -> torch.dtype | str:
     """`bfloat16` as torch's; "auto" stays."""
-    found: Any = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
-    if not (found == "auto" or isinstance(found, torch.dtype) and found.is_floating_point):
+    dtype: Any = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
+    if not (dtype == "auto" or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype={name}: no precision of weights: give float32, bfloat16, float16 or auto")
-    return found
+    return dtype
 
 
 def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -> Any:

@@ -95,14 +95,14 @@ class Course:
             return
         steps, losses = zip(*self._unseen, strict=True)
         self._unseen = []
-        found: dict[int, list[float]] = {}
+        by_step: dict[int, list[float]] = {}
         for step, value in zip(steps, torch.stack(losses).tolist(), strict=True):
             if not math.isfinite(value):
                 self._fail(step, value)
-            found.setdefault(step, []).append(value)
-        self.losses += [sum(values) / len(values) for values in found.values()]
+            by_step.setdefault(step, []).append(value)
+        self.losses += [sum(values) / len(values) for values in by_step.values()]
         self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
-        self._bar.update(len(found))
+        self._bar.update(len(by_step))
 
     def _fail(self, step: int, value: float) -> None:
         self._bar.close()
@@ -115,7 +115,7 @@ class Course:
         wanted = self.run.select.partition(":")[2]
         if wanted:
             sign = -1.0 if wanted == "acc" else 1.0
-            values = [sign * found[wanted] for found in self.evaluations]
+            values = [sign * scores[wanted] for scores in self.evaluations]
             if values[-1] < min(values[:-1], default=math.inf):
                 self.best, self.selected = self._copies(), step
 
@@ -209,12 +209,12 @@ class Course:
     def _marked(self) -> list[tuple[Path, dict[str, Any]]]:
         """(folder, marker) of every checkpoint with a readable marker, fewest steps first."""
         where = self.run.checkpoints
-        found = []
+        folders = []
         for folder in where.glob("checkpoint-*") if where else ():
             if re.fullmatch(r"checkpoint-\d+", folder.name) and not folder.is_symlink():
                 if (marker := _read_marker(folder)) is not None:
-                    found.append((folder, marker))
-        return sorted(found, key=lambda pair: int(pair[0].name.rsplit("-", 1)[-1]))
+                    folders.append((folder, marker))
+        return sorted(folders, key=lambda pair: int(pair[0].name.rsplit("-", 1)[-1]))
 
     def clear_partial(self) -> None:
         """Delete what a killed run has left of a checkpoint that it was writing."""

@@ -103,8 +103,8 @@ class Part:
     def record(self, purpose: str) -> dict[str, Any]:
         """`prompts` are what items are held out by and what the recipe's hash is made of, as ever."""
         prompts, documents = [q.fingerprint for q in self.items], [q.document for q in self.items]
-        found = {"purpose": purpose, "split": self.name, "items": len(prompts), "hash": digest(prompts)}
-        return {**found, "fingerprint_version": leakage.VERSION, "fingerprints": documents, "prompts": prompts}
+        entry = {"purpose": purpose, "split": self.name, "items": len(prompts), "hash": digest(prompts)}
+        return {**entry, "fingerprint_version": leakage.VERSION, "fingerprints": documents, "prompts": prompts}
 
 
 def divide(
@@ -114,8 +114,8 @@ def divide(
     name, rest = _split_name(task, "training"), read(task, "train", task.training_docs())
     parts = {"tune": Part("", []), "select": Part("", [])}
     if tune and task.has_validation_docs() and task.has_test_docs():  # lm-eval evaluates on test then
-        found = read(task, "validation", task.validation_docs())
-        parts["tune"] = Part(_split_name(task, "validation"), found)
+        items = read(task, "validation", task.validation_docs())
+        parts["tune"] = Part(_split_name(task, "validation"), items)
     elif tune:
         rest, held = hold_out(rest, max(1, round(len(rest) * fraction)), f"tune{seed}")
         parts["tune"] = Part(f"{name}[{len(held)} items, seed {seed}]", held)

@@ -59,26 +59,34 @@ def measure(model: PeftModel, made: Posterior | Predictive, data: ChoiceData) ->
     predictive = as_predictive(made)
     if predictive.finite is not None or predictive.rule != "probs":
         return None
-    asked = data.train[:: max(1, len(data.train) // QUESTIONS)][:QUESTIONS]
+    questions = data.train[:: max(1, len(data.train) // QUESTIONS)][:QUESTIONS]
     training = model.training
     model.eval()
     try:
-        moved, information = answers(model, predictive, data, asked)
+        moved, information = answers(model, predictive, data, questions)
         exact = all(p.dtype == torch.float32 for p in model.parameters())
         tenth = None if exact or not predictive.draws_weights else DrawAverage(Faint(predictive.posterior))
-        faint = answers(model, tenth, data, asked)[0] if tenth else 0.0
+        faint = answers(model, tenth, data, questions)[0] if tenth else 0.0
     finally:
         model.train(training)
-    found = {"questions": len(asked), "draws": DRAWS, "seed": SEED, "moved": moved, "mutual_information": information}
+    activity = {
+        "questions": len(questions),
+        "draws": DRAWS,
+        "seed": SEED,
+        "moved": moved,
+        "mutual_information": information,
+    }
     std = spread(predictive.posterior) if predictive.draws_weights else None
-    return {**found, "faint": faint, "std": std, "inert": moved < max(LEAST, 3 * faint)}
+    return {**activity, "faint": faint, "std": std, "inert": moved < max(LEAST, 3 * faint)}
 
 
-def answers(model: PeftModel, predictive: Predictive, data: ChoiceData, asked: Sequence[Any]) -> tuple[float, float]:
+def answers(
+    model: PeftModel, predictive: Predictive, data: ChoiceData, questions: Sequence[Any]
+) -> tuple[float, float]:
     """(mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
     engine, size, gaps, information = predictive.engine(model, DRAWS, SEED), 8, [], []
-    for start in range(0, len(asked), size):
-        rows, _ = collate(asked[start : start + size], data, may_branch(model, data.max_length))
+    for start in range(0, len(questions), size):
+        rows, _ = collate(questions[start : start + size], data, may_branch(model, data.max_length))
         scores = engine.score(rows)
         assert scores.mean is not None or not engine.separate_mean
         draws = choice_logprobs(scores.draws, rows).exp()  # [S, Q, C]
@@ -102,11 +110,11 @@ def spread(posterior: Posterior) -> float:
     return float(torch.cat(parts).mean()) * math.sqrt(math.pi / 2)
 
 
-def warning(name: str, remedy: str, found: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:
+def warning(name: str, remedy: str, activity: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:
     """One line on an inert posterior: what was seen, and how many steps make the KL count."""
     seen = (
-        f"{name}: draws do not move the answers ({found['moved']:.1e} in probability on average, on "
-        f"{found['questions']} training questions): the posterior is inert and N = 10 is N = 0"
+        f"{name}: draws do not move the answers ({activity['moved']:.1e} in probability on average, on "
+        f"{activity['questions']} training questions): the posterior is inert and N = 10 is N = 0"
     )
     kl = next((course["kl"] for course in reversed(courses) if course.get("kl")), None)
     if kl is None or kl["summed"] >= kl["needed"]:
@@ -118,6 +126,6 @@ def warning(name: str, remedy: str, found: Mapping[str, Any], courses: Sequence[
     )
 
 
-def report(name: str, remedy: str, found: Mapping[str, Any] | None, courses: Sequence[Mapping[str, Any]]) -> None:
-    if found and found["inert"]:
-        log.warning("%s", warning(name, remedy, found, courses))
+def report(name: str, remedy: str, activity: Mapping[str, Any] | None, courses: Sequence[Mapping[str, Any]]) -> None:
+    if activity and activity["inert"]:
+        log.warning("%s", warning(name, remedy, activity, courses))

@@ -170,14 +170,14 @@ class Stream(Dataset["tuple[int, Question]"]):
         """Sorts windows of 32 batches by length and shuffles each window's batches."""
         size = self.grouped
         begun = -epoch * len(order) % size  # what the last epoch's last batch lacks
-        found = order[:begun]
+        grouped = order[:begun]
         for start in range(begun, len(order), 32 * size):
             window = sorted(order[start : start + 32 * size], key=lambda k: self.questions[k].tokens)
             count = len(window) // size
             for k in torch.randperm(count, generator=generator).tolist():
-                found += window[k * size : (k + 1) * size]
-            found += window[count * size :]
-        return found
+                grouped += window[k * size : (k + 1) * size]
+            grouped += window[count * size :]
+        return grouped
 
 
 def batches(data: ChoiceData, run: Run, branch: bool, processes: int) -> DataLoader[Any]:

@@ -185,20 +185,20 @@ class Prompting:
             )
 
     def requests(self, task: Any, doc: Mapping[str, Any], metadata: tuple[str, int, int]) -> list[Any]:
-        found: list[Any] = task.construct_requests(
+        requests: list[Any] = task.construct_requests(
             doc=doc,
             ctx=self.context(task, doc),
             metadata=metadata,
             apply_chat_template=self.template is not None,
             chat_template=self.template,
         )
-        return found
+        return requests
 
 
-def number_of_shots(task: Any, asked: int | None) -> int:
+def number_of_shots(task: Any, shots: int | None) -> int:
     """As lm-eval decides: the task's own number unless another is asked for, which a 0 in the YAML rules out."""
     own = task.config.num_fewshot
-    shots = int(own or 0) if asked is None else asked
+    shots = int(own or 0) if shots is None else shots
     if own == 0 and shots:
         raise InputError(
             f"task {task.config.task} is zero-shot in its YAML, where lm-eval ignores --num_fewshot {shots}: remove it"
@@ -291,12 +291,12 @@ def flags(run: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def difference(trained: Mapping[str, Any], asked: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
+def difference(trained: Mapping[str, Any], now_form: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
     """How two forms differ and which flags make them equal, in a line; None: they do not. `run`: the recorded one."""
-    if trained == asked:
+    if trained == now_form:
         return None
     facts, fixes = [], []
-    before, now = trained["chat_template"], asked["chat_template"]
+    before, now = trained["chat_template"], now_form["chat_template"]
     if before is None and now is not None:
         facts.append("without a chat template")
         fixes.append("remove --apply_chat_template")
@@ -306,10 +306,10 @@ def difference(trained: Mapping[str, Any], asked: Mapping[str, Any], run: Mappin
     elif before != now:
         facts.append(f"with the chat template {before} (this tokenizer's is {now})")
         fixes.append("give the tokenizer that it was trained with (tokenizer= in --model_args)")
-    elif trained["chat_arguments"] != asked["chat_arguments"]:
+    elif trained["chat_arguments"] != now_form["chat_arguments"]:
         facts.append(f"with chat_template_args {json.dumps(trained['chat_arguments'])}")
-        fixes.append(f"give these (here they are {json.dumps(asked['chat_arguments'])})")
-    if trained["system_instruction"] != asked["system_instruction"]:
+        fixes.append(f"give these (here they are {json.dumps(now_form['chat_arguments'])})")
+    if trained["system_instruction"] != now_form["system_instruction"]:
         if trained["system_instruction"] is None:
             facts.append("without a system instruction")
             fixes.append("remove --system_instruction")
@@ -317,11 +317,11 @@ def difference(trained: Mapping[str, Any], asked: Mapping[str, Any], run: Mappin
             facts.append("with a system instruction")
             text = run.get("system_instruction")
             fixes.append(f"add --system_instruction {shlex.quote(str(text)) if text else 'with its text'}")
-    if trained["num_fewshot"] != asked["num_fewshot"]:
+    if trained["num_fewshot"] != now_form["num_fewshot"]:
         count = trained["num_fewshot"]
         facts.append(f"with {count} shots" if count else "zero-shot")
         fixes.append(f"add --num_fewshot {count}")
-    elif trained["multiturn"] != asked["multiturn"] and before is not None and now is not None:
+    elif trained["multiturn"] != now_form["multiturn"] and before is not None and now is not None:
         facts.append("with its shots as turns" if trained["multiturn"] else "with its shots in one message")
         fixes.append(f"add --fewshot_as_multiturn {str(bool(trained['multiturn'])).lower()}")
     return f"trained {', '.join(facts)}: {', '.join(fixes)}" if facts else None

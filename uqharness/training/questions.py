@@ -134,14 +134,14 @@ def read_questions(
     docs = list(itertools.islice(docs, limit))
     plain = Prompting()
     with compiled_templates():
-        found, requests, sizes = _ask(task, split, docs, prompting or plain)
+        places, requests, sizes = _ask(task, split, docs, prompting or plain)
         # The same items are held out, and are the same items, however they are asked.
         bare = requests if prompting in (None, plain) else _ask(task, split, docs, plain)[1]
-    if not found:
+    if not places:
         raise InputError(f"{task.config.task}: its {split} split is empty")
     pairs = encode(_non_empty(requests))
     questions, start = [], 0
-    for (where, gold), size in zip(found, sizes, strict=True):
+    for (where, gold), size in zip(places, sizes, strict=True):
         chunk = slice(start, start := start + size)
         check_choices(pairs[chunk], requests[chunk], where)
         check_letters(pairs[chunk], [str(request.args[1]) for request in requests[chunk]], where)
@@ -154,18 +154,18 @@ def _ask(
     task: Any, split: str, docs: Iterable[Mapping[str, Any]], prompting: Prompting
 ) -> tuple[list[tuple[str, int]], list[Instance], list[int]]:
     """lm-eval's requests for each document, where it stands and which choice is right."""
-    found, requests, sizes = [], [], []
+    places, requests, sizes = [], [], []
     if prompting.num_fewshot:
         task.set_fewshot_seed(FEWSHOT_SEED)
     for index, doc in enumerate(docs):
         where = f"{task.config.task}, {split} item {index}"
         count = len(task.doc_to_choice(doc))
         # Mutual-information metrics append requests with empty contexts: the choices come first.
-        asked = prompting.requests(task, doc, (task.config.task, index, 1))[:count]
-        found.append((where, gold_choice(task, doc, count, where)))
-        requests.extend(asked)
-        sizes.append(len(asked))
-    return found, requests, sizes
+        instances = prompting.requests(task, doc, (task.config.task, index, 1))[:count]
+        places.append((where, gold_choice(task, doc, count, where)))
+        requests.extend(instances)
+        sizes.append(len(instances))
+    return places, requests, sizes
 
 
 @contextlib.contextmanager

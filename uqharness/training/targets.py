@@ -54,11 +54,11 @@ def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all")
         return "all-linear" if every else list(targets)
     inside = _layer_prefixes(base, layers) if layers != "all" else ("",)
     wanted = {name: m for name, m in _linears(base).items() if every or any(_is_end(t, name) for t in targets)}
-    found = [name for name, module in wanted.items() if name.startswith(inside) and module is not head]
-    if not found and layers != "all":
+    names = [name for name, module in wanted.items() if name.startswith(inside) and module is not head]
+    if not names and layers != "all":
         raise InputError(f"layers {layers} have none of {', '.join(targets)}: give other layers, or leave --layers out")
     # PEFT leaves the head out of all-linear as well.
-    return found if every else found + [name for name, module in wanted.items() if module is head]
+    return names if every else names + [name for name, module in wanted.items() if module is head]
 
 
 def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
