@@ -40,6 +40,7 @@ def test_registry_names_what_was_promised() -> None:
         "nll",
         "ece",
         "brier",
+        "mcc",
         "ece10",
         "ece_torchmetrics",
         "mce",

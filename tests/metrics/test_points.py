@@ -17,6 +17,8 @@ from sklearn import metrics as sk
 from uqharness.errors import InputError
 from uqharness.metrics import averaging, selective
 from uqharness.metrics import points as scores
+from uqharness.metrics.metric import Answers
+from uqharness.metrics.registry import METRICS
 
 
 def brute_curve(conf: list[float], right: list[bool]) -> list[float]:
@@ -173,3 +175,43 @@ def test_mutual_information_is_zero_for_equal_draws_only(s: int, n: int, seed: i
     mixed = scores.mutual_information(np.stack([probs, other]))
     differs = ~np.isclose(probs, other, equal_nan=True).all(axis=1)
     assert (mixed[differs] > 1e-9).all() and (mixed[~differs] < 1e-9).all()
+
+
+@pytest.mark.parametrize("classes", [2, 3, 5])
+def test_mcc_equals_scikit_learn(classes: int) -> None:
+    rng = np.random.default_rng(classes)
+    probs, gold = rng.dirichlet(np.ones(classes), (3, 90)), rng.integers(0, classes, 90) // 2
+    expected = [sk.matthews_corrcoef(gold, p.argmax(1)) for p in probs]
+    np.testing.assert_allclose(METRICS["mcc"](probs, gold), expected, atol=1e-12)  # three sets of answers at once
+    constant = np.tile([0.9, *[0.1 / (classes - 1)] * (classes - 1)], (90, 1))
+    assert value("mcc", constant, gold) == 0  # as scikit-learn has it
+
+
+def test_the_error_of_mcc_is_the_jackknifes() -> None:
+    rng = np.random.default_rng(0)
+    runs = [Answers.of(rng.dirichlet(np.ones(3), 60), np.arange(60) % 3) for _ in range(2)]
+    without = np.array(
+        [[sk.matthews_corrcoef(np.delete(r.gold, i), np.delete(r.p, i, 0).argmax(1)) for i in range(60)] for r in runs]
+    )
+    covariance = np.cov(without) * 59**2 / 60  # of (n − 1) times what leaving one out changes, over n
+    values, paired = scores.mcc_paired(runs)
+    np.testing.assert_allclose(paired, covariance, rtol=1e-9)
+    for run, point, variance in zip(runs, values, np.diag(covariance), strict=True):
+        assert METRICS["mcc"].standard_error(run) == pytest.approx(variance**0.5)
+        low, high = METRICS["mcc"].confidence_interval(run)
+        assert -1 < low < point < high < 1
+
+
+def test_the_interval_of_mcc_covers() -> None:
+    """Of 400 sets of 150 uneven questions answered right with a known confusion."""
+    rng, joint = np.random.default_rng(1), np.array([[0.15, 0.15], [0.1, 0.6]])  # guess, gold
+    gold, guess = np.array([0, 0, 1, 1]), np.array([0, 1, 0, 1])
+    repeats = np.round(1000 * joint.T.ravel()).astype(int)
+    truth = sk.matthews_corrcoef(np.repeat(gold, repeats), np.repeat(guess, repeats))
+    hits = 0
+    for _ in range(400):
+        cell = rng.choice(4, 150, p=joint.T.ravel())
+        run = Answers.of(np.eye(2)[guess[cell]], gold[cell])
+        low, high = METRICS["mcc"].confidence_interval(run)
+        hits += low <= truth <= high
+    assert 0.92 < hits / 400 < 0.98

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from uqharness.metrics.intervals import mcnemar, wilson
-from uqharness.metrics.metric import PROB_FLOOR, Answers, Bools, Draws, Floats, Ints, Metric, once
+from uqharness.metrics.intervals import UNDEFINED, Interval, mcnemar, wilson, z_value
+from uqharness.metrics.metric import PROB_FLOOR, Answers, Bools, Draws, Floats, Ints, Metric, Paired, once
 
 # Of the rounding of draws that say the same, in nats; float32 log-likelihoods tell no smaller gain from 0.
 ROUNDING = 1e-13
@@ -119,6 +119,60 @@ def epistemic_uncertainty(answers: Answers) -> Floats:
     return without_rounding(of_mean - expected_entropy(answers.draws))
 
 
+@once
+def confusion(answers: Answers) -> tuple[Ints, Floats, Floats]:
+    """Predicted classes […, D]; how often each class is predicted […, C] and right [C]."""
+    classes, guesses = np.arange(answers.p.shape[-1]), predicted(answers.p)
+    counts = np.stack([(guesses == c).sum(axis=-1) for c in classes], axis=-1).astype(np.float64)
+    return guesses, counts, (answers.gold[:, None] == classes).sum(axis=0).astype(np.float64)
+
+
+def correlation(n: Floats, hits: Floats, guesses: Floats, golds: Floats) -> Floats:
+    """(n·hits − Σ_c g_c t_c) / √((n² − Σ g²)(n² − Σ t²)) (Gorodkin 2004, Eq. 8); 0 where either is constant."""
+    shared = n * hits - (guesses * golds).sum(axis=-1)
+    spread = [np.maximum(n * n - (counts**2).sum(axis=-1), 0.0) for counts in (guesses, golds)]
+    scale = np.sqrt(spread[0] * spread[1])
+    return np.asarray(np.where(scale > 0, shared / np.where(scale > 0, scale, 1.0), 0.0))
+
+
+@once
+def mcc(answers: Answers) -> Floats:
+    """Correlation of predicted and right classes, […]."""
+    _, guesses, golds = confusion(answers)
+    n, hits = np.float64(len(answers.gold)), right(answers).sum(axis=-1).astype(np.float64)
+    return correlation(n, hits, guesses, golds)
+
+
+@once
+def mcc_influence(answers: Answers) -> Floats:
+    """(n − 1) (mean of all but one's − all but item i's), [D]: the jackknife. Items of one cell share their value."""
+    predictions, guesses, golds = confusion(answers)
+    n, classes = np.float64(len(answers.gold)), np.eye(len(golds))
+    same, hits = classes.astype(bool), np.float64(right(answers).sum())
+    cells = correlation(n - 1, hits - same, guesses - classes[:, None], golds - classes[None, :])  # [C, C]
+    without = cells[predictions, answers.gold]
+    return np.asarray((n - 1) * (without.mean() - without))
+
+
+def mcc_stderr(answers: Answers) -> float:
+    n = len(answers.gold)
+    return float(mcc_influence(answers).std(ddof=1) / np.sqrt(n)) if n > 1 else float("nan")
+
+
+def mcc_interval(answers: Answers, level: float) -> Interval:
+    """tanh(artanh M ± z se / (1 − M²)): Fisher's transform; undefined where all answers or all labels are one class."""
+    value, se = float(mcc(answers)), mcc_stderr(answers)
+    if not se > 0 or abs(value) == 1:
+        return UNDEFINED
+    centre, half = np.arctanh(value), z_value(level) * se / (1 - value**2)
+    return float(np.tanh(centre - half)), float(np.tanh(centre + half))
+
+
+def mcc_paired(runs: Sequence[Answers]) -> Paired:
+    influences = np.stack([mcc_influence(run) for run in runs])
+    return np.array([float(mcc(run)) for run in runs]), np.atleast_2d(np.cov(influences)) / influences.shape[1]
+
+
 METRICS = (
     Metric(
         "acc",
@@ -176,6 +230,17 @@ METRICS = (
         "Mutual information as a share of the largest that so many choices allow.",
         items=lambda a: epistemic_uncertainty(a) / log_choices(a.mask),
         needs_draws=True,
+        decimals=3,
+    ),
+    Metric(
+        "mcc",
+        "MCC",
+        "Correlation of predicted and right classes: 0 for a guess, however uneven they are; the metric of CoLA.",
+        formula=mcc,
+        higher_is_better=True,
+        interval=mcc_interval,
+        stderr=mcc_stderr,
+        paired=mcc_paired,
         decimals=3,
     ),
 )
