@@ -1,6 +1,6 @@
-"""Thousands of result files: how long the leaderboard's data take to build, and what is new to come in.
+"""Thousands of result files: how long the leaderboard's data take to build, and what is new to come in, and a table.
 
-    python -m benchmarks.leaderboard FOLDER [--files 10000]     writes synthetic results there, once, and times them
+    python -m benchmarks.leaderboard FOLDER [--files 2000]     writes synthetic results there, once, and times them
 
 500 questions, 10 draws and the mean's row per file, as compact records; 12 methods, 7 tasks, settings and seeds vary.
 CPU time of all processes over the cores they had: what the wall clock shows on a machine with nothing else to do.
@@ -16,14 +16,15 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.timing import Row, figure
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard import table
+from uqharness.leaderboard.board import Board, build
 from uqharness.results.reading import RECORD
 from uqharness.results.record import Record, digest, encode
 
@@ -99,20 +100,25 @@ def write(folder: Path, numbers: range, items: int = ITEMS, draws: int = DRAWS) 
 
 
 def measure(folder: Path, files: int, cache: Path) -> dict[str, float]:
-    """CPU seconds of a first build (a core), of one with nothing new and of one with ten new files; the peak in GiB."""
-    cores = os.cpu_count() or 1
-    found = {"first": _build(folder, cache, files) / cores, "again": _build(folder, cache, files)}
+    """CPU seconds of a first build (a core), with nothing new, of a filter, with ten new files; the peak in GiB."""
+    cores, kept = os.cpu_count() or 1, dict[str, Board]()
+
+    def build_of(count: int) -> None:
+        kept["board"] = board = build([folder], cache)
+        if len(board.runs) != count:
+            raise SystemExit(f"{len(board.runs)} runs of {count} files: {board.problems[:5]}")
+
+    seconds = {"first": _seconds(lambda: build_of(files)) / cores, "again": _seconds(lambda: build_of(files))}
+    seconds["filter"] = _seconds(lambda: table.build(kept["board"].select(task=list(TASKS[:6])), samples=[0, 5, None]))
     write(folder, range(files, files + 10))
-    found["ten more"] = _build(folder, cache, files + 10)
+    seconds["ten more"] = _seconds(lambda: build_of(files + 10))
     own, of_one = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
-    return {**found, "memory": (own + cores * of_one) / 2**20}
+    return {**seconds, "memory": (own + cores * of_one) / 2**20}
 
 
-def _build(folder: Path, cache: Path, expected: int) -> float:
+def _seconds(run: Callable[[], object]) -> float:
     start = _used()
-    board = build([folder], cache)
-    if len(board.runs) != expected:
-        raise SystemExit(f"{len(board.runs)} runs of {expected} files: {board.problems.head()}")
+    run()
     return _used() - start
 
 
@@ -123,13 +129,14 @@ def _used() -> float:
 
 def rows(quick: bool) -> Iterator[Row]:
     """For `python -m benchmarks.run`; in a process of its own, whose memory is that of the leaderboard alone."""
-    files = 100 if quick else 10_000
+    files = 100 if quick else 2_000
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "benchmarks.leaderboard", place, "--files", str(files)]
         found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     what = f"{files} result files of {ITEMS} questions, N = {DRAWS}"
-    yield figure(f"leaderboard: {what}, every metric for every N, CPU s a core", "–", 60.0, [found["first"]])
+    yield figure(f"leaderboard: {what}, every metric for every N, CPU s a core", "–", 20.0, [found["first"]])
     yield figure("leaderboard: the same with nothing new, CPU s", "–", 1.0, [found["again"]])
+    yield figure("leaderboard: a table of six of seven tasks of them, CPU s", "–", 1.0, [found["filter"]])
     yield figure("leaderboard: the same with 10 new files, CPU s", "–", 1.0, [found["ten more"]])
     yield figure("leaderboard: peak memory of all processes, GiB", "–", 1.0, [found["memory"]])
 
@@ -137,7 +144,7 @@ def rows(quick: bool) -> Iterator[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
-    parser.add_argument("--files", type=int, default=10_000)
+    parser.add_argument("--files", type=int, default=2_000)
     args = parser.parse_args()
     if not (args.folder / "results").exists():
         write(args.folder / "results", range(args.files))

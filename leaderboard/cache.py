@@ -11,6 +11,8 @@ import hashlib
 import json
 import os
 import stat
+import sys
+import types
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
@@ -145,17 +147,24 @@ def read_all(paths: Sequence[str]) -> Iterator[tuple[str, Contents]]:
         return
     left = list(paths)
     while left:
-        started = False
         try:
             with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
-                started = pool.submit(bool, True).result()
-                for contents in pool.map(read_file, tuple(left), chunksize=AT_ONCE if workers > 1 else 1):
+                with _without_main():  # submits everything, and so starts the processes
+                    made = pool.map(read_file, tuple(left), chunksize=AT_ONCE if workers > 1 else 1)
+                for contents in made:
                     yield left.pop(0), contents
         except BrokenProcessPool:  # a file took its process down: which one it was is seen with one process
-            if not started:  # a script without `if __name__ == "__main__"`
-                yield from ((path, read_file(path)) for path in left)
-                return
             if workers == 1:
                 reason = "the process that read it ended: not read; is there enough memory?"
                 yield (path := left.pop(0)), Contents(problems=[Problem(path, "broken", reason)])
             workers = 1
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """A process that starts now does not run the main module again, as it would a script of Streamlit or a user's."""
+    main, sys.modules["__main__"] = sys.modules["__main__"], types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +146,18 @@ def test_several_processes_give_the_same(folder: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(cache, "FEW", 2)
     monkeypatch.setattr(os, "cpu_count", lambda: 2)
     assert same(build([folder]), alone)
+
+
+def test_a_script_that_guards_nothing_is_not_run_again(folder: Path) -> None:
+    """As Streamlit's is not: processes start by spawning, which runs the main module once more."""
+    script = folder.parent / "script.py"
+    script.write_text(
+        "import os, sys\nfrom pathlib import Path\nfrom uqharness.leaderboard import board, cache\n"
+        "print('once')\ncache.FEW, os.cpu_count = 2, lambda: 2\n"
+        "print(len(board.build([Path(sys.argv[1])]).runs))\n"
+    )
+    done = subprocess.run([sys.executable, str(script), str(folder)], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == ["once", "7"] and not done.stderr
 
 
 def test_a_file_that_ends_its_process_is_a_problem_and_the_others_are_read(
