@@ -24,6 +24,7 @@ from uqharness.adapter_io import model_card
 from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.results.reading import read_results
+from uqharness.results.runs import read_runs
 
 OURS = [
     "README.md",
@@ -313,10 +314,10 @@ def test_only_whole_results_of_this_very_adapter_count(
     leaks = {"arc_easy_uq": {"leaked": 3, "natural": 0, "items": 40}}
     result_of(blob, own, leaks=leaks)
     result_of(blob, own, task="openbookqa_uq", protocol={"rows": [0, 500]})
-    with lines_of("uqharness.push") as lines:
+    with lines_of("uqharness.results") as lines:
         assert main([*command, str(own)]) == 2 and not hub.repositories
-    assert lines[0].endswith("arc_easy_uq: left out: the adapter has seen its questions")
-    assert lines[1].endswith("openbookqa_uq: left out: 40 of the 500 questions (--limit?)")
+    assert lines[0].endswith("arc_easy_uq: left out: fitted, tuned or selected on these questions")
+    assert lines[1].endswith("openbookqa_uq: left out: 40 of 500 questions")
     asked = {"dataset": "allenai/ai2_arc", "subset": "ARC-Easy", "split": "validation"}
     result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=3)
     result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=4)
@@ -351,7 +352,7 @@ def test_only_a_base_of_the_hub_is_named(base: str | None, revision: str | None,
     assert model_card.facts({"base": {"name": base, "revision": revision}}).get("base_model") == name
 
 
-def test_a_card_says_what_is_known_and_keeps_what_people_wrote() -> None:
+def test_a_card_says_what_is_known_and_keeps_what_people_wrote(tmp_path: Path) -> None:
     record = {
         "method": {"name": "blob", "label": "BLoB", "settings": {}},
         "base": {"name": "meta-llama/Llama-3.2-1B", "revision": "f" * 40},
@@ -370,11 +371,12 @@ def test_a_card_says_what_is_known_and_keeps_what_people_wrote() -> None:
     card = model_card.complete(f"{edited}\nMy own words.\n", record, None, "me/blob")
     assert card.data.license == "llama3.2" and card.text.rstrip().endswith("My own words.")
     assert card.data.tags == ["uqharness", "bayesian-lora", "mine", "lora", "blob"]
-    evaluation = model_card.Evaluation("t", {}, "0" * 16, 0, 9, {"acc": 0.5, "ece": 0.1, "nll": 1.0})
+    (run,) = read_runs([made_results.result(tmp_path, draws=0)])
     for _ in range(2):
-        model_card.add_results(card, "blob", [evaluation])
-    assert card.text.count("## Evaluation") == 1 and "| t | the mean | 9 | 50.00 % | 10.00 % | 1.000 |" in card.text
+        model_card.add_results(card, "blob", [run])
+    values = f"{100 * run.number('acc', 0):.2f} % | {100 * run.number('ece', 0):.2f} % | {run.number('nll', 0):.3f} |"
+    assert card.text.count("## Evaluation") == 1 and f"| arc_easy_uq | the mean | 40 | {values}" in card.text
     again = ModelCard(str(card))
-    assert [each.metric_name for each in again.data.eval_results or []][0] == "Accuracy, t, posterior mean"
+    assert [each.metric_name for each in again.data.eval_results or []][0] == "Accuracy, arc_easy_uq, posterior mean"
     local = {**record, "base": {"name": "/home/me/secret/llama", "revision": None}}
     assert "secret" not in str(model_card.make(local)) and "base_model" not in model_card.make(local).data.to_dict()

@@ -173,3 +173,14 @@ def test_hyperparameters_say_where_they_come_from_and_what_is_not_stated() -> No
     printed_sizes = {name: int(row["value"]) for name, row in sizes.items()}
     assert {round(n, -1) for n in true.values()} == {printed_sizes[name] for name in true}
     assert all(f"{n:,}" in sizes[name]["note"] for name, n in true.items())
+
+
+def test_every_cell_that_the_authors_corrected_has_a_note_and_no_other_cell_says_so() -> None:
+    """BLoB's Table 1 beside the slides of its talk: all of MCD, LAP on ARC-C, and LAP's NLL on five data sets."""
+    rows, cell = reported.load(), ["base", "dataset", "trained_on", "method", "draws", "metric"]
+    table, slides = rows[(rows["paper"] == "BLoB") & (rows["table"] == "1")], rows["paper"] == "BLoB-NeurIPS2024-slides"
+    both = table.merge(rows[slides], on=cell, suffixes=("", "_slides"))
+    other = (both["value"] - both["value_slides"]).abs() > 1e-9
+    assert len(both) == len(table) and other.sum() == 25
+    assert set(both[other]["method"]) == {"MCD", "LAP"}
+    assert (both["note"].str.contains("slides") == other).all()

@@ -9,29 +9,18 @@ import os
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
 
 from uqharness.adapter_io import hub
 from uqharness.errors import InputError
+from uqharness.results.metadata import METRICS, model_index
+from uqharness.results.runs import RunSummary
 from uqharness.training.prompts import flags
 
-METRICS = {"acc": ("accuracy", "Accuracy"), "ece": ("ece", "ECE (15 bins)"), "nll": ("nll", "NLL (nats)")}
 _RESULTS = re.compile(r"\n*<!-- uqharness results -->.*?<!-- /uqharness results -->\n*", re.DOTALL)
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """An adapter's results on one task: `values` by the names of METRICS, as fractions and nats."""
-
-    task: str
-    protocol: Mapping[str, Any]
-    protocol_hash: str
-    draws: int
-    items: int
-    values: Mapping[str, float]
 
 
 def make(record: Mapping[str, Any]) -> ModelCard:
@@ -68,17 +57,16 @@ def complete(text: str | None, record: Mapping[str, Any] | None, base: str | Non
     return card
 
 
-def add_results(card: ModelCard, name: str, evaluations: Sequence[Evaluation]) -> None:
+def add_results(card: ModelCard, name: str, runs: Sequence[RunSummary]) -> None:
     """State evaluation results as the hub's `model-index` and as a table; those of an earlier call are replaced."""
     data: Any = card.data
-    data.model_name = name
     data.metrics = [kind for kind, _ in METRICS.values()]
-    data.eval_results = [result for each in evaluations for result in _eval_results(each)]
+    data.model_name, data.eval_results = model_index_to_eval_results([model_index(name, runs)])
     header = "| task | draws averaged | questions | accuracy | ECE | NLL | protocol |\n|---|---|---|---|---|---|---|"
     rows = [
-        f"| {each.task} | {each.draws or 'the mean'} | {each.items:,} | {100 * each.values['acc']:.2f} % | "
-        f"{100 * each.values['ece']:.2f} % | {each.values['nll']:.3f} | `{each.protocol_hash}` |"
-        for each in evaluations
+        f"| {run.task} | {run.draws or 'the mean'} | {run.items:,} | {100 * run.number('acc', run.draws):.2f} % | "
+        f"{100 * run.number('ece', run.draws):.2f} % | {run.number('nll', run.draws):.3f} | `{run.protocol_hash}` |"
+        for run in runs
     ]
     table = "\n".join([header, *rows])
     note = "Computed by uqharness from the recorded answers of every draw; ECE has 15 bins. Numbers compare only where "
@@ -98,29 +86,6 @@ def facts(record: Mapping[str, Any]) -> dict[str, Any]:
     ours = ["uqharness", "bayesian-lora", str(method["name"])] if method else []
     found["tags"] = [*ours, "lora"]
     return found
-
-
-def _eval_results(evaluation: Evaluation) -> list[EvalResult]:
-    protocol, subset = evaluation.protocol, evaluation.protocol.get("subset")
-    dataset = protocol.get("dataset")
-    where = str(dataset) if hub.is_id(dataset) else evaluation.task
-    how = f"{evaluation.draws} draws" if evaluation.draws > 1 else "1 draw" if evaluation.draws else "posterior mean"
-    args = {"draws": evaluation.draws, "items": evaluation.items, "protocol_hash": evaluation.protocol_hash}
-    return [
-        EvalResult(
-            task_type="multiple-choice",
-            task_name="Multiple choice",
-            dataset_type=where,
-            dataset_name=f"{where} ({subset})" if subset and where == dataset else where,
-            dataset_config=str(subset) if subset and where == dataset else None,
-            dataset_split=str(protocol["split"]) if protocol.get("split") else None,
-            metric_type=kind,
-            metric_name=f"{label}, {evaluation.task}, {how}",
-            metric_value=round(float(evaluation.values[metric]), 6),
-            metric_args=args,
-        )
-        for metric, (kind, label) in METRICS.items()
-    ]
 
 
 def _text(record: Mapping[str, Any]) -> str:

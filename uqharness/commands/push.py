@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from uqharness.errors import InputError
 
 if TYPE_CHECKING:
-    from uqharness.adapter_io.model_card import Evaluation
+    from uqharness.results.runs import RunSummary
 
 log = logging.getLogger("uqharness.push")
 
@@ -73,43 +73,24 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def evaluations(results: list[str], folder: Path) -> list[Evaluation]:
+def evaluations(results: list[str], folder: Path) -> list[RunSummary]:
     """The results of the adapter in `folder`, one for each task and protocol; why others do not count is logged."""
     from uqharness.adapter_io import folder as adapter_io
-    from uqharness.adapter_io.model_card import METRICS, Evaluation
     from uqharness.leaderboard.table_sources import newest
-    from uqharness.loose_json import value_of
+    from uqharness.results.metadata import stated
     from uqharness.results.runs import plain_text, read_runs
 
-    own, others, usable = adapter_io.content_hash(folder), set(), []
-    for run in read_runs(results):
-        where = f"{run.file}: {run.task}"
-        if run.adapter_hash != own:
-            others.add(plain_text(run.adapter_hash or "a model without an adapter", 40))
-        elif run.leaked:
-            log.warning("%s: left out: the adapter has seen its questions", where)
-        elif "trimmed" in run.remarks:
-            log.warning("%s: left out: %s (--limit?)", where, run.remarks["trimmed"])
-        else:
-            usable.append(run)
+    own, runs = adapter_io.content_hash(folder), read_runs(results)
+    usable = stated(run for run in runs if run.adapter_hash == own)
     if not usable:
+        others = {plain_text(r.adapter_hash or "a model without an adapter", 40) for r in runs if r.adapter_hash != own}
         found = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
         raise InputError(f"--results: none that count for this adapter, {own}{found}; evaluate it, or leave it out")
     notes: list[str] = []
     best = newest(usable, notes)
     for note in notes:
         log.info(note)
-    return [
-        Evaluation(
-            run.task,
-            {key: value_of(text) for key, text in run.protocol.items()},
-            run.protocol_hash,
-            run.draws,
-            run.items,
-            {metric: run.number(metric, run.draws) for metric in METRICS},
-        )
-        for run in sorted(best, key=lambda run: (run.task, run.protocol_hash))
-    ]
+    return sorted(best, key=lambda run: (run.task, run.protocol_hash))
 
 
 def _read(path: Path) -> str | None:

@@ -4,20 +4,30 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import TYPE_CHECKING
 
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import count_of
 from uqharness.terminal import printable
 
+if TYPE_CHECKING:
+    from uqharness.results.runs import RunSummary
+
 MAX_DRAWS = 10_000  # of a record: `record.MAX_DRAWS`, which needs numpy
 FORMATS = ("md", "csv", "latex", "json")
+METADATA = ("model-index", "eval-results")  # of model repositories
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("results", nargs="+", metavar="RESULTS", help="results_*.json of lm-eval, or folders of them")
     parser.add_argument("--metric", nargs="+", metavar="NAME", help="names or lists a,b; ece:bins=20 [acc ece nll]")
     parser.add_argument("--samples", nargs="+", metavar="N", help="rows for N draws each; 0: the mean [all there are]")
-    parser.add_argument("--format", default="md", metavar="FORMAT", help="md, csv, latex or json [md]")
+    parser.add_argument(
+        "--format",
+        default="md",
+        metavar="FORMAT",
+        help="md, csv, latex or json [md]; for the hub: model-index, eval-results",
+    )
     parser.add_argument(
         "--across-recipes",
         action="store_true",
@@ -26,9 +36,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.format not in FORMATS:
+    formats = (*FORMATS, *METADATA)
+    if args.format not in formats:
         raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
+            f"--format {args.format!r}{did_you_mean(args.format, formats)}: it is one of {', '.join(formats)}"
         )
     from uqharness.leaderboard import table, table_formats
     from uqharness.metrics.registry import find
@@ -38,9 +49,26 @@ def run(args: argparse.Namespace) -> int:
     for name in names:
         find(name)
     samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
-    tables = table.build(read_runs(args.results, names), names, samples or [None], args.across_recipes)
+    runs = read_runs(args.results, names)
+    if args.format in METADATA:
+        sys.stdout.write(printable(_metadata(runs, args.format)))
+        return 0
+    tables = table.build(runs, names, samples or [None], args.across_recipes)
     sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
     return 0
+
+
+def _metadata(runs: list[RunSummary], kind: str) -> str:
+    import yaml
+
+    from uqharness.results.metadata import eval_results, model_index, stated
+
+    usable = stated(runs)
+    if kind == "eval-results":
+        return str(yaml.safe_dump(eval_results(usable), sort_keys=False, allow_unicode=True))
+    names = dict.fromkeys(run.adapter or run.method for run in usable)
+    index = [model_index(name, [run for run in usable if (run.adapter or run.method) == name]) for name in names]
+    return str(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True))
 
 
 def _words(given: list[str] | None) -> list[str]:

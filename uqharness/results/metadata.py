@@ -1,0 +1,86 @@
+"""Results as metadata of model repositories: the hub's `model-index`, and entries of its `.eval_results/*.yaml`.
+
+    uqharness table results --format model-index
+
+Both hold numbers of one set of draws: `model-index` of any metrics, an entry of `.eval_results` one value, which is the
+accuracy; its notes name the other metrics. What is trimmed, leaked or contradicts itself is left out.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable, Sequence
+from datetime import datetime, timezone
+from typing import Any
+
+from uqharness.loose_json import value_of
+from uqharness.results.runs import RunSummary, printed
+
+METRICS = {"acc": ("accuracy", "Accuracy"), "ece": ("ece", "ECE (15 bins)"), "nll": ("nll", "NLL (nats)")}
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+log = logging.getLogger("uqharness.results")
+
+
+def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
+    """The runs whose numbers may be stated outside of their context; why others are left out is logged."""
+    kept = []
+    for run in runs:
+        reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", "mismatch", "range") if kind in run.remarks]
+        if reasons:
+            log.warning("%s: %s: left out: %s", run.file, run.task, "; ".join(reasons))
+        else:
+            kept.append(run)
+    return kept
+
+
+def model_index(name: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
+    """The entry of one model in a card's `model-index`."""
+    return {"name": name, "results": [_result(run) for run in runs]}
+
+
+def _result(run: RunSummary) -> dict[str, Any]:
+    protocol = {key: value_of(text) for key, text in run.protocol.items()}
+    subset, on_hub = protocol.get("subset"), dataset_id(run)
+    dataset = {"type": on_hub or run.task, "name": on_hub or run.task}
+    if on_hub and subset:
+        dataset |= {"name": f"{on_hub} ({subset})", "config": str(subset)}
+    if protocol.get("split"):
+        dataset["split"] = str(protocol["split"])
+    args = {"draws": run.draws, "items": run.items, "protocol_hash": run.protocol_hash}
+    metrics = [
+        {
+            "type": kind,
+            "value": round(run.number(metric, run.draws), 6),
+            "name": f"{label}, {run.task}, {how(run)}",
+            "args": args,
+        }
+        for metric, (kind, label) in METRICS.items()
+    ]
+    return {"task": {"type": "multiple-choice", "name": "Multiple choice"}, "dataset": dataset, "metrics": metrics}
+
+
+def eval_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
+    """Entries of `.eval_results/*.yaml` for runs whose data set is on the hub; the value is accuracy in per cent."""
+    return [
+        {
+            "dataset": {"id": dataset_id(run), "task_id": str(value_of(run.protocol.get("subset", "")) or "default")},
+            "value": round(100 * run.number("acc", run.draws), 2),
+            **({"date": datetime.fromtimestamp(run.date, timezone.utc).strftime("%Y-%m-%d")} if run.date else {}),
+            "notes": f"{run.method}, {how(run)}, {run.items} questions of {run.task}; "
+            + ", ".join(f"{METRICS[name][1]} {printed(name, run.number(name, run.draws))}" for name in ("ece", "nll"))
+            + f"; protocol {run.protocol_hash}",
+        }
+        for run in runs
+        if dataset_id(run)
+    ]
+
+
+def dataset_id(run: RunSummary) -> str:
+    """The hub's id of the data set; empty where it is not there."""
+    name = str(value_of(run.protocol.get("dataset", "")))
+    return name if HUB_ID.fullmatch(name) else ""
+
+
+def how(run: RunSummary) -> str:
+    return f"{run.draws} draws" if run.draws > 1 else "1 draw" if run.draws else "posterior mean"
