@@ -17,9 +17,11 @@ from statistics import mean, stdev
 from typing import Any
 
 from uqharness.atomic import write_atomic
-from uqharness.commands.demo import DONE, TASKS
+from uqharness.commands.demo import TASKS
+from uqharness.commands.demo import settings as settings_of
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Run, read_results
+from uqharness.suite.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA = ROOT / "docs" / "methods.md", ROOT / "docs" / "data" / "methods.json"
@@ -39,16 +41,16 @@ def collect(out: Path, machine: str) -> dict[str, Any]:
     settings: dict[str, Any] = {}
     rows: dict[tuple[str, int, str], dict[str, list[float]]] = {}
     made: dict[str, Any] = {"command": COMMAND, "machine": machine}
-    for marker in sorted((out / "results").rglob(DONE)):
-        cell = json.loads(marker.read_text())["cell"]
-        name = cell["name"].split("/")[0]
-        settings[name] = cell["settings"]
-        for run in read_results(marker.parent):
+    planned = Store(out).read()
+    for entry, folder in sorted(Store(out).evaluated(), key=lambda pair: pair[0].name):
+        name = entry.method
+        settings[name] = settings_of(planned, entry)
+        for run in read_results(folder):
             made |= {"questions": run.record.items, "versions": versions(run) or made.get("versions")}
             for n in draws(run):
                 numbers = run.metrics(n)
                 values = rows.setdefault((name, n, run.task), {"seed": [], **{m: [] for m in (*SHOWN, "ece_floor")}})
-                values["seed"].append(cell["seed"])
+                values["seed"].append(entry.seed or 0)
                 for metric in (*SHOWN, "ece_floor"):
                     values[metric].append(round(numbers[metric], 5))
     listed = [{"row": name, "draws": n, "task": task, **values} for (name, n, task), values in sorted(rows.items())]

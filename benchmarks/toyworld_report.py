@@ -4,7 +4,7 @@
     python -m benchmarks.toyworld_report worlds/w4 worlds/w5 worlds/w6 --out report [--seeds 3] [--methods …]
     python -m benchmarks.toyworld_report --fill report                 (docs/toyworld.md takes its numbers and figures)
 
-Every world is a `uqharness demo` of its own (resumable). To it come the rows of the suite's `report`, and
+Every world is a `uqharness demo` of its own (resumable). To it come the suite's *mle-tuned* and *bbb-sum*, and
 *mle-tuned-per-world*: MLE with the best of four (learning rate, steps) pairs by that world's own validation NLL, at the
 tuning seed (toyworld_tune.py). Writes OUT/report.json, OUT/report.md and a reliability diagram per task, and prints the
 Markdown. `--show docs/data/toyworld-v1.json` prints it again; intervals are those of clustered.py.
@@ -24,30 +24,34 @@ import shutil
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 import numpy as np
-import yaml
 
 from benchmarks.clustered import Estimate, agreeing, clustered, paired
 from benchmarks.clustered import Run as Pair
 from benchmarks.methods_numbers import draws, spread, versions
 from benchmarks.toyworld_tune import GRID, SEED, SHARED, trial
+from uqharness import __version__
 from uqharness.atomic import write_atomic
 from uqharness.commands import demo
+from uqharness.commands import suite as suites
 from uqharness.errors import InputError
 from uqharness.leaderboard.figures import Panel, reliability_svg
 from uqharness.metrics.registry import METRICS, combine_draws, reliability_bins
 from uqharness.results.reading import Run, read_results
+from uqharness.suite import schema
+from uqharness.suite.plan import Plan, make, world_hash
+from uqharness.suite.store import Store
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGE, DATA, IMAGES = ROOT / "docs" / "toyworld.md", ROOT / "docs" / "data", ROOT / "docs" / "img"
 NEWEST = "v2"
 BLOCK = re.compile(r"(<!-- report:(v\d+):([\w-]+) -->\n).*?(<!-- end -->)", re.DOTALL)
 PER_WORLD = "mle-tuned-per-world"
+RENAMED = ("mle-tuned", "bbb-sum")  # methods under another name, with settings of their own
 METHODS = ["mle", "tempscale", "map", "mcd", "ens", "laplace", "bbb", "blob", "melora"]
 METRIC_NAMES = ("acc", "ece", "ece_debiased", "ece_floor", "nll", "brier", "auroc")
 SHOWN = ("acc", "ece", "nll")
@@ -100,21 +104,17 @@ class Report:
     made: dict[str, Any] = field(default_factory=dict)
 
 
-def suite() -> dict[str, Any]:
-    text = files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8")
-    return dict(yaml.safe_load(text))
-
-
 def all_rows() -> list[str]:
-    return [*METHODS, *suite()["report"], PER_WORLD]
+    return [*METHODS, *RENAMED, PER_WORLD]
 
 
 def run_world(world: Path, out: Path, args: argparse.Namespace) -> None:
     os.environ["UQHARNESS_TOYWORLD"] = str(world.resolve())
     if PER_WORLD in args.methods:
-        same_recipe(suite()["run"])
-    cells = plan(args, suite(), lambda: best(trials(out, args.workers))["settings"])
-    demo.run_cells(out, [cell for cell in cells if not demo.is_done(out, cell)], args.workers)
+        same_recipe(schema.read("toyworld").run)
+    made, store = plan(args, lambda: best(trials(out, args.workers))["settings"]), Store(out)
+    store.write(made)
+    suites.carry_out(made, made.cells, store, argparse.Namespace(on="local", jobs=args.workers))
     write_atomic(out / "world.json", json.dumps(base_of(world)) + "\n")
 
 
@@ -139,43 +139,25 @@ def same_recipe(run: Mapping[str, Any]) -> None:
     if differ:
         raise InputError(
             f"the suite and the trials have other run settings ({'; '.join(differ)}); "
-            "choose settings with benchmarks/toyworld_tune.py and put them into uqharness/suites/toyworld.yaml"
+            "choose settings with benchmarks/toyworld_tune.py and put them into uqharness/suite/shipped/toyworld.yaml"
         )
 
 
-def plan(args: argparse.Namespace, grid: Mapping[str, Any], tuned: Callable[[], Mapping[str, Any]]) -> list[demo.Cell]:
-    """The demo's cells, then those of rows that are a method under another name; `tuned` is asked only if needed."""
-    own = {name: grid["report"][name] for name in args.methods if name in grid["report"]}
-    if PER_WORLD in args.methods:
-        own[PER_WORLD] = {"method": "mle", **tuned()}
-    wanted = argparse.Namespace(
-        out=args.out,
-        all=False,
-        methods=[name for name in args.methods if name not in own],
-        seeds=args.seeds,
-        quick=False,
-        limit=args.limit,
-    )
-    cells = [cell for cell in demo.plan(wanted, grid) if wanted.methods or cell.method is None]
-    for name, settings in own.items():
-        merged = {**grid["run"], **{key: value for key, value in settings.items() if key != "method"}}
-        cells += [
-            demo.Cell(f"{name}/seed{s}", settings["method"], s, merged, args.limit or None) for s in range(args.seeds)
-        ]
-    return cells
+def plan(args: argparse.Namespace, tuned: Callable[[], Mapping[str, Any]]) -> Plan:
+    """The demo's cells for these rows; `tuned` is asked only if its row is among them."""
+    extra = [schema.Row(PER_WORLD, "mle", None, None, dict(tuned()), None)] if PER_WORLD in args.methods else []
+    names = [name for name in args.methods if name != PER_WORLD]
+    return make(demo.grid(names, args.seeds, args.limit or None, {}, extra))
 
 
 def trials(out: Path, workers: int) -> list[dict[str, Any]]:
     """MLE's four trials on the validation split of the world in use; OUT/tuned.json keeps them."""
     path = out / "tuned.json"
-    key = {"version": demo.__version__, "world": demo._world_hash(), "shared": SHARED, "grid": GRID["mle"]}
+    key = {"version": __version__, "world": world_hash(), "shared": SHARED, "grid": GRID["mle"]}
     if path.exists() and (stored := json.loads(path.read_text()))["key"] == key:
         return list(stored["trials"])
     jobs = [("mle", settings, SEED) for settings in GRID["mle"]]
-    with (
-        demo._one_thread_each(),
-        ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool,
-    ):
+    with ProcessPoolExecutor(min(workers, len(jobs)), mp_context=multiprocessing.get_context("spawn")) as pool:
         done = list(pool.map(trial, jobs))
     write_atomic(path, json.dumps({"key": key, "trials": done}, indent=1) + "\n")
     return done
@@ -187,27 +169,27 @@ def best(tried: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 def cells_of(out: Path) -> Iterable[tuple[str, str, int, Run]]:
     """(world, row's name, training seed, run) of all that is done."""
-    for marker in sorted(out.glob("w*/results/**/demo.json")):
-        cell = json.loads(marker.read_text())["cell"]
-        world = marker.relative_to(out).parts[0]
-        for run in read_results(marker.parent):
-            yield world, cell["name"].split("/")[0], cell["seed"], run
+    for plan_file in sorted(out.glob("w*/suite.json")):
+        for entry, folder in Store(plan_file.parent).evaluated():
+            for run in read_results(folder):
+                yield plan_file.parent.name, entry.method, entry.seed or 0, run
 
 
 def settings_of(out: Path) -> dict[str, dict[str, Any]]:
     """{row: its settings}, which are the same in every world and at every seed; each world chooses PER_WORLD's."""
-    settings: dict[str, dict[str, Any]] = {}
-    for marker in sorted(out.glob("w*/results/**/demo.json")):
-        cell = json.loads(marker.read_text())["cell"]
-        name = cell["name"].split("/")[0]
-        if name in (PER_WORLD, *demo.REFERENCES):
-            continue
-        if settings.setdefault(name, cell["settings"]) != cell["settings"]:
-            raise InputError(
-                f"{marker.parent} was made with other settings than the same row in another world or at another seed; "
-                "run the report again for all worlds, or remove that folder"
-            )
-    return settings
+    found: dict[str, dict[str, Any]] = {}
+    for plan_file in sorted(out.glob("w*/suite.json")):
+        made = Store(plan_file.parent).read()
+        for entry in made.entries:
+            if entry.method in (PER_WORLD, *demo.REFERENCES):
+                continue
+            own = demo.settings(made, entry)
+            if found.setdefault(entry.method, own) != own:
+                raise InputError(
+                    f"{plan_file.parent}: {entry.method} has other settings than the same row in another world; "
+                    "run the report again for all worlds, or remove that folder"
+                )
+    return found
 
 
 def collect(out: Path) -> Report:

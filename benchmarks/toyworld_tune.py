@@ -13,19 +13,17 @@ import json
 import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
+
+from uqharness.suite import schema
 
 
 def shared() -> dict[str, Any]:
     """The run settings of the suite, which are those of what is reported."""
-    text = files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8")
-    run = yaml.safe_load(text)["run"]
-    return {key: value for key, value in run.items() if key not in ("base", "task", "device")}
+    return {key: value for key, value in schema.read("toyworld").run.items() if key != "device"}
 
 
 # The suite keeps Adam's ε at 1e-8, which its numbers were made with, until its settings are chosen under this one.

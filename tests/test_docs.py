@@ -22,6 +22,7 @@ from uqharness import settings as config
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.settings import Run
+from uqharness.suite import schema
 
 ROOT = Path(registry.__file__).resolve().parent.parent
 METHODS = ROOT / "docs" / "methods.md"
@@ -134,10 +135,9 @@ def test_a_wrong_page_is_noticed() -> None:
 def test_the_examples_use_the_run_settings_of_the_demo() -> None:
     text = METHODS.read_text(encoding="utf-8")
     shown = re.search(r"^```yaml\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL)
-    suite = yaml.safe_load((ROOT / "uqharness" / "suites" / "toyworld.yaml").read_text(encoding="utf-8"))
     assert shown is not None
     settings = {"base": "toyworld", "task": "toyworld_uq", **yaml.safe_load(shown[1])}
-    assert settings == suite["run"]
+    assert settings == {"base": "toyworld", "task": "toyworld_uq", **schema.read("toyworld").run}
 
 
 # ---------------------------------------------------------------- links

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import re
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import yaml
 
 from uqharness import registry
 from uqharness.commands import demo
 from uqharness.results.reading import RECORD, pack
+from uqharness.suite import schema
+from uqharness.suite.plan import make
+from uqharness.suite.store import Store
 
 ROOT = Path(registry.__file__).resolve().parent.parent
 if not (ROOT / "benchmarks").is_dir():
@@ -47,14 +49,17 @@ def test_the_page_shows_the_committed_numbers() -> None:
 
 
 def test_the_committed_numbers_are_of_the_demo_as_it_is_now() -> None:
-    suite = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
     parser = argparse.ArgumentParser()
     demo.add_arguments(parser)
     data = committed()
-    planned = demo.plan(parser.parse_args(["--all", "--seeds", "3"]), suite)
-    cells = [cell for cell in planned if cell.method is None or cell.method in BUILT_IN]
-    assert data["settings"] == {cell.name.split("/")[0]: cell.settings for cell in cells}
-    assert data["questions"] == cells[0].limit
+    planned = demo.planned(parser.parse_args(["--all", "--seeds", "3"]))
+    rows = {entry.method: entry for entry in planned.entries if entry.adapter is None or entry.method in BUILT_IN}
+    assert set(data["settings"]) == set(rows) and data["questions"] == schema.read("toyworld").limit
+    for name, entry in rows.items():
+        now, then = demo.settings(planned, entry), dict(data["settings"][name])
+        if entry.adapter:  # since then defaults are written out, and what a source decides is left out
+            then = {**{spec.name: spec.default for spec in dataclasses.fields(registry.declared(name))}, **then}
+            assert {key: then[key] for key in now} == now, name
     for task in demo.TASKS:
         trained = [row for row in data["rows"] if row["task"] == task and row["row"] in BUILT_IN]
         assert {row["row"] for row in trained} == BUILT_IN
@@ -69,12 +74,15 @@ def made(out: Path, name: str, seed: int, draws: int, finite: int | None) -> np.
         {"id": i, "gold": i % 3, "combine": "probs", "doc_hash": f"{i:016x}", "logp": logp[:, i].tolist()}
         for i in range(30)
     ]
-    folder = out / "results" / name / f"seed{seed}"
+    store, planned = Store(out), make(demo.grid(["mle", "blob"], 2, None, {}))
+    store.write(planned)
+    (entry,) = [e for e in planned.entries if (e.method, e.seed, e.evaluate) == (name, seed, demo.TASKS[0])]
+    folder = store.results(entry.cell)
     folder.mkdir(parents=True)
     results = {task: {f"{RECORD},none": pack(items, task=task, protocol={})} for task in demo.TASKS}
     config = {"uqharness": {"record": {"posterior": {"finite": finite}, "versions": {"torch": "2"}}}}
     (folder / "results_1.json").write_text(json.dumps({"results": results, "config": config}))
-    (folder / demo.DONE).write_text(json.dumps({"cell": {"name": f"{name}/seed{seed}", "seed": seed, "settings": {}}}))
+    store.finish(planned.cells[entry.cell], {})
     return logp
 
 

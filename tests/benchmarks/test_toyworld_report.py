@@ -17,6 +17,9 @@ from scipy import stats
 
 from uqharness import registry
 from uqharness.commands import demo
+from uqharness.suite import schema
+from uqharness.suite.plan import Plan, make
+from uqharness.suite.store import Store
 from uqharness.toyworld import data_path
 
 ROOT = Path(registry.__file__).resolve().parent.parent
@@ -157,33 +160,31 @@ def test_no_method_beats_the_oracle(version: str) -> None:
 # ---------------------------------------------------------------- what is run
 
 
-TUNED = {"method": "mle", "steps": 200, "lr": 0.001}
-
-
-def cells(*methods: str, tuned: dict[str, Any] | None = None) -> dict[str, demo.Cell]:
+def planned(*methods: str, tuned: dict[str, Any] | None = None) -> Plan:
     def choose() -> dict[str, Any]:
         assert tuned is not None, "trials were started that nobody asked for"
         return tuned
 
-    grid = {**report.suite(), "report": {"mle-tuned": TUNED, "bbb-sum": {"method": "bbb", "prior_std": 0.5}}}
     args = argparse.Namespace(out=Path(), methods=list(methods), seeds=2, limit=7)
-    return {cell.name: cell for cell in report.plan(args, grid, choose)}
+    made: Plan = report.plan(args, choose)
+    return made
 
 
 def test_rows_under_another_name_are_cells_with_their_own_settings() -> None:
-    found = cells("mle", "bbb", "mle-tuned", "bbb-sum", report.PER_WORLD, tuned={"steps": 11})
-    run = report.suite()["run"]
     rows = ("mle", "bbb", "mle-tuned", "bbb-sum", report.PER_WORLD)
-    assert set(found) == {*demo.REFERENCES, *(f"{name}/seed{s}" for name in rows for s in (0, 1))}
-    sums, chosen, fixed = (found[f"{name}/seed1"] for name in ("bbb-sum", report.PER_WORLD, "mle-tuned"))
-    assert (sums.method, sums.settings) == ("bbb", {**run, "prior_std": 0.5})
-    assert (chosen.method, chosen.settings) == ("mle", {**run, "steps": 11})
-    assert (fixed.method, fixed.settings) == ("mle", {**run, "steps": 200, "lr": 0.001})
-    assert all(cell.limit == 7 for cell in found.values())
+    made = planned(*rows, tuned={"steps": 11})
+    found = {(entry.method, entry.seed): entry for entry in made.entries}
+    assert set(found) == {*((name, None) for name in demo.REFERENCES), *((name, s) for name in rows for s in (0, 1))}
+    run = {**schema.read("toyworld").run, "base": "toyworld", "task": "toyworld_uq"}
+    run["target_modules"] = list(run["target_modules"])
+    sums, chosen, fixed = (demo.settings(made, found[name, 1]) for name in ("bbb-sum", report.PER_WORLD, "mle-tuned"))
+    assert {key: sums[key] for key in run} == run and (sums["kl_reduce"], sums["prior_std"]) == ("sum", 0.1)
+    assert chosen == {**run, "steps": 11} and fixed == {**run, "steps": 200, "lr": 0.001}
+    assert all(cell.spec["limit"] == 7 for cell in made.cells.values() if cell.kind == "evaluate")
 
 
 def test_only_what_is_asked_for_is_run() -> None:
-    assert set(cells("mle-tuned")) == {*demo.REFERENCES, "mle-tuned/seed0", "mle-tuned/seed1"}
+    assert {entry.method for entry in planned("mle-tuned").entries} == {*demo.REFERENCES, "mle-tuned"}
 
 
 def test_the_lowest_validation_nll_is_chosen_and_shown() -> None:
@@ -209,25 +210,23 @@ def test_the_shipped_base_is_described() -> None:
 
 
 def test_settings_are_reported_under_the_recipe_that_they_were_chosen_under() -> None:
-    run = {**report.suite()["run"], **report.SHARED}
+    run = {**schema.read("toyworld").run, **report.SHARED}
     report.same_recipe(run)
     with pytest.raises(report.InputError, match=r"\(steps: 7 and 800\)"):
         report.same_recipe({**run, "steps": 7})
 
 
 def test_rows_with_other_settings_in_another_world_are_refused(tmp_path: Path) -> None:
-    def add(world: str, name: str, steps: int) -> None:
-        folder = tmp_path / world / "results" / name
-        folder.mkdir(parents=True)
-        cell = {"name": name, "seed": 0, "settings": {"steps": steps}}
-        (folder / demo.DONE).write_text(json.dumps({"cell": cell}))
+    def add(world: str, steps: int, chosen: int) -> None:
+        extra = [schema.Row(report.PER_WORLD, "mle", None, None, {"steps": chosen}, None)]
+        Store(tmp_path / world).write(make(demo.grid(["blob"], 1, None, {"steps": steps}, extra)))
 
-    for world, steps in (("w4", 200), ("w5", 400)):
-        add(world, "blob/seed0", 800)
-        add(world, f"{report.PER_WORLD}/seed0", steps)  # which each world chooses
-    assert report.settings_of(tmp_path) == {"blob": {"steps": 800}}
-    add("w6", "blob/seed0", 700)
-    with pytest.raises(report.InputError, match=r"w6/results/blob/seed0 was made with other settings"):
+    for world, chosen in (("w4", 200), ("w5", 400)):  # which each world chooses
+        add(world, 800, chosen)
+    found = report.settings_of(tmp_path)
+    assert set(found) == {"blob"} and found["blob"]["steps"] == 800
+    add("w6", 700, 200)
+    with pytest.raises(report.InputError, match=r"w6: blob has other settings"):
         report.settings_of(tmp_path)
 
 

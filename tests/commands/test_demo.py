@@ -1,4 +1,4 @@
-"""The demo's plan: post-hoc methods build on the MLE cell of their seed, which comes first."""
+"""The demo is a suite: which rows it has, what it refuses, and that its workers end with it."""
 
 from __future__ import annotations
 
@@ -9,56 +9,45 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.resources import files
 from pathlib import Path
 
 import pytest
-import torch
-import yaml
 
 from uqharness import registry
-from uqharness.adapter_io import folder as adapter_io
 from uqharness.cli import main
-from uqharness.commands import demo_report
-from uqharness.commands.demo import Cell, add_arguments, divide, plan, train_cell
-from uqharness.settings import Run, field_types
-
-torch.set_num_threads(1)
-SUITE = yaml.safe_load(files("uqharness.suites").joinpath("toyworld.yaml").read_text(encoding="utf-8"))
+from uqharness.commands import demo, demo_report
+from uqharness.suite.plan import Plan
 
 
-def cells(*flags: str) -> list[Cell]:
+def planned(*flags: str) -> Plan:
     parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return plan(parser.parse_args(flags), SUITE)
+    demo.add_arguments(parser)
+    return demo.planned(parser.parse_args(flags))
 
 
 def test_all_is_every_installed_method_at_every_seed() -> None:
-    found = cells("--all", "--seeds", "3")
-    wanted = {f"{name}/seed{s}" for name in registry.methods() for s in range(3)} | {"oracle", "zero-shot"}
-    assert {cell.name for cell in found} == wanted and len(found) == len(wanted)
-    with_source = {cell.method for cell in found if cell.source}
+    made = planned("--all", "--seeds", "3")
+    wanted = {(name, s) for name in registry.methods() for s in range(3)} | {("oracle", None), ("zero-shot", None)}
+    assert {(entry.method, entry.seed) for entry in made.entries} == wanted
+    with_source = {cell.spec["method"] for cell in made.cells.values() if cell.kind == "train" and cell.source}
     assert with_source == {name for name in registry.methods() if registry.get_method(name).uses_source}
-    for method, settings in {**SUITE["methods"], **SUITE["others"]}.items():
-        known = {**field_types(registry.get_method(method)), **field_types(Run)}
-        assert set(settings) <= set(known), method
 
 
-def test_no_cell_starts_before_its_source_is_done() -> None:
-    left, running, done = cells("--all", "--seeds", "2"), [], set()
-    while left or running:
-        ready, left = divide(left, running)
-        assert all(cell.source is None or cell.source in done for cell in ready)
-        running += ready
-        done.add(running.pop().name)  # any order
-    assert {"laplace/seed1", "mle/seed0"} <= done
-    assert all(cell.source is None for cell in cells("--methods", "laplace"))
+def test_the_rows_are_the_papers_unless_others_are_asked_for() -> None:
+    made = planned()
+    assert {entry.method for entry in made.entries} == {*demo.REFERENCES, *demo.PAPERS}
+    assert {cell.spec["limit"] for cell in made.cells.values() if cell.kind == "evaluate"} == {1500}
+    quick = planned("--quick", "--limit", "0")
+    assert {entry.method for entry in quick.entries} == {*demo.REFERENCES, "mle", "blob"}
+    assert {cell.spec["run"]["steps"] for cell in quick.cells.values() if cell.kind == "train"} == {300}
+    assert {cell.spec["limit"] for cell in quick.cells.values() if cell.kind == "evaluate"} == {None}
+    alone = planned("--methods", "laplace")
+    assert all(cell.source is None for cell in alone.cells.values() if cell.kind == "train")
 
 
-def test_a_method_named_twice_is_one_cell() -> None:
-    """Two would write the same folder at the same time."""
-    found = [cell.name for cell in cells("--methods", "lap", "mle", "laplace", "mle")]
-    assert sorted(found) == ["laplace/seed0", "mle/seed0", "oracle", "zero-shot"]
+def test_a_method_named_twice_is_one_row() -> None:
+    made = planned("--methods", "lap", "mle", "laplace", "mle")
+    assert sorted({entry.method for entry in made.entries}) == ["laplace", "mle", "oracle", "zero-shot"]
 
 
 @pytest.mark.parametrize("flag, value", [("--seeds", "0"), ("--workers", "0"), ("--limit", "-1"), ("--out", "file")])
@@ -75,22 +64,6 @@ def test_the_commands_that_the_demo_ends_with_can_be_pasted() -> None:
     lines = demo_report._next(Path("my demo"), []).splitlines()
     told = [shlex.split(line) for line in lines if " uqharness " in line]
     assert [words[words.index("uqharness") + 2] for words in told[:2]] == ["my demo/results"] * 2
-
-
-@pytest.mark.parametrize("there", [True, False])
-def test_a_cell_is_trained_on_its_source_where_that_is_there(tmp_path: Path, there: bool) -> None:
-    settings = {**SUITE["run"], "steps": 3}
-    if there:
-        train_cell(tmp_path, Cell("mle/seed1", "mle", 1, settings, None))
-    scaled = train_cell(
-        tmp_path, Cell("tempscale/seed1", "tempscale", 1, {**settings, "samples": 1}, None, "mle/seed1")
-    )
-    record = adapter_io.read_record(scaled)
-    assert record is not None and bool(record["training"]) is not there
-    if there:
-        source = adapter_io.read_record(tmp_path / "adapters/mle/seed1")
-        assert source is not None and record["recipe_hash"] == source["recipe_hash"]
-        assert record["source"]["method"]["name"] == "mle" and record["run"]["seed"] == 1
 
 
 def children(pid: int) -> list[int]:
@@ -125,4 +98,4 @@ def test_workers_end_when_the_demo_is_killed(sent: signal.Signals, code: int, tm
             for pid in filter(runs, workers):
                 os.kill(pid, signal.SIGKILL)
     assert not left
-    assert sent is signal.SIGKILL or said.splitlines()[-1] == "uqharness: terminated"
+    assert sent is signal.SIGKILL or said.splitlines()[-1].startswith("uqharness: terminated; what is done stays in")

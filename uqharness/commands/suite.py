@@ -88,7 +88,9 @@ def _run(args: argparse.Namespace) -> int:
         return _show(made, cells, store, args)
     for line in store.write(made):
         print(line, file=sys.stderr)
-    return _carry_out(made, cells, store, args)
+    carry_out(made, cells, store, args)
+    _next(store, made)
+    return 0
 
 
 def _value(text: str) -> Any:
@@ -110,7 +112,7 @@ def _only(words: list[str] | None) -> dict[str, list[str]]:
     return found
 
 
-def _carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> int:
+def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> None:
     """Run what is left of these cells; what failed before is tried again."""
     from tqdm.auto import tqdm
 
@@ -149,13 +151,11 @@ def _carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpar
         finally:
             bar.close()
         print(f"{len(left)} cells in {duration(time.monotonic() - started)}", file=sys.stderr)
-    _next(store, made)
     if graph.failed:
         raise RunError(
             f"{len(graph.failed)} of {len(left)} cells failed or were not begun: `uqharness suite status {store.out}` "
             f"says why, `uqharness suite retry {store.out}` tries them again"
         )
-    return 0
 
 
 def slurm_options(args: argparse.Namespace) -> clusters.SlurmOptions:
@@ -288,7 +288,9 @@ def _retry(args: argparse.Namespace) -> int:
     for name, cell in made.cells.items():  # each after those that it needs
         if name in chosen and again.intersection(cell.needs):
             again.add(name)
-    return _carry_out(made, {name: made.cells[name] for name in made.cells if name in again}, store, args)
+    carry_out(made, {name: made.cells[name] for name in made.cells if name in again}, store, args)
+    _next(store, made)
+    return 0
 
 
 def _cell(args: argparse.Namespace) -> int:

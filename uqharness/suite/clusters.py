@@ -6,6 +6,7 @@ killed, preempted or out of time is simply run again.
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -156,7 +157,7 @@ def ray(graph: Graph, address: str | None, jobs: int, work: Work, tell: Callable
     _check_address(address)
     how = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
-        library.init(log_to_driver=False, logging_level="error", runtime_env={"env_vars": _inherited()}, **how)
+        library.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _inherited()}, **how)
     except (ConnectionError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(f"--on ray: no cluster answers at {address or 'this machine'}: {reason}") from error

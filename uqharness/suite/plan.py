@@ -245,28 +245,24 @@ class _Maker:
 
     def add(self, row: Row, base: str, train: str, seed: int | None, extra: Point | None) -> None:
         names = self.suite.evaluate[train] if row.evaluate is None else row.evaluate
+        tasks: list[str | None] = [train if name == SAME else name for name in names]
         for each, step in self._steps(row):
-            place = {"base": base, "train": train, "seed": seed}
-            wanted = [train if name == SAME else name for name in names]
-            points = [{**place, "method": (row.name, each.name), "evaluate": name} for name in wanted or [None]]
-            kept = [point for point in points if extra or not self._excluded(point)]
+            place = {"base": base, "train": train, "seed": seed, "method": row.name}
+            kept = [task for task in tasks or [None] if extra or not self._excluded({**place, "evaluate": task}, each)]
             if not kept:
                 continue
             adapter = self.training(each, base, train, seed, step) if seed is not None else None
-            for point in kept:
-                task = point["evaluate"]
+            made = adapter.hash if adapter else None
+            for task in kept:
                 cell = self.evaluation(each, base, train, task, adapter) if task else adapter
                 if cell is None:
                     raise self.fail(row, "it is neither trained nor evaluated")
-                entry = Entry(base, each.name, train, task, seed, cell.hash, adapter and adapter.hash, self.suite.draws)
-                self._fill(entry, extra)
+                self._fill(Entry(base, each.name, train, task, seed, cell.hash, made, self.suite.draws), extra)
 
-    def _excluded(self, point: Mapping[str, Any]) -> bool:
-        for each in self.suite.exclude:
-            names = {**point, "method": next((n for n in point["method"] if n in each.where.get("method", ())), "")}
-            if each.matches(**names):
-                return True
-        return False
+    def _excluded(self, place: Mapping[str, Any], row: Row) -> bool:
+        """Whether `exclude` names this place, by the row's name or that of one of its steps."""
+        names = (place, {**place, "method": row.name})
+        return any(each.matches(**point) for each in self.suite.exclude for point in names)
 
     def _fill(self, entry: Entry, extra: Point | None) -> None:
         place = (entry.base, entry.method, entry.train, entry.evaluate, entry.seed)
@@ -286,8 +282,8 @@ class _Maker:
         source = None
         if row.source:
             origin = self.suite.rows[row.source]
-            steps = {at: each for each, at in self._steps(origin)}
-            source = self.training(steps[step], base, train, seed, step)
+            rows = {at: each for each, at in self._steps(origin)}
+            source = self.training(rows[step], base, train, seed, step)
         key = repr((row, base, train))
         if key not in self.resolved:
             self.resolved[key] = self._resolve(row, base, train)
@@ -299,7 +295,7 @@ class _Maker:
             "run": run,
             "include_path": self.suite.include_path,
         }
-        identity = {**found["identity"], "seed": seed, "source": source and source.hash}
+        identity = {**found["identity"], "seed": seed, "source": source.hash if source else None}
         after = None
         if step is not None and not row.source:
             if step > found["steps"]:
@@ -310,12 +306,12 @@ class _Maker:
             steps = [pair for pair in self._steps(self.suite.rows[row.name.partition("@")[0]]) if (pair[1] or 0) < step]
             after = self.training(steps[-1][0], base, train, seed, steps[-1][1]).hash if steps else None
         name = f"{base}/{row.name}/{train}/seed{seed}"
-        return self._cell("train", name, spec, identity, source and source.hash, after)
+        return self._cell("train", name, spec, identity, source.hash if source else None, after)
 
     def evaluation(self, row: Row, base: str, train: str, task: str, adapter: Cell | None) -> Cell:
         include = self.suite.include_path
         shared = {"task": task, "limit": self.suite.limit, "batch_size": self.suite.batch_size, "include_path": include}
-        identity = {"task": task_digest(task, include), "limit": self.suite.limit}
+        identity: dict[str, Any] = {"task": task_digest(task, include), "limit": self.suite.limit}
         if adapter:
             samples = max(self.suite.draws)
             spec = {**shared, "samples": samples}
@@ -402,11 +398,13 @@ def resolved_base(name: str) -> str:
     return name
 
 
-@functools.cache
 def base_identity(name: str) -> str:
     """A hub id as it is; of files their names, sizes and samples of their contents."""
-    if name == "toyworld":
-        return f"toyworld {_world()}"
+    return f"toyworld {world_hash()}" if name == "toyworld" else _contents(name)
+
+
+@functools.cache
+def _contents(name: str) -> str:
     path = Path(name)
     if not path.exists():
         return name
@@ -430,17 +428,21 @@ def _sampled(path: Path, block: int = 2**16, count: int = 16) -> str:
     return total.hexdigest()
 
 
-@functools.cache
 def task_digest(name: str, include_path: str | None = None) -> str:
     """Of the text of the YAMLs that define a task of ours or of `include_path`; lm-eval's by name and version."""
+    found = _texts(name, include_path)
+    return f"{found} {world_hash()}" if "toyworld" in name else found
+
+
+@functools.cache
+def _texts(name: str, include_path: str | None) -> str:
     texts: dict[str, str] = {}
     _collect(name, _task_files(include_path), texts)
     if not texts:
         from importlib.metadata import version
 
         return f"{name} of lm-eval {version('lm-eval')}"
-    world = [_world()] if any("toyworld" in text for text in texts.values()) else []
-    return f"{name} {digest([sorted(texts.items()), *world])}"
+    return f"{name} {digest(sorted(texts.items()))}"
 
 
 def _collect(name: str, known: Mapping[str, Path], texts: dict[str, str]) -> None:
@@ -480,9 +482,14 @@ def _task_files(include_path: str | None) -> dict[str, Path]:
     return found
 
 
-@functools.cache
-def _world() -> str:
+def world_hash() -> str:
+    """Of the embedded world that is in use."""
     from uqharness.toyworld import data_path
 
-    manifest = data_path() / "MANIFEST.json"
+    return _manifest_hash(data_path())
+
+
+@functools.cache
+def _manifest_hash(folder: Path) -> str:
+    manifest = folder / "MANIFEST.json"
     return hashlib.sha256(manifest.read_bytes()).hexdigest()[:16] if manifest.exists() else ""

@@ -22,7 +22,7 @@ from typing import Any
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.suite.plan import Cell, Plan
+from uqharness.suite.plan import Cell, Entry, Plan
 
 try:
     import fcntl
@@ -103,6 +103,13 @@ class Store:
     def fail(self, cell: Cell, error: str) -> None:
         about = {"name": cell.name, "error": error, "log": str(self.log(cell.hash))}
         write_atomic(self.mark(cell.hash, FAILED), json.dumps(about) + "\n")
+
+    def evaluated(self) -> Iterator[tuple[Entry, Path]]:
+        """The places of the grid whose evaluation is done, with its results folder."""
+        made, states = self.read(), self.states()
+        for entry in made.entries:
+            if entry.evaluate and states.get(entry.cell) == "done":
+                yield entry, self.results(entry.cell)
 
     def forget_failures(self, names: Iterable[str]) -> None:
         """Before another try; the logs stay."""
