@@ -310,11 +310,16 @@ class _Maker:
 
     def evaluation(self, row: Row, base: str, train: str, task: str, adapter: Cell | None) -> Cell:
         include = self.suite.include_path
-        shared = {"task": task, "limit": self.suite.limit, "batch_size": self.suite.batch_size, "include_path": include}
+        shared: dict[str, Any] = {
+            "task": task,
+            "limit": self.suite.limit,
+            "batch_size": self.suite.batch_size,
+            "include_path": include,
+        }
         identity: dict[str, Any] = {"task": task_digest(task, include), "limit": self.suite.limit}
         if adapter:
             samples = max(self.suite.draws)
-            spec = {**shared, "samples": samples}
+            spec: dict[str, Any] = {**shared, "samples": samples}
             identity |= {"adapter": adapter.hash, "samples": samples}
             return self._cell("evaluate", f"{adapter.name} on {task}", spec, identity, adapter.hash)
         key = repr((row, base, train))
