@@ -61,6 +61,14 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
         ),
     ),
+    "ood": (
+        "uqharness.commands.ood",
+        "in distribution against shifted: what tells them apart, what the shift costs",
+        (
+            "uqharness ood results",
+            "uqharness ood results --against MLE --format csv",
+        ),
+    ),
     "reproduce": (
         "uqharness.commands.reproduce",
         "a paper's table beside what a suite measured, cell by cell",

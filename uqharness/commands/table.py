@@ -45,10 +45,10 @@ def run(args: argparse.Namespace) -> int:
     from uqharness.metrics.registry import find
     from uqharness.results.runs import read_runs
 
-    names = _words(args.metric) or list(table.DEFAULT)
+    names = words(args.metric) or list(table.DEFAULT)
     for name in names:
         find(name)
-    samples: list[int | None] = [_draws(word) for word in _words(args.samples)]
+    samples: list[int | None] = [_draws(word) for word in words(args.samples)]
     runs = read_runs(args.results, names)
     if args.format in METADATA:
         sys.stdout.write(printable(_metadata(runs, args.format)))
@@ -71,7 +71,7 @@ def _metadata(runs: list[RunSummary], kind: str) -> str:
     return str(yaml.safe_dump({"model-index": index}, sort_keys=False, allow_unicode=True))
 
 
-def _words(given: list[str] | None) -> list[str]:
+def words(given: list[str] | None) -> list[str]:
     return list(dict.fromkeys(word for part in given or () for word in part.split(",") if word))
 
 

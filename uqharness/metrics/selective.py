@@ -80,14 +80,13 @@ def delong(conf: Floats, hits: Bools) -> tuple[float, float]:
     return float(above.mean()), float(np.sqrt(above.var(ddof=1) / len(a) + below.var(ddof=1) / len(b)))
 
 
-def auroc_interval(answers: Answers, level: float) -> Interval:
+def area_interval(scores: Floats, positive: Bools, level: float) -> Interval:
     """expit(logit A ± z se / (A (1 - A))); at A = 0 or 1, Clopper-Pearson with the smaller class as n."""
-    hits = right(answers)
-    area, se = delong(sure(answers), hits)
+    area, se = delong(scores, positive)
     if np.isnan(se):
         return UNDEFINED if np.isnan(area) else (0.0, 1.0)
     if area in (0.0, 1.0):
-        n = np.array([float(min(hits.sum(), (~hits).sum()))])
+        n = np.array([float(min(positive.sum(), (~positive).sum()))])
         low, high = clopper_pearson(area * n, n, (1 - level) / 2)
         return float(low[0]), float(high[0])
     centre, half = np.log(area / (1 - area)), z_value(level) * se / (area * (1 - area))
@@ -144,7 +143,7 @@ METRICS = (
         "Chance that a right answer has a higher confidence than a wrong one; 50 % says nothing.",
         formula=lambda a: auroc_of_ranks(ranks(a), right(a)),
         higher_is_better=True,
-        interval=auroc_interval,
+        interval=lambda a, level: area_interval(sure(a), right(a), level),
         stderr=lambda a: delong(sure(a), right(a))[1],
         console=True,
         scale=100,
