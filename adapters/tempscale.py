@@ -3,7 +3,7 @@
 
 p̄ is the choice probabilities of any predictive, averaged over its draws as it says itself. With one weight vector
 log p̄ differs from the logits by a constant, so this is Guo's; averages have no logits, so T acts after averaging.
-Accuracy cannot change. The NLL is convex in 1/T, so its one minimum is found by bisection on the derivative's sign,
+Accuracy cannot change. The NLL is convex in 1/T, so its one minimum is the root of the derivative,
 where the paper takes conjugate gradients. Left out: vector and matrix scaling. The tuning split must be new to
 `source` too: an adapter that was trained on it looks surer there than it should, and T comes out too low.
 """
@@ -93,7 +93,6 @@ def best_temperature(logp: Tensor, gold: Tensor) -> float:
         return LOWEST
     if slope(high) >= 0:
         return HIGHEST
-    for _ in range(60):
-        middle = (low + high) / 2
-        low, high = (middle, high) if slope(middle) > 0 else (low, middle)
-    return math.exp((low + high) / 2)
+    from scipy.optimize import brentq  # half a second, so not before it is needed
+
+    return math.exp(brentq(slope, low, high, xtol=1e-15))

@@ -14,7 +14,7 @@ from lm_eval.api.task import ConfigurableTask
 from lm_eval.tasks import TaskManager
 
 from uqharness.errors import InputError
-from uqharness.harness.choices import ChoiceMetrics, ChoiceTask
+from uqharness.harness.choices import ChoiceTask
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import RECORD, read_results, require_comparable
 
@@ -110,13 +110,16 @@ def test_two_runs_are_compared_by_what_was_asked() -> None:
         require_comparable([one, other])
 
 
-def test_the_mixin_serves_a_class_of_ones_own() -> None:
-    class Reversed(ChoiceMetrics, ConfigurableTask):
+def test_it_can_be_put_before_a_class_of_ones_own() -> None:
+    class Theirs(ConfigurableTask):
         def doc_to_choice(self, doc: Any) -> list[str]:
             return super().doc_to_choice(doc)[::-1]
 
         def doc_to_target(self, doc: Any) -> int:
             return len(doc["choices"]) - 1 - doc["gold"]
+
+    class Reversed(ChoiceTask, Theirs):
+        pass
 
     ours, plain = (read_results(evaluate([kind(config(rows()))]))[0].metrics() for kind in (Reversed, ChoiceTask))
     assert ours["nll"] == pytest.approx(plain["nll"])

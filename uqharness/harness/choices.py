@@ -1,11 +1,11 @@
-"""`ChoiceMetrics`: our metrics and the record of every draw for any multiple-choice task of lm-eval.
+"""`ChoiceTask`: our metrics and the record of every draw for any multiple-choice task of lm-eval.
 
-lm-eval asks for log p(choice text | prompt) as always; the mixin normalises it over the question's own choices, draw by
-draw, keeps the compact record of all of it, and says which protocol the answers belong to. In a YAML:
+lm-eval asks for log p(choice text | prompt) as always; this class normalises it over the question's own choices, draw
+by draw, keeps the compact record of all of it, and says which protocol the answers belong to. In a YAML:
 
     class: !function uqharness.harness.choices.ChoiceTask
 
-and in Python `class MyTask(ChoiceMetrics, ConfigurableTask)`. The task's own metrics stay. lm-eval prints the metrics
+and in Python `class MyTask(ChoiceTask, TheirTask)`. The task's own metrics stay. lm-eval prints the metrics
 with `console=True`; all others are in the record's `metrics`, in the results file.
 """
 
@@ -45,8 +45,8 @@ def doc_hash(doc: Mapping[str, Any]) -> str:
     return digest({key: value for key, value in doc.items() if key != "uq_id"})
 
 
-class ChoiceMetrics:
-    """Put before a multiple-choice `ConfigurableTask`: its results carry every draw's answer to every item."""
+class ChoiceTask(ConfigurableTask):
+    """A multiple-choice task of lm-eval whose results carry every draw's answer to every item, by our metrics too."""
 
     def __init__(self, config: Mapping[str, Any] | None = None, **kwargs: Any) -> None:
         self._asked: dict[int, tuple[str, str]] = {}
@@ -234,10 +234,6 @@ class ChoiceMetrics:
             "delimiter": self.config.fewshot_delimiter,
             "multiturn": bool(chat and self._asked_with.get("fewshot_as_multiturn")),
         }
-
-
-class ChoiceTask(ChoiceMetrics, ConfigurableTask):
-    """Any multiple-choice YAML of lm-eval, with our metrics and record beside its own metrics."""
 
 
 def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:

@@ -1,6 +1,6 @@
 """The lm-eval task behind every `_uq` YAML (`class: !function uqharness.harness.task.UQTask`): p(choice | question).
 
-Metrics and record are those of `ChoiceMetrics`; this task adds checked documents, in parts of splits, for training too.
+Metrics and record are those of `ChoiceTask`; this task adds checked documents, in parts of splits, for training too.
 Keys of its own, under `metadata.uq` in the YAML:
   protocol       name of the protocol (ours: uq-v1)
   train_choices  training items with another number of choices are left out (counted in `train_dropped`)
@@ -14,16 +14,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lm_eval.api.task import ConfigurableTask
-
 from uqharness.errors import InputError
 from uqharness.harness import keep
-from uqharness.harness.choices import ChoiceMetrics, doc_hash
+from uqharness.harness.choices import ChoiceTask, doc_hash
 from uqharness.results.record import count_choices, digest
 from uqharness.training import prompts
 
 
-class UQTask(ChoiceMetrics, ConfigurableTask):
+class UQTask(ChoiceTask):
     """A multiple-choice task whose results carry every draw's answer to every item."""
 
     def __init__(self, config: Mapping[str, Any] | None = None, **kwargs: Any) -> None:

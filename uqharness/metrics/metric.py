@@ -43,10 +43,8 @@ class Draws:
         return self.mean(self.p)
 
     @classmethod
-    def of(cls, p: ArrayLike | Draws) -> Draws:
+    def of(cls, p: ArrayLike) -> Draws:
         """Draws p […, S, D, C] with NaN where a question has no such choice; all values NaN: a draw not taken."""
-        if isinstance(p, Draws):
-            return p
         each = np.asarray(p, dtype=np.float64)
         if each.ndim < 3:
             raise InputError(f"draws must be [..., S, D, C]: found shape {each.shape}; add an axis for one draw")
@@ -137,7 +135,7 @@ class Metric:
     label: str
     meaning: str
     formula: Callable[[Answers], Floats] | None = None  # -> […]
-    items: Callable[[Answers], Floats] | None = None  # -> […, D]
+    items: Callable[[Answers], NDArray[Any]] | None = None  # -> […, D]
     higher_is_better: bool | None = None  # None: neither
     interval: Callable[[Answers, float], Interval] | None = None  # of one set of draws, at a level
     stderr: Callable[[Answers], float] | None = None

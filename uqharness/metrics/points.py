@@ -72,17 +72,17 @@ def predictive_entropy(p: ArrayLike, normalised: bool = False) -> Floats:
     return h / log_choices(~np.isnan(p)) if normalised else h
 
 
-def expected_entropy(draws: ArrayLike | Draws, normalised: bool = False) -> Floats:
-    """Mean over draws of each draw's entropy, […, D] (aleatoric part; Depeweg et al. 2018)."""
+def expected_entropy(draws: ArrayLike, normalised: bool = False) -> Floats:
+    """Mean over draws […, S, D, C] of each draw's entropy, […, D] (aleatoric part; Depeweg et al. 2018)."""
     each = Draws.of(draws)
     mean = each.mean(entropy(each.p))
     return mean / log_choices(~np.isnan(draws).all(0)) if normalised else mean
 
 
-def mutual_information(draws: ArrayLike | Draws, normalised: bool = False) -> Floats:
+def mutual_information(draws: ArrayLike, normalised: bool = False) -> Floats:
     """H[mean_s p_s] - mean_s H[p_s], […, D], rounding set to 0 (Houlsby et al. 2011)."""
     each = Draws.of(draws)
-    gain = without_rounding(entropy(each.average) - expected_entropy(each))
+    gain = without_rounding(entropy(each.average) - each.mean(entropy(each.p)))
     return gain / log_choices(~np.isnan(draws).all(0)) if normalised else gain
 
 
@@ -114,9 +114,10 @@ def total_uncertainty(answers: Answers) -> Floats:
 
 @once
 def epistemic_uncertainty(answers: Answers) -> Floats:
-    assert answers.draws is not None
-    of_mean = total_uncertainty(answers) if answers.draws.average is answers.p else entropy(answers.draws.average)
-    return without_rounding(of_mean - expected_entropy(answers.draws))
+    draws = answers.draws
+    assert draws is not None
+    of_mean = total_uncertainty(answers) if draws.average is answers.p else entropy(draws.average)
+    return without_rounding(of_mean - draws.mean(entropy(draws.p)))
 
 
 @once
