@@ -76,14 +76,14 @@ def expected_entropy(draws: ArrayLike, normalised: bool = False) -> Floats:
     """Mean over draws […, S, D, C] of each draw's entropy, […, D] (aleatoric part; Depeweg et al. 2018)."""
     each = Draws.of(draws)
     mean = each.mean(entropy(each.p))
-    return mean / log_choices(~np.isnan(draws).all(0)) if normalised else mean
+    return mean / log_choices(np.asarray(~np.isnan(draws).all(axis=0))) if normalised else mean
 
 
 def mutual_information(draws: ArrayLike, normalised: bool = False) -> Floats:
     """H[mean_s p_s] - mean_s H[p_s], […, D], rounding set to 0 (Houlsby et al. 2011)."""
     each = Draws.of(draws)
     gain = without_rounding(entropy(each.average) - each.mean(entropy(each.p)))
-    return gain / log_choices(~np.isnan(draws).all(0)) if normalised else gain
+    return gain / log_choices(np.asarray(~np.isnan(draws).all(axis=0))) if normalised else gain
 
 
 def without_rounding(gain: Floats) -> Floats:
