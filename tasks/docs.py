@@ -86,12 +86,12 @@ def _cloze(row: Row) -> dict[str, Any]:
     text = row["question"] if "question" in row else row["question_stem"]
     if "answerKey" not in row:
         return {"id": "", "question": text.strip(), "choices": row["choices"], "gold": row["answer"]}
-    found = row["choices"]
+    choices = row["choices"]
     return {
         "id": str(row["id"]),
         "question": text,
-        "choices": found["text"],
-        "gold": index(found["label"], row["answerKey"]),
+        "choices": choices["text"],
+        "gold": index(choices["label"], row["answerKey"]),
     }
 
 
@@ -103,13 +103,13 @@ def cloze(rows: Dataset) -> Dataset:
 def parts(path: str, name: str, **wanted: str) -> dict[str, Dataset]:
     """Fixed parts of splits, ordered by the hash of a row's id: `fit="train 0 640"` has the first 640 rows of train."""
     whole = load_dataset(path, name)
-    found = {}
+    parts = {}
     for part, which in wanted.items():
         split, start, stop = which.split()
         hashes = [hashlib.sha256(key.encode()).digest() for key in whole[split]["id"]]
         order = sorted(range(len(hashes)), key=hashes.__getitem__)
-        found[part] = whole[split].select(order[int(start) : int(stop)])
-    return found
+        parts[part] = whole[split].select(order[int(start) : int(stop)])
+    return parts
 
 
 def toyworld(name: str) -> dict[str, Dataset]:

@@ -82,16 +82,16 @@ def place_folder(temporary: Path, out: Path) -> None:
 def recover_folder(out: Path) -> None:
     """Finish or clear what a killed run has left of writing `out`, and say so."""
     pattern = re.compile(re.escape(_hidden(out, "", "").name) + r"(|new-|old-)[0-9a-f]{8}")
-    found: dict[str, list[Path]] = {}
+    leftovers: dict[str, list[Path]] = {}
     for path in sorted(out.parent.glob(".*")) if out.parent.is_dir() else ():
         if match := pattern.fullmatch(path.name):
-            found.setdefault(match[1], []).append(path)
-    for path in [*found.get("new-", ()), *found.get("old-", ())]:
+            leftovers.setdefault(match[1], []).append(path)
+    for path in [*leftovers.get("new-", ()), *leftovers.get("old-", ())]:
         if not os.path.lexists(out):
             os.rename(path, out)
             which = "the new" if "uqharness-new-" in path.name else "the old"
             log.warning("%s: a killed run left no folder here; %s one is restored", out, which)
-    left = [path for paths in found.values() for path in paths if os.path.lexists(path) and _is_free(path)]
+    left = [path for paths in leftovers.values() for path in paths if os.path.lexists(path) and _is_free(path)]
     for path in left:
         _remove(path)
     if left:

@@ -71,5 +71,5 @@ def instead(model_args: Mapping[str, Any]) -> str:
     if not {"peft", "delta", "pretrained"} & set(model_args):
         return ""
     written = ",".join(f"{name}={model_args[name]}" for name in ("pretrained", "peft", "delta") if name in model_args)
-    found = f"adapter={adapter or 'DIR'}" + (f",base={base}" if base else "")
-    return f"bayeslora takes no {written}: write {found} instead"
+    arguments = f"adapter={adapter or 'DIR'}" + (f",base={base}" if base else "")
+    return f"bayeslora takes no {written}: write {arguments} instead"

@@ -135,16 +135,16 @@ def read_raw(folder: Path) -> Tensors:
 
 def undouble(tensors: Tensors, folder: Path) -> tuple[Tensors, list[str]]:
     """`base_model.model.base_model.model.x` -> `base_model.model.x`, as PEFT names it; and what was left out."""
-    kept, dropped = drop_base(tensors)
-    named = {name.removeprefix(PREFIX): tensor for name, tensor in kept.items() if name.startswith(2 * PREFIX)}
+    lora, dropped = drop_base(tensors)
+    named = {name.removeprefix(PREFIX): tensor for name, tensor in lora.items() if name.startswith(2 * PREFIX)}
     if not named:
         some = next(iter(tensors), "nothing")
         hint = " is a plain PEFT adapter, which needs no import" if PREFIX in some else ""
         raise InputError(
             f"{folder}{hint}: none of its {len(tensors)} tensors is named {2 * PREFIX}… as bayesian-peft does ({some})"
         )
-    if len(named) != len(kept):
-        other = next(name for name in kept if not name.startswith(2 * PREFIX))
+    if len(named) != len(lora):
+        other = next(name for name in lora if not name.startswith(2 * PREFIX))
         raise InputError(f"{folder}: {other} is not named as bayesian-peft does, {len(named)} others are")
     return named, dropped
 
@@ -175,12 +175,14 @@ def check_pairs(mean: Tensors, folder: Path) -> None:
 
 def standard_deviations(rho: Tensors, mean: Tensors, eps: float, folder: Path) -> Tensors:
     """Ω = ρ² (eps ≥ 0) or log(1 + e^ρ) (eps < 0), of every A."""
-    found = {re.sub(rf"{re.escape(RHO)}.*$", ".lora_A.weight", name): tensor for name, tensor in rho.items()}
+    by_name = {re.sub(rf"{re.escape(RHO)}.*$", ".lora_A.weight", name): tensor for name, tensor in rho.items()}
     wanted = {name for name in mean if ".lora_A." in name}
-    if set(found) != wanted:
-        odd = sorted(set(found) ^ wanted)
-        raise InputError(f"{folder / MEAN}: {len(found)} {RHO[1:]} for {len(wanted)} lora_A ({odd[0]}): copy it again")
-    return {name: tensor.square() if eps >= 0 else F.softplus(tensor) for name, tensor in found.items()}
+    if set(by_name) != wanted:
+        odd = sorted(set(by_name) ^ wanted)
+        raise InputError(
+            f"{folder / MEAN}: {len(by_name)} {RHO[1:]} for {len(wanted)} lora_A ({odd[0]}): copy it again"
+        )
+    return {name: tensor.square() if eps >= 0 else F.softplus(tensor) for name, tensor in by_name.items()}
 
 
 def _eps(eps: float | None, folder: Path) -> float:
@@ -194,22 +196,22 @@ def _eps(eps: float | None, folder: Path) -> float:
 
 def ensemble_folders(folder: Path, members: int | None) -> list[Path]:
     """`adapter_1`, `adapter_2` … without a gap, as many as were asked for."""
-    found = _numbered(folder, _MEMBER)
-    if sorted(found) != list(range(1, len(found) + 1)):
-        names = ", ".join(f"adapter_{k}" for k in sorted(found))
+    numbered = _numbered(folder, _MEMBER)
+    if sorted(numbered) != list(range(1, len(numbered) + 1)):
+        names = ", ".join(f"adapter_{k}" for k in sorted(numbered))
         raise InputError(f"{folder} holds the members {names} beside its own: some are missing, copy it again")
-    if members not in (None, 1 + len(found)):
-        raise InputError(f"{folder} holds {1 + len(found)} members, --members says {members}: copy it again")
-    return [found[k] for k in sorted(found)]
+    if members not in (None, 1 + len(numbered)):
+        raise InputError(f"{folder} holds {1 + len(numbered)} members, --members says {members}: copy it again")
+    return [numbered[k] for k in sorted(numbered)]
 
 
 def _member(folder: Path, config: LoraConfig, first: Tensors) -> Tensors:
     tensors, _ = undouble(read_raw(folder), folder)
     other = read_config(folder, tensors)
     for name in ("r", "lora_alpha", "use_rslora", "target_modules"):
-        mine, theirs = _listed(getattr(config, name)), _listed(getattr(other, name))
-        if mine != theirs:
-            raise InputError(f"{folder}: {name} is {theirs}, that of member 0 is {mine}: they must be equal")
+        ours, theirs = _listed(getattr(config, name)), _listed(getattr(other, name))
+        if ours != theirs:
+            raise InputError(f"{folder}: {name} is {theirs}, that of member 0 is {ours}: they must be equal")
     check_pairs(tensors, folder)
     if odd := sorted(set(tensors) ^ set(first)):
         raise InputError(f"{folder}: member 0 and this one do not hold the same tensors ({odd[0]}): copy it again")

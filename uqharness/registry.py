@@ -72,10 +72,10 @@ def declared(name: str) -> Any:
     point = get_point(name)
     try:
         tree = _parsed(point.module)
-        (found,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == point.attr]
-        if [ast.unparse(base) for base in found.bases] != ["Method"]:
+        (definition,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == point.attr]
+        if [ast.unparse(base) for base in definition.bases] != ["Method"]:
             return get_method(name)
-        fields = [node for node in found.body if isinstance(node, ast.AnnAssign) and _is_declared(node)]
+        fields = [node for node in definition.body if isinstance(node, ast.AnnAssign) and _is_declared(node)]
         names: dict[str, Any] = {**vars(config), **vars(typing)}
         for module in tree.body:  # aliases that are imported, then those that stand here
             if isinstance(module, ast.ImportFrom) and str(module.module).startswith("uqharness."):
@@ -85,9 +85,9 @@ def declared(name: str) -> Any:
                     _assign(_parsed(str(module.module)), names, imported & used)
         _assign(tree, names)
         base = ast.parse("suggests: ClassVar[dict] = {}\nuses_source: ClassVar[bool] = False").body
-        found.bases, found.keywords, found.decorator_list, found.body = [], [], [], [*base, *fields]
-        _execute([found], names)
-        return dataclasses.dataclass(frozen=True)(names[found.name])
+        definition.bases, definition.keywords, definition.decorator_list, definition.body = [], [], [], [*base, *fields]
+        _execute([definition], names)
+        return dataclasses.dataclass(frozen=True)(names[definition.name])
     except (OSError, ValueError, SyntaxError, NameError, AttributeError, TypeError, ImportError):
         return get_method(name)
 

@@ -105,12 +105,12 @@ def push(
             )
         if branch != MAIN and not branch.startswith("refs/"):
             api.create_branch(repository, branch=branch, exist_ok=True)
-        there = set(api.list_repo_files(repository, revision=branch))
+        existing = set(api.list_repo_files(repository, revision=branch))
         operations: list[Any] = [
             CommitOperationAdd(name, content if isinstance(content, bytes) else str(content))
             for name, content in files.items()
         ]
-        operations += [CommitOperationDelete(name) for name in owned if name in there and name not in files]
+        operations += [CommitOperationDelete(name) for name in owned if name in existing and name not in files]
         done = api.create_commit(repository, operations, commit_message=message, revision=branch)
     return Pushed(repository, branch, str(done.oid), f"{api.endpoint}/{repository}")
 

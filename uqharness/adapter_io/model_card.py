@@ -78,14 +78,14 @@ def add_results(card: ModelCard, name: str, runs: Sequence[RunSummary]) -> None:
 def facts(record: Mapping[str, Any]) -> dict[str, Any]:
     """The metadata that a record supports, by the names of the hub."""
     base, method, data = record.get("base") or {}, record.get("method") or {}, record.get("data") or {}
-    found: dict[str, Any] = {"library_name": "peft"}
+    card: dict[str, Any] = {"library_name": "peft"}
     if name := _hub_id(str(base.get("name") or ""), base.get("revision")):
-        found["base_model"] = name
+        card["base_model"] = name
     if hub.is_id(data.get("dataset")):
-        found["datasets"] = [data["dataset"]]
+        card["datasets"] = [data["dataset"]]
     ours = ["uqharness", "bayesian-lora", str(method["name"])] if method else []
-    found["tags"] = [*ours, "lora"]
-    return found
+    card["tags"] = [*ours, "lora"]
+    return card
 
 
 def _text(record: Mapping[str, Any]) -> str:
@@ -94,7 +94,7 @@ def _text(record: Mapping[str, Any]) -> str:
         name = os.path.basename(name.rstrip("/"))  # the rest of a path says something of this machine alone
     data, costs = record.get("data") or {}, record.get("costs") or {}
     settings = ", ".join(f"{k}={v}" for k, v in sorted(method.get("settings", {}).items())) or "defaults"
-    asked = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
+    words = "".join(f" {shlex.quote(word)}" for word in flags(record.get("run") or {}))
     imported, task = record.get("imported"), data.get("task")
     origin = f"Trained with {imported['tool']}, imported by" if imported else "Trained with"
     on = f" on `{task}`" if task else ""
@@ -107,7 +107,7 @@ def _text(record: Mapping[str, Any]) -> str:
 `{method["name"]}`{paper}, {settings}; seed {record["posterior"]["train_seed"]}{steps}. \
 PEFT loads the posterior's mean; the draws are averaged by
 
-    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{asked}{revision}
+    lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{words}{revision}
 
 Everything needed to make it again is in `uq_config.json`.
 """

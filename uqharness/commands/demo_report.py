@@ -51,16 +51,16 @@ def terminal(shown: table.Table, marks: dict[int, tuple[str, str]]) -> str:
 
 def diagram(runs: Sequence[Run], task: str = HEADLINE) -> str:
     """Reliability of every method in-distribution, at all its draws, first seed."""
-    asked = [(summarise(run), run.record) for run in runs if run.task == task]
-    names = labels(source for source, _ in asked)
+    runs_of_task = [(summarise(run), run.record) for run in runs if run.task == task]
+    names = labels(source for source, _ in runs_of_task)
     panels: dict[str, Panel] = {}
-    for source, record in asked:
+    for source, record in runs_of_task:
         probs = combine_draws(record.rows(), record.combine)  # [D, C]
         acc, ece, nll = (source.number(name, source.draws) for name in ("acc", "ece", "nll"))
         note = f"ACC {100 * acc:.1f}  ECE {100 * ece:.1f}  NLL {nll:.2f}"
         name = names[source.row]
         panels.setdefault(name, Panel(name, note, reliability_bins(probs, record.gold)))
-    items = asked[0][0].items
+    items = runs_of_task[0][0].items
     return reliability_svg(list(panels.values()), f"{task}, {items} questions, 15 bins; grey: how many")
 
 

@@ -24,13 +24,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    found = [{"check": name, "status": status, "found": text} for name, status, text in results()]
+    checks = [{"check": name, "status": status, "found": text} for name, status, text in results()]
     if args.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(checks, indent=2))
     else:
-        for line in found:
+        for line in checks:
             print(f"{line['status']:<7} {line['check']:<14} {line['found']}")
-    failed = [line["check"] for line in found if line["status"] == FAILED]
+    failed = [line["check"] for line in checks if line["status"] == FAILED]
     if failed and not args.json:
         print(f"failed: {', '.join(failed)}")
     return 1 if failed else 0
@@ -45,9 +45,9 @@ def results() -> Iterator[tuple[str, str, str]]:
 
 
 def versions() -> Result:
-    found = {name: _version(name) for name in ("uqharness", *PACKAGES)}
-    missing = [name for name, version in found.items() if version is None and name != "uqharness"]
-    text = f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {v or 'not installed'}" for n, v in found.items())
+    versions = {name: _version(name) for name in ("uqharness", *PACKAGES)}
+    missing = [name for name, version in versions.items() if version is None and name != "uqharness"]
+    text = f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {v or 'not installed'}" for n, v in versions.items())
     return FAILED if missing else OK, text
 
 
@@ -80,18 +80,18 @@ def entries() -> Result:
 def methods() -> Result:
     from uqharness.commands.listing import list_methods
 
-    found = list_methods()
-    broken = [f"{row['name']} ({row['error']})" for row in found if row["error"]]
-    if broken or not found:
+    names = list_methods()
+    broken = [f"{row['name']} ({row['error']})" for row in names if row["error"]]
+    if broken or not names:
         return FAILED, "; ".join(broken) or "none installed"
-    return OK, ", ".join(row["name"] for row in found)
+    return OK, ", ".join(row["name"] for row in names)
 
 
 def tasks() -> Result:
     from uqharness.commands.listing import list_tasks
 
-    found = list_tasks()
-    return (OK if found else FAILED), f"{len(found)} tasks and groups"
+    names = list_tasks()
+    return (OK if names else FAILED), f"{len(names)} tasks and groups"
 
 
 def device() -> Result:

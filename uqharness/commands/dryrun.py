@@ -30,20 +30,20 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
     print(f"cells: {len(cells)}")
     for cell in cells:
         print(f"  {cell.out or '(no --out)'}  {cls.name} on {cell.task}, seed {cell.seed}: {states[cell.out]}")
-    found = estimate(plan, cells[0], task)
+    costs = estimate(plan, cells[0], task)
     left = sum(states[cell.out] != "complete" for cell in cells)
-    seconds, disk = found["seconds"], found["adapter_bytes"] + found["checkpoint_bytes"]
-    print(f"data: {found['items']} items to fit, of {found['splits']}")
-    print(f"trainable parameters: {found['trainable_parameters']:,}")
+    seconds, disk = costs["seconds"], costs["adapter_bytes"] + costs["checkpoint_bytes"]
+    print(f"data: {costs['items']} items to fit, of {costs['splits']}")
+    print(f"trainable parameters: {costs['trainable_parameters']:,}")
     # What is built on a trained adapter takes no steps: it was done once, whole.
-    how = f"{found['steps']} real steps of {found['step_seconds']:.3f} s" if found["steps"] else "doing it once"
+    how = f"{costs['steps']} real steps of {costs['step_seconds']:.3f} s" if costs["steps"] else "doing it once"
     print(
         f"time: {duration(seconds)} a cell, {duration(left * seconds)} for {left}; "
-        f"from {how} on this machine's {found['device']}{found['note']}"
+        f"from {how} on this machine's {costs['device']}{costs['note']}"
     )
-    print(f"memory: {size(found['peak_memory_bytes'])} at the peak of those steps")
-    kept = f", {size(found['checkpoint_bytes'])} of it checkpoints" if found["checkpoint_bytes"] else ""
-    print(f"disk: {size(disk)} a cell{kept}, {size(left * disk)} for {left}; from the tensors of those steps")
+    print(f"memory: {size(costs['peak_memory_bytes'])} at the peak of those steps")
+    checkpoints = f", {size(costs['checkpoint_bytes'])} of it checkpoints" if costs["checkpoint_bytes"] else ""
+    print(f"disk: {size(disk)} a cell{checkpoints}, {size(left * disk)} for {left}; from the tensors of those steps")
     return 0
 
 

@@ -89,7 +89,7 @@ def _mentioned(name: str, others: set[str]) -> bool:
         if wanted in text:
             return True
         texts.append(text)
-    others.update(found.decode() for text in texts for found in _NAME.findall(text))
+    others.update(mentioned.decode() for text in texts for mentioned in _NAME.findall(text))
     return False
 
 

@@ -31,8 +31,8 @@ def writable(out: Path, said: str) -> Path:
     if parent is None:
         raise InputError(f"{said}: this is the root folder; give a folder below it")
     if not parent.is_dir() or not os.access(parent, os.W_OK):
-        found = "is a file" if parent.is_file() else "cannot be written"
-        raise InputError(f"{said}: {parent} {found}; give another place")
+        state = "is a file" if parent.is_file() else "cannot be written"
+        raise InputError(f"{said}: {parent} {state}; give another place")
     return out
 
 

@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
     from uqharness.importers import read_checkpoint
 
     out = vacant(args.out)
-    found = read_checkpoint(
+    imported = read_checkpoint(
         Path(args.source).expanduser(),
         eps=args.eps,
         step=args.step,
@@ -48,36 +48,36 @@ def run(args: argparse.Namespace) -> int:
         average=args.average,
         train_seed=args.seed,
     )
-    base = args.base or found.config.base_model_name_or_path
+    base = args.base or imported.config.base_model_name_or_path
     if not base:
-        raise InputError(f"{found.folder} does not say which base model it belongs to: add --base MODEL")
-    found.config.base_model_name_or_path = base
-    adapter_io.save_folder(out, found.config, found.predictive, record(found, base, args))
-    dropped = found.details["dropped"]
+        raise InputError(f"{imported.folder} does not say which base model it belongs to: add --base MODEL")
+    imported.config.base_model_name_or_path = base
+    adapter_io.save_folder(out, imported.config, imported.predictive, record(imported, base, args))
+    dropped = imported.details["dropped"]
     left = f"; left out {', '.join(dropped)}, which the base has" if dropped else ""
     print(
-        f"{out}: {found.method} from {found.tool}, {found.predictive.posterior.kind} posterior, "
-        f"{len(found.predictive.posterior.mean)} tensors{left}"
+        f"{out}: {imported.method} from {imported.tool}, {imported.predictive.posterior.kind} posterior, "
+        f"{len(imported.predictive.posterior.mean)} tensors{left}"
     )
     log.warning("which items it was trained on is not known: evaluating on them cannot be refused")
-    print(f"next, with the prompts it was trained on (the protocol {found.protocol}):")
-    print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(found)} --output_path results")
+    print(f"next, with the prompts it was trained on (the protocol {imported.protocol}):")
+    print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(imported)} --output_path results")
     return 0
 
 
-def example_task(found: Imported) -> str:
-    return "openbookqa_uq_bp" if found.protocol == "bayesian-peft" else "openbookqa_uq_ll"
+def example_task(imported: Imported) -> str:
+    return "openbookqa_uq_bp" if imported.protocol == "bayesian-peft" else "openbookqa_uq_ll"
 
 
-def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
+def record(imported: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
     """What is known of it. No recipe: how it was trained is not stored, so tables show it for reference."""
     from uqharness import registry
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.commands.train import versions
 
-    cls = registry.get_method(found.method)
-    config = found.config
-    settings: dict[str, Any] = {"average": args.average} if found.method == "ens" else {}
+    cls = registry.get_method(imported.method)
+    config = imported.config
+    settings: dict[str, Any] = {"average": args.average} if imported.method == "ens" else {}
     return {
         "method": {
             "name": cls.name,
@@ -90,10 +90,10 @@ def record(found: Imported, base: str, args: argparse.Namespace) -> dict[str, An
         "base": {"name": base, "revision": None, "fingerprint": None},
         "imported": {
             "from": str(args.source),
-            "tool": found.tool,
-            "protocol": found.protocol,
-            "content_hash": adapter_io.content_hash(found.folder),
-            **found.details,
+            "tool": imported.tool,
+            "protocol": imported.protocol,
+            "content_hash": adapter_io.content_hash(imported.folder),
+            **imported.details,
         },
         "run": {
             "base": base,

@@ -87,10 +87,10 @@ def command(port: int, address: str) -> list[str]:
 
 def environment(paths: list[Path]) -> dict[str, str]:
     """What the app reads (`leaderboard/shell.py`): the results, and a file to keep what was computed from them."""
-    told = json.dumps([str(path) for path in paths])
+    arguments = json.dumps([str(path) for path in paths])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    cache = home / "uqharness" / f"leaderboard-{hashlib.sha256(told.encode()).hexdigest()[:16]}.parquet"
-    return {**os.environ, "UQHARNESS_LEADERBOARD": told, "UQHARNESS_LEADERBOARD_CACHE": str(cache)}
+    cache = home / "uqharness" / f"leaderboard-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}.parquet"
+    return {**os.environ, "UQHARNESS_LEADERBOARD": arguments, "UQHARNESS_LEADERBOARD_CACHE": str(cache)}
 
 
 def first_free(address: str) -> int:

@@ -156,5 +156,5 @@ def shifts_to(task: str) -> list[str]:
     """`small from openbookqa_uq`: what evaluating here means for adapters trained elsewhere."""
     from uqharness.results.reading import shift, shifts
 
-    found = [(source, shift(source, task)) for source in shifts()]
-    return [f"{kind} from {source}" for source, kind in found if kind in ("small", "large")]
+    by_source = [(source, shift(source, task)) for source in shifts()]
+    return [f"{kind} from {source}" for source, kind in by_source if kind in ("small", "large")]

@@ -95,19 +95,19 @@ def board_of(paths: Sequence[str]) -> Board:
 def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: str | None) -> list[Row]:
     from uqharness.results import ood
 
-    found = ood.pairs(board.runs)
-    if not found:
+    pairs = ood.pairs(board.runs)
+    if not pairs:
         raise InputError(
             "no adapter was evaluated in distribution and under a shift: evaluate it on the task that it was trained "
             "on and on those that tasks/shifts.yaml pairs with it (uqharness tasks shows them)"
         )
-    labels = {board.label(inside) for inside, _ in found}
+    labels = {board.label(inside) for inside, _ in pairs}
     if reference is not None and reference not in labels:
         raise InputError(
             f"--against {reference!r}{did_you_mean(reference, labels)}: there are {', '.join(sorted(labels))}"
         )
     shifts, records = [], {}
-    for inside, shifted in found:
+    for inside, shifted in pairs:
         pair = (board.record(inside.run_id), board.record(shifted.run_id))
         shift = ood.compare(inside, pair[0], shifted, pair[1], draws, metrics)
         if shift is None:

@@ -84,8 +84,8 @@ def evaluations(results: list[str], folder: Path) -> list[RunSummary]:
     usable = stated(run for run in runs if run.adapter_hash == own)
     if not usable:
         others = {plain_text(r.adapter_hash or "a model without an adapter", 40) for r in runs if r.adapter_hash != own}
-        found = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
-        raise InputError(f"--results: none that count for this adapter, {own}{found}; evaluate it, or leave it out")
+        which = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
+        raise InputError(f"--results: none that count for this adapter, {own}{which}; evaluate it, or leave it out")
     notes: list[str] = []
     best = newest(usable, notes)
     for note in notes:

@@ -115,4 +115,4 @@ def _choose(name: str, cls: type[Method]) -> Any:
             f"unknown setting {name!r}{hint}; {cls.name} has {', '.join(own) or 'none'}; "
             "the settings of every run are the flags in `uqharness train --help`"
         )
-    return (lambda mine, theirs: mine) if name in own else (lambda mine, theirs: theirs)
+    return (lambda ours, theirs: ours) if name in own else (lambda ours, theirs: theirs)

@@ -69,10 +69,10 @@ class Source:
 
     def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
         """The new adapter's splits and those the source has seen: it knows all of them."""
-        found = [leakage.stored(split) for split in own]
-        known = {(split.get("purpose"), split.get("hash")) for split in found}
+        splits = [leakage.stored(split) for split in own]
+        known = {(split.get("purpose"), split.get("hash")) for split in splits}
         older = [s for s in adapter_io.read_splits(self.folder) if (s.get("purpose"), s.get("hash")) not in known]
-        return found + [{**split, "of": split.get("of", "source")} for split in older]
+        return splits + [{**split, "of": split.get("of", "source")} for split in older]
 
     def tuned_on_fitted(self, own: Iterable[Mapping[str, Any]]) -> int:
         """Items to tune or select on that the source was fitted on: it is surer of them than of others."""
@@ -123,13 +123,13 @@ def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
     for key in FIXED:
         if key not in given:
             continue
-        asked = config.convert(kinds[key], given[key], key)
-        if asked == config.AUTO:
+        value = config.convert(kinds[key], given[key], key)
+        if value == config.AUTO:
             continue
-        same = set(asked) == set(theirs[key]) if isinstance(asked, tuple) else asked == theirs[key]
+        same = set(value) == set(theirs[key]) if isinstance(value, tuple) else value == theirs[key]
         if not same:
             raise InputError(
-                f"{key} is {_plain(asked)} in the command and {_plain(theirs[key])} in the adapter {source.name}, "
+                f"{key} is {_plain(value)} in the command and {_plain(theirs[key])} in the adapter {source.name}, "
                 f"which is as it was trained: leave --{key.replace('_', '-')} out"
             )
     run: Mapping[str, Any] = (source.record or {}).get("run") or {}

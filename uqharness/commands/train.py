@@ -118,18 +118,18 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     record = adapter_io.read_record(out)
     if plan.seeds is None or record is None:
         raise InputError(f"--out {out} holds an adapter already: give another folder, or --overwrite")
-    found = {
+    recorded = {
         "method": record["method"]["name"],
         "settings": record["method"].get("settings"),
         **record.get("run", {}),
         "adapter": (record.get("source") or {}).get("content_hash"),
     }
     wanted = {"adapter": None, **plan.identity()}
-    other = [key for key, value in wanted.items() if key in found and found[key] != value]
+    other = [key for key, value in wanted.items() if key in recorded and recorded[key] != value]
     if other:
         key = other[0]
         raise InputError(
-            f"{out} was trained with {key}={found[key]!r}, now it is {wanted[key]!r}: "
+            f"{out} was trained with {key}={recorded[key]!r}, now it is {wanted[key]!r}: "
             "seeds of one table need equal settings; give another --out, or --overwrite"
         )
     return "complete"

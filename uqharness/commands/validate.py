@@ -43,37 +43,38 @@ def run(args: argparse.Namespace) -> int:
     from uqharness.results.runs import SUSPECT
 
     board = build([Path(path) for path in args.results])
-    found = [{**asdict(each), "level": "note" if each.kind in NOTES else "error"} for each in board.problems]
+    problems = [{**asdict(each), "level": "note" if each.kind in NOTES else "error"} for each in board.problems]
     for each in board.runs:
         for kind, reason in each.remarks.items():
             if kind not in SUSPECT:  # those are among the problems
                 level = "error" if args.submit and kind == "trimmed" else "note"
-                found.append({"file": each.file, "task": each.task, "kind": kind, "reason": reason, "level": level})
-    if not board.runs and not found:
+                problems.append({"file": each.file, "task": each.task, "kind": kind, "reason": reason, "level": level})
+    if not board.runs and not problems:
         raise InputError(f"no results_*.json below {', '.join(args.results)}: evaluate with --output_path first")
-    errors = sum(each["level"] == "error" for each in found)
-    summary = f"{len(board.runs)} sound runs, {errors} errors, {len(found) - errors} notes"
+    errors = sum(each["level"] == "error" for each in problems)
+    summary = f"{len(board.runs)} sound runs, {errors} errors, {len(problems) - errors} notes"
     if args.format == "json":
-        print(json.dumps({"runs": len(board.runs), "errors": errors, "problems": found}, indent=2))
+        print(json.dumps({"runs": len(board.runs), "errors": errors, "problems": problems}, indent=2))
     else:
         write = github if args.format == "github" else line
-        print("\n".join([*(write(each) for each in found), summary]))
+        print("\n".join([*(write(each) for each in problems), summary]))
     code = 1 if errors or not board.runs else 0
     if args.submit and not args.dry_run and not code and args.format == "rich":
         print(STEPS.format(folders=" ".join(args.results)))
     return code
 
 
-def line(found: dict[str, Any]) -> str:
+def line(problem: dict[str, Any]) -> str:
     """Text from files is without control characters already (`runs.plain_text`)."""
-    colour = {"error": "\x1b[31m", "note": "\x1b[33m"}[found["level"]] if sys.stdout.isatty() else ""
-    where = f"{found['file']}, {found['task']}" if found["task"] else found["file"]
-    return f"{colour}{found['level']:5} {found['kind']:9}{chr(27) + '[0m' if colour else ''} {where}: {found['reason']}"
+    colour = {"error": "\x1b[31m", "note": "\x1b[33m"}[problem["level"]] if sys.stdout.isatty() else ""
+    where = f"{problem['file']}, {problem['task']}" if problem["task"] else problem["file"]
+    reset = "\x1b[0m" if colour else ""
+    return f"{colour}{problem['level']:5} {problem['kind']:9}{reset} {where}: {problem['reason']}"
 
 
-def github(found: dict[str, Any]) -> str:
+def github(problem: dict[str, Any]) -> str:
     """An annotation; `%`, and in properties `:` and `,`, have a meaning there."""
-    level = {"error": "error", "note": "notice"}[found["level"]]
-    data = f"{found['task']}: {found['reason']}".removeprefix(": ").replace("%", "%25")
-    name = found["file"].replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
-    return f"::{level} file={name},title={found['kind']}::{data}"
+    level = {"error": "error", "note": "notice"}[problem["level"]]
+    data = f"{problem['task']}: {problem['reason']}".removeprefix(": ").replace("%", "%25")
+    name = problem["file"].replace("%", "%25").replace(":", "%3A").replace(",", "%2C")
+    return f"::{level} file={name},title={problem['kind']}::{data}"

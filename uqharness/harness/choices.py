@@ -90,12 +90,12 @@ class ChoiceTask(ConfigurableTask):
         chat, shots = template_entry(kwargs), self.config.num_fewshot or 0
         super().build_all_requests(**kwargs)
         form = prompts.make_form(chat, kwargs.get("system_instruction"), shots, kwargs.get("fewshot_as_multiturn"))
-        asked: dict[int, list[tuple[str, str]]] = defaultdict(list)
+        by_item: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for instance in self.instances:
             instance.uq_form = form
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
-            asked[instance.doc["uq_id"]].append(instance.args[:2])
-        self._asked = {key: hash_asked(pairs) for key, pairs in asked.items()}
+            by_item[instance.doc["uq_id"]].append(instance.args[:2])
+        self._asked = {key: hash_asked(pairs) for key, pairs in by_item.items()}
         self._asked_with = kwargs
 
     # ---------------------------------------------------------------- answers
@@ -106,17 +106,19 @@ class ChoiceTask(ConfigurableTask):
         self._answers = {}
         if "bypass" in self._metric_fn_list:  # --predict_only
             return out
-        asked: dict[int, list[Any]] = defaultdict(list)
+        requests_of: dict[int, list[Any]] = defaultdict(list)
         for instance in sorted(self.instances, key=lambda instance: instance.idx):
-            asked[instance.doc["uq_id"]].append(instance)
-        labelled = [self.labelled(ones[0].doc) for ones in asked.values()]
+            requests_of[instance.doc["uq_id"]].append(instance)
+        labelled = [self.labelled(ones[0].doc) for ones in requests_of.values()]
         for name in self.instances[0].filtered_resps:
             scores = {
                 key: tuple(one.filtered_resps[name][0] for one in ones[: len(texts)])
-                for (key, ones), (texts, _) in zip(asked.items(), labelled, strict=True)
+                for (key, ones), (texts, _) in zip(requests_of.items(), labelled, strict=True)
             }
             given = [self._normalised(one, texts) for one, (texts, _) in zip(scores.values(), labelled, strict=True)]
-            answers = score(given, [gold for _, gold in labelled], [f"{self.task_name}: item {key}" for key in asked])
+            answers = score(
+                given, [gold for _, gold in labelled], [f"{self.task_name}: item {key}" for key in requests_of]
+            )
             self._answers |= dict(zip(scores.items(), answers, strict=True))
         return out
 
@@ -193,8 +195,8 @@ class ChoiceTask(ConfigurableTask):
 
     def protocol(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """All that defines the evaluation: not the model, not the training, not the settings of a metric."""
-        config, asked = self.config, self._asked_with
-        path, chat = str(config.dataset_path), template_entry(asked) or {}
+        config, arguments = self.config, self._asked_with
+        path, chat = str(config.dataset_path), template_entry(arguments) or {}
         return {
             "name": self.uq.get("protocol"),
             "version": self.VERSION,
@@ -209,7 +211,7 @@ class ChoiceTask(ConfigurableTask):
             },
             "fewshot": self._fewshot(),
             "chat_template": chat.get("chat_template"),
-            "system_instruction": optional_digest(asked.get("system_instruction")),
+            "system_instruction": optional_digest(arguments.get("system_instruction")),
             "items": len(items),
             "documents": digest([item["doc_hash"] for item in items]),
             "prompts": digest([item["prompt_hash"] for item in items]),
@@ -246,8 +248,8 @@ def optional_digest(text: str | None) -> str | None:
     return None if text is None else digest(text)
 
 
-def template_entry(asked: Mapping[str, Any]) -> dict[str, Any] | None:
+def template_entry(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
     """The chat template where one is applied; lm-eval hands over the model's method and not the text."""
-    if not asked.get("apply_chat_template"):
+    if not arguments.get("apply_chat_template"):
         return None
-    return prompts.described(asked.get("chat_template"), str(asked.get("tokenizer_name", "")))
+    return prompts.described(arguments.get("chat_template"), str(arguments.get("tokenizer_name", "")))

@@ -20,30 +20,30 @@ RULES = ("choices", "full_batches_of")
 def read_rule(metadata: Mapping[str, Any] | None) -> dict[str, int]:
     """The YAML's rule, and over it `--metadata '{"keep": {…}}'` of the command line."""
     given = metadata or {}
-    found: dict[str, Any] = {}
+    rule: dict[str, Any] = {}
     for part in ((given.get("uq") or {}).get("keep"), given.get("keep")):
         if not isinstance(part, (Mapping, type(None))):
             raise InputError(f"keep is {part!r}: write {{choices: 4}} or {{full_batches_of: 8}}")
-        found |= part or {}
-    for name, value in found.items():
+        rule |= part or {}
+    for name, value in rule.items():
         if name not in RULES:
             raise InputError(f"keep has no rule {name!r}; there are {', '.join(RULES)}")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"keep: {name} is {value!r}: a whole number of at least 1 is needed")
-    return found
+    return rule
 
 
 def apply(rule: Mapping[str, int], sizes: Sequence[int]) -> tuple[list[int], dict[str, Any]]:
     """(indices that stay, what is left out and how often), from the items' numbers of choices."""
-    kept = list(range(len(sizes)))
+    indices = list(range(len(sizes)))
     left_out: dict[str, Any] = {}
     if (wanted := rule.get("choices")) is not None:
         left_out["choices"] = count_choices([size for size in sizes if size != wanted])
-        kept = [i for i in kept if sizes[i] == wanted]
+        indices = [i for i in indices if sizes[i] == wanted]
     if (batch := rule.get("full_batches_of")) is not None:
-        rest = len(kept) % batch
+        rest = len(indices) % batch
         left_out["last_batch"] = rest
-        kept = kept[: len(kept) - rest]
-    if not kept:
+        indices = indices[: len(indices) - rest]
+    if not indices:
         raise InputError(f"keep {dict(rule)} leaves none of {len(sizes)} items: mend the rule")
-    return kept, left_out
+    return indices, left_out

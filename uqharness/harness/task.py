@@ -91,8 +91,8 @@ class UQTask(ChoiceTask):
         rule = keep.read_rule(self.config.metadata)
         if not rule:
             return rows
-        kept, self.left_out[role] = keep.apply(rule, sizes)
-        return rows.select(kept)
+        indices, self.left_out[role] = keep.apply(rule, sizes)
+        return rows.select(indices)
 
     def bounds(self, role: str) -> tuple[int, int]:
         """First row and row after the last of a role in its split (`metadata.uq.slices`)."""

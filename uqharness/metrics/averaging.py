@@ -74,8 +74,8 @@ def average(logp: ArrayLike, gold: ArrayLike, rule: str = "probs", mean: Mean = 
     elif rule == "probs" or (rule == "given" and (mean is not mean_of_taken or len(log_p) == 1)):
         mixed = draws.average
     else:
-        found = f"rule {rule!r} with {len(log_p)} draws"
-        raise InputError(f"cannot combine: found {found}; use 'probs', 'logits', or 'given' with one row")
+        given = f"rule {rule!r} with {len(log_p)} draws"
+        raise InputError(f"cannot combine: found {given}; use 'probs', 'logits', or 'given' with one row")
     return Answers(mixed, np.asarray(gold, dtype=np.int64), mask, None if rule == "given" else draws)
 
 

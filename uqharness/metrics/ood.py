@@ -46,10 +46,10 @@ def scores(answers: Answers) -> dict[str, Floats]:
 
     Without two draws at least there is no mutual information.
     """
-    found = {"confidence": -sure(answers), "entropy": total_uncertainty(answers)}
+    scores = {"confidence": -sure(answers), "entropy": total_uncertainty(answers)}
     if answers.draws is not None and len(answers.draws.p) > 1:
-        found["mutual_information"] = epistemic_uncertainty(answers)
-    return found
+        scores["mutual_information"] = epistemic_uncertainty(answers)
+    return scores
 
 
 def detect(inside: ArrayLike, shifted: ArrayLike, level: float = 0.95) -> Detection:

@@ -58,17 +58,17 @@ def normalise(text: str) -> str:
 
 def choice_texts(doc: Mapping[str, Any]) -> list[str]:
     """What the choices of a document stand for; none where they are only letters, or true and false."""
-    found = doc.get("texts", doc.get("choices", doc.get("options")))
-    if isinstance(found, Mapping):  # as in ARC: {"text": [...], "label": [...]}
-        found = found.get("text")
-    if found is None:
+    texts = doc.get("texts", doc.get("choices", doc.get("options")))
+    if isinstance(texts, Mapping):  # as in ARC: {"text": [...], "label": [...]}
+        texts = texts.get("text")
+    if texts is None:
         names = next((names for names in OPTIONS if all(name in doc for name in names)), ())
-        found = [doc[name] for name in names]
-    if not isinstance(found, Sequence) or isinstance(found, str) or not all(isinstance(text, str) for text in found):
+        texts = [doc[name] for name in names]
+    if not isinstance(texts, Sequence) or isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
         return []
-    said = [normalise(text) for text in found]
+    said = [normalise(text) for text in texts]
     letters = [chr(ord("a") + k) for k in range(len(said))]
-    return [] if said == letters or set(said) in NO_TEXT else list(found)
+    return [] if said == letters or set(said) in NO_TEXT else list(texts)
 
 
 def _texts(value: Any, name: str = "") -> Iterator[str]:
@@ -263,7 +263,7 @@ class LeakCheck:
             raise InputError("its record does not name the task that it was trained on")
         evaluated = self.load(name) if task is None else task
         items = {item.prints[VERSION] for item in split_items(evaluated)}
-        found: set[str] = set()
+        shared: set[str] = set()
         for each in names:
             trained = evaluated if each == name else self.load(each)
             for role in ("training", "validation"):
@@ -271,16 +271,16 @@ class LeakCheck:
                     if not same_rows(rows(trained, role), rows(evaluated, evaluated_role(evaluated))):
                         prints = {document_fingerprint(doc) for doc in docs(trained, role)}
                         # A copy of the evaluated split under another name is no training split.
-                        found |= prints if len(prints & items) <= LIMIT * len(items) else set()
-        return found
+                        shared |= prints if len(prints & items) <= LIMIT * len(items) else set()
+        return shared
 
 
 def asked_items(requests: Sequence[Any]) -> list[Item]:
     """The questions that these requests ask."""
-    asked: dict[Any, dict[int, Any]] = defaultdict(dict)
+    by_doc: dict[Any, dict[int, Any]] = defaultdict(dict)
     for request in requests:
-        asked[request.doc_id][request.idx] = request
-    return [_item(doc_id, [found[k] for k in sorted(found)]) for doc_id, found in asked.items()]
+        by_doc[request.doc_id][request.idx] = request
+    return [_item(doc_id, [found[k] for k in sorted(found)]) for doc_id, found in by_doc.items()]
 
 
 def _item(doc_id: Any, requests: Sequence[Any]) -> Item:
@@ -291,8 +291,8 @@ def _item(doc_id: Any, requests: Sequence[Any]) -> Item:
 
 def split_items(task: Any) -> list[Item]:
     """All documents of the split that a task evaluates."""
-    found = enumerate(docs(task, evaluated_role(task)))
-    return [Item(int(doc.get("uq_id", k)), {VERSION: document_fingerprint(doc)}) for k, doc in found]
+    numbered = enumerate(docs(task, evaluated_role(task)))
+    return [Item(int(doc.get("uq_id", k)), {VERSION: document_fingerprint(doc)}) for k, doc in numbered]
 
 
 # ---------------------------------------------------------------- the splits of an lm-eval task
@@ -307,8 +307,8 @@ def has_docs(task: Any, role: str) -> bool:
 
 
 def docs(task: Any, role: str) -> Iterable[Mapping[str, Any]]:
-    found: Iterable[Mapping[str, Any]] = getattr(task, f"{role}_docs")()
-    return found
+    documents: Iterable[Mapping[str, Any]] = getattr(task, f"{role}_docs")()
+    return documents
 
 
 def rows(task: Any, role: str) -> tuple[Any, float, float]:

@@ -13,8 +13,8 @@ def imported(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
     """What the record, or that of the adapter it was built on, says of its import."""
     while record:
         if record.get("imported"):
-            found: Mapping[str, Any] = record["imported"]
-            return found
+            imported: Mapping[str, Any] = record["imported"]
+            return imported
         record = record.get("source")
     return None
 

@@ -92,15 +92,15 @@ class Record:
     def choice_counts(self) -> dict[str, int]:
         return count_choices(self.choices)
 
-    def only(self, kept: np.ndarray) -> Record:
+    def only(self, indices: np.ndarray) -> Record:
         """The record of some of its questions, [D] booleans."""
-        hashes = [name for name, stays in zip(self.doc_hashes, kept, strict=True) if stays]
+        hashes = [name for name, stays in zip(self.doc_hashes, indices, strict=True) if stays]
         return replace(
             self,
-            logp=self.logp[:, kept],
-            gold=self.gold[kept],
-            choices=self.choices[kept],
-            ids=self.ids[kept],
+            logp=self.logp[:, indices],
+            gold=self.gold[indices],
+            choices=self.choices[indices],
+            ids=self.ids[indices],
             doc_hashes=hashes,
         )
 
@@ -120,8 +120,8 @@ class Record:
                 f"{self.task or 'this record'} holds no row for the posterior mean; "
                 "ask for 1 or more draws, or evaluate again with samples=0"
             )
-        kept = self.logp[1 : wanted + 1] if wanted else self.logp[:1]
-        return kept.astype(np.float64)
+        rows = self.logp[1 : wanted + 1] if wanted else self.logp[:1]
+        return rows.astype(np.float64)
 
 
 def canonical(value: Any) -> str:

@@ -346,8 +346,8 @@ class FormCheck:
             if self.form is None:
                 self._say("bayeslora: the adapter does not say with which prompts it was trained: none are refused")
                 continue
-            asked = getattr(group[0], "uq_form", None) or self._seen(group, name)
-            if problem := difference(self.form, asked, self.run):
+            form = getattr(group[0], "uq_form", None) or self._seen(group, name)
+            if problem := difference(self.form, form, self.run):
                 raise InputError(f"task {name} asks in another form than the adapter was trained in; {problem}")
 
     def _seen(self, group: Sequence[Any], name: str) -> dict[str, Any]:
