@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -33,18 +33,6 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from uqharness.training.data import ChoiceData
-
-
-def gaussian_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
-    """KL[N(mean, std²) ‖ N(0, prior_std²)], summed."""
-    ratio = std / prior_std
-    return 0.5 * (ratio.square() + (mean / prior_std).square() - 1.0).sum() - ratio.log().sum()
-
-
-def log_normal(x: Tensor, std: Tensor | float) -> Tensor:
-    """log N(x; 0, std²), elementwise."""
-    std = torch.as_tensor(std, device=x.device)
-    return -0.5 * (x / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -95,39 +83,24 @@ class BBB(Method):
             means = {name: stack.layers[name].weight for name in rho}
             return choice_loss(stack, batch) + weight * self.kl(means, rho, noise)
 
-        def groups(stack: LoraStack) -> list[dict[str, Any]]:
-            adapter = [p for p in stack.parameters.values() if p.requires_grad]
-            return [{"params": adapter}, {"params": list(rho.values()), "weight_decay": 0.0}]
-
-        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "extra": rho}
-        hooks |= {"learned": self.learned(rho, weight), "per_token": self.flipout == "token"}
         try:
-            fit_loop(stack, data, run, **hooks, method=self)
+            fit_loop(
+                stack,
+                data,
+                run,
+                loss=loss,
+                groups=[{"params": stack.trained}, {"params": list(rho.values()), "weight_decay": 0.0}],
+                extra=rho,
+                method=self,
+                learned=self.learned(rho, weight),
+                per_token=self.flipout == "token",
+            )
         finally:
             stack.clear()
         std = {name: F.softplus(r).detach() for name, r in rho.items()}
         return Gaussian(stack.mean(), std, train_seed=run.seed)
 
-    def learned(self, rho: Mapping[str, Tensor], weight: float) -> Learned:
-        """AdamW moves ρ by at most the learning rate at a step, whatever the KL's weight."""
-
-        def std() -> float:
-            return float(torch.cat([F.softplus(r).detach().flatten() for r in rho.values()]).mean())
-
-        def rate(step: int, run: Run) -> float:
-            return weight * run.lr * learning_rate(step, run)
-
-        def needed(now: float) -> float:
-            wanted = max(0.1 * self.prior_std, now)
-            return weight * (math.log(math.expm1(wanted)) - math.log(math.expm1(now)))
-
-        return Learned(std, rate, needed)
-
-    def weight(self, items: int, batch: int) -> float:
-        """λ, beside the mean loss of a batch."""
-        if self.kl_reduce == "mean":
-            return 1.0 / batch
-        return 1.0 / items if self.kl_weight == "items" else min(1.0, batch / items)
+    # ---------------------------------------------------------------- the variational distribution
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, nn.Parameter]:
@@ -153,18 +126,52 @@ class BBB(Method):
         parts = {name: e * F.softplus(rho[name]) for name, e in noise.items()}
         return perturb(self.flipout, parts, batch.rows, len(batch.gold), seed, batch.micro)
 
+    # ---------------------------------------------------------------- the KL
+
+    def learned(self, rho: Mapping[str, Tensor], weight: float) -> Learned:
+        """AdamW moves ρ by at most the learning rate at a step, whatever the KL's weight."""
+
+        def std() -> float:
+            return float(torch.cat([F.softplus(r).detach().flatten() for r in rho.values()]).mean())
+
+        def rate(step: int, run: Run) -> float:
+            return weight * run.lr * learning_rate(step, run)
+
+        def needed(now: float) -> float:
+            wanted = max(0.1 * self.prior_std, now)
+            return weight * (math.log(math.expm1(wanted)) - math.log(math.expm1(now)))
+
+        return Learned(std, rate, needed)
+
+    def weight(self, items: int, batch: int) -> float:
+        """λ, beside the mean loss of a batch."""
+        if self.kl_reduce == "mean":
+            return 1.0 / batch
+        return 1.0 / items if self.kl_weight == "items" else min(1.0, batch / items)
+
     def kl(self, means: Mapping[str, Tensor], rho: Mapping[str, Tensor], noise: Mapping[str, Tensor]) -> Tensor:
         """Σ_l KL_l of q and p, or for the mixture its one-sample estimate log q(w) − log p(w) at the draw."""
-        parts = [self._kl(means[name], F.softplus(r), noise[name]) for name, r in rho.items()]
-        return torch.stack(parts).sum()
+        parts = [self.layer_kl(means[name], F.softplus(r), noise[name]) for name, r in rho.items()]
+        sizes = [r.numel() if self.kl_reduce == "mean" else 1 for r in rho.values()]
+        return torch.stack([part / size for part, size in zip(parts, sizes, strict=True)]).sum()
 
-    def _kl(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
-        return self._summed(mean, std, e) / (mean.numel() if self.kl_reduce == "mean" else 1)
-
-    def _summed(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
+    def layer_kl(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
+        """The KL of one layer, summed over its weights."""
         if self.prior == "gaussian":
             return gaussian_kl(mean, std, self.prior_std)
         w = mean + std * e
         wide = log_normal(w, self.prior_std) + math.log(self.pi)
         narrow = log_normal(w, self.narrow_std) + math.log1p(-self.pi)
         return (log_normal(std * e, std) - torch.logaddexp(wide, narrow)).sum()
+
+
+def gaussian_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
+    """KL[N(mean, std²) ‖ N(0, prior_std²)], summed."""
+    ratio = std / prior_std
+    return 0.5 * (ratio.square() + (mean / prior_std).square() - 1.0).sum() - ratio.log().sum()
+
+
+def log_normal(x: Tensor, std: Tensor | float) -> Tensor:
+    """log N(x; 0, std²), elementwise."""
+    std = torch.as_tensor(std, device=x.device)
+    return -0.5 * (x / std).square() - std.log() - 0.5 * math.log(2 * math.pi)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -92,19 +92,23 @@ class BLoB(Method):
                 total.append(choice_loss(stack, batch))
             return torch.stack(total).mean()
 
-        def groups(stack: LoraStack) -> list[dict[str, Any]]:
-            shared = {"params": [r.g for r in random], "weight_decay": 0.0}
-            adapter = {"params": [p for p in stack.parameters.values() if p.requires_grad]}
-            return [adapter, shared] if self.std_optimizer == "shared" else [adapter]
-
         def after_step(step: int) -> None:
             self.step(random, self.kl_lr * learning_rate(step, run), self.kl_weight(step, cycle))
 
-        own = {r.name: r.g for r in random}
-        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": own}
-        hooks |= {"learned": self.learned(random, cycle), "per_token": self.flipout == "token"}
+        shared = [{"params": [r.g for r in random], "weight_decay": 0.0}] if self.std_optimizer == "shared" else []
         try:
-            fit_loop(stack, data, run, **hooks, method=self)
+            fit_loop(
+                stack,
+                data,
+                run,
+                loss=loss,
+                groups=[{"params": stack.trained}, *shared],
+                after_step=after_step,
+                extra={r.name: r.g for r in random},
+                method=self,
+                learned=self.learned(random, cycle),
+                per_token=self.flipout == "token",
+            )
         finally:
             stack.clear()
         return Gaussian(stack.mean(), {r.name: self.std(r).detach() for r in random}, train_seed=run.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
@@ -47,6 +47,15 @@ class MAP(Method):
         if self.prior_var is not None and self.weight_decay != type(self).weight_decay:
             raise InputError("weight_decay and prior_var are both set: they say the same thing, give one")
 
+    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
+        if run.weight_decay:
+            raise InputError("map has its own weight_decay: give --set weight_decay=…, not --weight-decay")
+        decay, variance = self.decay(len(data.train)), self.variance(len(data.train))
+        log.info("map: weight decay %.3g, a prior variance of %.3g per weight", decay, variance)
+        stack = LoraStack(model)
+        fit_loop(stack, data, run, groups=[{"params": stack.trained, "weight_decay": decay}], method=self)
+        return Point(stack.mean(), train_seed=run.seed)
+
     def decay(self, items: int) -> float:
         """λ for `items` training items."""
         return self.weight_decay if self.prior_var is None else 1.0 / (items * self.prior_var)
@@ -55,17 +64,3 @@ class MAP(Method):
         """s² of the prior that the decay stands for."""
         decay = self.decay(items)
         return float("inf") if decay == 0 else 1.0 / (items * decay)
-
-    def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
-        if run.weight_decay:
-            raise InputError("map has its own weight_decay: give --set weight_decay=…, not --weight-decay")
-        decay, variance = self.decay(len(data.train)), self.variance(len(data.train))
-        log.info("map: weight decay %.3g, a prior variance of %.3g per weight", decay, variance)
-
-        def groups(stack: LoraStack) -> list[dict[str, Any]]:
-            adapter = [p for p in stack.parameters.values() if p.requires_grad]
-            return [{"params": adapter, "weight_decay": decay}]
-
-        stack = LoraStack(model)
-        fit_loop(stack, data, run, groups=groups, method=self)
-        return Point(stack.mean(), train_seed=run.seed)

@@ -126,22 +126,26 @@ class MeLoRA(Method):
             self.set_noise(cores, batch, run.seed)
             return choice_loss(stack, batch)
 
-        def groups(stack: LoraStack) -> list[dict[str, Any]]:
-            adapter = [p for p in stack.parameters.values() if p.requires_grad]
-            own = [c.m for c in cores.values()]
-            own += [c.h for c in cores.values()] if self.std_optimizer == "adamw" else []
-            return [{"params": adapter}, {"params": own, "weight_decay": 0.0}]
-
         def after_step(step: int) -> None:
             self.step(cores, self.kl_lr * learning_rate(step, run), weight, self.sigma(run.seed, step))
 
-        extra = {f"{name}.m": c.m for name, c in cores.items()}
-        extra |= {f"{name}.h": c.h for name, c in cores.items()}
-        hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": extra}
-        hooks |= {"learned": self.learned(cores, weight), "per_token": self.flipout == "token"}
+        means = {f"{name}.m": c.m for name, c in cores.items()}
+        roots = {f"{name}.h": c.h for name, c in cores.items()}
+        own = [*means.values(), *(roots.values() if self.std_optimizer == "adamw" else [])]
         before_b = {name.replace(".lora_A.", ".lora_B."): core for name, core in cores.items()}
         with stack.inputs(before_b):
-            fit_loop(stack, data, run, **hooks, method=self)
+            fit_loop(
+                stack,
+                data,
+                run,
+                loss=loss,
+                groups=[{"params": stack.trained}, {"params": own, "weight_decay": 0.0}],
+                after_step=after_step,
+                extra=means | roots,
+                method=self,
+                learned=self.learned(cores, weight),
+                per_token=self.flipout == "token",
+            )
         return self.finish(stack, cores, run.seed)
 
     @torch.no_grad()

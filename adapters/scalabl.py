@@ -112,30 +112,32 @@ class ScalaBL(Method):
             self.set_noise(diagonals, batch, run.seed)
             return choice_loss(stack, batch)
 
-        def groups(stack: LoraStack) -> list[dict[str, Any]]:
-            adapter = [p for p in stack.parameters.values() if p.requires_grad]
-            return [{"params": adapter}, {"params": list(own.values()), "weight_decay": 0.0}]
-
         def after_step(step: int) -> None:
             self.step(diagonals, self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle))
 
         own = {f"{name}.log_mean": d.log_mean for name, d in diagonals.items()}
         own |= {f"{name}.log_std": d.log_std for name, d in diagonals.items()}
         with stack.inputs({name.replace(".lora_A.", ".lora_B."): d for name, d in diagonals.items()}):
-            hooks: dict[str, Any] = {"loss": loss, "groups": groups, "after_step": after_step, "extra": own}
-            fit_loop(stack, data, run, **hooks, method=self, learned=self.learned(diagonals, schedule, cycle))
+            fit_loop(
+                stack,
+                data,
+                run,
+                loss=loss,
+                groups=[{"params": stack.trained}, {"params": list(own.values()), "weight_decay": 0.0}],
+                after_step=after_step,
+                extra=own,
+                method=self,
+                learned=self.learned(diagonals, schedule, cycle),
+            )
         return self.finish(stack, diagonals, run.seed)
 
-    def learned(self, diagonals: Mapping[str, Diagonal], schedule: BLoB, cycle: int) -> Learned:
-        """While σ is far below σp the KL's SGD adds ηλ to log σ at every step."""
+    @torch.no_grad()
+    def finish(self, stack: LoraStack, diagonals: Mapping[str, Diagonal], seed: int) -> Subspace:
+        """The adapter becomes the plain LoRA (B, diag(μ) A)."""
+        stack.load({name: d.log_mean.exp()[:, None] * d.a.weight for name, d in diagonals.items()})
+        return Subspace(stack.mean(), {name: (d.log_std - d.log_mean).exp() for name, d in diagonals.items()}, seed)
 
-        def std() -> float:
-            return float(torch.cat([d.log_std.detach().exp() for d in diagonals.values()]).mean())
-
-        def rate(step: int, run: Run) -> float:
-            return self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle)
-
-        return Learned(std, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
+    # ---------------------------------------------------------------- the variational distribution
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, Diagonal]:
@@ -163,6 +165,19 @@ class ScalaBL(Method):
             z = torch.randn(d.log_std.shape, generator=keyed_generator("noise", seed, batch.micro, name))
             d.z = z.to(d.log_std.device)
 
+    # ---------------------------------------------------------------- the KL
+
+    def learned(self, diagonals: Mapping[str, Diagonal], schedule: BLoB, cycle: int) -> Learned:
+        """While σ is far below σp the KL's SGD adds ηλ to log σ at every step."""
+
+        def std() -> float:
+            return float(torch.cat([d.log_std.detach().exp() for d in diagonals.values()]).mean())
+
+        def rate(step: int, run: Run) -> float:
+            return self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle)
+
+        return Learned(std, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
+
     def kl_value(self, log_mean: Tensor, log_std: Tensor) -> Tensor:
         """KL between q = N(μ, σ²) and p = N(0, σp²), summed."""
         ratio, offset = (2 * (log_std - math.log(self.prior_std))).exp(), log_mean.exp().square()
@@ -176,9 +191,3 @@ class ScalaBL(Method):
             own = [d.log_mean, d.log_std]
             for p, gradient in zip(own, torch.autograd.grad(self.kl_value(*own), own), strict=True):
                 p.data.add_(gradient, alpha=-lr)
-
-    @torch.no_grad()
-    def finish(self, stack: LoraStack, diagonals: Mapping[str, Diagonal], seed: int) -> Subspace:
-        """The adapter becomes the plain LoRA (B, diag(μ) A)."""
-        stack.load({name: d.log_mean.exp()[:, None] * d.a.weight for name, d in diagonals.items()})
-        return Subspace(stack.mean(), {name: (d.log_std - d.log_mean).exp() for name, d in diagonals.items()}, seed)

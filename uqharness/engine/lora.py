@@ -99,6 +99,11 @@ class LoraStack:
         if not self.parameters:
             raise InputError("the model has no LoRA tensors: give an adapter with target modules that the base has")
 
+    @property
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that training may change."""
+        return [parameter for parameter in self.parameters.values() if parameter.requires_grad]
+
     def mean(self) -> dict[str, Tensor]:
         """Everything that PEFT saves of the adapter, as fp32 copies on the CPU."""
         state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)

@@ -107,17 +107,12 @@ class Learned:
 
 
 Loss = Callable[[LoraStack, Batch], Tensor]
-Groups = Callable[[LoraStack], Sequence[dict[str, Any]]]
 
 
 def choice_loss(stack: LoraStack, batch: Batch) -> Tensor:
     """−1/Q Σ_q log softmax over q's own choices of Σ_tokens log p(token), at the gold choice."""
-    return -gold_logprobs(stack.model, batch.rows, batch.gold).mean()
-
-
-def gold_logprobs(model: PeftModel, rows: Rows, gold: Tensor) -> Tensor:
-    table = choice_table(model, rows)
-    return table[torch.arange(len(gold), device=table.device), gold.to(table.device)]
+    table = choice_table(stack.model, batch.rows)
+    return -table[torch.arange(len(table), device=table.device), batch.gold.to(table.device)].mean()
 
 
 def choice_table(model: PeftModel, rows: Rows) -> Tensor:
@@ -203,10 +198,9 @@ class LossModel(nn.Module):
         loss: Loss,
         extra: Mapping[str, nn.Parameter],
         prefix: PrefixCache | None = None,
-        branch: bool = False,
     ) -> None:
         super().__init__()
-        self.stack, self.loss, self.model, self.prefix, self.branch = stack, loss, stack.model, prefix, branch
+        self.stack, self.loss, self.model, self.prefix = stack, loss, stack.model, prefix
         # Not inside PEFT's modules: it would save them as part of the mean. Module names must not have dots.
         self.extra = nn.ParameterDict({name.replace(".", "/"): parameter for name, parameter in extra.items()})
 
@@ -224,7 +218,7 @@ def fit_loop(
     run: Run,
     *,
     loss: Loss = choice_loss,
-    groups: Groups | None = None,
+    groups: Sequence[dict[str, Any]] | None = None,
     after_step: Callable[[int], None] | None = None,
     extra: Mapping[str, nn.Parameter] | None = None,
     method: Any = None,
@@ -233,22 +227,23 @@ def fit_loop(
 ) -> Course:
     """Train the adapter in place.
 
-    groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
-    after_step: called with the step after the optimiser's, while the gradients are still there.
-    extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
-    method: its settings are noted in checkpoints, so that one of other settings is not resumed.
-    learned: of a std that is learned with a KL, what an inert posterior's warning needs.
-    per_token: the loss draws noise for each token of its rows. Then, as with dropout, every choice of several tokens
-    keeps a row of its own: shared tokens would get other noise, and the choices the same. Else they may share.
+    Args:
+        loss: of a batch, a scalar with a gradient.
+        groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
+        after_step: called with the step after the optimiser's, while the gradients are still there.
+        extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
+        method: its settings are noted in checkpoints, so that one of other settings is not resumed.
+        learned: of a std that is learned with a KL, what an inert posterior's warning needs.
+        per_token: the loss draws noise for each token of its rows. Then, as with dropout, every choice of several
+            tokens keeps a row of its own: shared tokens would get other noise, and the choices the same. Else they
+            may share.
     """
     from uqharness.training.hf_trainer import ChoiceTrainer, Watch  # takes seconds to import
 
     stack = model if isinstance(model, LoraStack) else LoraStack(model)
     branch = may_branch(stack.model, data.max_length) and not per_token
     branch = branch and not drops(stack.model, stack.model.get_base_model().config)
-    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None, branch)
-    adapter = [p for p in stack.parameters.values() if p.requires_grad]
-    wanted = groups(stack) if groups else [{"params": adapter}]
+    wrapped = LossModel(stack, loss, extra or {}, PrefixCache(stack, run) if run.cache_prefix else None)
     if run.eval_every and not data.select:
         raise InputError("eval_every is set but there is no selection split: give --select-split train[-20%]")
     inputs = {
@@ -261,18 +256,10 @@ def fit_loop(
     first_std = learned.std() if learned else 0.0
     start = course.newest_checkpoint() if run.resume else None
     with own_randomness(), tempfile.TemporaryDirectory() as scratch:
-        optimizer = torch.optim.AdamW(
-            [dict(group) for group in wanted], lr=run.lr, eps=run.adam_eps, weight_decay=run.weight_decay
-        )
-        trainer = ChoiceTrainer(
-            wrapped,
-            run,
-            optimizer,
-            partial(learning_rate, run=run),
-            partial(batches, data, run, branch),
-            course,
-            scratch,
-        )
+        adamw: dict[str, Any] = {"lr": run.lr, "eps": run.adam_eps, "weight_decay": run.weight_decay}
+        optimizer = torch.optim.AdamW([dict(group) for group in groups or [{"params": stack.trained}]], **adamw)
+        schedule, loader = partial(learning_rate, run=run), partial(batches, data, run, branch)
+        trainer = ChoiceTrainer(wrapped, run, optimizer, schedule, loader, course, scratch)
         trainer.add_callback(Watch(course, after_step))
         _prepare_memory(stack.model, run)
         course.begin(start)
