@@ -13,6 +13,7 @@ MODULES = {
     "uqharness.engine.predictive": {"DrawAverage", "Tempered"},
     "uqharness.curvature.linearised": {"Linearised"},
     "uqharness.method": {"Method"},
+    "uqharness.metrics.metric": {"Metric"},
     "uqharness.posterior": {"Posterior", "Point", "Members", "Gaussian"},
     "uqharness.testing": {"check_method"},
 }

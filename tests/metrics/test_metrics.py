@@ -57,7 +57,7 @@ def test_registry_names_what_was_promised() -> None:
     assert all(metric.name == name for name, metric in METRICS.items())
     console = {name for name, metric in METRICS.items() if metric.console}
     assert console == {"acc", "nll", "ece", "ece_debiased", "brier", "auroc"}
-    assert {name for name in METRICS if metrics.tested(name)} == {"acc", "nll", "brier", "ece", "ece_debiased"}
+    assert {name for name in METRICS if metrics.tested(name)} == {"acc", "nll", "brier", "ece", "ece_debiased", "mcc"}
 
 
 def test_compute_all_equals_the_single_functions() -> None:
