@@ -28,8 +28,10 @@ from uqharness.results.reading import Record
 from uqharness.results.runs import RunSummary
 
 # What makes two results the same run: with the same start, of two answers at most one is what the model gave.
-CLAIM = ("task", "date", "adapter_hash", "adapter", "model", "row", "recipe_text", "recipe_hash", "seed")
-CLAIM += ("protocol_hash", "draws", "has_mean")
+CLAIM = (
+    *("task", "date", "adapter_hash", "adapter", "model", "row", "recipe_text", "recipe_hash", "seed"),
+    *("protocol_hash", "draws", "has_mean"),
+)
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,7 @@ class Board:
 
     def record(self, run_id: str) -> Record:
         """The answers of every draw, read from the run's file."""
-        run = self.run(run_id)
-        path = os.fsdecode(run.path)
-        return publish.record(path, run_id) if run.origin == "published" else record_in(path, run.task)
+        return record_of(self.run(run_id))
 
     @property
     def reported(self) -> pd.DataFrame:
@@ -72,6 +72,11 @@ class Board:
     @cached_property
     def _labels(self) -> dict[tuple[str, str], str]:
         return labels(self.runs)
+
+
+def record_of(run: RunSummary) -> Record:
+    path = os.fsdecode(run.path)
+    return publish.record(path, run.run_id) if run.origin == "published" else record_in(path, run.task)
 
 
 def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:

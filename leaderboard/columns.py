@@ -28,11 +28,20 @@ SCHEMA = pa.schema([(name, arrow_type(hint)) for name, hint in hints().items()])
 
 
 def to_table(runs: Sequence[RunSummary]) -> pa.Table:
-    columns = {name: [getattr(run, name) for run in runs] for name in SCHEMA.names}
-    for name, kind in zip(SCHEMA.names, SCHEMA.types, strict=True):
-        if pa.types.is_map(kind):
-            columns[name] = [list(value.items()) for value in columns[name]]
-    return pa.table({name: pa.array(columns[name], SCHEMA.field(name).type) for name in SCHEMA.names}, SCHEMA)
+    columns = [_array([getattr(run, name) for run in runs], SCHEMA.field(name).type) for name in SCHEMA.names]
+    return pa.Table.from_arrays(columns, schema=SCHEMA)
+
+
+def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
+    """What `pa.array` makes; maps and lists of numbers without an object for every value."""
+    if not pa.types.is_nested(kind):
+        return pa.array(values, kind)
+    ends = pa.array(np.cumsum([0, *map(len, values)]), pa.int32())
+    if pa.types.is_list(kind):
+        return pa.ListArray.from_arrays(ends, np.concatenate([*values, np.zeros(0)]))
+    keys = [key for value in values for key in value]
+    items = [inner for value in values for inner in value.values()]
+    return pa.MapArray.from_arrays(ends, pa.array(keys, pa.string()), _array(items, kind.item_type))
 
 
 def to_runs(table: pa.Table) -> list[RunSummary]:

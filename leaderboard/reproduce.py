@@ -26,7 +26,7 @@ from uqharness.leaderboard.reported import FOOTNOTES
 from uqharness.loose_json import check
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Run
-from uqharness.results.runs import AdapterRecord, RunSummary, summarise
+from uqharness.results.runs import AdapterRecord, Info, RunSummary, summarise
 from uqharness.settings import fields_of
 
 MARGINS = {"acc": 0.02, "ece": 0.02, "nll": 0.05}
@@ -154,7 +154,8 @@ def measured(runs: Iterable[Run]) -> list[Measured]:
     best: dict[tuple[Any, ...], Measured] = {}
     for run in runs:
         source = summarise(run)
-        record: AdapterRecord = (run.config.get("uqharness") or {}).get("record") or {}
+        info: Info = run.config.get("uqharness") or {}
+        record: AdapterRecord = info.get("record") or {}
         dataset, trained_on = _dataset(run.task), _dataset(source.trained_on or "")
         if not dataset or not trained_on:
             continue
@@ -422,7 +423,8 @@ def _recorded(row: Mapping[Any, Any], records: Sequence[Mapping[str, Any]]) -> l
         fits &= all(settings.get(key, value) == value for key, value in wanted.items())
         fits &= row["dataset"] in ("", _dataset((record.get("data") or {}).get("task") or ""))
         fits &= rank in ("", str(trained.get("lora_r")))
-        value = (record.get("costs") or {}).get(COSTS[row["metric"]])
+        known: Mapping[str, Any] = record.get("costs") or {}
+        value = known.get(COSTS[row["metric"]])
         if fits and value is not None:
             found.append((float(value), another_base(trained, bases[0])))
     own = [each for each in found if not each[1]]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from uqharness.leaderboard import charts, costs, curve_rows, curves, draw_curves, table_html
+from uqharness.leaderboard import board, charts, costs, curve_rows, curves, draw_curves, table_html
 from uqharness.leaderboard import site_html as html
 from uqharness.leaderboard.chart_frame import Figure
 from uqharness.leaderboard.curves import Answers
@@ -145,7 +145,7 @@ def draws(groups: Sequence[Group]) -> list[str]:
         parts = [section.note("Not drawn, or of one answer", several)]
         runs = [(section.runs[row], row) for row in several]
         found = [
-            draw_curves.draw_curves(run.record(), row, CURVES) or draw_curves.known_curves(run, row, CURVES)
+            draw_curves.draw_curves(board.record_of(run), row, CURVES) or draw_curves.known_curves(run, row, CURVES)
             for run, row in runs
         ]
         fig = charts.against_draws([[each[metric] for each in found] for metric in CURVES])

@@ -40,8 +40,10 @@ UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u206
 RUN_ID = re.compile(r"[0-9a-f]{16}")
 ORACLE = "toyworld_oracle"
 # Metrics that have one definition everywhere: a file made by another version of ours must agree in these.
-STABLE = ("acc", "nll", "brier", "ece", "ece10", "auroc", "aurc", "entropy", "entropy_norm")
-STABLE += ("mutual_information", "mutual_information_norm")
+STABLE = (
+    *("acc", "nll", "brier", "ece", "ece10", "auroc", "aurc", "entropy", "entropy_norm"),
+    *("mutual_information", "mutual_information_norm"),
+)
 UNDEFINED = ("auroc", "mutual_information", "mutual_information_norm")  # of a model that is always right, or one draw
 TOLERANCE = 1e-6
 ABOVE_ONE = 0.01  # on a log-likelihood, and on a sum of probabilities: half precision rounds
