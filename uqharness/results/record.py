@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -229,6 +229,28 @@ def encode(record: Record) -> dict[str, Any]:
     )
 
 
+class _Needed(TypedDict):
+    items: int
+    draws: int
+    has_mean: bool
+    combine: str
+    logp: str
+    gold: str
+    choices: str
+    choice_counts: dict[str, int]
+    ids: str
+    doc_hashes: str
+    protocol: dict[str, Any]
+    protocol_hash: str
+
+
+class Packed(_Needed, total=False):
+    """A record in a results file; arrays are base64 of zlib."""
+
+    task: str
+    train_dropped: dict[str, int] | None
+
+
 def unpack(packed: Mapping[str, Any]) -> Record:
     """The record of `pack`, checked: anything that does not fit is an `InputError` that says what."""
     schema = packed.get("schema")
@@ -237,35 +259,31 @@ def unpack(packed: Mapping[str, Any]) -> Record:
             f"record of schema {schema!r}; this version reads schema {SCHEMA}: "
             "evaluate again, or use the version of uqharness that wrote it"
         )
+    given: Packed = loose_json.check(packed, Packed, "record")
+    d, s = given["items"], given["draws"]
     try:
-        d, s = packed["items"], packed["draws"]
         for name, value, most in (("items", d, MAX_ITEMS), ("draws", s, MAX_DRAWS)):
-            if type(value) is not int or not 0 <= value <= most:
-                raise ValueError(f"{name} is {loose_json.shown(value)}, not an integer from 0 to {most:,}")
-        choices = _read(packed["choices"], "<u2", (d,), "choices")
-        if packed["choice_counts"] != count_choices(choices):
-            raise ValueError(
-                f"choice_counts is {loose_json.shown(packed['choice_counts'])} "
-                f"but the items have {count_choices(choices)}"
-            )
-        width = int(choices.max(initial=0))
-        hashes = base64.b64decode(packed["doc_hashes"]).hex()
+            if not 0 <= value <= most:
+                raise ValueError(f"{name} is {value}, not an integer from 0 to {most:,}")
+        choices = _read(given["choices"], "<u2", (d,), "choices")
+        if given["choice_counts"] != count_choices(choices):
+            counts = loose_json.shown(given["choice_counts"])
+            raise ValueError(f"choice_counts is {counts} but the items have {count_choices(choices)}")
+        hashes = base64.b64decode(given["doc_hashes"]).hex()
         record = Record(
-            _read(packed["logp"], "<f4", (s + 1, d, width), "logp"),
-            _read(packed["gold"], "<u2", (d,), "gold"),
+            _read(given["logp"], "<f4", (s + 1, d, int(choices.max(initial=0))), "logp"),
+            _read(given["gold"], "<u2", (d,), "gold"),
             choices,
-            _read(packed["ids"], "<u4", (d,), "ids"),
+            _read(given["ids"], "<u4", (d,), "ids"),
             [hashes[i : i + 16] for i in range(0, len(hashes), 16)],
-            str(packed["combine"]),
-            bool(packed["has_mean"]),
-            str(packed.get("task", "")),
-            dict(packed["protocol"]),
-            str(packed["protocol_hash"]),
-            dict(packed.get("train_dropped") or {}),
+            given["combine"],
+            given["has_mean"],
+            given.get("task", ""),
+            given["protocol"],
+            given["protocol_hash"],
+            given.get("train_dropped") or {},
         )
-    except KeyError as error:
-        raise InputError(f"damaged record: {error} is missing; evaluate again") from error
-    except (TypeError, ValueError, zlib.error, binascii.Error) as error:
+    except (ValueError, zlib.error, binascii.Error) as error:
         raise InputError(f"damaged record: {error}; evaluate again") from error
     check(record, InputError)
     return record
