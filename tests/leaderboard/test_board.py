@@ -14,15 +14,18 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 from made_results import read_or_die, result
 
 from uqharness.errors import InputError
 from uqharness.leaderboard import cache, publish, table
 from uqharness.leaderboard.board import Board, build
 from uqharness.leaderboard.columns import SCHEMA, to_runs, to_table
+from uqharness.loose_json import nest, value_of
 from uqharness.metrics.registry import METRICS, compute_all
 from uqharness.results import runs
-from uqharness.results.runs import RunSummary, read_runs
+from uqharness.results.reading import read_results
+from uqharness.results.runs import RunSummary, read_runs, summarise
 
 
 @pytest.fixture
@@ -320,3 +323,14 @@ def test_questions_of_the_published_training_data_are_noted_in_tables_and_remark
     assert said.startswith("1 of 40 questions stand in the published training data too: ACC") and not board.problems
     assert set(board.runs[1].remarks) == {"leaked", "shared"}
     assert found.cells["acc", 1, 0].leaked and not found.cells["acc", 0, 0].leaked
+
+
+def test_long_lists_in_settings_and_what_simple_evaluate_returns_are_read(tmp_path: Path) -> None:
+    """All modules of a large model by name; a device and a type that are no text yet."""
+    modules = [f"model.layers.{k}.self_attn.q_proj" for k in range(300)]
+    data = json.loads(result(tmp_path, run={"target_modules": modules}).read_text())
+    data["config"] |= {"device": torch.device("cpu"), "model_dtype": torch.bfloat16}
+    (run,) = map(summarise, read_results(data))
+    assert value_of(run.recipe["target_modules"]) == sorted(modules)
+    assert (run.device, run.dtype) == ("cpu", "bfloat16")
+    assert nest(run.adapter_record)["run"]["target_modules"] == modules

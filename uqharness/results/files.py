@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from uqharness.errors import InputError
 from uqharness.results.reading import Record, content_of, packed_records, parse, read_run
-from uqharness.results.runs import MAX_TEXT, SUSPECT, RunSummary, plain_text, summarise
+from uqharness.results.runs import MAX_LINE, SUSPECT, RunSummary, plain_text, summarise
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def record_in(path: str, task: str) -> Record:
 
 
 def problem(file: str, kind: str, reason: str, task: str = "") -> Problem:
-    return Problem(file, kind, plain_text(reason, MAX_TEXT), plain_text(task))
+    return Problem(file, kind, plain_text(reason, MAX_LINE), plain_text(task))
 
 
 def reason_of(error: BaseException) -> str:
@@ -83,4 +83,4 @@ def reason_of(error: BaseException) -> str:
 
 
 def shown_path(path: str) -> str:
-    return plain_text(path, MAX_TEXT)
+    return plain_text(path, MAX_LINE)

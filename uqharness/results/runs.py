@@ -34,7 +34,7 @@ from uqharness.results.reading import Run, every_n, metrics, read_results, shift
 from uqharness.results.record import RULES, digest
 from uqharness.settings import UNRECORDED, fields_of
 
-MAX_NAME, MAX_TEXT = 300, 4000
+MAX_NAME, MAX_LINE, MAX_TEXT = 300, 4000, 2**16  # letters of a name, of a path or reason, of a value in a map
 # Control characters, lone surrogates, and what turns the direction of the text around it.
 UNWRITABLE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 RUN_ID = re.compile(r"[0-9a-f]{16}")
@@ -140,8 +140,8 @@ class Info(TypedDict, total=False):
 
 
 class Config(TypedDict, total=False):
-    device: str | None
-    model_dtype: str | None
+    device: Any
+    model_dtype: Any  # a torch.dtype where the results are those of `simple_evaluate`
     base_label: str | None
     uqharness: Info | None
 
@@ -378,10 +378,10 @@ def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummar
             trainable=_cost(links, "trainable_parameters", max),
             passes=info.get("functions"),
             eval_seconds=number_of(run.seconds, "total_evaluation_time_seconds"),
-            device=config.get("device") or (record.get("costs") or {}).get("device") or "",
+            device=str(config.get("device") or (record.get("costs") or {}).get("device") or ""),
             dtype=last(config.get("model_dtype") or recipe.get("dtype") or "", "."),
             adapter_record=flatten(record, MAX_TEXT, skip=("training",)),
-            file=plain_text(run.source, MAX_TEXT),
+            file=plain_text(run.source, MAX_LINE),
         )
     )
 
