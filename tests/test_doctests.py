@@ -10,7 +10,7 @@ import pytest
 MODULES = {
     "uqharness.engine.engine": {"Engine"},
     "uqharness.engine.lora": {"LoraStack"},
-    "uqharness.engine.predictive": {"DrawAverage", "Tempered"},
+    "uqharness.engine.predictive": {"Predictive", "DrawAverage", "Tempered"},
     "uqharness.curvature.linearised": {"Linearised"},
     "uqharness.method": {"Method"},
     "uqharness.metrics.metric": {"Metric"},

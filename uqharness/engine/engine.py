@@ -145,16 +145,13 @@ class Engine:
         # A mean of its own is one more function; where a draw is the mean (a point, member 0) it is not.
         self.separate_mean = mean and varied and not posterior.mean_is_member
         # {name: [F, ...]}, made once per run: the mean if it is separate, then the draws. {} is the mean alone.
-        self.tensors = {name: self._stacked(name, tensor) for name, tensor in drawn.items()}
+        whole = {name: [posterior.mean[name][None], t] if self.separate_mean else [t] for name, t in drawn.items()}
+        self.tensors = {name: self.stack.on_device(name, torch.cat(parts)) for name, parts in whole.items()}
         self.count = self.separate_mean + (self.samples if varied else 1)
         self.first_draw = int(self.separate_mean) if varied else 1  # function number of draw 0
         self.trunk = trunk(model, [*drawn, *self.inputs]) if self.count > 1 else None
         self.trunk_checked = False
         self.auto = Auto(self.samples, auto) if auto is not None and varied else None
-
-    def _stacked(self, name: str, drawn: Tensor) -> Tensor:
-        mean = [self.posterior.mean[name][None]] if self.separate_mean else []
-        return self.stack.on_device(name, torch.cat([*mean, drawn]))
 
     @torch.inference_mode()
     def score(self, rows: Rows) -> Scores:

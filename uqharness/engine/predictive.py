@@ -41,6 +41,14 @@ class Predictive(ABC):
         finite: how many different draws there are, None for as many as one likes.
         mean_is_member: the mean is a stand-in, one of the members.
         draws_weights: draws differ in weights; else only in what happens to layers' inputs.
+
+    Example:
+        >>> from uqharness.posterior import Members
+        >>> ensemble = DrawAverage(Members([{}, {}, {}], train_seed=0), rule="logits")
+        >>> ensemble.rows(10), ensemble.mean_is_member, ensemble.stops_early
+        (3, True, False)
+        >>> Tempered(ensemble, temperature=1.5, samples=3).record()["inner"]
+        {'kind': 'draws', 'rule': 'logits'}
     """
 
     kind: ClassVar[str]
