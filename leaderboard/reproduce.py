@@ -154,7 +154,7 @@ def measured(runs: Iterable[Run]) -> list[Measured]:
     best: dict[tuple[Any, ...], Measured] = {}
     for run in runs:
         source = summarise(run)
-        info: Info = run.config.get("uqharness") or {}
+        info: Info = check(run.config.get("uqharness") or {}, Info, "uqharness")
         record: AdapterRecord = info.get("record") or {}
         dataset, trained_on = _dataset(run.task), _dataset(source.trained_on or "")
         if not dataset or not trained_on:

@@ -136,7 +136,9 @@ def test_the_uncertainty_page_tells_shifted_data_apart_as_the_app_does(tmp_path:
     [group], drawn, rows = picks.groups(board.sources()), figures(text), Page(text).rows
     methods = ["MLE", "BLoB", "MAP"]  # the order of the page: those that are drawn first
     runs = {data: [(row, group.run(data, row, "0")) for row in methods] for data in near}
-    answers = {data: [curves.answers(run.record(), row) for row, run in told if run] for data, told in runs.items()}
+    answers = {
+        data: [curves.answers(board.record(run.run_id), row) for row, run in told if run] for data, told in runs.items()
+    }
     found = {score: curves.detections(answers, home, score) for score in curves.SCORES}
     for each in found.values():
         assert len(each) == 3 and all(row in rows for row in curve_rows.detection_rows(each)[1])
@@ -209,7 +211,7 @@ def test_what_is_said_of_files_names_no_folder_and_methods_share_no_page(tmp_pat
 
 def test_published_results_have_their_values_against_n(tmp_path: Path) -> None:
     result(tmp_path, "BLoB")
-    publish.create([tmp_path], tmp_path / "published.parquet")
+    publish.create([tmp_path], tmp_path / "published.parquet", budget=0)
     made = dict(site.pages(build([tmp_path / "published.parquet"])))
     (shown,) = figures(made["draws.html"]).values()
     assert len(shown["data"]) == len(site_figures.CURVES)  # a line with the mean, and no band
