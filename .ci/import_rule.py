@@ -32,6 +32,7 @@ LAYERS = (
     "importers",
     "harness",
     "testing tasks",
+    "plots",
     "leaderboard",
     "suite",
     "commands",

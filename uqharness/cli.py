@@ -69,6 +69,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
             "uqharness ood results --against MLE --format csv",
         ),
     ),
+    "plot": (
+        "uqharness.commands.plot",
+        "the papers' figures from recorded results and adapters",
+        (
+            "uqharness plot reliability results --out reliability.pdf",
+            "uqharness plot draws results --metric nll,ece --task arc_easy_uq --out draws.png",
+            "uqharness plot std-growth --out figure2.pdf",
+        ),
+    ),
     "reproduce": (
         "uqharness.commands.reproduce",
         "a paper's table beside what a suite measured, cell by cell",
