@@ -9,6 +9,7 @@ import html
 import io
 import math
 import re
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,8 @@ def shown(label: str) -> str:
 def _frame(axes: Axes, panel: Panel) -> None:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    axes.set(title=panel.title, xlabel=panel.x_label, ylabel=panel.y_label)
+    title = "\n".join(part for line in panel.title.split("\n") for part in textwrap.wrap(line, 30))
+    axes.set(title=title, xlabel=panel.x_label, ylabel=panel.y_label)
     if panel.log_x:
         axes.set_xscale("log")
     elif panel.ticks:
@@ -158,10 +160,11 @@ def _frame(axes: Axes, panel: Panel) -> None:
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=not panel.diagonal))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x / 1000:g}k" if abs(x) >= 1e4 else f"{x:g}"))
     if panel.from_zero:
-        axes.set_ylim(0, 1.2 * axes.dataLim.y1)
+        axes.set_ylim(0, 1.3 * axes.dataLim.y1)
         for line in panel.lines:
             for x, y in zip(line.x, line.y, strict=True):
                 where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+                where["rotation"] = 90 if len(panel.ticks) > 6 else 0
                 axes.annotate(f"{y:.3g}", (x, max(line.high or [y])), fontsize=5, **where)
     if panel.diagonal:
         axes.plot([0, 1], [0, 1], color="0.7", linewidth=0.8, zorder=0)
