@@ -19,7 +19,7 @@ import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, TypedDict, get_type_hints
 
@@ -295,9 +295,11 @@ def checked(run: RunSummary) -> RunSummary:
     return run
 
 
-def hints() -> dict[str, Any]:
-    hints = get_type_hints(RunSummary)
-    return {f.name: hints[f.name] for f in dataclasses.fields(RunSummary) if f.metadata.get("column", True)}
+@lru_cache(maxsize=4)
+def hints(schema: type = RunSummary) -> dict[str, Any]:
+    """Name and type of each column."""
+    types = get_type_hints(schema)
+    return {f.name: types[f.name] for f in dataclasses.fields(schema) if f.metadata.get("column", True)}
 
 
 def plain_text(text: str, limit: int = MAX_NAME) -> str:
