@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -92,17 +91,9 @@ def test_wrong_settings_are_named() -> None:
 
 
 def test_the_package_shows_its_api_and_stays_light() -> None:
+    """What its import costs is tests/harness/test_bridge.py's."""
     assert dir(uqharness) == sorted(uqharness.__all__)
-    code = "import sys, time; t = time.perf_counter(); import uqharness; print(time.perf_counter() - t); "
-    code += "print({'numpy', 'torch', 'lm_eval'} & set(sys.modules))"
-    runs = [
-        subprocess.run(
-            [sys.executable, "-S", "-c", "import sys; sys.path += " + repr(sys.path) + "; " + code],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout.split("\n")
-        for _ in range(5)
-    ]
-    assert all(lines[1] == "set()" for lines in runs)
-    assert statistics.median(float(lines[0]) for lines in runs) < 0.005
+    code = f"import sys; sys.path += {sys.path}; before = set(sys.modules); import uqharness; "
+    code += "print(sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "['uqharness']\n"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -251,16 +250,6 @@ def test_holm_covers_the_pairs_of_a_column() -> None:
 def holm_by_definition(p: np.ndarray) -> np.ndarray:
     """Holm by its definition: the largest of the steps up to each p-value, one at a time."""
     return np.array([max(min(1.0, q * (p >= q).sum()) for q in p if q <= own) for own in p])
-
-
-def test_ranks_of_a_whole_page_are_quick() -> None:
-    """12 methods x 3 seeds x 8 data sets of 2,000 questions: about 0.1 s for means on the machine of the notes."""
-    rng = np.random.default_rng(8)
-    scores = [rng.random((36, 2000)) for _ in range(8)]
-    start = time.perf_counter()
-    for each in scores:
-        ranking.compare_items("nll", list("abcdefghijkl"), [3] * 12, each).ranks()
-    assert time.perf_counter() - start < 1.0
 
 
 def test_what_cannot_be_compared_is_refused(column: tuple[dict[str, list[np.ndarray]], np.ndarray]) -> None:
