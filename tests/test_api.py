@@ -93,7 +93,7 @@ def test_wrong_settings_are_named() -> None:
 def test_the_package_shows_its_api_and_stays_light() -> None:
     """What its import costs is tests/harness/test_bridge.py's."""
     assert dir(uqharness) == sorted(uqharness.__all__)
-    code = f"import sys; sys.path += {sys.path}; before = set(sys.modules); import uqharness; "
+    code = f"import sys; sys.path += {sys.path}; import os; before = set(sys.modules); import uqharness; "
     code += "print(sorted(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-S", "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "['uqharness']\n"
