@@ -53,7 +53,7 @@ from scipy.special import ndtri, stdtrit
 from scipy.stats import beta
 
 from uqharness.leaderboard import publish
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import build
 from uqharness.metrics.calibration import binomial_mad, debias
 from uqharness.metrics.registry import combine_draws
 
@@ -78,12 +78,12 @@ def confidences(name: str, choices: int, rng: np.random.Generator) -> Array:
     """Of the population, [2, Q]: a sharp and a soft model."""
     if name == "toyworld":
         board, pair = build(publish.shipped()), {}
-        for run in board.runs.to_dict("records"):
-            if run["task"] == "toyworld_uq" and run["seed"] == 0 and run["row"] in ("MLE", "BLoB"):
-                record = board.record(run["run_id"])
+        for run in board.runs:
+            if run.task == "toyworld_uq" and run.seed == 0 and board.label(run) in ("MLE", "BLoB"):
+                record = board.record(run.run_id)
                 probs = combine_draws(record.rows(record.draws), record.combine)
                 best = np.sort(np.nan_to_num(probs), axis=1)[:, ::-1]
-                pair[run["row"]] = best[:, 0] / (best[:, :2].sum(axis=1) if choices == 2 else 1.0)
+                pair[board.label(run)] = best[:, 0] / (best[:, :2].sum(axis=1) if choices == 2 else 1.0)
         return np.stack([pair["MLE"], pair["BLoB"]])
     z = rng.standard_normal((2, 20_000))
     z[1] = CORRELATION * z[0] + np.sqrt(1 - CORRELATION**2) * z[1]

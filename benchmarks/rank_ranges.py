@@ -28,7 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from uqharness.leaderboard import publish, ranking
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import build
 from uqharness.metrics.registry import METRICS, average
 
 Array = NDArray[np.float64]
@@ -61,10 +61,10 @@ class World:
 def scores(metric: str) -> dict[str, dict[str, Array]]:
     """Every task's scores by method, [S, D]."""
     board, out = build(publish.shipped()), {task: {} for task in TASKS}  # type: ignore[var-annotated]
-    for run in board.runs.to_dict("records"):
-        record = board.record(run["run_id"])
+    for run in board.runs:
+        record = board.record(run.run_id)
         answers = average(record.rows(record.draws), record.gold, record.combine)
-        out[run["task"]].setdefault(run["row"], []).append(METRICS[metric].per_item(answers))
+        out[run.task].setdefault(board.label(run), []).append(METRICS[metric].per_item(answers))
     return {task: {m: np.stack(runs) for m, runs in rows.items() if len(runs) == 3} for task, rows in out.items()}
 
 

@@ -16,8 +16,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from uqharness.loose_json import nest, value_of
 from uqharness.results.reading import content_of, parse, parse_model_args
-from uqharness.results.runs import plain_text
+from uqharness.results.runs import RunSummary, plain_text
 from uqharness.settings import UNRECORDED, Run, fields_of
 
 FEWSHOT_SEED = 1234  # lm-eval's own
@@ -79,26 +80,23 @@ def _split(body: str) -> tuple[str, str]:
     return (match[1] if match else ""), words.strip()
 
 
-def record_of(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The adapter's record; empty for a model without one."""
-    found = json.loads(run["record"] or "{}")
-    return found if isinstance(found, dict) else {}
+def record_of(run: RunSummary) -> dict[str, Any]:
+    """The adapter's record without the losses of every step; empty for a model without one."""
+    return nest(run.adapter_record)
 
 
-def method_name(run: Mapping[str, Any]) -> str:
-    method = record_of(run).get("method")
-    return str(method.get("name") or "") if isinstance(method, Mapping) else ""
+def method_name(run: RunSummary) -> str:
+    return str(value_of(run.adapter_record.get("method.name", '""')) or "")
 
 
-def paper(run: Mapping[str, Any]) -> str:
-    method = record_of(run).get("method")
-    return str(method.get("paper") or "") if isinstance(method, Mapping) else ""
+def paper(run: RunSummary) -> str:
+    return str(value_of(run.adapter_record.get("method.paper", '""')) or "")
 
 
-def reproduce(run: Mapping[str, Any]) -> list[str]:
+def reproduce(run: RunSummary) -> list[str]:
     """Commands that make this run again, one block per step."""
     record = record_of(run)
-    adapter = f"adapters/{method_name(run) or 'adapter'}-seed{run['seed'] if run['seed'] is not None else 0}"
+    adapter = f"adapters/{method_name(run) or 'adapter'}-seed{run.seed or 0}"
     steps = _train(record, adapter) if record.get("method") else []
     return [*steps, _evaluate(run, adapter if steps else None), "uqharness table results"]
 
@@ -128,24 +126,24 @@ def _train(record: Mapping[str, Any], out: str) -> list[str]:
     return [*steps, "\n".join([f"cat > {file} <<'END'", *lines, "END", command])]
 
 
-def _evaluate(run: Mapping[str, Any], adapter: str | None) -> str:
+def _evaluate(run: RunSummary, adapter: str | None) -> str:
     told = evaluation(run)
     config = told.get("config") or {}
     given = parse_model_args(config.get("model_args"))
     kept = {k: v for k, v in given.items() if repeated(k, v)}
     if adapter:
-        held = run["finite"] if run["finite"] is not None else 1 if run["combine"] == "given" else None
-        if run["draws"] != held:  # else all that there are
-            kept.setdefault("samples", run["draws"])
+        held = run.finite if run.finite is not None else 1 if run.combine == "given" else None
+        if run.draws != held:  # else all that there are
+            kept.setdefault("samples", run.draws)
         words = ["uqharness", "eval", adapter]
     else:
         kept = {**({"pretrained": "MODEL"} if "pretrained" in given else {}), **kept}
-        words = ["uqharness", "eval", "--model", str(run["model"])]
-    words += ["--tasks", str(run["task"])]
+        words = ["uqharness", "eval", "--model", run.model]
+    words += ["--tasks", run.task]
     if kept:
         words += ["--model_args", ",".join(f"{k}={v}" for k, v in kept.items())]
-    words += _asked(json.loads(run["protocol"] or "{}"), told)
-    limit = run["items"] if "trimmed" in json.loads(run["flags"] or "[]") else None  # where the file does not say it
+    words += _asked({key: value_of(text) for key, text in run.protocol.items()}, told)
+    limit = run.items if "trimmed" in run.remarks else None  # where the file does not say it
     for flag, value in (("batch_size", config.get("batch_size")), ("limit", config.get("limit") or limit)):
         if value is not None:
             words += [f"--{flag}", f"{value:g}" if isinstance(value, float) else str(value)]
@@ -157,7 +155,7 @@ def repeated(name: str, value: object) -> bool:
     return name in ARGUMENTS and re.fullmatch(r"[\w.+-]{1,40}", str(value)) is not None
 
 
-def withheld(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def withheld(run: RunSummary) -> list[tuple[str, str]]:
     """(name, value) of what the file says and no command repeats: models, code and addresses of strangers."""
     record = record_of(run)
     given = parse_model_args((evaluation(run).get("config") or {}).get("model_args"))
@@ -169,7 +167,7 @@ def withheld(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     return [(plain_text(str(key)), plain_text(str(value))) for key, value in named.items()]
 
 
-def withheld_text(run: Mapping[str, Any]) -> str:
+def withheld_text(run: RunSummary) -> str:
     """One line about `withheld`; empty where there is nothing."""
     named = ", ".join(f"{key} = {value}" for key, value in withheld(run))
     return f"The file also says: {named}. No command repeats this: check it before you use it." if named else ""
@@ -190,16 +188,10 @@ def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
     return words
 
 
-def evaluation(run: Mapping[str, Any]) -> Mapping[str, Any]:
+def evaluation(run: RunSummary) -> Mapping[str, Any]:
     """What lm-eval says of the run in its file; empty where the file cannot be read any more."""
     try:
-        found = parse(content_of(run["file"]), run["file"])
+        found = parse(content_of(run.file), run.file)
         return found if isinstance(found.get("config"), Mapping) else {}
     except Exception:  # whatever has become of the file: the page shows the rest
         return {}
-
-
-def short_record(run: Mapping[str, Any]) -> dict[str, Any]:
-    """The record to look at: without the losses of every step."""
-    record = record_of(run)
-    return {key: value for key, value in record.items() if key != "training"}

@@ -1,92 +1,131 @@
-"""Figures from answers and curves, for the app and the static site: pure, what plotly.js draws.
+"""Figures from answers and curves, for the app and the static site: plain dicts that plotly.js draws. Pure.
 
-A name is in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
+Nothing here sets the colour of a text or of the paper: a figure takes the light or dark theme of its page. A name is
+in no hover template, where Plotly would read `%{x}` in it: the box of a trace names it, or its `customdata`.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from uqharness.leaderboard.chart_frame import Axes, Figure, Trace, between, empty, framed, nth, plain, stacked
 from uqharness.leaderboard.curves import Answers, band, decomposition, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
-from uqharness.leaderboard.label_places import places
+from uqharness.leaderboard.headline import Points
 from uqharness.leaderboard.table_formats import titled
-from uqharness.leaderboard.theme import NEUTRAL, Style, soft, style
+from uqharness.leaderboard.theme import GRID, NEUTRAL, Style, soft, style
 from uqharness.metrics.registry import BINS, METRICS, Floats, aurc, confidence, correct, reliability_bins, risk_curve
 
-MOST_LABELS = 30  # points of a figure with their name beside them
-ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1}  # lines of their own take ten times as long
+Trace = dict[str, Any]
+ChartData = dict[str, Any]  # {"data": traces, "layout": …}
+CLEAR = "rgba(0, 0, 0, 0)"
+MOST_TRACES = 30  # methods with a trace, and so a line of the legend, of their own
+ZERO = {"zeroline": True, "zerolinecolor": NEUTRAL, "zerolinewidth": 1.5}
 
 
-def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> Figure:
-    """Accuracy against confidence with 95 % bands, the gap, and how many questions each bin holds."""
-    line = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
-    traces: list[Trace] = [
-        {
-            "type": "scatter",
-            "x": [0, 1],
-            "y": [0, 1],
-            "mode": "lines",
-            "line": line,
-            "showlegend": False,
-            "hoverinfo": "skip",
-        },
+# ---------------------------------------------------------------- the frame
+
+
+def figure(
+    traces: Sequence[Trace],
+    axes: Mapping[str, Mapping[str, Any]],
+    height: int,
+    heights: Sequence[float] = (1.0,),
+    columns: int = 1,
+    titles: Sequence[str] = (),
+    gap: float = 0.05,
+    legend: bool = True,
+    **more: Any,
+) -> ChartData:
+    """Panels, row by row, that share their axes; `axes` says what else an axis is, under plotly.js's names."""
+    rows, layout = len(heights), dict[str, Any]()
+    free, wide = 1 - gap * (rows - 1), (1 - 0.06 * (columns - 1)) / columns
+    tops = [1 - (sum(heights[:r]) / sum(heights)) * free - r * gap for r in range(rows)]
+    for k in range(rows * columns):
+        r, c = divmod(k, columns)
+        left, low = c * (wide + 0.06), tops[r] - heights[r] / sum(heights) * free
+        shared = {"gridcolor": GRID, "zeroline": False}
+        across = {"matches": "x"} if k else {}
+        layout[f"xaxis{nth(k + 1)}"] = {**shared, "domain": [left, left + wide], "anchor": f"y{nth(k + 1)}", **across}
+        layout[f"yaxis{nth(k + 1)}"] = {**shared, "domain": [max(low, 0), tops[r]], "anchor": f"x{nth(k + 1)}"}
+        if r < rows - 1 and columns == 1:
+            layout[f"xaxis{nth(k + 1)}"]["showticklabels"] = False
+    for name, about in axes.items():
+        layout[name] |= about
+    paper = {"xref": "paper", "yref": "paper", "xanchor": "center", "yanchor": "bottom", "showarrow": False}
+    notes = [
+        {"text": text, "x": k % columns * (wide + 0.06) + wide / 2, "y": tops[k // columns], **paper}
+        for k, text in enumerate(titles)
     ]
-    for k, found in enumerate(shown):
-        traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
-    axes: Axes = {
-        "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
-        "yaxis2": {"title": {"text": "gap"}, **ZERO},
-        "yaxis3": {"title": {"text": "questions"}},
-        "xaxis": {"range": [0, 1]},
-        "xaxis2": {"range": [0, 1]},
-        "xaxis3": {"range": [0, 1], "title": {"text": "confidence"}},
+    layout |= {
+        "margin": {"l": 60, "r": 14, "t": 62 if titles and legend else 40 if legend or titles else 14, "b": 48},
+        "paper_bgcolor": CLEAR,
+        "plot_bgcolor": CLEAR,
+        "legend": {"orientation": "h", "yref": "container", "y": 1, "yanchor": "top", "x": 0},
+        "hoverlabel": {"namelength": -1},
+        "modebar": {"bgcolor": CLEAR, "color": NEUTRAL, "activecolor": "#1f7ae0"},
+        "height": height,
+        "showlegend": legend,
+        **({"annotations": notes} if notes else {}),
+        **more,
     }
-    return framed(stacked(3, 0.045, (0.6, 0.18, 0.22)), 640, traces, axes)
+    return {"data": list(traces), "layout": layout}
 
 
-def _reliability_of(
-    found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
-) -> Iterator[Trace]:
-    """One method's band, line, gap and counts; `place`: which of how many share a bin."""
-    look, name = style(found.row), plain(found.row)
-    told = reliability_bins(found.probs, found.gold, bins, equal_mass)
-    some = [b for b, n in enumerate(told["count"]) if n]
-    x, y, lo, hi, count = (
-        np.array([told[key][b] for b in some]) for key in ("confidence", "accuracy", "lo", "hi", "count")
-    )
-    if bands:
-        low, high = (ends[some] for ends in band(told))
-        yield _band(x, low, high, look, name)
-    yield {
+def empty(why: str) -> ChartData:
+    """A figure that says why there is nothing in it."""
+    told = {"text": plain(why), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    hidden = {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
+    return figure([], hidden, 160, legend=False, annotations=[told])
+
+
+def as_json(chart: ChartData) -> str:
+    """For a page; NaN is null, as in JSON."""
+
+    def default(value: Any) -> Any:
+        return value.tolist() if isinstance(value, (np.ndarray, np.generic)) else str(value)
+
+    return json.dumps(_finite(json.loads(json.dumps(chart, default=default))), allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not np.isfinite(value) else value
+
+
+def nth(k: int) -> str:
+    """What Plotly calls the k-th axis after "x" or "xaxis": nothing for the first."""
+    return "" if k == 1 else str(k)
+
+
+def plain(text: str) -> str:
+    """Plotly reads some HTML in its texts: names of results are letters, not markup."""
+    return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+
+
+def line(row: str, x: Any, y: Any, **more: Any) -> Trace:
+    """A method's line, in its look."""
+    look, name = style(row), plain(row)
+    return {
         "type": "scatter",
         "x": x,
         "y": y,
         "name": name,
         "legendgroup": name,
         "mode": "lines+markers",
-        "customdata": count,
         "line": {"color": look.colour, "dash": look.dash, "width": 2},
         "marker": {"symbol": look.symbol, "size": 9},
-        "hovertemplate": "confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions",
+        **more,
     }
-    shared = {
-        "type": "bar",
-        "x": lo + (hi - lo) * (place[0] + 0.5) / place[1],
-        "width": (hi - lo) / place[1] * 0.9,
-        "name": name,
-        "legendgroup": name,
-        "showlegend": False,
-        "marker": {"color": look.colour, "line": {"width": 0}},
-    }
-    yield {**shared, "y": x - y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": "confidence − accuracy %{y:.3f}"}
-    yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
 
 
-def _band(x: Sequence[float] | Floats, low: Floats, high: Floats, look: Style, name: str) -> Trace:
+def _band(x: Any, low: Floats, high: Floats, look: Style, name: str) -> Trace:
     return {
         "type": "scatter",
         "x": [*x, *x[::-1]],
@@ -101,13 +140,92 @@ def _band(x: Sequence[float] | Floats, low: Floats, high: Floats, look: Style, n
     }
 
 
-def right_and_wrong(shown: Sequence[Answers]) -> Figure:
+# ---------------------------------------------------------------- the figures
+
+
+def headline(points: Points) -> ChartData:
+    """Difference from MLE in NLL and ECE: filled all draws, hollow N = 0, joined; 95 % bars; ECE's floor."""
+    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
+    names = [plain(row.name) for row in points.rows]
+    colours = [style(row.name).colour for row in points.rows]
+    for k, metric in enumerate(("nll", "ece"), start=1):
+        scale = METRICS[metric].scale
+        shared = {"type": "scatter", "xaxis": f"x{nth(k)}", "yaxis": f"y{nth(k)}", "showlegend": k == 1}
+        dots = {**shared, "y": names, "mode": "markers", "hovertemplate": "%{x:.3f}"}
+        full = [row.full[metric][0] * scale for row in points.rows]
+        half = [row.full[metric][1] * scale for row in points.rows]
+        means = [row.mean and row.mean[metric][0] * scale for row in points.rows]
+        ends = [(a, a if m is None else m, None) for a, m in zip(full, means, strict=True)]
+        path = {"mode": "lines", "line": {"color": NEUTRAL, "width": 1.5}, "hoverinfo": "skip"}
+        hollow = {"symbol": "circle-open", "size": 13, "color": colours, "line": {"width": 2}}
+        bars = {"type": "data", "array": half, "color": NEUTRAL, "thickness": 1.5, "width": 4}
+        joined = {"x": [x for three in ends for x in three], "y": [y for n in names for y in (n, n, None)]}
+        traces.append({**shared, **path, **joined, "showlegend": False})
+        traces.append({**dots, "x": means, "name": "N = 0", "marker": hollow})
+        traces.append(
+            {**dots, "x": full, "name": "all draws", "error_x": bars, "marker": {"size": 10, "color": colours}}
+        )
+        if metric == "ece":
+            tick = {"symbol": "line-ns-open", "size": 12, "color": NEUTRAL, "line": {"width": 2}}
+            floors = [row.floor * scale for row in points.rows]
+            traces.append({**dots, "x": floors, "name": "ECE floor", "marker": tick, "showlegend": True})
+        unit = ", percentage points" if scale == 100 else ""
+        axes[f"xaxis{nth(k)}"] = {"title": {"text": f"Δ{METRICS[metric].label}{unit}"}, **ZERO}
+        first = {"automargin": k == 1, "showticklabels": k == 1}
+        axes[f"yaxis{nth(k)}"] = {"type": "category", "autorange": "reversed", **first}
+    axes["xaxis2"]["matches"] = None
+    return figure(traces, axes, 130 + 26 * len(names), columns=2)
+
+
+def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> ChartData:
+    """Accuracy against confidence with 95 % bands, the gap, and how many questions each bin holds."""
+    ideal = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
+    shape = {"mode": "lines", "line": ideal, "showlegend": False, "hoverinfo": "skip"}
+    traces: list[Trace] = [{"type": "scatter", "x": [0, 1], "y": [0, 1], **shape}]
+    for k, found in enumerate(shown):
+        traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
+    axes: dict[str, dict[str, Any]] = {
+        "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
+        "yaxis2": {"title": {"text": "gap"}, **ZERO},
+        "yaxis3": {"title": {"text": "questions"}},
+        "xaxis": {"range": [0, 1]},
+        "xaxis3": {"title": {"text": "confidence"}},
+    }
+    return figure(traces, axes, 640, (0.6, 0.18, 0.22))
+
+
+def _reliability_of(
+    found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
+) -> Iterator[Trace]:
+    """One method's band, line, gap and counts; `place`: which of how many share a bin."""
+    look, name = style(found.row), plain(found.row)
+    told = reliability_bins(found.probs, found.gold, bins, equal_mass)
+    some = [b for b, n in enumerate(told["count"]) if n]
+    keys = ("confidence", "accuracy", "lo", "hi", "count")
+    x, y, lo, hi, count = (np.array([told[key][b] for b in some]) for key in keys)
+    if bands:
+        low, high = (ends[some] for ends in band(told))
+        yield _band(x, low, high, look, name)
+    hover = "confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions"
+    yield line(found.row, x, y, customdata=count, hovertemplate=hover)
+    shared = {
+        "type": "bar",
+        "x": lo + (hi - lo) * (0.1 + 0.8 * (place[0] + 0.5) / place[1]),  # a gap between bins
+        "width": 0.8 * (hi - lo) / place[1],
+        "name": name,
+        "legendgroup": name,
+        "showlegend": False,
+        "marker": {"color": look.colour, "line": {"width": 0}},
+    }
+    yield {**shared, "y": x - y, "xaxis": "x2", "yaxis": "y2", "hovertemplate": "confidence − accuracy %{y:.3f}"}
+    yield {**shared, "y": count, "xaxis": "x3", "yaxis": "y3", "hovertemplate": "%{y} questions"}
+
+
+def right_and_wrong(shown: Sequence[Answers]) -> ChartData:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
-    rows, traces = len(shown), list[Trace]()
-    axes: Axes = {}
+    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
     for row, found in enumerate(shown, start=1):
-        at = nth(row)
-        look = style(found.row)
+        at, look = nth(row), style(found.row)
         edges, right, wrong = sure_shares(found)
         for share, sign, pattern in ((100 * right, 1, ""), (100 * wrong, -1, "/")):
             traces.append(
@@ -115,7 +233,7 @@ def right_and_wrong(shown: Sequence[Answers]) -> Figure:
                     "type": "bar",
                     "x": (edges[1:] + edges[:-1]) / 2,
                     "y": sign * share,
-                    "width": 0.9 * edges[1],
+                    "width": 0.8 * edges[1],
                     "xaxis": f"x{at}",
                     "yaxis": f"y{at}",
                     "name": "right" if sign > 0 else "wrong",
@@ -130,41 +248,33 @@ def right_and_wrong(shown: Sequence[Answers]) -> Figure:
                 }
             )
         axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
-        axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == rows else ""}}
-    frame = stacked(rows, between(rows, 0.07), titles=tuple(plain(found.row) for found in shown))
-    return framed(frame, 150 + 150 * rows, traces, axes, titles=True, barmode="overlay")
+        axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == len(shown) else ""}}
+    names = [plain(found.row) for found in shown]
+    gap = min(0.07, 0.3 / len(shown))
+    return figure(traces, axes, 150 + 150 * len(shown), [1] * len(shown), titles=names, gap=gap, barmode="overlay")
 
 
-def risk_coverage(shown: Sequence[Answers]) -> Figure:
+def risk_coverage(shown: Sequence[Answers]) -> ChartData:
     """Errors among the most confident share of the questions; AURC is the mean of the line."""
     if not shown:
         return empty("None of the chosen methods has such a run.")
-    traces: list[Trace] = []
+    traces = []
     for found in shown:
-        look, right = style(found.row), correct(found.probs, found.gold)
-        risk = 100 * risk_curve(confidence(found.probs), right)
+        risk = 100 * risk_curve(confidence(found.probs), correct(found.probs, found.gold))
         coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
         first = min(9, len(risk) - 1)  # fewer than ten questions say nothing
         kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
-        traces.append(
-            {
-                "type": "scatter",
-                "x": coverage[kept],
-                "y": risk[kept],
-                "mode": "lines",
-                "name": f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}",
-                "line": {"color": look.colour, "dash": look.dash, "width": 2},
-                "hovertemplate": "%{y:.1f} % wrong among the surest %{x:.0f} %",
-            }
-        )
-    axes: Axes = {
+        name = f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
+        hover = "%{y:.1f} % wrong among the surest %{x:.0f} %"
+        traces.append(line(found.row, coverage[kept], risk[kept], mode="lines", name=name, hovertemplate=hover))
+    axes = {
         "xaxis": {"title": {"text": "coverage, % of the questions answered"}, "range": [0, 100]},
         "yaxis": {"title": {"text": "risk, % wrong"}, "rangemode": "tozero"},
     }
-    return framed(stacked(), 460, traces, axes)
+    return figure(traces, axes, 460)
 
 
-def decomposed(shown: Sequence[Answers]) -> Figure:
+def decomposed(shown: Sequence[Answers]) -> ChartData:
     """Epistemic (mutual information) against aleatoric (expected entropy), both per log C; one panel per method."""
     told = [(found, parts) for found in shown if (parts := decomposition(found)) is not None]
     if not told:
@@ -172,7 +282,6 @@ def decomposed(shown: Sequence[Answers]) -> Figure:
     columns, rows = min(len(told), 2), -(-len(told) // 2)
     traces: list[Trace] = []
     for k, (found, parts) in enumerate(told, start=1):
-        at = nth(k)
         colour = style(found.row).colour
         for name, which, symbol in (("right", parts["right"], "circle"), ("wrong", ~parts["right"], "x-thin-open")):
             traces.append(
@@ -184,155 +293,122 @@ def decomposed(shown: Sequence[Answers]) -> Figure:
                     "name": name,
                     "legendgroup": name,
                     "showlegend": k == 1,
-                    "xaxis": f"x{at}",
-                    "yaxis": f"y{at}",
+                    "xaxis": f"x{nth(k)}",
+                    "yaxis": f"y{nth(k)}",
                     "marker": {"color": colour, "symbol": symbol, "size": 6, "opacity": 0.55, "line": {"width": 1.2}},
                     "hovertemplate": "expected entropy %{x:.3f}, mutual information %{y:.4f}",
                 }
             )
     last, first = range((rows - 1) * columns + 1, rows * columns + 1), range(1, rows * columns + 1, columns)
-    axes = {f"xaxis{nth(k)}": {"title": {"text": "expected entropy"}} for k in last}
-    axes |= {f"yaxis{nth(k)}": {"title": {"text": "mutual information"}} for k in first}
-    frame = stacked(rows, between(rows, 0.14), titles=tuple(plain(found.row) for found, _ in told), columns=columns)
-    return framed(frame, 140 + 300 * rows, traces, axes, titles=True)
+    axes: dict[str, dict[str, Any]] = {f"yaxis{nth(k)}": {"matches": "y"} for k in range(2, rows * columns + 1)}
+    axes |= {f"xaxis{nth(k)}": {"title": {"text": "expected entropy"}} for k in last}
+    for k in first:
+        axes.setdefault(f"yaxis{nth(k)}", {})["title"] = {"text": "mutual information"}
+    names = [plain(found.row) for found, _ in told]
+    return figure(traces, axes, 140 + 300 * rows, [1] * rows, columns, names, min(0.14, 0.3 / rows))
 
 
-def detections(found: Mapping[str, Mapping[str, float]], score: str) -> Figure:
+def detections(found: Mapping[str, Mapping[str, float]], score: str) -> ChartData:
     """AUROC of telling each shifted data set from the one trained on: {row: {data set: AUROC in [0, 1]}}."""
-    traces: list[Trace] = []
-    for row, values in found.items():
-        look = style(row)
-        traces.append(
-            {
-                "type": "scatter",
-                "x": [100 * value for value in values.values()],
-                "y": list(map(plain, values)),
-                "mode": "markers",
-                "name": plain(row),
-                "hovertemplate": "AUROC %{x:.1f}",
-                "marker": {"color": look.colour, "symbol": look.symbol, "size": 12},
-            }
+    traces = [
+        line(
+            row,
+            [100 * v for v in values.values()],
+            list(map(plain, values)),
+            mode="markers",
+            hovertemplate="AUROC %{x:.1f}",
         )
-    chance = {
-        "type": "line",
-        "x0": 50,
-        "x1": 50,
-        "y0": 0,
-        "y1": 1,
-        "yref": "y domain",
-        "line": {"color": NEUTRAL, "dash": "dash", "width": 1.5},
-    }
-    axes: Axes = {
+        for row, values in found.items()
+    ]
+    dashed = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
+    chance = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "y domain", "line": dashed}
+    axes = {
         "xaxis": {"title": {"text": f"AUROC of {score}, %; 50 is chance"}},
         # a category: else names that look like numbers or dates are
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
     }
     most = max((len(values) for values in found.values()), default=0)
-    return framed(stacked(), 190 + 70 * most, traces, axes, shapes=[chance])
+    return figure(traces, axes, 190 + 70 * most, shapes=[chance])
 
 
-def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> Figure:
+def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> ChartData:
     """A metric from the data set trained on to farther ones: {row: {data set: (mean, std)}}."""
-    traces, known = list[Trace](), METRICS[metric]
+    traces, scale = list[Trace](), METRICS[metric].scale
     for row, points in values.items():
-        look = style(row)
-        spread = [0.0 if std is None else std * known.scale for _, std in points.values()]
-        traces.append(
-            {
-                "type": "scatter",
-                "x": list(map(plain, points)),
-                "y": [mean * known.scale for mean, _ in points.values()],
-                "name": plain(row),
-                "mode": "lines+markers",
-                "connectgaps": True,
-                "line": {"color": look.colour, "dash": look.dash, "width": 2},
-                "marker": {"symbol": look.symbol, "size": 9},
-                "error_y": {"array": spread, "visible": any(spread), "width": 3},
-            }
-        )
-    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
-    return framed(stacked(), 440, traces, axes)
+        spread = [0.0 if std is None else std * scale for _, std in points.values()]
+        bars = {"array": spread, "visible": any(spread), "width": 3}
+        means = [mean * scale for mean, _ in points.values()]
+        traces.append(line(row, list(map(plain, points)), means, connectgaps=True, error_y=bars))
+    axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
+    return figure(traces, axes, 440)
 
 
-def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> Figure:
+def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> ChartData:
     """A panel per metric against N; the 5 to 95 % spread is over random choices of N of the draws, N = 0 the mean."""
     if not any(panels):
         return empty("None of these has several draws.")
-    traces: list[Trace] = []
-    axes: Axes = {}
+    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
     for row, curves in enumerate(panels, start=1):
-        at = nth(row)
-        for curve in curves:
-            traces += ({**each, "xaxis": f"x{at}", "yaxis": f"y{at}"} for each in _draws_of(curve, row == 1))
-        axes[f"yaxis{at}"] = {"title": {"text": titled(curves[0].metric)}}
-    most = max(curve.counts[-1] for curve in panels[0])
-    ticks = {"dtick": 1} if most <= 30 else {}
+        at = {"xaxis": f"x{nth(row)}", "yaxis": f"y{nth(row)}"}
+        traces += [{**each, **at} for curve in curves for each in _draws_of(curve, row == 1)]
+        axes[f"yaxis{nth(row)}"] = {"title": {"text": titled(curves[0].metric)}}
+    ticks = {"dtick": 1} if max(curve.counts[-1] for curve in panels[0]) <= 30 else {}
     axes |= {f"xaxis{nth(row)}": dict(ticks) for row in range(1, len(panels) + 1)}
-    axes[f"xaxis{at}"]["title"] = {"text": "N, draws averaged (0: the mean, hollow)"}
-    return framed(stacked(len(panels), between(len(panels), 0.05)), 220 + 240 * len(panels), traces, axes)
+    axes[f"xaxis{nth(len(panels))}"]["title"] = {"text": "N, draws averaged (0: the mean, hollow)"}
+    return figure(traces, axes, 220 + 240 * len(panels), [1] * len(panels), gap=min(0.05, 0.3 / len(panels)))
 
 
 def _draws_of(curve: DrawCurve, named: bool) -> Iterator[Trace]:
-    """One method's band, and its line; the mean is its last point, after a gap: another trace takes longer to draw."""
+    """One method's band, and its line; the mean is its last point, after a gap."""
     look, name, scale = style(curve.row), plain(curve.row), METRICS[curve.metric].scale
     if not np.isnan(curve.low).all():  # published without single draws: no spread
         yield _band(curve.counts, curve.low * scale, curve.high * scale, look, name)
-    x: list[int] = [*curve.counts]
-    y: list[float | None] = [float(value) * scale for value in curve.value]
+    x, y = [*curve.counts], [float(value) * scale for value in curve.value]
     marker: Trace = {"symbol": look.symbol, "size": 8}
     if curve.mean is not None:
         n = len(x)
-        x, y = [*x, 0, 0], [*y, None, curve.mean * scale]
-        marker = {"symbol": [look.symbol] * (n + 1) + [f"{look.symbol}-open"], "size": [8] * (n + 1) + [11]}
-        marker |= {"line": {"width": [0] * (n + 1) + [2]}, "opacity": 1}
-    yield {
-        "type": "scatter",
-        "x": x,
-        "y": y,
-        "name": name,
-        "legendgroup": name,
-        "showlegend": named,
-        "mode": "lines+markers",
-        "line": {"color": look.colour, "dash": look.dash, "width": 2},
-        "marker": marker,
-    }
+        x, y = [*x, 0, 0], [*y, None, curve.mean * scale]  # type: ignore[list-item]
+        marker = {
+            "symbol": [look.symbol] * (n + 1) + [f"{look.symbol}-open"],
+            "size": [8] * (n + 1) + [11],
+            "opacity": 1,
+        }
+        marker["line"] = {"width": [0] * (n + 1) + [2]}
+    yield line(curve.row, x, y, showlegend=named, marker=marker)
 
 
-def pareto(points: Sequence[Mapping[str, float | str]], x: str, y: str, front: Sequence[bool]) -> Figure:
-    """Two numbers of every row; `front`: what nothing beats in all of accuracy, ECE and cost, has a ring and is bold.
+def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str, front: Sequence[bool]) -> ChartData:
+    """Two numbers of every row; `front`: no other row is as good in both and better in one. It is joined and ringed.
 
     A point: {"row": name, and numbers in the units shown}. `x` and `y` are axis titles and keys at once.
     """
     known = [(p, best) for p, best in zip(points, front, strict=True) if p[x] == p[x] and p[y] == p[y]]
-    known.sort(key=lambda each: not each[1])  # the front's names find a place first
     if not known:
         return empty("No run has recorded this cost.")
-    looks = [style(str(point["row"])) for point, _ in known]
-    names = [plain(str(point["row"])) for point, _ in known]
-    rings = [best for _, best in known]
-    across, up = ([float(point[axis]) for point, _ in known] for axis in (x, y))
-    where = places(across, up, [name if k < MOST_LABELS else "" for k, name in enumerate(names)])
-    labels = [
-        (f"<b>{name}</b>" if best else name) if place else ""
-        for name, best, place in zip(names, rings, where, strict=True)
-    ]
-    dots = {  # one trace: hundreds of them take seconds
-        "type": "scatter",
-        "x": across,
-        "y": up,
-        "mode": "markers+text",
-        "text": labels,
-        "customdata": names,
-        "textposition": [place or "top center" for place in where],
-        "cliponaxis": False,
-        "hovertemplate": f"%{{customdata}}<br>{x} %{{x:.4g}}, {y} %{{y:.2f}}<extra></extra>",
-        "marker": {
-            "color": [look.colour for look in looks],
-            "symbol": [look.symbol for look in looks],
-            "size": [15 if best else 10 for best in rings],
-            "opacity": 1,
-            "line": {"color": NEUTRAL, "width": [2.5 if best else 0 for best in rings]},
-        },
+    best = sorted((p for p, ahead in known if ahead), key=lambda p: (p[x], p[y]))
+    joined = {
+        "mode": "lines",
+        "line": {"color": NEUTRAL, "dash": "dot", "width": 1.5},
+        "name": "front",
+        "hoverinfo": "skip",
     }
+    traces: list[Trace] = [{"type": "scatter", "x": [p[x] for p in best], "y": [p[y] for p in best], **joined}]
+    hover = f"{x} %{{x:.4g}}, {y} %{{y:.3f}}"
+    for k, (point, ahead) in enumerate(known):
+        look = style(str(point["row"]))
+        ring = {
+            "color": look.colour,
+            "symbol": look.symbol,
+            "size": 15 if ahead else 10,
+            "line": {"color": NEUTRAL, "width": 2.5 * ahead},
+        }
+        name = plain(str(point["row"]))
+        text = (
+            {"mode": "markers+text", "text": [f"<b>{name}</b>"], "textposition": "top center"}
+            if ahead
+            else {"mode": "markers"}
+        )
+        more = {"marker": ring, "hovertemplate": hover, "showlegend": k < MOST_TRACES, "cliponaxis": False}
+        traces.append(line(str(point["row"]), [point[x]], [point[y]], **text, **more))
     axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
-    return framed(stacked(), 470, [dots], axes, legend=False)
+    return figure(traces, axes, 500)

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from uqharness.leaderboard import ranking
-from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics.registry import METRICS, correct
 from uqharness.results.reading import Record
+from uqharness.results.runs import RunSummary
 
 MOST = 4
 TESTED = ("acc", "nll", "brier", "ece")
@@ -22,7 +21,7 @@ TESTED = ("acc", "nll", "brier", "ece")
 IGNORED = ("out", "resume", "report_to", "save_every", "device", "task", "seed", "train_seed", "package", "version")
 COSTS = {
     "train_seconds": "training time (s)",
-    "peak_memory": "peak memory (bytes)",
+    "peak_memory": "peak memory (MiB)",
     "trainable": "trainable parameters",
     "passes": "forward passes per answer",
     "device": "device",
@@ -31,53 +30,46 @@ COSTS = {
 }
 
 
-def settings(run: Mapping[str, Any]) -> dict[str, str]:
+def settings(run: RunSummary) -> dict[str, str]:
     """What made this run, flat: `method.kl_lr`, `recipe.lr`, `protocol.fewshot` …"""
-    record = json.loads(run["record"] or "{}")
-    parts = {
-        "evaluated on": run["task"],
-        "trained on": run["trained_on"],
-        "training seed": run["seed"],
-        "draws": run["draws"],
-        "method": run["method"],
-        "setting": json.loads(run["settings"] or "{}"),
-        "recipe": {**(record.get("recipe") or {}), **json.loads(run["setup"] or "{}")},
-        "posterior": record.get("posterior") or {},
-        "protocol": json.loads(run["protocol"] or "{}"),
-        "built on": (record.get("source") or {}).get("method") or {},
+    parts: dict[str, Any] = {
+        "evaluated on": run.task,
+        "trained on": run.trained_on,
+        "training seed": run.seed,
+        "draws": run.draws,
+        "method": run.method,
+        **{f"setting.{key}": text for key, text in run.settings.items()},
+        **{key: text for key, text in run.adapter_record.items() if key.startswith(("recipe.", "posterior."))},
+        **{f"recipe.{key}": text for key, text in run.recipe.items()},
+        **{f"protocol.{key}": text for key, text in run.protocol.items()},
     }
-    return {key: text for key, text in _flat(parts) if key.rsplit(".", 1)[-1] not in IGNORED}
+    built_on = "source.method."
+    parts |= {
+        f"built on.{key.removeprefix(built_on)}": text
+        for key, text in run.adapter_record.items()
+        if key.startswith(built_on)
+    }
+    told = {key: str(value) for key, value in parts.items() if value not in (None, "null")}
+    return {key: text for key, text in told.items() if key.rsplit(".", 1)[-1] not in IGNORED}
 
 
-def _flat(value: Any, prefix: str = "") -> list[tuple[str, str]]:
-    if isinstance(value, Mapping):
-        return [
-            pair for key, inner in value.items() for pair in _flat(inner, f"{prefix}.{key}" if prefix else str(key))
-        ]
-    if value is None:
-        return []
-    return [(prefix, value if isinstance(value, str) else json.dumps(value, default=int))]
-
-
-def differing(runs: Sequence[Mapping[str, Any]]) -> list[tuple[str, list[str]]]:
+def differing(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
     """(setting, its value in each run) of every setting that is not the same in all; "–" where a run lacks it.
 
     A run without an adapter's record lacks them all, which says nothing about each.
     """
-    found = [settings(run) for run in runs]
-    told = [len(json.loads(run["record"] or "{}")) > 0 for run in runs]
-    rows = []
+    found, rows = [settings(run) for run in runs], []
     for key in dict.fromkeys(key for each in found for key in each):
         values = [each.get(key, "–") for each in found]
-        known = {value for value, knows in zip(values, told, strict=True) if knows or value != "–"}
+        known = {value for run, value in zip(runs, values, strict=True) if run.adapter_record or value != "–"}
         if len(known) > 1:
             rows.append((key, values))
     return rows
 
 
-def not_comparable(runs: Sequence[Mapping[str, Any]], records: Sequence[Record]) -> str:
+def not_comparable(runs: Sequence[RunSummary], records: Sequence[Record]) -> str:
     """Why these answers cannot be paired; empty where they can."""
-    if len({run["protocol_hash"] for run in runs}) > 1:
+    if len({run.protocol_hash for run in runs}) > 1:
         keys = [key for key, _ in differing(runs) if key.startswith(("protocol.", "evaluated on"))]
         return f"They were evaluated differently ({', '.join(keys) or 'protocol'}), so there is no test."
     first = records[0]
@@ -162,39 +154,40 @@ def both_right(names: Sequence[str], given: Sequence[Answers]) -> tuple[list[str
     return ["Pair", "both right", "first only", "second only", "both wrong"], rows
 
 
-def side_by_side(
-    board: Board, runs: Sequence[Mapping[str, Any]], labels: Sequence[str]
-) -> tuple[list[str], list[list[str]]]:
+def side_by_side(runs: Sequence[RunSummary], labels: Sequence[str]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric and cost, one column per run."""
     rows = []
     for name, known in METRICS.items():
-        values = [number(board.number(run["run_id"], name, run["draws"]), name) for run in runs]
-        rows.append([known.label + arrow(name), *values])
+        rows.append([known.label + arrow(name), *(number(run.number(name, run.draws), name) for run in runs)])
     for key, label in COSTS.items():
-        values = [run[key] for run in runs]
+        values = [getattr(run, key) for run in runs]
         if any(value not in (None, "") for value in values):
-            told = [f"{v:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
+            scale = 2.0**-20 if key == "peak_memory" else 1.0
+            told = [f"{v * scale:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
             rows.append([label, *told])
     return ["", *labels], rows
 
 
-def start(runs: pd.DataFrame) -> list[str]:
+def start(runs: Sequence[RunSummary]) -> list[str]:
     """Two runs to begin with: MLE and a method with several draws on the same questions, else the first two."""
-    for (_, _, _), same in runs.groupby(["task", "protocol_hash", "recipe_hash"], dropna=False, sort=False):
-        plain = same[same["method"] == "MLE"]
-        several = same[(same["draws"] > 1) & (same["method"] != "MLE")]
-        if len(plain) and len(several):
-            return [str(plain["run_id"].iloc[0]), str(several["run_id"].iloc[0])]
-    first = runs[runs["task"] == runs["task"].iloc[0]]
-    return [str(i) for i in first["run_id"].iloc[:2]]
+    groups: dict[Any, list[RunSummary]] = {}
+    for run in runs:
+        groups.setdefault((run.task, run.protocol_hash, run.recipe_hash), []).append(run)
+    for same in groups.values():
+        plain = next((run for run in same if run.method == "MLE"), None)
+        several = next((run for run in same if run.draws > 1 and run.method != "MLE"), None)
+        if plain and several:
+            return [plain.run_id, several.run_id]
+    return [run.run_id for run in runs if run.task == runs[0].task][:2]
 
 
-def names(runs: Sequence[Mapping[str, Any]]) -> list[str]:
+def names(runs: Sequence[RunSummary], rows: Sequence[str]) -> list[str]:
     """Row labels, with what tells runs of one row apart."""
-    found = [str(run["row"]) for run in runs]
+    found = list(rows)
     for extra in ("seed", "trained_on", "task", "run_id"):
         if len(set(found)) == len(found):
             break
-        if len({run[extra] for run in runs}) > 1:
-            found = [f"{name}, {extra.replace('_', ' ')} {run[extra]}" for name, run in zip(found, runs, strict=True)]
+        if len({getattr(run, extra) for run in runs}) > 1:
+            told = [f"{extra.replace('_', ' ')} {getattr(run, extra)}" for run in runs]
+            found = [f"{name}, {text}" for name, text in zip(found, told, strict=True)]
     return found

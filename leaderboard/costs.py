@@ -7,14 +7,12 @@ from math import isnan
 from statistics import fmean
 from typing import Any
 
-import pandas as pd
-
-from uqharness.leaderboard.curves import front
 from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.table_formats import number, shown_range, titled
 from uqharness.metrics.registry import METRICS
+from uqharness.results.runs import RunSummary
 
-# column of Board.runs -> (title, factor, decimals)
+# attribute of a run -> (title, factor, decimals)
 COSTS = {
     "train_seconds": ("Training, s", 1.0, 1),
     "peak_memory": ("Peak memory, MiB", 2.0**-20, 0),
@@ -22,21 +20,23 @@ COSTS = {
     "passes": ("Forward passes", 1.0, 0),
 }
 QUALITY = ("nll", "brier", "acc", "ece_debiased")
+Used = tuple[RunSummary, int]  # a run and how many of its draws are averaged
 
 
 def title(cost: str) -> str:
     return COSTS[cost][0]
 
 
-def of_runs(runs: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """The recorded costs of every run, by id."""
-    return {row["run_id"]: row for row in runs[["run_id", "draws", *COSTS, "device", "dtype"]].to_dict("records")}
-
-
-def average(runs: Sequence[Mapping[str, Any]], cost: str) -> float:
+def average(runs: Sequence[Used], cost: str) -> float:
     """In the unit shown; NaN where no run says it."""
-    known = [float(run[cost]) for run in runs if run[cost] is not None and run[cost] == run[cost]]
+    known = [value for run, draws in runs if (value := _cost(run, cost, draws)) is not None]
     return fmean(known) * COSTS[cost][1] if known else float("nan")
+
+
+def _cost(run: RunSummary, cost: str, draws: int) -> float | None:
+    """Of forward passes without those of the draws that are left out; one there is always."""
+    value: float | None = getattr(run, cost)
+    return max(value - (run.draws - draws), 1.0) if cost == "passes" and value is not None else value
 
 
 def told(value: float, cost: str) -> str:
@@ -44,23 +44,28 @@ def told(value: float, cost: str) -> str:
     return "–" if isnan(value) else f"{value:,.{COSTS[cost][2]}f}"
 
 
-def hardware(runs: Sequence[Mapping[str, Any]]) -> str:
-    named = (" ".join(str(run[key]) for key in ("device", "dtype") if run[key]) for run in runs)
+def hardware(runs: Sequence[Used]) -> str:
+    named = (" ".join(text for text in (run.device, run.dtype) if text) for run, _ in runs)
     return ", ".join(dict.fromkeys(name for name in named if name)) or "–"
 
 
-def points(
-    group: Group, data: str, rows: Sequence[str], costs: Mapping[str, Mapping[str, Any]], draws: int | None
-) -> list[dict[str, Any]]:
-    """One point per row: costs and quality under their titles, in the units shown; "runs" are its costs."""
+def effort(runs: Sequence[RunSummary]) -> tuple[str, str]:
+    """Labels seen and LoRAs trained, as texts: equal recipes are not equal information."""
+    given = (
+        [n for run in runs if (n := getattr(run, name)) is not None] for name in ("labels_seen", "training_passes")
+    )
+    labels, passes = ("–".join(f"{n:,}" for n in dict.fromkeys((min(of), max(of)))) if of else "–" for of in given)
+    return labels, passes
+
+
+def points(group: Group, data: str, rows: Sequence[str], draws: int | None) -> list[dict[str, Any]]:
+    """One point per row: costs and quality under their titles, in the units shown."""
     out = []
     for row in rows:
-        found = [(run, run.used(draws)) for run in group.runs.get(data, {}).get(row, {}).values()]
-        used = [(run, n) for run, n in found if n is not None]
-        if used:
-            mine = [needed(costs[run.run_id], n) for run, n in used if run.run_id in costs]
-            point: dict[str, Any] = {"row": row, "draws": shown_range([n for _, n in used]), "runs": mine}
-            point |= {title(cost): average(mine, cost) for cost in COSTS}
+        runs = group.runs.get(data, {}).get(row, {}).values()
+        if used := [(run, n) for run in runs if (n := run.used(draws)) is not None]:
+            point: dict[str, Any] = {"row": row, "draws": shown_range([n for _, n in used]), "hardware": hardware(used)}
+            point |= {title(cost): average(used, cost) for cost in COSTS}
             for metric in QUALITY:
                 value = fmean([run.number(metric, n) for run, n in used])
                 point[metric], point[titled(metric)] = value, value * METRICS[metric].scale
@@ -68,16 +73,14 @@ def points(
     return out
 
 
-def needed(recorded: Mapping[str, Any], draws: int) -> Mapping[str, Any]:
-    """A run's costs without the forward passes of the draws that are left out; one there is always."""
-    passes = recorded["passes"]
-    known = passes is not None and passes == passes
-    return {**recorded, "passes": max(passes - (recorded["draws"] - draws), 1.0)} if known else recorded
-
-
-def pareto_front(points: Sequence[Mapping[str, Any]], cost: str) -> list[bool]:
-    """Nothing is at least as good in accuracy, debiased ECE and this cost, and better in one: three numbers apart."""
-    return front([[-point["acc"], point["ece_debiased"], point[title(cost)]] for point in points])
+def pareto_front(points: Sequence[Mapping[str, Any]], cost: str, metric: str) -> list[bool]:
+    """Whether no other point is at least as good in both numbers of the figure and better in one; NaN keeps out."""
+    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
+    pairs = [(sign * point[metric], point[title(cost)]) for point in points]
+    return [
+        not (isnan(a) or isnan(b)) and not any(x <= a and y <= b and (x, y) != (a, b) for x, y in pairs)
+        for a, b in pairs
+    ]
 
 
 def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
@@ -85,6 +88,6 @@ def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
     header = ["Method", "N", *(METRICS[metric].label for metric in QUALITY), *map(title, COSTS), "Hardware"]
     return header, [
         [p["row"], p["draws"], *(number(p[metric], metric) for metric in QUALITY)]
-        + [*(told(p[title(cost)], cost) for cost in COSTS), hardware(p["runs"])]
+        + [*(told(p[title(cost)], cost) for cost in COSTS), p["hardware"]]
         for p in points
     ]

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uqharness.leaderboard.table_sources import Source
 from uqharness.metrics.registry import METRICS, Floats, in_orders
 from uqharness.results.reading import every_n
 from uqharness.results.record import Record
+from uqharness.results.runs import RunSummary
 
 ALL = tuple(METRICS)
 
@@ -46,7 +46,7 @@ def draw_curves(
     return out
 
 
-def known_curves(source: Source, row: str, metrics: Sequence[str] = ALL) -> dict[str, DrawCurve]:
+def known_curves(source: RunSummary, row: str, metrics: Sequence[str] = ALL) -> dict[str, DrawCurve]:
     """The values without a spread, of results that were published without their single draws."""
     if source.draws < 2 or source.combine == "given":
         return {}

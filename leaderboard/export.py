@@ -1,18 +1,21 @@
-"""The view that is shown, as text to take away: CSV, Markdown, LaTeX (booktabs) or JSON, with caption and link.
+"""Tables of a page as text to take away: CSV, Markdown, LaTeX (booktabs) or JSON, with caption and link.
 
-What is on the screen, in its order. `table_formats` writes the tables, as for `uqharness table`; `grids` the others.
+What is on the screen, in its order. Methods x data sets are written as by `uqharness table`, with every digit in CSV
+and JSON; other tables hold the texts of the screen.
 """
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from html import escape
+from typing import Any
 
-from uqharness.leaderboard import grids, table_formats
-from uqharness.leaderboard.grids import Grid
-from uqharness.leaderboard.table import Table
+from uqharness.leaderboard import table_formats
+from uqharness.leaderboard.page import Grid, Methods
+from uqharness.leaderboard.table_formats import cautious, md_letters, tex_letters
 
 KINDS = {
     "CSV": ("csv", "text/csv"),
@@ -22,32 +25,68 @@ KINDS = {
 }
 
 
-@dataclass(frozen=True)
-class Shown:
-    """What a page shows: methods x data sets, and tables of any other kind."""
-
-    caption: str
-    tables: Sequence[Table] = ()
-    grids: Sequence[Grid] = ()
-
-
-def text(kind: str, shown: Shown, link: str) -> str:
+def text(kind: str, caption: str, blocks: Sequence[Methods | Grid], link: str) -> str:
     """CSV has no place for a caption: the link is its last column, and of two kinds of tables each has its header."""
+    tables = [block.table for block in blocks if isinstance(block, Methods)]
+    grids = [block for block in blocks if isinstance(block, Grid)]
+    caption = " ".join(caption.split())
     if kind == "CSV":
-        parts = [table_formats.as_csv(shown.tables, link)] * bool(shown.tables)
-        return "\n".join(parts + [grids.as_csv(shown.grids, link)] * bool(shown.grids))
+        parts = [table_formats.as_csv(tables, link)] * bool(tables)
+        return "\n".join(parts + [as_csv(grids, link)] * bool(grids))
     if kind == "JSON":
-        tables = json.loads(table_formats.FORMATS["json"](shown.tables))
-        told = {"caption": shown.caption, "link": link, **tables, "grids": grids.plain(shown.grids)}
+        plain = [{"caption": g.caption, "header": list(g.header), "rows": g.texts} for g in grids]
+        told = {"caption": caption, "link": link, **json.loads(table_formats.as_json(tables)), "grids": plain}
         return json.dumps({key: value for key, value in told.items() if value}, indent=2, ensure_ascii=False) + "\n"
-    caption = " ".join(shown.caption.split())
     if kind == "LaTeX":
-        return "\n".join([f"% {caption}\n% {link}\n", *_parts("latex", shown)])
-    letters = escape(caption, quote=False)  # it names methods: no tag, link or image
-    letters = letters.replace("\\", r"\\").replace("[", r"\[")
-    return "\n".join([f"{letters}\n\n<{link}>\n", *_parts("md", shown)])
+        parts = [table_formats.latex(tables)] * bool(tables) + [latex(grids)] * bool(grids)
+        return "\n".join([f"% {caption}\n% {link}\n", *parts])
+    parts = [table_formats.markdown(tables)] * bool(tables) + [markdown(grids)] * bool(grids)
+    letters = escape(caption, quote=False).replace("\\", r"\\").replace("[", r"\[")  # it names methods: no markup
+    return "\n".join([f"{letters}\n\n<{link}>\n", *parts])
 
 
-def _parts(kind: str, shown: Shown) -> list[str]:
-    tables = [table_formats.FORMATS[kind](shown.tables)] * bool(shown.tables)
-    return tables + [grids.FORMATS[kind](shown.grids)] * bool(shown.grids)
+def markdown(grids: Sequence[Grid]) -> str:
+    parts = []
+    for grid in grids:
+        lines = [list(grid.header), ["---"] * len(grid.header), *grid.texts]
+        body = "\n".join("| " + " | ".join(map(md_letters, line)) + " |" for line in lines)
+        parts.append(f"### {md_letters(grid.caption)}\n\n{body}\n")
+    return "\n".join(parts)
+
+
+def latex(grids: Sequence[Grid]) -> str:
+    parts = []
+    for grid in grids:
+        body = [" & ".join(map(tex_letters, line)) + r" \\" for line in (grid.header, *grid.texts)]
+        body.insert(1, r"\midrule")
+        shape = "l" + ("l" if grid.kind == "words" else "r") * (len(grid.header) - 1)
+        lines = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
+        parts.append(f"% {' '.join(grid.caption.split())}; needs booktabs\n" + "\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def as_csv(grids: Sequence[Grid], link: str) -> str:
+    """One header for all: a column that a table does not have is empty there. The first column says which it is."""
+    columns = list(dict.fromkeys(column for grid in grids for column in _columns(grid)))
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(map(cautious, ["table", *(name for name, _ in columns), "link"]))
+    for grid in grids:
+        for row in grid.texts:
+            told = dict(zip(_columns(grid), row, strict=True))
+            writer.writerow([cautious(grid.caption), *(_cautious(told.get(column, "")) for column in columns), link])
+    return out.getvalue()
+
+
+def _columns(grid: Grid) -> list[tuple[str, int]]:
+    """Names with how many of the same are before them: a method may have the name of another column."""
+    return [(name, list(grid.header[:k]).count(name)) for k, name in enumerate(grid.header)]
+
+
+def _cautious(text: str) -> Any:
+    """A number with its sign is no formula."""
+    try:
+        float(text)
+    except ValueError:
+        return cautious(text)
+    return text.strip()  # `float` takes space around it

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 
 from uqharness.leaderboard.curves import Answers, answers
+from uqharness.leaderboard.texts import Text
 from uqharness.metrics.registry import confidence, correct, mutual_information, nll_items, predicted, predictive_entropy
 from uqharness.results.reading import Record
+from uqharness.results.runs import RunSummary
 
 SURE = 0.8  # from here on an answer counts as confident
 MOST = 0.9  # quantile of mutual information above which it counts as high
+NUMBERS = {"confidence": "Confidence", "nll": "NLL", "entropy": "Entropy", "mutual_information": "Mutual information"}
 # name -> (what a person reads, which questions)
 FILTERS: dict[str, tuple[str, Callable[[pd.DataFrame], pd.Series]]] = {
     "all": ("all questions", lambda f: f["confidence"] >= 0),
@@ -86,21 +89,42 @@ def select(found: Items, kept: str = "all", sort: str = "id") -> pd.DataFrame:
     return frame.sort_values([column, "id"], ascending=[ascending, True], na_position="last")
 
 
-def baseline(runs: pd.DataFrame, run_id: str) -> str | None:
+def baseline(runs: Sequence[RunSummary], mine: RunSummary) -> RunSummary | None:
     """The run of MLE that fixed and broken are counted against: same questions and training, same seed first."""
-    runs = runs[["run_id", "method", "task", "protocol_hash", "recipe_hash", "seed"]]
-    mine = runs[runs["run_id"] == run_id].iloc[0]
-    same = runs[(runs["method"] == "MLE") & (runs["run_id"] != run_id)]
-    for column in ("task", "protocol_hash", "recipe_hash"):
-        same = same[same[column] == mine[column]]
-    if same.empty:
-        return None
-    order = (same["seed"] != mine["seed"]).fillna(True)
-    return str(same.loc[order.astype(bool).sort_values(kind="stable").index[0], "run_id"])
+    asked = (mine.task, mine.protocol_hash, mine.recipe_hash)
+    same = [
+        r for r in runs if r.method == "MLE" and r is not mine and (r.task, r.protocol_hash, r.recipe_hash) == asked
+    ]
+    return min(same, key=lambda run: run.seed != mine.seed, default=None)
 
 
-def paged(count: int, page: int, size: int) -> tuple[int, int, int]:
-    """(page that there is, first, last + 1) of `count` rows; pages count from 1."""
-    pages = max(1, -(-count // size))
-    page = min(max(1, page), pages)
-    return page, (page - 1) * size, min(page * size, count)
+def rows(found: Items, kept: pd.DataFrame, words: Sequence[Text | None]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): a row per question of `items.select`; `words` are their texts, where there are any."""
+    most = int(kept["choices"].max()) if len(kept) else 0
+    header = ["Question", "Document", "Prompt", "Label", "Answer", "Right", *NUMBERS.values()]
+    header += [f"p, choice {c + 1}" for c in range(most)] + ["p of the label in every draw"]
+    out = []
+    for row, text in zip(kept.to_dict("records"), words, strict=True):
+        d, gold = int(row["at"]), int(row["gold"])
+        probs = found.shown.probs[d]
+        known = text if text is not None and len(text.choices) == row["choices"] else None
+        names = known.choices if known else [f"choice {c + 1}" for c in range(most)]
+        draws = np.zeros(0) if found.shown.draws is None else found.shown.draws[:, d, gold]  # [S]
+        out.append(
+            [
+                str(row["id"]),
+                found.record.doc_hashes[d],
+                text.prompt if text else "–",
+                names[gold],
+                names[int(row["predicted"])],
+                "yes" if row["right"] else "no",
+                *(_shown(row[name]) for name in NUMBERS),
+                *(_shown(p) for p in probs[:most]),
+                " ".join(_shown(p) for p in draws if not np.isnan(p)) or "–",
+            ]
+        )
+    return header, out
+
+
+def _shown(value: float) -> str:
+    return "–" if np.isnan(value) else f"{value:.4f}"

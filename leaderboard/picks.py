@@ -11,8 +11,9 @@ from math import nan
 from statistics import mean, stdev
 
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
-from uqharness.leaderboard.table_sources import Source, labels, newest
+from uqharness.leaderboard.table_sources import labels, newest
 from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.results.runs import RunSummary
 
 FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
 
@@ -24,7 +25,7 @@ class Group:
     name: str
     shifts: dict[str, str | None] = field(default_factory=dict)  # data sets, nearest first
     trained: dict[str, str | None] = field(default_factory=dict)  # what the adapters of each data set were trained on
-    runs: dict[str, dict[str, dict[str, Source]]] = field(default_factory=dict)
+    runs: dict[str, dict[str, dict[str, RunSummary]]] = field(default_factory=dict)
 
     def rows(self, data: str) -> list[str]:
         """Rows that have a result on this data set, the papers' methods first."""
@@ -40,7 +41,7 @@ class Group:
     def seeds(self, data: str) -> list[str]:
         return sorted({seed for runs in self.runs.get(data, {}).values() for seed in runs}, key=lambda s: (len(s), s))
 
-    def run(self, data: str, row: str, seed: str) -> Source | None:
+    def run(self, data: str, row: str, seed: str) -> RunSummary | None:
         """The run of this seed; of a row that was not trained here (the base alone), the one there is."""
         runs = self.runs.get(data, {}).get(row, {})
         return runs.get(seed) or (next(iter(runs.values())) if list(runs) == ["None"] else None)
@@ -75,7 +76,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
     return mean(values) if values else nan, stdev(values) if len(values) > 1 else None
 
 
-def groups(sources: Sequence[Source]) -> list[Group]:
+def groups(sources: Sequence[RunSummary]) -> list[Group]:
     """One group per table of `table.build`, in its order."""
     kept = newest(sources, [])
     names, parts = labels(kept), comparable(kept, False)

@@ -74,7 +74,8 @@ class Spread:
         """Variance of the differences [M, M] and its degrees of freedom, with so many questions and seeds [M]."""
         fewer = self.items / items
         mixed = fewer * self.mixed / seeds
-        by_items = fewer * self.shared + mixed[:, None] + mixed[None, :]
+        # An estimate of a variance that is close to zero may come out below it.
+        by_items = np.maximum(fewer * self.shared + mixed[:, None] + mixed[None, :], 0.0)
         by_seeds = np.where(seeds > 1, (self.seed + fewer * self.mixed) / seeds, 0.0)
         variance = by_items + by_seeds[:, None] + by_seeds[None, :]
         weight = by_seeds**2 / max((seeds - 1).sum(), 1)

@@ -1,20 +1,26 @@
-"""A table of a paper as it is printed: by itself, never averaged or ranked with anything measured.
+"""A table of a paper: by itself, never averaged or ranked with anything measured.
 
-ECE is not marked here: papers print it without the value that sampling alone gives, so it cannot be compared.
+ECE is not marked as best here: papers print it without the value that sampling alone gives, so it cannot be compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 
+from uqharness.leaderboard.page import Methods
 from uqharness.leaderboard.reported import FOOTNOTES
 from uqharness.leaderboard.table import Cell, Column, Table, rank
+from uqharness.leaderboard.table_formats import number
 from uqharness.metrics.registry import METRICS
 
 PRINTED = ("nll", "acc", "ece")
+# (paper, table) -> (paper, table) that corrects some of its cells
+CORRECTED = {("BLoB", "1"): ("BLoB-NeurIPS2024-slides", "main")}
+Key = tuple[Any, ...]
 
 
 def names(reported: pd.DataFrame) -> list[str]:
@@ -22,33 +28,79 @@ def names(reported: pd.DataFrame) -> list[str]:
     return list(dict.fromkeys(_name(row) for row in _results(reported)))
 
 
-def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED) -> Table:
-    """Methods x data sets; `‡`: it failed in its paper, or the paper contradicts itself: never marked as best."""
-    rows = [row for row in _results(reported) if _name(row) == name]
+def corrected(name: str) -> bool:
+    """Whether the authors corrected cells of this table."""
+    return any(name.startswith(f"{paper}, table {table},") for paper, table in CORRECTED)
+
+
+def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, as_printed: bool = False) -> Methods:
+    """Methods x data sets, the corrected values where the authors gave some; every cell with a note has its number.
+
+    `‡`: it failed in its paper, or the paper contradicts itself; such a cell is never marked as best.
+    """
+    everything = _results(reported)
+    rows = [row for row in everything if _name(row) == name]
     shown = [m for m in metrics if m in PRINTED] or list(PRINTED)
     columns = list(dict.fromkeys((row["dataset"], row["trained_on"]) for row in rows))
     methods = list(dict.fromkeys((row["method"], _draws(row)) for row in rows))
-    cells, notes = {}, dict[str, list[str]]()
-    for row in rows:
-        i, j = methods.index((row["method"], _draws(row))), columns.index((row["dataset"], row["trained_on"]))
-        odd = row["status"] != "ok"
-        if row["metric"] in shown:
-            std = None if row["std"] is None or row["std"] != row["std"] else float(row["std"])
-            cells[row["metric"], i, j] = Cell({}, float(row["value"]), std, suspect=odd)
-        if row["note"]:
-            text = f"{'‡ ' if odd else ''}{row['method']} on {row['dataset']}: {row['note']}"
-            notes.setdefault(text, []).append(METRICS[row["metric"]].label)
     papers, printed = {row["paper"] for row in rows}, {row["method"] for row in rows}
+    source = CORRECTED.get((rows[0]["paper"], rows[0]["table"])) if rows else None
+    better = {_key(row): row for row in everything if (row["paper"], row["table"]) == source}
+    cells: dict[tuple[str, int, int], Cell] = {}
+    marks, lines = dict[tuple[str, int, int], list[int]](), list[str]()
+
+    def mark(at: tuple[str, int, int], text: str) -> None:
+        if text not in lines:
+            lines.append(text)
+        marks.setdefault(at, []).append(lines.index(text) + 1)
+
+    for row in rows:
+        if row["metric"] not in shown:
+            continue
+        at = (
+            row["metric"],
+            methods.index((row["method"], _draws(row))),
+            columns.index((row["dataset"], row["trained_on"])),
+        )
+        which = f"{row['method']} on {row['dataset']}"
+        odd, new = row["status"] != "ok", better.get(_key(row))
+        cells[at] = replace(_cell(row), suspect=odd)
+        if new is not None and _told(new) != _told(row):
+            if as_printed:
+                mark(at, f"corrected in {new['paper']}: {which} is {_told(new)} there")
+            else:
+                cells[at] = _cell(new)
+                mark(
+                    at,
+                    f"corrected in {new['paper']}: the paper prints {_told(row)} for {which}",
+                )
+        elif row["note"]:
+            mark(at, f"{'‡ ' * odd}{row['method']}: {row['note']}")
+    lines = [f"{k}: {line}" for k, line in enumerate(lines, start=1)]
     about = [
         f"{method}: {text}" if method else text
         for paper, method, text in FOOTNOTES
         if paper in papers and (not method or method in printed)
     ]
-    lines = about + [f"{text} ({', '.join(dict.fromkeys(which))})" for text, which in notes.items()]
     heads = [Column(data, trained, "id" if data == trained else None, 0, "", None) for data, trained in columns]
-    table = Table(heads, methods, shown, cells, lines)
+    table = Table(heads, methods, shown, cells, about + lines)
     rank(table)
-    return table
+    return Methods(table, name, marks=marks, measured=False)
+
+
+def _cell(row: Mapping[Any, Any]) -> Cell:
+    return Cell({}, float(row["value"]), None if row["std"] is None or row["std"] != row["std"] else float(row["std"]))
+
+
+def _told(row: Mapping[Any, Any]) -> str:
+    """A cell as its paper prints it."""
+    spread = number(row["std"], row["metric"])
+    text = number(row["value"], row["metric"]) + ("" if spread == "–" else f" ± {spread}")
+    return f"{METRICS[row['metric']].label} {text}"
+
+
+def _key(row: Mapping[Any, Any]) -> Key:
+    return row["base"], row["dataset"], row["trained_on"], row["method"], _draws(row), row["metric"]
 
 
 def _results(reported: pd.DataFrame) -> list[dict[Any, Any]]:

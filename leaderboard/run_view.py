@@ -3,61 +3,57 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
-from typing import Any
 
 import pandas as pd
 
-from uqharness.leaderboard.aggregate import Board
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
+from uqharness.loose_json import value_of
 from uqharness.metrics import registry as metrics
 from uqharness.metrics.registry import METRICS
+from uqharness.results.files import Problem
 from uqharness.results.reading import Record
+from uqharness.results.runs import RunSummary
 
 LISTED = ("nll", "brier", "acc", "ece", "ece_debiased")
 STEPS = (0, 1, 2, 3, 5, 10, 20, 50, 100)  # numbers of draws that get a column
-FLAGS = {
-    "leaked": "its adapter was fitted, tuned or selected on questions of this task: not ranked",
-    "inert": "inert posterior: its draws do not move the answers, so any N is N = 0",
-    "reference": "a base that nobody trained here, or trained in a way that is not known: for reference, not ranked",
-    "shared": "some of its questions stand in the published training data too",
-    "trimmed": "not all questions of the task were asked (--limit): compared only with runs on the same ones",
-}
 Linked = tuple[str, str]
 
 
-def facts(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def facts(run: RunSummary, row: str) -> list[tuple[str, str]]:
     """(what, value) of what identifies a run; what is not known is left out."""
     told = {
-        "method": run["row"],
-        "evaluated on": run["task"],
-        "questions": f"{run['items']:,}",
-        "shift": {"id": "in distribution", "small": "small", "large": "large"}.get(run["shift"] or ""),
-        "trained on": run["trained_on"],
-        "base model": run["base"],
-        "training seed": run["seed"],
-        "draws": f"{run['draws']}{' and the mean' if run['has_mean'] else ''}",
-        "draws are combined as": run["combine"],
-        "protocol": f"{run['protocol_name'] or '–'} ({run['protocol_hash']})",
-        "recipe": run["recipe_hash"],
-        "adapter": run["adapter"],
-        "adapter hash": run["adapter_hash"],
-        "training time": _with(run["train_seconds"], " s", ",.0f"),
-        "peak memory": _with(run["peak_memory"], " MiB", ",.0f", 2.0**-20),
-        "trainable parameters": _with(run["trainable"], "", ",.0f"),
-        "forward passes": _with(run["passes"], "", ",.0f"),
-        "device": run["device"],
-        "precision": run["dtype"],
-        "evaluated": _day(run["date"]),
-        "source": run["origin"],
-        "file": run["file"],
+        "method": row,
+        "evaluated on": run.task,
+        "questions": f"{run.items:,}",
+        "shift": {"id": "in distribution", "small": "small", "large": "large"}.get(run.shift or ""),
+        "trained on": run.trained_on,
+        "labels seen": _with(run.labels_seen, "", ","),
+        "LoRAs trained": run.training_passes,
+        "base model": run.base,
+        "training seed": run.seed,
+        "draws": f"{run.draws}{' and the mean' if run.has_mean else ''}",
+        "draws are combined as": run.combine,
+        "protocol": f"{value_of(run.protocol.get('name', 'null')) or '–'} ({run.protocol_hash})",
+        "recipe": run.recipe_hash,
+        "adapter": run.adapter,
+        "adapter hash": run.adapter_hash,
+        "training time": _with(run.train_seconds, " s", ",.0f"),
+        "peak memory": _with(run.peak_memory, " MiB", ",.0f", 2.0**-20),
+        "trainable parameters": _with(run.trainable, "", ",.0f"),
+        "forward passes": _with(run.passes, "", ",.0f"),
+        "device": run.device,
+        "precision": run.dtype,
+        "evaluated": _day(run.date),
+        "source": run.origin,
+        "file": run.file,
     }
     return [(key, str(value)) for key, value in told.items() if value not in (None, "")]
 
 
-def _with(value: float | None, unit: str, form: str, scale: float = 1.0) -> str | None:
+def _with(value: float | None, unit: str, form: str, scale: float = 1) -> str | None:
     return None if value is None else f"{value * scale:{form}}{unit}"
 
 
@@ -68,43 +64,40 @@ def _day(seconds: float | None) -> str | None:
         return None
 
 
-def warnings(run: Mapping[str, Any], problems: pd.DataFrame) -> list[str]:
+def warnings(run: RunSummary, problems: Sequence[Problem]) -> list[str]:
     """What a reader must know before using this run's numbers."""
-    mine = problems[(problems["file"] == run["file"]) & (problems["task"] == run["task"])]
-    found = [f"{row['kind']}: {row['reason']}" for row in mine.to_dict("records")]
-    told = {row["kind"] for row in mine.to_dict("records")}
-    found += [FLAGS.get(flag, flag) for flag in json.loads(run["flags"] or "[]") if flag not in told]
-    return found + ([str(run["elsewhere"])] if run["elsewhere"] else [])
+    mine = [each for each in problems if (each.file, each.task) == (run.file, run.task)]
+    remarks = [text for kind, text in run.remarks.items() if kind not in {each.kind for each in mine}]
+    return [*(f"{each.kind}: {each.reason}" for each in mine), *remarks]
 
 
-def numbers(board: Board, run: Mapping[str, Any], record: Record) -> tuple[list[str], list[list[str]]]:
+def numbers(run: RunSummary, record: Record) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric at all draws with its interval over questions, and at fewer draws."""
-    steps = [n for n in STEPS if n < run["draws"] and (n or run["has_mean"])]
-    found = answers(record, str(run["row"]))
+    steps = [n for n in STEPS if n < run.draws and (n or run.has_mean)]
+    found = answers(record, "")
     given = metrics.Answers.of(found.probs, found.gold, draws=found.draws)
     rows = []
     for name, known in METRICS.items():
-        value = board.number(run["run_id"], name, run["draws"])
+        value = run.number(name, run.draws)
         low, high = float("nan"), float("nan")
         if known.has_interval and value == value:
             low, high = known.confidence_interval(given)
         ends = "–" if low != low else f"{number(low, name)} … {number(high, name)}"
-        fewer = [number(board.number(run["run_id"], name, n), name) for n in steps]
+        fewer = [number(run.number(name, n), name) for n in steps]
         rows.append([known.label + arrow(name), number(value, name), ends, *fewer])
-    return ["Metric", f"N = {run['draws']}", "95 % interval", *(f"N = {n}" for n in steps)], rows
+    return ["Metric", f"N = {run.draws}", "95 % interval", *(f"N = {n}" for n in steps)], rows
 
 
 def listing(
-    board: Board, runs: pd.DataFrame, address: str = "run?run={}"
+    runs: Sequence[RunSummary], label: Callable[[RunSummary], str], address: Callable[[str], str]
 ) -> tuple[list[str], list[list[str | Linked]]]:
     """(header, rows): one row per run, with an address behind its name."""
     rows: list[list[str | Linked]] = []
-    for run in runs[["run_id", "row", "task", "trained_on", "seed", "draws"]].to_dict("records"):
-        numbers = [number(board.number(run["run_id"], m, run["draws"]), m) for m in LISTED]
-        seed = "–" if pd.isna(run["seed"]) else str(run["seed"])
-        trained = run["trained_on"] if isinstance(run["trained_on"], str) else "–"
-        link = (run["run_id"], address.format(run["run_id"]))
-        rows.append([run["row"], run["task"], trained, seed, str(run["draws"]), *numbers, link])
+    for run in runs:
+        seed = "–" if run.seed is None else str(run.seed)
+        values = [number(run.number(m, run.draws), m) for m in LISTED]
+        about = [label(run), run.task, run.trained_on or "–", seed, str(run.draws)]
+        rows.append([*about, *values, (run.run_id, address(run.run_id))])
     head = ["Method", "Data set", "Trained on", "Seed", "N"]
     return [*head, *(METRICS[m].label + arrow(m) for m in LISTED), "Run"], rows
 
@@ -130,7 +123,7 @@ def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list
     return ["Paper", "Base", "Setting", "Metric", *data], rows, list(notes)
 
 
-def methods(runs: pd.DataFrame, order: Sequence[str]) -> list[str]:
+def methods(runs: Sequence[RunSummary], order: Sequence[str]) -> list[str]:
     """Methods that have results, those of the papers first."""
     place = {name: k for k, name in enumerate(order)}
-    return sorted(set(runs["method"]), key=lambda m: (place.get(m, len(place)), m))
+    return sorted({run.method for run in runs}, key=lambda m: (place.get(m, len(place)), m))

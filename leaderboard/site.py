@@ -1,77 +1,59 @@
 """`uqharness export-site`: the leaderboard as a folder of plain files that works from file:// and any web server.
 
-Tables are those of `table.build`, figures those of `charts`: the code that the app shows. All links are relative, one
-plotly.js is shared, and nothing is loaded from another host.
+The pages are those of the app, one section for every table, data set, figure and metric that the app lets one choose.
+All links are relative, one plotly.js is shared, and nothing is loaded from another host.
 """
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import os
 import re
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import lru_cache
-from importlib.resources import files
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from markupsafe import Markup, escape
 from plotly.offline import get_plotlyjs
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard import (
-    about,
-    costs,
-    curves,
-    picks,
-    ranking,
-    reported_table,
-    run_view,
-    site_figures,
-    table,
-    table_formats,
-    table_html,
-    table_view,
-)
-from uqharness.leaderboard import site_html as html
-from uqharness.leaderboard.aggregate import Board
-from uqharness.leaderboard.curves import Answers
-from uqharness.leaderboard.picks import Group
-from uqharness.leaderboard.site_runs import METRICS, MOST_TABLES, method_page, public, public_notes, run_page
-from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard import charts, markup, run_view, table_formats
+from uqharness.leaderboard.board import Board
+from uqharness.leaderboard.catalogue import PAGES
+from uqharness.leaderboard.page import Block, Cards, Columns, Figure, Grid, Methods, Page, Text, View
+from uqharness.leaderboard.publish import ABSOLUTE
+from uqharness.leaderboard.results import Results
 from uqharness.leaderboard.theme import OTHERS, PAPERS
-from uqharness.metrics.registry import Floats
+from uqharness.leaderboard.views import runs
 
 MOST_PAGES = 2000  # runs that get a page of their own
+MOST_SECTIONS = 60  # of a page
+QUESTIONS = 20  # of a run: those that were most confident and wrong
 OWN_PAGES = re.compile(r"(run|method)-[a-z0-9-]+\.html")
-
-
-@dataclass(frozen=True)
-class Site:
-    board: Board
-    tables: list[Table]
-    groups: list[Group]
-    answers: Callable[[str, int], Answers]
-
-    def link(self, cell: Cell, draws: int) -> str:
-        return f"run-{cell.runs[0]}.html"
-
-    def told(self, run_id: str, draws: int) -> tuple[Floats, np.ndarray]:
-        found = self.answers(run_id, draws)
-        return found.probs, found.gold
-
-    @property
-    def linked(self) -> Callable[[Cell, int], str] | None:
-        return self.link if len(self.board.runs) <= MOST_PAGES else None
-
-    @property
-    def footer(self) -> str:
-        return f"uqharness leaderboard, {table_view.summary(self.board.runs, self.board.problems, self.board.snapshot)}"
+MARK = " · uqharness leaderboard"  # by it a page is known as ours
+HERE = Path(__file__).parent
+SHARED = ("board.js", "figure.js", "board.css", "site.css")
+EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
+# Pages of the app with a file of their own, and what of them is shown in every form; items are on the page of a run.
+SECTIONS = {
+    "table": ("metric",),
+    "papers": ("paper",),
+    "calibration": ("table", "data", "figure"),
+    "uncertainty": ("table", "figure", "data"),
+    "draws": ("table", "data"),
+    "cost": ("table", "data"),
+    "submit": (),
+}
+NAVIGATION = [("index" if name == "table" else name, PAGES[name].title) for name in SECTIONS]
+NAVIGATION.insert(-1, ("methods", "Methods"))
 
 
 def export(board: Board, out: Path) -> list[Path]:
     """Write the site into `out`; returns the files. Pages of an older site that this one has no more are removed."""
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not holds(out / "site.js", "uqharness"))):
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not holds(out / "index.html", MARK))):
         raise InputError(f"{out} is not empty and holds no site of ours: give a new folder")
     made = dict(pages(board))
     if odd := [name for name in made if os.path.basename(name) != name]:
@@ -79,122 +61,165 @@ def export(board: Board, out: Path) -> list[Path]:
     for name, content in made.items():
         write_atomic(out / name, content)
     for old in out.iterdir():
-        if OWN_PAGES.fullmatch(old.name) and old.name not in made and holds(old, html.MARK):
+        if OWN_PAGES.fullmatch(old.name) and old.name not in made and holds(old, MARK):
             old.unlink()
     return [out / name for name in made]
 
 
 def holds(file: Path, mark: str) -> bool:
-    """Whether a file is ours: others have a site.js as well."""
+    """Whether a file is ours: others have an index.html as well."""
     return file.is_file() and mark in file.read_text(encoding="utf-8", errors="replace")
 
 
-def pages(board: Board) -> list[tuple[str, str]]:
+def pages(board: Board) -> Iterator[tuple[str, str]]:
     """(file name, content) of everything."""
-    sources = board.sources()
-
-    @lru_cache(maxsize=512)
-    def answers(run_id: str, draws: int) -> Answers:
-        return curves.answers(board.record(run_id), "", draws)
-
-    site = Site(board, public_notes(table.build(sources, METRICS)), picks.groups(sources) if sources else [], answers)
-    shared = files("uqharness.leaderboard")
-    found = [("plotly.min.js", get_plotlyjs())]
-    found += [(name, shared.joinpath(name).read_text(encoding="utf-8")) for name in SHARED]
-    found += [(f"table.{end}", table_formats.FORMATS[kind](site.tables)) for kind, end in EXPORTS.items()]
-    for name, about_it, make in PAGES:
-        found.append((f"{name}.html", html.page(name, html.PAGES[name], about_it, make(site), site.footer)))
-    found += [method_page(board, name, site.linked, site.footer) for name in _methods(site)]
-    runs = board.runs["run_id"] if len(board.runs) <= MOST_PAGES else []
-    return found + [run_page(board, str(run_id), site.footer) for run_id in runs]
-
-
-SHARED = ("site.js", "figure.js", "site.css")
-EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
+    results = Results(board)
+    yield "plotly.min.js", get_plotlyjs()
+    yield from ((name, (HERE / name).read_text(encoding="utf-8")) for name in SHARED)
+    tables = results.tables([run.run_id for run in results.runs], ("nll", "brier", "acc", "ece"), [None])
+    tables = [replace(table, notes=[public(line) for line in table.notes]) for table in tables]
+    yield from ((f"table.{end}", table_formats.FORMATS[kind](tables)) for kind, end in EXPORTS.items())
+    address = _address(len(board.runs) <= MOST_PAGES)
+    for name, varied in SECTIONS.items():
+        found = list(sections(results, name, varied, address))
+        file = "index" if name == "table" else name
+        yield (
+            f"{file}.html",
+            document(file, found[0], found, board, take=[*EXPORTS.values()] if name == "table" else []),
+        )
+    yield from _of_methods(results, address)
+    for run in board.runs if len(board.runs) <= MOST_PAGES else ():
+        yield f"run-{run.run_id}.html", _of_run(results, run.run_id)
 
 
-# ---------------------------------------------------------------- pages
+def sections(results: Results, name: str, varied: Sequence[str], address: Any) -> Iterator[Page]:
+    """The page as it opens, and in every form that the named controls give it, one after the other."""
+
+    def make(params: Mapping[str, Any]) -> Page:
+        return PAGES[name].make(View(results, {key: [str(value)] for key, value in params.items()}, address))
+
+    def forms(known: dict[str, Any], left: Sequence[str]) -> Iterator[dict[str, Any]]:
+        if not left:
+            yield known
+            return
+        control = next((c for c in make(known).controls if c.name == left[0]), None)
+        for option in control.options if control else [None]:
+            yield from forms({**known, left[0]: option} if control else known, left[1:])
+
+    for params in itertools.islice(forms({}, varied), MOST_SECTIONS):
+        page = make(params)
+        named = [c.text(c.value) for c in page.controls if c.name in varied and len(c.options) > 1]
+        heading = [Text(" · ".join(named), "heading")] if named else []
+        yield replace(page, blocks=[*heading, *page.blocks])
 
 
-def table_page(site: Site) -> list[str]:
-    """The landing page of the app: every table with its ranks, and one flat one to sort and search."""
-    parts = [html.links([(f"As {end}", f"table.{end}") for end in EXPORTS.values()])]
-    for k, found in enumerate(site.tables[:MOST_TABLES], start=1):
-        caption = f"Table {k} of {len(site.tables)}" if len(site.tables) > 1 else "Measured with uqharness"
-        ranks = {m: ranking.ranks_of(ranking.of_table(found, m, site.told)) for m in found.metrics}
-        parts += [table_html.papers_view(found, caption, ranks, site.linked), table_html.notes(found.notes)]
-    if not site.tables:
-        return [html.paragraph("No measured results were given.")]
-    header, rows = table_view.flat(site.tables, costs.of_runs(site.board.runs), True)
-    grid = table_html.grid(header, rows, "One row per method, N and data set; a click on a heading sorts")
-    return [*parts, html.heading("All of them, to search and sort"), html.searchable("flat", grid)]
+def document(here: str, page: Page, found: Sequence[Page], board: Board, **more: Any) -> str:
+    parts, seen = list[Markup](), set[str]()
+    for number, each in enumerate(found):
+        for k, block in enumerate(each.blocks):
+            part = render(block, f"{here}-{number}-{k}")
+            repeated = isinstance(block, Figure) or (isinstance(block, Text) and block.kind != "heading")
+            if not (repeated and str(part).replace(f"{here}-{number}-", "") in seen):  # the same in every section
+                parts.append(part)
+            seen.add(str(part).replace(f"{here}-{number}-", ""))
+    made = {
+        "here": here,
+        "title": page.title,
+        "about": page.about,
+        "parts": parts,
+        "mark": MARK,
+        "navigation": NAVIGATION,
+        "footer": f"uqharness leaderboard, {len(board.runs):,} runs, results {board.snapshot}",
+        "drawn": any('class="figure"' in part for part in parts),
+        "take": [],
+        **more,
+    }
+    return markup.environment().get_template("page.html.j2").render(made)
 
 
-def reported_page(site: Site) -> list[str]:
-    parts = []
-    for name in reported_table.names(site.board.reported):
-        found = reported_table.build(site.board.reported, name)
-        parts += [table_html.papers_view(found, name, {}, measured=False), table_html.notes(found.notes, 0)]
-    return parts
+def render(block: Block, name: str) -> Markup:
+    """A block as HTML; every text of a result is escaped, and names no folder of this machine."""
+    if isinstance(block, Text):
+        text = escape(public(block.text))
+        if block.kind in ("code", "json"):
+            return Markup('<pre class="code" tabindex="0">{}</pre>').format(text)
+        tag = "h2" if block.kind == "heading" else "p"
+        return Markup('<{0} class="{1}">{2}</{0}>').format(Markup(tag), Markup(block.kind), text)
+    if isinstance(block, Figure):
+        if block.empty:
+            return Markup("<p>{}</p>").format(block.empty)
+        chart = block.figure
+        text = Markup(charts.as_json(chart).replace("<", "\\u003c"))  # a name cannot end the script
+        shape = (
+            '<div class="figure" id="{}" role="img" aria-label="{}" style="height:{}px">'
+            '<script type="application/json">{}</script></div>'
+        )
+        return Markup(shape).format(name, block.alt, chart["layout"]["height"], text)
+    if isinstance(block, Methods):
+        lines = [public(line) for line in block.table.notes]
+        return Markup(markup.methods(replace(block, table=replace(block.table, notes=lines))))
+    if isinstance(block, Cards):
+        return Markup(block.html)
+    if isinstance(block, Columns):
+        sides = [
+            Markup("").join(render(b, f"{name}-{s}-{k}") for k, b in enumerate(side))
+            for s, side in enumerate((block.left, block.right))
+        ]
+        return Markup('<div class="two"><div>{}</div><div>{}</div></div>').format(*sides)
+    rows = [[public(cell) if isinstance(cell, str) else cell for cell in row] for row in block.rows]
+    table = Markup(markup.grid(replace(block, rows=rows)))
+    return Markup("<details><summary>{}</summary>{}</details>").format(block.caption, table) if block.folded else table
 
 
-def methods_page(site: Site) -> list[str]:
-    rows: list[list[str | tuple[str, str]]] = []
-    for name in _methods(site):
-        runs = site.board.runs[site.board.runs["method"] == name]
-        first = site.board.run(str(runs["run_id"].iloc[0]))
-        page = about.pages().get(about.method_name(first))
-        title = (name, html.file_of("method", name))
-        rows.append([title, page.title if page else "–", about.paper(first) or "–", str(len(runs))])
-    return [table_html.grid(["Method", "What", "Paper", "Runs"], rows, "Methods with results", "words")]
+def public(text: str) -> str:
+    """Without the folders of the machine that made it: the site is for others."""
+    return ABSOLUTE.sub("", text)
 
 
-def problems_page(site: Site) -> list[str]:
-    found = site.board.problems
-    if found.empty:
-        return [html.paragraph("Every file could be read, and every number agrees with its answers.")]
-    keys = ("file", "task", "kind", "reason")
-    rows = [[public(str(row[key])) or "–" for key in keys] for row in found.to_dict("records")]
-    grid = table_html.grid(["File", "Task", "Kind", "Reason"], rows, f"{len(rows)} remarks", "words")
-    return [html.searchable("problems", grid)]
+def _address(own_pages: bool) -> Any:
+    def address(page: str, params: Mapping[str, Any]) -> str:
+        return f"run-{params['run']}.html" if own_pages and "run" in params else ""
+
+    return address
 
 
-def _methods(site: Site) -> list[str]:
-    return run_view.methods(site.board.runs, [*PAPERS, *OTHERS])
+def _of_methods(results: Results, address: Any) -> Iterator[tuple[str, str]]:
+    board, rows = results.board, list[list[Any]]()
+    for name in run_view.methods(board.runs, [*PAPERS, *OTHERS]):
+        page = PAGES["method"].make(View(results, {"method": [name]}, address))
+        about = next((b.text for b in page.blocks if isinstance(b, Text) and b.kind == "heading"), "")
+        paper = next((b.text for b in page.blocks if isinstance(b, Text) and b.text.startswith("Paper: ")), "")
+        count = len(board.select(method=name))
+        rows.append(
+            [
+                (name, file_of("method", name)),
+                "–" if about == "Measured" else about,
+                paper.removeprefix("Paper: ") or "–",
+                str(count),
+            ]
+        )
+        shown = [b for b in page.blocks if not (isinstance(b, Text) and b.kind == "markdown")]
+        page = replace(page, title=name, about="", blocks=shown)
+        yield file_of("method", name), document("methods", page, [page], board)
+    grid = Grid(["Method", "What", "Paper", "Runs"], rows, "Methods with results", "words")
+    page = Page("Methods", "What was measured, by method.", [grid])
+    yield "methods.html", document("methods", page, [page], board)
 
 
-def _costs(site: Site) -> list[str]:
-    return site_figures.cost(site.groups, costs.of_runs(site.board.runs))
+def _of_run(results: Results, run_id: str) -> str:
+    """The page of a run, and the questions that it got wrong most confidently. It links to no other view of it."""
+    page = PAGES["run"].make(View(results, {"run": [run_id]}, lambda *_: ""))
+    params = {"run": [run_id], "show": ["wrong"], "sort": ["confidence"], "size": [str(QUESTIONS)]}
+    wrong, run = runs.questions(View(results, params)), results.run(run_id)
+    seed = "no seed" if run.seed is None else f"training seed {run.seed}"
+    blocks = [*page.blocks, Text("Most confident and wrong", "heading"), *wrong.blocks]
+    about, title = f"{seed}, N = {run.draws}, run {run_id}", f"{results.board.label(run)} on {run.task}"
+    return document("run", replace(page, title=title, about=about), [replace(page, blocks=blocks)], results.board)
 
 
-INDEX = (
-    "Methods by data sets; every number is computed from the answers. Mean ± standard deviation over training seeds; "
-    "best bold, second underlined; #: 1 + how many methods are significantly better."
-)
-CALIBRATION = (
-    "Accuracy against confidence: on the diagonal, confidence means what it says. Gap: confidence less accuracy. "
-    "Floor: the ECE that a calibrated model with these confidences would show; compare methods by the debiased value."
-)
-UNCERTAINTY = (
-    "Is it unsure where it is wrong, and where the questions are new? Expected entropy: what stays uncertain within a "
-    "draw. Mutual information: what the draws disagree about."
-)
-DRAWS = (
-    "Metrics of the first N draws of one run. Band: 5 to 95 % of 30 random choices of N of its draws; none for results "
-    "that were published without single draws. Hollow marker at 0: the posterior's mean."
-)
-COST = (
-    "Training time, memory, parameters and forward passes, as each run recorded them: means over training seeds, to be "
-    "compared on the same hardware only. Ringed and bold: nothing else is at least as good in accuracy, debiased ECE "
-    "and training time, and better in one."
-)
-PAGES: tuple[tuple[str, str, Callable[[Site], list[str]]], ...] = (
-    ("index", INDEX, table_page),
-    ("reported", "As printed: never averaged or ranked with what was measured here.", reported_page),
-    ("calibration", CALIBRATION, lambda site: site_figures.calibration(site.groups, site.answers)),
-    ("uncertainty", UNCERTAINTY, lambda site: site_figures.uncertainty(site.groups, site.answers)),
-    ("draws", DRAWS, lambda site: site_figures.draws(site.groups)),
-    ("cost", COST, _costs),
-    ("methods", "What was measured, by method.", methods_page),
-    ("problems", "Files that could not be used or relied on, with the reason.", problems_page),
-)
+def file_of(kind: str, name: str) -> str:
+    """A file name for a method: readable where that is safe; two methods never share one, whatever the file system."""
+    if name in {**PAPERS, **OTHERS}:
+        return f"{kind}-{name.lower()}.html"
+    readable = f"{name.lower()}-" if re.fullmatch(r"[A-Za-z0-9-]{1,40}", name) else ""
+    return f"{kind}-{readable}{hashlib.sha256(name.encode()).hexdigest()[:12]}.html"

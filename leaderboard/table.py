@@ -238,9 +238,7 @@ def rank(table: Table) -> None:
     for (name, j), column in columns.items():
         better, twin = METRICS[name].higher_is_better, METRICS[name].compared_by
         here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
-        values = {i: c.compared if twin else c.mean for i, c in here.items()}
-        known = {i: value for i, value in values.items() if value is not None}
-        shown = {i: round(v * METRICS[name].scale, METRICS[name].decimals) for i, v in known.items()}
+        shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
         best = sorted(set(shown.values()), reverse=bool(better))
         if better is None or twin == "" or len(best) < 2:  # nothing to choose from
             continue

@@ -100,7 +100,7 @@ def about(table: Table) -> list[str]:
     if not items:  # printed in a paper
         return [EXPLAINED, *["ECE is not marked, as papers print no floor"] * ("ece" in table.metrics), *table.notes]
     floor = [
-        "ECE's floor is what a calibrated predictor with these confidences would show; best by its debiased value"
+        "ECE's floor is what a calibrated predictor with these confidences would show; marks follow the printed number"
     ] * ("ece" in table.metrics)
     return [EXPLAINED, f"items: {items}", *floor, *table.notes]
 

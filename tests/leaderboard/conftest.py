@@ -7,13 +7,10 @@ from pathlib import Path
 
 import pytest
 from made_results import result
-from shown_markup import html_of
 from streamlit.testing.v1 import AppTest
 
-import uqharness.leaderboard as package
-from uqharness.leaderboard import shell
+from uqharness.leaderboard import app
 
-APP = Path(next(iter(package.__path__))) / "app.py"
 EVIL = "<script>alert(1)</script>"
 
 
@@ -33,18 +30,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-class Page:
-    """One page of the app, run."""
+class App:
+    """One page of the app, run without a browser."""
 
     def __init__(self, results: Path | None, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("UQHARNESS_LEADERBOARD", json.dumps([str(results)] if results else []))
         monkeypatch.delenv("UQHARNESS_LEADERBOARD_CACHE", raising=False)
-        shell._stamp.clear()  # else for ten seconds the files are those of the test before
-        self.at = AppTest.from_file(str(APP), default_timeout=60)
+        app._stamp.clear()  # else for ten seconds the files are those of the test before
 
-    def open(self, page: str = "table", **params: str | list[str]) -> AppTest:
-        if page != "table":
-            self.at.switch_page(f"app_pages/{page}.py")
+    def open(self, page: str, **params: str | list[str]) -> AppTest:
+        self.at = AppTest.from_string(f"from uqharness.leaderboard import app\napp.show({page!r})", default_timeout=60)
         for name, value in params.items():
             self.at.query_params[name] = value
         return self.run()
@@ -54,9 +49,6 @@ class Page:
         assert not self.at.exception, [e.value for e in self.at.exception]
         return self.at
 
-    def widget(self, kind: str, label: str) -> object:
-        return next(w for w in getattr(self.at, kind) if w.label == label)
-
     @property
     def params(self) -> dict[str, list[str]]:
         """The URL's, each as a list."""
@@ -65,15 +57,10 @@ class Page:
 
     @property
     def html(self) -> str:
-        return html_of(self.at)
+        """What `st.html` shows."""
+        return "\n".join(str(each.proto.body) for each in self.at.get("html"))
 
 
 @pytest.fixture
-def app(results: Path, monkeypatch: pytest.MonkeyPatch) -> Page:
-    return Page(results, monkeypatch)
-
-
-@pytest.fixture
-def empty_app(monkeypatch: pytest.MonkeyPatch) -> Page:
-    """The app as it opens without results."""
-    return Page(None, monkeypatch)
+def shown(results: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    return App(results, monkeypatch)

@@ -25,8 +25,10 @@ from made_results import PROTOCOL, answers, result
 
 from uqharness import cli, toyworld
 from uqharness.commands.leaderboard import command, environment
-from uqharness.leaderboard import site, site_html, table_html
-from uqharness.leaderboard.aggregate import Board, build
+from uqharness.leaderboard import markup, site
+from uqharness.leaderboard.board import Board, build
+from uqharness.leaderboard.catalogue import PAGES
+from uqharness.leaderboard.page import Grid
 from uqharness.leaderboard.table_formats import number
 from uqharness.results.reading import RECORD
 from uqharness.results.record import digest, pack
@@ -42,7 +44,6 @@ pytestmark = [
     pytest.mark.skipif(BROWSER is None, reason="no chromium on this machine: apt-get install chromium"),
 ]
 HOSTILE = "<img src=x onerror=alert(1)><b>BOLD</b>=1+1"
-PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
 READ = """table => [[...table.tHead.rows[0].cells].map(c => c.innerText),
     [...table.tBodies].map(body => [...body.rows].map(row => [...row.cells].map(c => c.innerText)))]"""
 PATIENCE = 60_000  # ms; a loaded machine is slow
@@ -160,18 +161,16 @@ def table_text(tab: Any) -> list[str]:
     return list(tab.locator("table.uq").all_inner_texts())
 
 
-def cells(tab: Any) -> dict[tuple[str, str, str], str]:
-    """(metric, method, data set) -> first number of the cell, of the first table on the landing page."""
-    head, blocks = tab.locator("table.uq").first.evaluate(READ)  # at once: ranks may still come in
+def cells(tab: Any) -> dict[tuple[str, str], str]:
+    """(method, data set) -> first number of the cell, of the first table on the landing page."""
+    head, (rows,) = tab.locator("table.uq.spread").first.evaluate(READ)
     tasks = [text.split("\n")[0].strip() for text in head]
     found = {}
-    for block in blocks:
-        metric = re.sub(r"[^A-Za-z ]", "", block[0][0]).strip()
-        for row in block[1:]:
-            for task, text in list(zip(tasks, row, strict=True))[3:]:
-                if number_in := re.search(r"-?\d+\.\d+", text):
-                    found[metric, row[0].strip(), task] = number_in[0]
-    return {key: value for key, value in found.items() if key[2] != "Top tier"}
+    for row in rows:
+        for task, text in list(zip(tasks, row, strict=True))[5:]:
+            if number_in := re.search(r"-?\d+\.\d+", text):
+                found[row[0].strip(), task] = number_in[0]
+    return found
 
 
 def tables_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:
@@ -183,38 +182,55 @@ def tables_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], *mor
 def test_the_landing_table_is_that_of_the_command(
     tab: Any, address: str, folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    opened(tab, address)
-    seen, expected = cells(tab), {}
-    told = tables_of_the_command(folder, capsys)[0]
-    labels = {"nll": "NLL", "brier": "Brier", "acc": "ACC", "ece": "ECE"}
-    for cell in told["cells"]:
-        key = (labels[cell["metric"]], told["rows"][cell["row"]]["method"], told["columns"][cell["column"]]["task"])
-        expected[key] = number(cell["mean"], cell["metric"])
-    assert seen == expected and len(expected) > 20
+    for metric in ("nll", "ece"):
+        opened(tab, f"{address}?metric={metric}")
+        told, expected = tables_of_the_command(folder, capsys)[0], {}
+        for cell in told["cells"]:
+            if cell["metric"] == metric:
+                key = (told["rows"][cell["row"]]["method"], told["columns"][cell["column"]]["task"])
+                expected[key] = number(cell["mean"], metric)
+        assert cells(tab) == expected and len(expected) > 5
 
 
-def test_a_filter_is_in_the_address_and_the_address_gives_the_view_again(tab: Any, address: str) -> None:
+def test_a_choice_is_in_the_address_and_the_address_gives_the_view_again(tab: Any, address: str) -> None:
     opened(tab, address)
     before = table_text(tab)
-    tab.get_by_role("radio", name="flat").or_(tab.get_by_role("button", name="flat")).first.click()
-    tab.wait_for_function("location.search.includes('layout=flat')")
+    tab.get_by_role("radio", name="ACC").or_(tab.get_by_role("button", name="ACC")).first.click()
+    tab.wait_for_function("location.search.includes('metric=acc')")
     settled(tab)
     filtered = table_text(tab)
-    assert filtered != before and parse_qs(urlparse(tab.url).query)["layout"] == ["flat"]
+    assert filtered != before and parse_qs(urlparse(tab.url).query)["metric"] == ["acc"]
     tab.reload()
     assert table_text(settled(tab)) == filtered
-    opened(tab, f"{address}?layout=flat&metric=acc&metric=gone")
-    assert "gone" in main_text(tab) and "Brier" not in tab.locator("table.uq").first.inner_text()
+    opened(tab, f"{address}?metric=acc&method=MLE&method=gone")
+    assert "gone" in main_text(tab) and "BLoB" not in tab.locator("table.uq.spread").first.inner_text()
+
+
+def test_a_click_on_a_head_sorts_a_word_searches_and_a_button_copies(tab: Any, address: str) -> None:
+    tab.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    opened(tab, f"{address}?metric=acc")
+    box = tab.locator(".uq-table", has=tab.locator("table.spread")).first
+    values = "(rows, k) => rows.filter(r => !r.hidden).map(r => r.cells[k].innerText)"
+    for expected in ("ascending", "descending"):
+        box.locator("thead th").nth(5).locator("button").press("Enter")
+        assert box.locator("thead th").nth(5).get_attribute("aria-sort") == expected
+        found = [float(text.split()[0]) for text in box.locator("tbody tr").evaluate_all(values, 5) if text[0] != "–"]
+        assert found == sorted(found, reverse=expected == "descending") and len(found) > 2
+    box.locator(".uq-copy").click()
+    box.get_by_role("button", name="Copied").wait_for()
+    assert r"\begin{tabular}" in tab.evaluate("navigator.clipboard.readText()")
+    tab.locator("button.uq-link").click()
+    tab.locator("button.uq-link", has_text="Copied").wait_for()
+    assert "?metric=acc&snapshot=" in tab.evaluate("navigator.clipboard.readText()")
 
 
 @pytest.mark.parametrize("width", [1440, 390])
 def test_a_long_name_is_shown_to_its_end(tab: Any, width: int) -> None:
     tab.set_viewport_size({"width": width, "height": 800})
-    name = table_html._named("SmolLM2-135M-Instruct, dequantised Q4_1 (zero-shot)")
-    cells = "<td>1.234</td>" * 30
-    row = f'<tr><th scope="row">{name}</th>{cells}</tr>'
-    tab.set_content(f'{table_html.CSS}<div class="uq-box"><table class="uq"><tbody>{row}</tbody></table></div>')
-    seen, whole = (tab.locator(found).bounding_box() for found in (".uq th", ".uq .name"))
+    rows = [["SmolLM2-135M-Instruct, dequantised Q4_1 (zero-shot)", *["1.234"] * 30]]
+    style = (Path(site.__file__).parent / "board.css").read_text()
+    tab.set_content(f"<style>{style}</style>{markup.grid(Grid(['Method', *['x'] * 30], rows, 'made'))}")
+    seen, whole = (tab.locator(found).bounding_box() for found in (".uq tbody th", ".uq .name"))
     assert whole["x"] + whole["width"] <= seen["x"] + seen["width"] and whole["width"] < 300
     assert tab.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.querySelector('.uq .name'))")
 
@@ -224,50 +240,41 @@ def exported(tab: Any) -> list[dict[str, str]]:
     tab.get_by_role("button", name="Export").first.click()
     with tab.expect_download() as download:
         tab.get_by_role("button", name="CSV").click()
-    return list(csv.DictReader(io.StringIO(Path(download.value.path()).read_text())))
-
-
-def test_the_export_is_the_view(tab: Any, address: str) -> None:
-    opened(tab, f"{address}?metric=nll&metric=acc")
-    seen, lines = cells(tab), exported(tab)
-    first = [line for line in lines if line["table"] == "1"]
-    names = {"nll": "NLL", "acc": "ACC"}
-    told = {
-        (names[x["metric"]], x["method"].lstrip("'"), x["task"]): number(float(x["mean"]), x["metric"]) for x in first
-    }
-    assert told == seen and {x["metric"] for x in lines} == set(names)
-    assert f"{address.rstrip('/')}?metric=nll&metric=acc&snapshot=" in first[0]["link"]
+    first, _, _ = Path(download.value.path()).read_text().partition("\n\n")  # tables of another kind follow
+    return list(csv.DictReader(io.StringIO(first)))
 
 
 @pytest.mark.parametrize(
     "view",
     [
-        "?layout=flat&cost=1",
+        "",
+        "papers",
         "calibration?bins=10",
-        "calibration?figure=confidence",
         "uncertainty?figure=risk",
         "uncertainty?figure=parts",
-        "cost",
         "compare",
         "run",
-        "problems",
+        "submit",
     ],
 )
 def test_every_page_gives_its_tables_away(tab: Any, address: str, view: str) -> None:
     opened(tab, address + view)
-    _, blocks = tab.locator("table.uq").first.evaluate(READ)
-    seen = [[text.strip() for text in row] for row in blocks[0]]
+    _, blocks = (
+        tab.locator("table.uq:not(.ranked):not(.spread)").first.evaluate(READ)
+        if view not in ("", "papers")
+        else ([], [])
+    )
     lines = exported(tab)
     told = [[text.removeprefix("'") for text in line.values()] for line in lines]
+    seen = [[text.strip() for text in row] for row in blocks[0]] if blocks else []
     missing = [row for row in seen if not any(set(row) - {""} <= set(line) for line in told)]
-    assert seen and not missing, (missing, told)
-    assert "Forward passes" in lines[0] or "cost" not in view
-    assert all(urlparse(line["link"]).path.strip("/") == view.partition("?")[0] for line in lines)
+    assert lines and not missing, (missing, told)
+    assert all("snapshot=" in line["link"] for line in lines if line["link"])
 
 
 def test_items_are_taken_away_with_their_texts_whatever_the_page(tab: Any, address: str, board: Board) -> None:
-    run = board.runs[(board.runs["method"] == "BLoB") & (board.runs["task"] == "toyworld_uq")].iloc[0]
-    opened(tab, f"{address}items?run={run['run_id']}&size=5&show=wrong")
+    run = board.select(method="BLoB", task="toyworld_uq")[0]
+    opened(tab, f"{address}items?run={run.run_id}&size=5&show=wrong")
     count = int(re.search(r"(\d+) of 40 questions", main_text(tab))[1])
     lines = exported(tab)
     assert len(lines) == count > 5 and {line["Right"] for line in lines} == {"no"}
@@ -275,31 +282,19 @@ def test_items_are_taken_away_with_their_texts_whatever_the_page(tab: Any, addre
     assert all(line["Prompt"] == prompts[int(line["Question"])] for line in lines)
 
 
-def test_a_figure_follows_filters_window_and_theme_and_can_be_saved(tab: Any, address: str) -> None:
+def test_a_figure_follows_choices_and_theme_and_can_be_saved(tab: Any, address: str) -> None:
     tab.emulate_media(color_scheme="light")
     opened(tab, f"{address}calibration?row=BLoB")
-    tab.wait_for_selector(".uq-figure .main-svg")
-    box = tab.locator(".uq-figure")
-    assert "BLoB" in box.get_attribute("aria-label") and box.evaluate("b => b.data.length") == 5
-    box.evaluate("b => { b.drawn = 0; b.on('plotly_afterplot', () => { b.drawn += 1; }); }")
+    box = tab.locator(".js-plotly-plot")
+    assert box.evaluate("b => b.data.length") == 5
     tab.get_by_text("95 % bands").click()
-    tab.wait_for_function("document.querySelector('.uq-figure').data.length === 4")
-    tab.wait_for_timeout(300)
-    assert box.evaluate("b => b.drawn") == 1  # the same element, drawn once
-    tab.set_viewport_size({"width": 1100, "height": 900})
-    fits = "(() => { const b = document.querySelector('.uq-figure');"
-    tab.wait_for_function(f"{fits} return b.querySelector('.main-svg').clientWidth === b.clientWidth; }})()")
-    tab.emulate_media(color_scheme="dark")
-    told = "c(b.querySelector('.ytick text')).fill === c(document.querySelector('h1')).color"
-    tab.wait_for_function(f"{fits} const c = getComputedStyle; return {told}; }})()")
-    for kind, begins in (("png", b"\x89PNG"), ("svg", b"<svg")):
-        tab.get_by_text(kind.upper(), exact=True).click()
-        settled(tab)
-        box.hover()
-        with tab.expect_download() as download:
-            box.locator("[data-title^=Download]").click()
-        assert download.value.suggested_filename == f"uqharness-reliability.{kind}"
-        assert Path(download.value.path()).read_bytes().startswith(begins)
+    tab.wait_for_function("document.querySelector('.js-plotly-plot').data.length === 4")
+    assert parse_qs(urlparse(tab.url).query)["bands"] == ["0"]
+    settled(tab)
+    box.hover()
+    with tab.expect_download() as download:
+        box.locator("[data-title^=Download]").click()
+    assert Path(download.value.path()).read_bytes().startswith(b"<svg")
 
 
 def test_draws_are_taken_away_as_points(tab: Any, address: str) -> None:
@@ -311,13 +306,13 @@ def test_draws_are_taken_away_as_points(tab: Any, address: str) -> None:
 
 def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, board: Board) -> None:
     opened(tab, address)
-    tab.locator("table.uq tbody tr", has_text="BLoB").first.locator("a").first.click()
+    tab.locator("table.uq.spread tbody tr", has_text="BLoB").first.locator("a").first.click()
     tab.wait_for_url("**/items?run=*")
     settled(tab)
     run = board.run(parse_qs(urlparse(tab.url).query)["run"][0])
-    record, text = board.record(run["run_id"]), main_text(tab)
+    record, text = board.record(run.run_id), main_text(tab)
     rows = toyworld.questions("toyworld", "test")
-    assert run["method"] == "BLoB" and rows[0]["prompt"].splitlines()[1] in text
+    assert run.method == "BLoB" and rows[0]["prompt"].splitlines()[1] in text
     card = tab.locator("article.uq-item").first
     card.locator("summary").click()
     p = [2.718281828459045 ** float(x) for x in record.logp[1, 0, : record.choices[0]]]
@@ -327,14 +322,14 @@ def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, 
 
 
 def test_a_hostile_file_is_shown_as_text(tab: Any, address: str, board: Board) -> None:
-    run_id = str(board.runs[board.runs["method"] == HOSTILE]["run_id"].iloc[0])
+    run_id = board.select(method=HOSTILE)[0].run_id
     views = (
-        "?task=x",
+        "",
         f"run?run={run_id}",
         f"items?run={run_id}",
         f"compare?run={run_id}",
         "method",
-        "problems",
+        "submit",
         "cost",
     )
     for view in views:
@@ -342,7 +337,7 @@ def test_a_hostile_file_is_shown_as_text(tab: Any, address: str, board: Board) -
         assert tab.locator("img[src='x']").count() == 0, view
     opened(tab, f"{address}run?run={run_id}")
     assert HOSTILE in main_text(tab)
-    opened(tab, f"{address}problems")
+    opened(tab, f"{address}submit")
     assert "results_<script>alert(1)<.json" in main_text(tab)
 
 
@@ -364,7 +359,7 @@ def test_by_keyboard_from_the_start_to_the_questions(tab: Any, address: str) -> 
     assert settled(tab).locator("h1").inner_text() == "Items"
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize("page", ["" if name == "table" else name for name in PAGES])
 def test_no_page_scrolls_sideways_on_a_phone(tab: Any, address: str, page: str) -> None:
     tab.set_viewport_size({"width": 390, "height": 844})
     opened(tab, f"{address}{page}")
@@ -376,23 +371,41 @@ def test_no_page_scrolls_sideways_on_a_phone(tab: Any, address: str, page: str) 
     assert tab.locator("h1").is_visible()
 
 
+def test_on_a_phone_a_table_shows_one_data_set_at_a_time(tab: Any, address: str) -> None:
+    tab.set_viewport_size({"width": 390, "height": 844})
+    opened(tab, address)
+    box = tab.locator(".uq-table", has=tab.locator("table.spread")).first
+    visible = "cells => cells.filter(c => c.offsetWidth).map(c => c.dataset.j)"
+    assert box.locator("thead th[data-j]").evaluate_all(visible) == ["0"]
+    box.locator(".uq-choose").select_option("1")
+    assert box.locator("thead th[data-j]").evaluate_all(visible) == ["1"]
+
+
 def test_the_static_site_sorts_searches_and_draws_from_a_file(tab: Any, board: Board, tmp_path: Path) -> None:
     site.export(board, tmp_path)
-    tab.goto((tmp_path / "index.html").as_uri())
-    flat = tab.locator("#flat table.uq")
-    column = flat.locator("thead th").all_inner_texts().index("NLL")
+    tab.goto((tmp_path / "methods.html").as_uri())
+    head = tab.locator("thead th").nth(3)
     values = "(rows, k) => rows.filter(r => !r.hidden).map(r => r.cells[k].innerText)"
     for expected in ("ascending", "descending"):
-        flat.locator("thead th").nth(column).locator("button").press("Enter")
-        assert flat.locator("thead th").nth(column).get_attribute("aria-sort") == expected
-        found = [float(text.split()[0]) for text in flat.locator("tbody tr").evaluate_all(values, column)]
-        assert found == sorted(found, reverse=expected == "descending") and len(set(found)) > 3
+        head.locator("button").press("Enter")
+        assert head.get_attribute("aria-sort") == expected
+        found = [float(text) for text in tab.locator("tbody tr").evaluate_all(values, 3)]
+        assert found == sorted(found, reverse=expected == "descending") and len(set(found)) > 1
+    tab.goto((tmp_path / "method-blob.html").as_uri())
     tab.get_by_label("Search").fill("blob arc_easy")
-    assert flat.locator("tbody tr").evaluate_all(values, 0) == ["BLoB"]
+    rows = tab.locator(".uq-table", has=tab.get_by_label("Search")).locator("tbody tr").evaluate_all(values, 1)
+    assert set(rows) == {"arc_easy_uq"}
     tab.goto((tmp_path / "calibration.html").as_uri())
     tab.wait_for_selector(".figure .main-svg")
     tab.set_viewport_size({"width": 390, "height": 844})
-    for name in ("index", "calibration", "methods", "problems", *(f"run-{i}" for i in board.runs["run_id"][:2])):
+    for name in (
+        "index",
+        "papers",
+        "calibration",
+        "methods",
+        "submit",
+        *(f"run-{run.run_id}" for run in board.runs[:2]),
+    ):
         tab.goto((tmp_path / f"{name}.html").as_uri())
         assert tab.evaluate("document.documentElement.scrollWidth <= 390"), name
         assert tab.locator("img").count() == 0 and os.path.exists(tmp_path / f"{name}.html")
@@ -405,9 +418,9 @@ def test_a_column_is_sorted_by_numbers_or_by_text_as_it_holds(tab: Any, tmp_path
         "date": (["2026-03-01", "2025-12-31", "2026-01-02", "2026-01-01", "2024-05-05"], [4, 1, 3, 2, 0]),
     }
     rows = [[str(k), *(texts[k] for texts, _ in columns.values())] for k in range(5)]
-    (tmp_path / "site.js").write_text((Path(site.__file__).parent / "site.js").read_text())
-    table = table_html.grid(["row", *columns], rows, "made", "words")
-    (tmp_path / "index.html").write_text(site_html.page("index", "x", "", [table], ""))
+    script = (Path(site.__file__).parent / "board.js").read_text()
+    table = markup.grid(Grid(["row", *columns], rows, "made", "words"))
+    (tmp_path / "index.html").write_text(f"<!doctype html><meta charset=utf-8>{table}<script>{script}</script>")
     tab.goto((tmp_path / "index.html").as_uri())
     for name, (_, order) in columns.items():
         tab.get_by_role("button", name=name).click()

@@ -8,12 +8,13 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from uqharness.leaderboard import chart_frame, charts, label_places, theme
-from uqharness.leaderboard.chart_frame import Figure
+from uqharness.leaderboard import charts, headline, theme
+from uqharness.leaderboard.charts import ChartData
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.metrics.registry import (
     aurc,
+    bin_probs,
     confidence,
     correct,
     ece,
@@ -25,7 +26,7 @@ from uqharness.metrics.registry import (
 EVIL = "<script>alert(1)</script>"
 
 
-def checked(figure: Figure) -> go.Figure:
+def checked(figure: ChartData) -> go.Figure:
     """As Plotly's objects, which refuse what plotly.js would ignore."""
     return go.Figure(figure)
 
@@ -48,7 +49,7 @@ def test_reliability_draws_accuracies_counts_and_gaps_that_sum_to_the_ece(equal_
         assert list(line.customdata) == [n for n in bins["count"] if n]
         gap = next(t for t in fig.data if t.type == "bar" and t.yaxis == "y2" and t.name == found.row)
         total = np.abs(np.array(gap.y)) @ np.array(line.customdata) / len(found.gold)
-        assert total == pytest.approx(ece(found.probs, found.gold, 10, equal_mass))
+        assert total == pytest.approx(ece(bin_probs(found.probs, found.gold, 10, equal_mass)))
     assert sum(t.type == "scatter" and t.fill == "toself" for t in fig.data) == 2
     assert len(checked(charts.reliability(shown, bands=False)).data) == len(checked(charts.reliability(shown)).data) - 2
 
@@ -97,9 +98,9 @@ def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
     assert list(line.x) == [1, 2, 0, 0] and list(line.y) == [40, 50, None, 45]  # the mean, after a gap
     assert line.marker.symbol[0] + "-open" == line.marker.symbol[-1] and sorted(spread.y) == [30, 50, 50, 50]
     points = [{"row": "MLE", "time": 1.0, "ACC": 50.0}, {"row": "BLoB", "time": 2.0, "ACC": 60.0}]
-    (dots,) = checked(charts.pareto(points, "time", "ACC", [False, True])).data
-    assert dots.text == ("<b>BLoB</b>", "MLE") and dots.y == (60.0, 50.0) and dots.customdata == ("BLoB", "MLE")
-    assert list(dots.marker.size) == [15, 10]  # a ring and bold: the front
+    front, mle, blob = checked(charts.pareto(points, "time", "ACC", [False, True])).data
+    assert (front.x, front.y) == ((2.0,), (60.0,)) and mle.mode == "markers" and blob.text == ("<b>BLoB</b>",)
+    assert [mle.marker.size, blob.marker.size] == [10, 15]  # a ring and bold: the front
 
 
 def test_metrics_against_draws_have_a_panel_each_and_one_legend() -> None:
@@ -131,25 +132,20 @@ def test_a_figure_without_anything_says_why() -> None:
     assert "dtick" not in charts.against_draws([[many]])["layout"]["xaxis"]  # a hundred numbers would lie on each other
 
 
-@pytest.mark.parametrize("count", [13, 40])
-def test_names_of_points_lie_neither_on_each_other_nor_on_points(count: int) -> None:
-    rng = np.random.default_rng(count)
-    x, y = rng.normal(0, 1, (2, count)).tolist()
-    names = [f"method {k}" for k in range(count)]
-    found = label_places.places(x, y, names)
-    shown = [k for k, place in enumerate(found) if place]
-    left, up = (760 * (np.array(x) - min(x)) / np.ptp(x), 360 * (np.array(y) - min(y)) / np.ptp(y))
-    boxes = []
-    for k in shown:
-        right, above = label_places.PLACES[found[k]]
-        half = len(names[k]) * 3.5
-        middle = left[k] + right * (half + 9), up[k] + above * 16.5
-        west, east, south, north = middle[0] - half, middle[0] + half, middle[1] - 7.5, middle[1] + 7.5
-        assert not any(west < a < east and south < b < north for a, b in zip(left, up, strict=True))
-        boxes.append((west, east, south, north))
-    pairs = itertools.combinations(boxes, 2)
-    assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for a, b in pairs)
-    assert len(shown) == 13 if count == 13 else 20 < len(shown) < 40
+def test_the_headline_has_mle_at_zero_hollow_means_and_floors_in_percentage_points() -> None:
+    full = {"nll": (-0.2, 0.1), "ece": (-0.1, 0.02)}
+    rows = [
+        headline.Row(EVIL, 10, full, {"nll": (-0.1, 0.1), "ece": (-0.05, 0.02)}, -0.12),
+        headline.Row("MLE", 1, {"nll": (0.0, 0.05), "ece": (0.0, 0.02)}, None, -0.15),
+    ]
+    fig = checked(charts.headline(headline.Points(rows, 100, [3])))
+    assert EVIL not in str(fig.to_dict())
+    marks = {(t.name, t.xaxis): t for t in fig.data if t.mode == "markers"}
+    assert marks["all draws", "x"].x == (-0.2, 0.0) and marks["all draws", "x2"].x == (-10.0, 0.0)
+    assert marks["N = 0", "x"].x == (-0.1, None) and marks["N = 0", "x"].marker.symbol == "circle-open"
+    assert list(marks["all draws", "x2"].error_x.array) == [2.0, 2.0]
+    assert marks["ECE floor", "x2"].x == (-12.0, -15.0) and ("ECE floor", "x") not in marks
+    assert fig.layout.xaxis.zeroline and fig.layout.xaxis2.zeroline and fig.layout.xaxis2.matches is None
 
 
 def test_no_name_becomes_markup() -> None:
@@ -163,7 +159,7 @@ def test_no_name_becomes_markup() -> None:
         charts.detections({EVIL: {EVIL: 0.5}}, "x"),
         charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"),
         charts.against_draws([[curve]]),
-        chart_frame.empty(EVIL),
+        charts.empty(EVIL),
         charts.pareto([{"row": EVIL, "a": 1, "b": 1}], "a", "b", [True]),
     ]
     for fig in map(checked, figures):

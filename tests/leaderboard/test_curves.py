@@ -5,9 +5,10 @@ from __future__ import annotations
 from itertools import product
 
 import numpy as np
+import pytest
 from made_results import record
 
-from uqharness.leaderboard import curve_rows, curves
+from uqharness.leaderboard import costs, curve_rows, curves
 from uqharness.metrics.registry import (
     bin_probs,
     ece,
@@ -67,13 +68,17 @@ def test_decomposition_thins_and_adds_up() -> None:
     np.testing.assert_allclose(whole["aleatoric"] + whole["epistemic"], curves.scores(found, "entropy"), atol=1e-9)
 
 
-def test_the_front_is_what_nothing_dominates() -> None:
-    rng = np.random.default_rng(0)
-    points = rng.integers(0, 6, (40, 3)).astype(float).tolist()
-    expected = [not any(all(a <= b for a, b in zip(o, p, strict=True)) and o != p for o in points) for p in points]
-    assert curves.front(points) == expected and 0 < sum(expected) < 40
-    assert curves.front([[1.0, float("nan")], [2.0, 2.0]]) == [False, True]
-    assert curves.front([]) == []
+@pytest.mark.parametrize("metric", ["nll", "acc"])
+def test_the_front_is_that_of_the_two_axes_of_the_figure(metric: str) -> None:
+    rng, title = np.random.default_rng(0), costs.title("train_seconds")
+    points = [{metric: float(a), title: float(b)} for a, b in rng.integers(0, 12, (40, 2))]
+    sign = -1 if metric == "acc" else 1
+    pairs = [(sign * p[metric], p[title]) for p in points]
+    expected = [not any(x <= a and y <= b and (x < a or y < b) for x, y in pairs) for a, b in pairs]
+    assert costs.pareto_front(points, "train_seconds", metric) == expected and 0 < sum(expected) < 40
+    unknown = [{metric: 1.0, title: float("nan")}, {metric: 2.0, title: 2.0}]
+    assert costs.pareto_front(unknown, "train_seconds", metric) == [False, True]
+    assert costs.pareto_front([], "train_seconds", metric) == []
 
 
 def test_the_table_of_calibration_has_the_values_of_the_metrics() -> None:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import about, aggregate, comparison, publish, run_view, table
+from uqharness.leaderboard import about, comparison, publish, run_view, table
 from uqharness.leaderboard.board import Board, build
 from uqharness.metrics.registry import METRICS, compute_all
 from uqharness.results.reading import read_results
@@ -258,12 +258,11 @@ def test_every_row_of_a_published_file_is_shown_or_listed(published: Path) -> No
     ids = [run.run_id for run in board.runs]
     assert all(re.fullmatch("[0-9a-f]{16}", run_id) for run_id in ids) and len(set(ids)) == len(ids)
     table.build(board.runs, ["acc", "nll"], [0, 2, None])
-    frames = aggregate.Board(board)
     for run_id in random.Random(1).sample(ids, 60):
-        run, record = frames.run(run_id), board.record(run_id)
-        assert len(run_view.numbers(frames, run, record)[1]) == len(METRICS)
-        assert run_view.facts(run) and about.reproduce(run) and comparison.settings(run)
-        assert run_view.warnings(run, frames.problems) is not None and about.short_record(run) is not None
+        run, record = board.run(run_id), board.record(run_id)
+        assert len(run_view.numbers(run, record)[1]) == len(METRICS)
+        assert run_view.facts(run, board.label(run)) and about.reproduce(run) and comparison.settings(run)
+        assert run_view.warnings(run, board.problems) is not None and about.record_of(run) is not None
 
 
 def test_a_damaged_published_file_is_one_problem_or_some_rows(published: Path, tmp_path: Path) -> None:

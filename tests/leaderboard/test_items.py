@@ -12,8 +12,8 @@ from made_results import answers, result
 from scipy import stats
 
 from uqharness import toyworld
-from uqharness.leaderboard import comparison, curves, item_html, items, texts
-from uqharness.leaderboard.aggregate import Board, build
+from uqharness.leaderboard import comparison, curves, items, markup, texts
+from uqharness.leaderboard.board import Board, build
 from uqharness.results.reading import Record
 from uqharness.results.record import digest, pack, unpack
 
@@ -27,8 +27,7 @@ def board(tmp_path: Path) -> Board:
 
 
 def run_of(board: Board, method: str, seed: int) -> str:
-    runs = board.runs
-    return str(runs[(runs["method"] == method) & (runs["seed"] == seed)]["run_id"].iloc[0])
+    return board.select(method=method, seed=seed)[0].run_id
 
 
 def test_a_row_per_question_with_what_a_loop_finds(board: Board) -> None:
@@ -64,21 +63,13 @@ def test_filters_and_orders(board: Board) -> None:
 
 
 def test_the_baseline_is_mle_of_the_same_seed_recipe_and_protocol(board: Board, tmp_path: Path) -> None:
-    assert items.baseline(board.runs, run_of(board, "BLoB", 1)) == run_of(board, "MLE", 1)
+    assert items.baseline(board.runs, board.run(run_of(board, "BLoB", 1))) is board.run(run_of(board, "MLE", 1))
     other = result(tmp_path, "ENS", 5, numbers=3)
     apart = result(tmp_path, "SWAG", 0, numbers=4, run={"lr": 0.2})
     again = build([tmp_path])
-    by_file = {Path(row["file"]).name: row["run_id"] for row in again.runs.to_dict("records")}
-    assert items.baseline(again.runs, by_file[other.name]) in {run_of(again, "MLE", s) for s in (0, 1)}
+    by_file = {Path(run.file).name: run for run in again.runs}
+    assert items.baseline(again.runs, by_file[other.name]).run_id in {run_of(again, "MLE", s) for s in (0, 1)}
     assert items.baseline(again.runs, by_file[apart.name]) is None
-
-
-@pytest.mark.parametrize(
-    ("count", "page", "expected"),
-    [(0, 1, (1, 0, 0)), (25, 2, (2, 10, 20)), (25, 3, (3, 20, 25)), (25, 99, (3, 20, 25))],
-)
-def test_pages_of_a_list(count: int, page: int, expected: tuple[int, int, int]) -> None:
-    assert items.paged(count, page, 10) == expected
 
 
 def test_mle_with_other_choices_is_not_compared_with(board: Board) -> None:
@@ -93,7 +84,7 @@ def test_mle_with_other_choices_is_not_compared_with(board: Board) -> None:
 def card_of(logp: list[list[list[float] | None]], text: texts.Text | None = None) -> str:
     made = [{**item, "logp": rows} for item, rows in zip(answers(0, 2, len(logp)), logp, strict=True)]
     found = items.items(unpack(pack(made, task="arc_easy_uq", protocol={})), "BLoB")
-    return item_html.card(found, found.frame.to_dict("records")[-1], text)
+    return markup.card(found, found.frame.to_dict("records")[-1], text)
 
 
 def test_a_draw_that_was_not_taken_is_not_shown() -> None:
@@ -204,5 +195,5 @@ def test_other_questions_or_another_protocol_are_not_tested(board: Board, tmp_pa
 
 def test_names_tell_runs_of_one_row_apart(board: Board) -> None:
     ids = [run_of(board, "BLoB", 0), run_of(board, "BLoB", 1), run_of(board, "MLE", 0)]
-    found = comparison.names([board.run(i) for i in ids])
+    found = comparison.names([board.run(i) for i in ids], [board.run(i).method for i in ids])
     assert found == ["BLoB, seed 0", "BLoB, seed 1", "MLE, seed 0"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import isnan
 from pathlib import Path
 
@@ -62,10 +63,10 @@ def test_forward_passes_are_those_of_the_draws_that_are_averaged(
 ) -> None:
     """Four draws and the mean were run; N = 0 needs the mean alone."""
     title = costs.title("passes")
-    recorded = {"draws": 4, **dict.fromkeys(costs.COSTS, 1.0), "passes": 5.0, "device": "", "dtype": ""}
-    run = group.run(HOME, "BLoB", "0")
-    assert run is not None
-    [point] = costs.points(group, HOME, ["BLoB"], {run.run_id: recorded}, draws)
+    runs = group.runs[HOME]["BLoB"]
+    runs["0"] = replace(runs["0"], passes=5.0)
+    [point] = costs.points(group, HOME, ["BLoB"], draws)
     assert point[title] == passes and point["draws"] == str(4 if draws is None else draws)
-    [point] = costs.points(group, HOME, ["BLoB"], {run.run_id: {**recorded, "passes": None}}, draws)
+    runs["0"] = replace(runs["0"], passes=None)
+    [point] = costs.points(group, HOME, ["BLoB"], draws)
     assert isnan(point[title])

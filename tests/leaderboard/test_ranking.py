@@ -14,7 +14,7 @@ from scipy import stats
 from benchmarks import rank_ranges
 from uqharness.errors import InputError
 from uqharness.leaderboard import ranking, table
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import build
 from uqharness.metrics.intervals import mcnemar
 from uqharness.metrics.registry import bin_probs, brier_items, combine_draws, correct, ece_debiased, nll_items
 
@@ -270,7 +270,7 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
             if method != "ENS":
                 result(tmp_path, method, seed, task="boolq_uq", numbers=20 * k + seed + 5)
     board = build([tmp_path])
-    shown = table.build(board.sources(), ["nll", "auroc"])[0]
+    shown = table.build(board.runs, ["nll", "auroc"])[0]
 
     def answers(run_id: str, draws: int) -> tuple[np.ndarray, np.ndarray]:
         record = board.record(run_id)
@@ -286,4 +286,4 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
     assert ranking.ranks_of(found)[0][rows["MLE"]] == found[0].ranks()[str(rows["MLE"])]
     assert ranking.coverage(shown, "nll", rows["ENS"]) == (1, 2) and ranking.coverage(shown, "nll", 0) == (2, 2)
     assert ranking.of_table(shown, "auroc", answers) == {}
-    assert ranking.of_table(table.build(board.sources(), ["nll"], across_recipes=True)[0], "nll", answers) == {}
+    assert ranking.of_table(table.build(board.runs, ["nll"], across_recipes=True)[0], "nll", answers) == {}

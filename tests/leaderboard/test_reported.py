@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from uqharness.leaderboard import reported
-from uqharness.leaderboard.aggregate import build
+from uqharness.leaderboard.board import build
 
 FOLDER = Path(str(reported.__file__)).parent / "papers"
 
@@ -87,7 +87,7 @@ def test_the_numbers_in_the_footnotes_are_those_of_the_rows() -> None:
 def test_a_board_has_them_apart_from_what_was_measured() -> None:
     board = build([])
     assert len(board.reported) == len(reported.load())
-    assert not set(board.reported["paper"]) & set(board.runs["origin"])
+    assert not set(board.reported["paper"]) & {run.origin for run in board.runs}
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import json
 import re
 import shlex
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -18,19 +19,15 @@ from uqharness import cli
 from uqharness.errors import InputError
 from uqharness.leaderboard import (
     about,
-    curve_rows,
-    curves,
-    picks,
     publish,
     run_view,
     site,
-    site_figures,
-    site_runs,
     table,
     table_formats,
 )
-from uqharness.leaderboard.aggregate import Board, build
-from uqharness.metrics.registry import METRICS
+from uqharness.leaderboard.board import Board, build
+from uqharness.loose_json import flatten
+from uqharness.results.runs import REMARKS
 
 HOSTILE = '<img src=x onerror=alert(1)></script><script>alert(2)</script>" onmouseover="alert(3)'
 
@@ -68,7 +65,7 @@ class Page(HTMLParser):
 
 def figures(text: str) -> dict[str, dict[str, Any]]:
     """What a page draws, by the name of its place."""
-    found = re.findall(r'<div class="figure" id="(.*?)".*?<script type="application/json">(.*?)</script>', text)
+    found = re.findall(r'<div class="figure" id="(.*?)" .*?<script type="application/json">(.*?)</script>', text)
     return {name: json.loads(part) for name, part in found}
 
 
@@ -88,11 +85,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Board, Path]:
 
 def test_the_landing_page_has_the_numbers_of_the_table(exported: tuple[Board, Path]) -> None:
     board, out = exported
-    [found] = table.build(board.sources(), site.METRICS)
-    page = Page((out / "index.html").read_text())
-    shown = {re.sub(r"[^0-9.]", "", cell.partition(" ")[0].partition("#")[0]) for row in page.rows for cell in row[1:]}
+    [found] = table.build(board.runs, ("nll", "brier", "acc", "ece"))
+    shown = set(re.findall(r'<a href="run-[0-9a-f]{16}.html">([0-9.]+)</a>', (out / "index.html").read_text()))
     for (metric, _, _), cell in found.cells.items():
-        assert table_formats.number(cell.mean, metric) in {text.replace("best", "") for text in shown}
+        assert table_formats.number(cell.mean, metric) in shown
     assert (out / "table.md").read_text() == table_formats.markdown([found])
     assert (out / "table.csv").read_text() == table_formats.as_csv([found])
 
@@ -103,7 +99,7 @@ def test_every_address_is_relative_and_there(exported: tuple[Board, Path]) -> No
         for address in Page(file.read_text()).addresses:
             name = address.partition("#")[0]
             assert name == "" or name == "data:," or (out / name).is_file(), (file.name, address)
-    assert {p.name for p in out.glob("*.html")} >= {f"{name}.html" for name, _, _ in site.PAGES}
+    assert {p.name for p in out.glob("*.html")} >= {f"{name}.html" for name, _ in site.NAVIGATION}
 
 
 def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -> None:
@@ -111,12 +107,12 @@ def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -
     for file in out.glob("*.html"):
         page = Page(file.read_text())
         own = [attrs for tag, attrs in page.tags if tag == "script"]
-        ours = ("plotly.min.js", "figure.js", "site.js")
+        ours = ("plotly.min.js", "figure.js", "board.js")
         assert all(a.get("src") in ours or a.get("type") == "application/json" for a in own)
         assert not [tag for tag, _ in page.tags if tag == "img"]
         assert not [key for _, attrs in page.tags for key in attrs if key.startswith("on")], file.name
     assert "&lt;img src=x" in (out / "index.html").read_text()
-    assert "results_broken.json" in (out / "problems.html").read_text()
+    assert "results_broken.json" in (out / "submit.html").read_text()
 
 
 def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
@@ -124,68 +120,27 @@ def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
     text = (out / "calibration.html").read_text()
     found = figures(text)
     assert len(found) == 4 and all(figure["data"] and "layout" in figure for figure in found.values())
-    assert "plotly.min.js" in text and "plotly.min.js" not in (out / "index.html").read_text()
+    assert "plotly.min.js" in text and "plotly.min.js" not in (out / "papers.html").read_text()
 
 
-def test_the_uncertainty_page_tells_shifted_data_apart_as_the_app_does(tmp_path: Path) -> None:
+def test_every_data_set_and_figure_has_its_section(tmp_path: Path) -> None:
     home, *away = near = ["openbookqa_uq", "arc_easy_uq", "mmlu_college_physics_uq"]
     for k, (method, seed, task) in enumerate(itertools.product(("MLE", "BLoB", "MAP"), (0, 1), near)):
         result(tmp_path, method, seed, task=task, trained_on=home, numbers=k)
-    board = build([tmp_path])
-    text = dict(site.pages(board))["uncertainty.html"]
-    [group], drawn, rows = picks.groups(board.sources()), figures(text), Page(text).rows
-    methods = ["MLE", "BLoB", "MAP"]  # the order of the page: those that are drawn first
-    runs = {data: [(row, group.run(data, row, "0")) for row in methods] for data in near}
-    answers = {
-        data: [curves.answers(board.record(run.run_id), row) for row, run in told if run] for data, told in runs.items()
-    }
-    found = {score: curves.detections(answers, home, score) for score in curves.SCORES}
-    for each in found.values():
-        assert len(each) == 3 and all(row in rows for row in curve_rows.detection_rows(each)[1])
-    shown = drawn["detection-0-0"]["data"]
-    assert {trace["name"]: (trace["y"], trace["x"]) for trace in shown} == {
-        row: (away, [100 * value for value in values.values()]) for row, values in found["entropy"].items()
-    }
-    assert [trace["visible"] for trace in shown] == [True, True, "legendonly"]
-    for metric in site_figures.CURVES:
-        over, scale = group.over_seeds(methods, metric, None, near), METRICS[metric].scale
-        lines = {trace["name"]: trace["y"] for trace in drawn[f"shift-{metric}-0-0"]["data"]}
-        assert lines == {row: [scale * mean for mean, _ in values.values()] for row, values in over.items()}
-        assert all(row in rows for row in curve_rows.shift_rows(over, metric)[1])
-    assert all(row in rows for row in curve_rows.part_rows(answers[home])[1])
-    assert site_figures.NO_SHIFT not in text and sum("detection" in name for name in drawn) == 1
-
-
-def test_without_shifted_data_a_line_says_so(tmp_path: Path) -> None:
-    result(tmp_path, "MLE")
-    result(tmp_path, "BLoB", 1, task="boolq_uq")
     text = dict(site.pages(build([tmp_path])))["uncertainty.html"]
-    assert text.count(site_figures.NO_SHIFT) == 1
-    assert {name.partition("-")[0] for name in figures(text)} == {"risk", "parts"}
-
-
-def test_a_page_says_whose_answers_it_shows_and_how_many_are_left_out(tmp_path: Path) -> None:
-    methods = ["MLE", "BLoB", "MAP", *(f"New{k}" for k in range(site_figures.MOST_ROWS))]
-    for k, method in enumerate(methods):
-        result(tmp_path, method, 7, numbers=k)
-    result(tmp_path, "Other", 8)
-    made = dict(site.pages(build([tmp_path])))
-    text = made["uncertainty.html"]
-    assert "Training seed 7, all draws of each run. Drawn: MLE, BLoB." in text and "legend: MAP, New0, " in text
-    assert "Not here: 4 more" in text  # three beyond the limit, and one of another seed
-    risk = figures(text)["risk-0-0"]["data"]
-    assert len(risk) == site_figures.MOST_ROWS
-    on = [trace["name"].split(" ")[0] for trace in risk if trace["visible"] is True]
-    assert on == ["MLE", "BLoB"] and {trace["visible"] for trace in risk[2:]} == {"legendonly"}
-    rows = [row[0] for row in Page(made["calibration.html"]).rows[1:]]
-    assert rows[:3] == ["MLE", "BLoB", "MAP"] and len(rows) == site_figures.MOST_ROWS and "Other" not in rows
+    headings = re.findall(r'<h2 class="heading">(.*?)</h2>', text)
+    for name in ("Risk and coverage", "Epistemic and aleatoric"):
+        assert [f"{name} · {data}" in headings for data in near] == [True] * 3
+    assert "Shift detection" in headings or f"Shift detection · {home}" in headings
+    shown = next(f["data"] for f in figures(text).values() if "AUROC" in str(f["layout"].get("xaxis", {}).get("title")))
+    assert {trace["name"] for trace in shown} == {"MLE", "BLoB"} and shown[0]["y"] == away
 
 
 def test_a_figure_without_data_is_its_sentence(tmp_path: Path) -> None:
     result(tmp_path, "MLE", draws=1, finite=1)
     made = dict(site.pages(build([tmp_path])))
     assert "None of these has several draws." in made["draws.html"] and not figures(made["draws.html"])
-    assert "nothing can be told apart.</p>" in made["uncertainty.html"] and not figures(made["cost.html"])
+    assert "parts" not in made["uncertainty.html"] and not figures(made["cost.html"])
 
 
 def test_no_folder_of_this_machine_is_in_the_site(exported: tuple[Board, Path]) -> None:
@@ -200,9 +155,9 @@ def test_what_is_said_of_files_names_no_folder_and_methods_share_no_page(tmp_pat
     for k, method in enumerate(("BLOB", "blob", "New", "new", "New!")):
         result(tmp_path, method, numbers=10 + k)
     board = build([tmp_path])
-    said = [*table.build(board.sources())[0].notes, *board.problems["reason"]]
+    said = [*table.build(board.runs)[0].notes, *(each.reason for each in board.problems)]
     assert sum(str(tmp_path) in text for text in said) == 2
-    made = site.pages(board)
+    made = list(site.pages(board))
     assert not [name for name, content in made if str(tmp_path) in content]
     names = [name.lower() for name, _ in made]
     assert len(set(names)) == len(names) and "method-blob.html" in names
@@ -211,10 +166,10 @@ def test_what_is_said_of_files_names_no_folder_and_methods_share_no_page(tmp_pat
 
 def test_published_results_have_their_values_against_n(tmp_path: Path) -> None:
     result(tmp_path, "BLoB")
-    publish.create([tmp_path], tmp_path / "published.parquet", budget=0)
+    publish.create([tmp_path], tmp_path / "published.parquet", 0)
     made = dict(site.pages(build([tmp_path / "published.parquet"])))
     (shown,) = figures(made["draws.html"]).values()
-    assert len(shown["data"]) == len(site_figures.CURVES)  # a line with the mean, and no band
+    assert len(shown["data"]) == 3  # a line of each metric with the mean, and no band
 
 
 def test_an_id_of_a_published_file_cannot_lead_out_of_the_folder(
@@ -236,7 +191,7 @@ def test_only_our_own_old_pages_go(exported: tuple[Board, Path], tmp_path: Path)
     site.export(board, out)
     assert theirs.is_file() and not ours.exists()
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "site.js").write_text("console.log(1)")
+    (tmp_path / "other" / "index.html").write_text("<title>mine</title>")
     with pytest.raises(InputError, match="not empty"):
         site.export(board, tmp_path / "other")
 
@@ -274,12 +229,12 @@ def test_commands_are_quoted_so_that_pasting_them_runs_nothing_else(
     exported: tuple[Board, Path], tmp_path: Path
 ) -> None:
     board, _ = exported
-    hostile = board.run(str(board.runs[board.runs["method"] == HOSTILE]["run_id"].iloc[0]))
+    hostile = board.select(method=HOSTILE)[0]
     evil = "x'; touch pwned; '$(touch pwned)`touch pwned`"
-    record = json.loads(hostile["record"])
+    record = about.record_of(hostile)
     record["method"]["name"], record["run"]["lr"], record["run"]["a b"] = evil, "END\ntouch pwned", evil
     record["source"] = {"method": {"name": evil}, "run": {"seed": evil}}
-    script = "\n".join(about.reproduce({**hostile, "record": json.dumps(record), "task": evil, "seed": None}))
+    script = "\n".join(about.reproduce(replace(hostile, adapter_record=flatten(record, 10**4), task=evil, seed=None)))
     shim = tmp_path / "uqharness"
     shim.write_text("#!/bin/sh\n")
     shim.chmod(0o755)
@@ -297,7 +252,7 @@ def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path
     path.write_text(json.dumps({**json.loads(path.read_text()), "system_instruction": "Be brief."}))
     result(tmp_path, "MLE", draws=1, finite=1)
     board = build([tmp_path])
-    blob, mle = (board.run(str(board.runs[board.runs["method"] == m]["run_id"].iloc[0])) for m in ("BLoB", "MLE"))
+    blob, mle = (board.select(method=m)[0] for m in ("BLoB", "MLE"))
     command = shlex.split(about.reproduce(blob)[-2])
     flags = dict(zip(command[3::2], command[4::2], strict=False))
     assert flags["--model_args"] == "samples=4" and flags["--num_fewshot"] == "5" and flags["--seed"] == "0,1234,1234,7"
@@ -307,7 +262,7 @@ def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path
         "--system_instruction",
         "Be brief.",
     ]
-    published = {**blob, "file": "gone.parquet", "flags": '["trimmed"]'}
+    published = replace(blob, file="gone.parquet", remarks={"trimmed": "trimmed"})
     gone = shlex.split(about.reproduce(published)[-2])
     assert gone[gone.index("--limit") + 1] == "40" and "--limit" not in command
     assert "samples=4" in gone and "INSTRUCTION" in gone
@@ -328,7 +283,7 @@ def test_commands_never_repeat_what_loads_or_runs_a_strangers_code(plain: bool, 
     data["config"]["model_args"] = ",".join(f"{k}={v}" for k, v in given.items()) if as_text else given
     path.write_text(json.dumps(data))
     board = build([tmp_path])
-    shown = board.run(str(board.runs["run_id"].iloc[0]))
+    shown = board.runs[0]
     commands = "\n".join(about.reproduce(shown))
     assert "trust_remote_code" not in commands and "stranger" not in commands and "samples=4" in commands
     assert ("--model_args pretrained=MODEL,samples=4" in commands) == plain
@@ -336,21 +291,22 @@ def test_commands_never_repeat_what_loads_or_runs_a_strangers_code(plain: bool, 
     text = about.withheld_text(shown)
     assert "trust_remote_code = True" in text and "base_url = http://stranger.example/" in text
     assert ("pretrained = stranger/model" if plain else "base = stranger/model") in text
-    page = site_runs.run_page(board, shown["run_id"], "")[1]
+    page = dict(site.pages(board))[f"run-{shown.run_id}.html"]
     assert "check it before you use it" in page
 
 
 def test_a_run_lists_its_metrics_with_intervals_and_its_warnings(exported: tuple[Board, Path]) -> None:
     board, _ = exported
-    run = board.run(str(board.runs[board.runs["method"] == "BLoB"]["run_id"].iloc[0]))
-    header, rows = run_view.numbers(board, run, board.record(run["run_id"]))
+    run = board.select(method="BLoB")[0]
+    header, rows = run_view.numbers(run, board.record(run.run_id))
     assert header == ["Metric", "N = 4", "95 % interval", "N = 0", "N = 1", "N = 2", "N = 3"]
     nll = next(row for row in rows if row[0].startswith("NLL"))
     low, high = (float(part) for part in nll[2].split(" … "))
     assert low < float(nll[1]) < high
-    assert "evaluated" not in dict(run_view.facts({**run, "date": 1e300}))  # a file can say any number
-    assert dict(run_view.facts(run))["evaluated"] == "1970-01-01"
-    assert run_view.warnings({**run, "flags": '["leaked"]'}, board.problems)[0].endswith("not ranked")
+    assert "evaluated" not in dict(run_view.facts(replace(run, date=1e300), ""))  # a file can say any number
+    assert dict(run_view.facts(run, ""))["evaluated"] == "1970-01-01"
+    leaked = replace(run, remarks={"leaked": REMARKS["leaked"]})
+    assert run_view.warnings(leaked, board.problems)[0].endswith("not ranked")
 
 
 def test_what_papers_report_of_a_method_is_as_printed(exported: tuple[Board, Path]) -> None:

@@ -25,7 +25,8 @@ from uqharness.adapters.mle import MLE
 from uqharness.adapters.swag import SWAG
 from uqharness.adapters.tfb import TFB
 from uqharness.cli import main
-from uqharness.leaderboard import aggregate, run_view, table, table_formats
+from uqharness.leaderboard import run_view, table, table_formats
+from uqharness.leaderboard.board import build
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.results.runs import read_runs
@@ -209,13 +210,13 @@ def test_the_board_says_it(tmp_path: Path) -> None:
     data["config"]["uqharness"]["record"]["activity"] = {"inert": True}
     file.write_text(json.dumps(data))
     result(tmp_path, "MLE")
-    board = aggregate.build([tmp_path])
-    (found,) = table.build(board.sources(), ["acc"])
+    board = build([tmp_path])
+    (found,) = table.build(board.runs, ["acc"])
     assert [note for note in found.notes if "inert" in note] == [
         "BLoB is an inert posterior: its draws do not move the answers, any N is N = 0"
     ]
     assert "inert posterior" in table_formats.markdown([found])
-    said = [run_view.warnings(run, board.problems) for run in board.runs.to_dict("records")]
+    said = [run_view.warnings(run, board.problems) for run in board.runs]
     assert sum(any("inert posterior" in line for line in lines) for lines in said) == 1
     (plain,) = table.build(read_runs([tmp_path]), ["acc"])
     assert plain.notes == found.notes

@@ -14,10 +14,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    from uqharness.leaderboard import aggregate, site
+    from uqharness.leaderboard import board, site
 
     out = writable(args.out, str(args.out))
-    written = site.export(aggregate.build(args.results), out)
+    written = site.export(board.build(args.results), out)
     size = sum(path.stat().st_size for path in written) / 2**20
     print(f"{len(written)} files, {size:.1f} MiB: open {out / 'index.html'}")
     return 0

@@ -12,8 +12,7 @@ from made_results import record
 
 from uqharness.leaderboard import charts, curve_rows, curves, export
 from uqharness.leaderboard.draw_curves import draw_curves
-from uqharness.leaderboard.export import Shown
-from uqharness.leaderboard.grids import Grid
+from uqharness.leaderboard.page import Grid
 from uqharness.leaderboard.table_formats import number
 from uqharness.metrics.registry import METRICS, mutual_information, reliability_bins
 
@@ -22,7 +21,7 @@ GRIDS = [Grid(["Method", "Gap", "Words"], ROWS, "One, [a](b)"), Grid(["Method", 
 
 
 def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
-    told = list(csv.DictReader(io.StringIO(export.text("CSV", Shown("all", grids=GRIDS), "http://x/?a=1"))))
+    told = list(csv.DictReader(io.StringIO(export.text("CSV", "all", GRIDS, "http://x/?a=1"))))
     assert [row["table"] for row in told] == ["One, [a](b)"] * 2 + ["Other"]
     assert [(row["Method"], row["Gap"], row["N"]) for row in told] == [
         ("BLoB", "-0.5", ""),
@@ -35,7 +34,7 @@ def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
 def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_as_they_come() -> None:
     long = "x" * (csv.field_size_limit() + 1)
     rows = [["NLL", "1", "2", "3", "a\rb"], ["=cmd|x", "-4\r", "5", "6", "\n=1"], ["ACC", "7", "8", "9", long]]
-    text = export.text("CSV", Shown("all", grids=[Grid(["", "=1+1", "table", "", "Words"], rows, "One")]), "?a=1")
+    text = export.text("CSV", "all", [Grid(["", "=1+1", "table", "", "Words"], rows, "One")], "?a=1")
     header, *told = csv.reader(io.StringIO(text.replace(long, "long")))
     assert header == ["table", "", "'=1+1", "table", "", "Words", "link"]
     assert told == [
@@ -46,13 +45,13 @@ def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_a
 
 
 def test_json_has_caption_link_and_all_texts() -> None:
-    told = json.loads(export.text("JSON", Shown("all", grids=GRIDS), "http://x/"))
+    told = json.loads(export.text("JSON", "all", GRIDS, "http://x/"))
     assert (told["caption"], told["link"]) == ("all", "http://x/")
     assert told["grids"][0]["rows"] == [["BLoB", "-0.5", "a | b"], ROWS[1]]
 
 
 def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None:
-    md, tex = (export.text(kind, Shown("all", grids=GRIDS), "http://x/") for kind in ("Markdown", "LaTeX"))
+    md, tex = (export.text(kind, "all", GRIDS, "http://x/") for kind in ("Markdown", "LaTeX"))
     assert md.startswith("all\n\n<http://x/>\n") and r"| BLoB | -0.5 | a \| b |" in md and "<b>" not in md
     assert len([line for line in md.splitlines() if line.startswith("|")]) == 2 + 2 + 2 + 1
     assert tex.startswith("% all\n% http://x/\n") and tex.count(r"\toprule") == 2
@@ -62,15 +61,13 @@ def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None
 
 
 def test_a_name_at_the_start_of_a_row_says_nothing_about_the_end_of_the_row_before() -> None:
-    tex = export.text(
-        "LaTeX", Shown("all", grids=[Grid(["Method"], [["MLE"], ["[1cm] x"], ["*"]], "One")]), "http://x/"
-    )
+    tex = export.text("LaTeX", "all", [Grid(["Method"], [["MLE"], ["[1cm] x"], ["*"]], "One")], "http://x/")
     assert "MLE \\\\\n{[}1cm] x \\\\\n{*} \\\\\n" in tex
 
 
 def test_a_backslash_in_a_name_does_not_undo_what_keeps_it_from_being_a_link_or_a_cell() -> None:
     name = r"a\[x](http://e) \| b"
-    md = export.text("Markdown", Shown(name, grids=[Grid(["Method"], [[name]], name)]), "http://x/")
+    md = export.text("Markdown", name, [Grid(["Method"], [[name]], name)], "http://x/")
     escaped = r"a\\\[x](http://e) \\"
     assert md.count(escaped) == md.count("](") == 3 and f"| {escaped}\\| b |" in md
 

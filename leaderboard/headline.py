@@ -1,0 +1,147 @@
+"""The numbers of the landing page's figure: how far every method is from MLE in NLL and ECE. Pure.
+
+A difference is that of the printed numbers; its 95 % interval is that of the paired tests, over questions and seeds
+(for ECE: of the bootstrap that its comparison uses).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+
+from uqharness.leaderboard import ranking
+from uqharness.leaderboard.results import Results
+from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.table_formats import number
+from uqharness.loose_json import value_of
+from uqharness.metrics.registry import METRICS, Floats
+from uqharness.results.runs import RunSummary
+
+PANELS = ("nll", "ece")
+SELECTION = ("select", "select_split", "eval_every")  # what tells MLE with early stopping from MLE
+EARLY = "MLE, stopped early"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method: difference from MLE, and half its interval, at all draws and (None: no such row) at N = 0."""
+
+    name: str
+    draws: int
+    full: Mapping[str, tuple[float, float]]  # metric -> (difference, half)
+    mean: Mapping[str, tuple[float, float]] | None
+    floor: float  # what a calibrated model with these confidences would show, less MLE's ECE
+
+
+@dataclass(frozen=True)
+class Points:
+    rows: Sequence[Row]  # lowest NLL first
+    items: int
+    seeds: Sequence[int]
+
+
+def points(results: Results, table: Table, j: int) -> Points:
+    """The rows of a table on one data set that may be ranked, and MLE with early stopping where there is one."""
+    metric = table.metrics[0]
+    cells = {i: c for (m, i, k), c in table.cells.items() if m == metric and k == j}
+    methods = {table.rows[i]: c.runs for i, c in cells.items() if not (c.leaked or c.suspect or _bound(results, c))}
+    plain = next((row for row in methods if row[0].split(" (")[0] == "MLE"), None)
+    if plain is None:
+        return Points([], 0, [])
+    home = [results.run(run) for run in methods[plain]]
+    if early := _early(results, home[0]):
+        methods[EARLY, early[0].draws] = tuple(source.run_id for source in early)
+    answers: dict[tuple[str, int], list[Floats]] = {}
+    gold = np.zeros(0)
+    for (name, draws), runs in methods.items():
+        for n in (draws, 0):
+            sources = [results.run(run) for run in runs]
+            if n or (draws > 1 and all(s.has_mean and s.combine != "given" and not s.mean_is_member for s in sources)):
+                told = results.runs_of(runs, n)
+                if told and (not len(gold) or all(np.array_equal(own, gold) for _, own in told)):
+                    gold, answers[name, n] = told[0][1], [probs for probs, _ in told]
+    if (plain[0], plain[1]) not in answers:
+        return Points([], 0, [])
+    keys = list(answers)
+    found = {metric: _differences(metric, answers, keys.index(plain), gold) for metric in PANELS}
+    base = _mean("ece", answers[plain], gold)
+    rows = [
+        Row(
+            name,
+            draws,
+            {metric: of[name, draws] for metric, of in found.items()},
+            {metric: of[name, 0] for metric, of in found.items()} if draws and (name, 0) in answers else None,
+            _mean("ece_floor", answers[name, draws], gold) - base,
+        )
+        for name, draws in keys
+        if draws
+    ]
+    seeds = sorted({len(runs) for name, runs in methods.items() if name[1]})
+    return Points(sorted(rows, key=lambda row: row.full["nll"][0]), len(gold), seeds)
+
+
+def _mean(metric: str, runs: Sequence[Floats], gold: np.ndarray) -> float:
+    """The printed number: the mean over seeds."""
+    return fmean([float(METRICS[metric](probs, gold)) for probs in runs])
+
+
+def _bound(results: Results, cell: Cell) -> bool:
+    """An oracle: it would squeeze all methods into a corner."""
+    return any(results.run(run).training == "oracle" for run in cell.runs)
+
+
+def _differences(
+    metric: str, answers: Mapping[Any, Sequence[Floats]], plain: int, gold: np.ndarray
+) -> dict[Any, tuple[float, float]]:
+    tests = ranking.compare(metric, {str(key): runs for key, runs in answers.items()}, gold)
+    values = [_mean(metric, runs, gold) for runs in answers.values()]
+    return {key: (values[k] - values[plain], float(tests.half[k, plain])) for k, key in enumerate(answers)}
+
+
+def _early(results: Results, plain: RunSummary) -> list[RunSummary]:
+    """MLE of the same recipe but for the choice of its step."""
+
+    def rest(run: RunSummary) -> dict[str, str]:
+        return {key: text for key, text in run.recipe.items() if key not in SELECTION}
+
+    def chosen(run: RunSummary) -> str:
+        return str(value_of(run.recipe.get("select", "last")))
+
+    asked = (plain.method, plain.column, plain.protocol_hash)
+    same = [r for r in results.runs if (r.method, r.column, r.protocol_hash) == asked and rest(r) == rest(plain)]
+    alike = [run for run in same if chosen(run) != chosen(plain)]
+    return [run for run in alike if run.recipe_hash == alike[0].recipe_hash]
+
+
+def caption(results: Results, table: Table, j: int, shown: Points) -> str:
+    column = table.columns[j]
+    runs = [run for (_, _, k), cell in table.cells.items() if k == j for run in cell.runs]
+    bases = dict.fromkeys(results.run(run).base for run in runs if results.run(run).recipe_hash)
+    seeds = "–".join(map(str, dict.fromkeys((shown.seeds[0], shown.seeds[-1]))))
+    return (
+        f"{', '.join(bases)}, {column.task}, {shown.items:,} test questions, {seeds} training seeds; rows by NLL. "
+        "Filled: all draws averaged; hollow: N = 0, the posterior's mean. Bars: 95 % over seeds and questions, paired "
+        "with MLE (the zero line). Small vertical mark: the ECE that sampling alone would give this method."
+    )
+
+
+def as_rows(shown: Points) -> tuple[list[str], list[list[str]]]:
+    header = ["Method", "N"]
+    for metric in PANELS:
+        header += [f"Δ{METRICS[metric].label}", "95 % interval"]
+    rows = []
+    for row in shown.rows:
+        for n, told in ((row.draws, row.full), (0, row.mean)):
+            if told is not None:
+                parts = [_signed(*told[metric], metric) for metric in PANELS]
+                rows.append([row.name, str(n), *(text for pair in parts for text in pair)])
+    return header, rows
+
+
+def _signed(value: float, half: float, metric: str) -> tuple[str, str]:
+    low, high = number(value - half, metric), number(value + half, metric)
+    return ("+" if value > 0 else "") + number(value, metric), f"{low} … {high}"

@@ -1,0 +1,314 @@
+"""The landing page, and the tables of the papers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import isnan
+from typing import Any
+
+from uqharness.leaderboard import charts, costs, headline, reported_table
+from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
+from uqharness.leaderboard.ranking import Tests, ranks_of
+from uqharness.leaderboard.results import Results
+from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.table_formats import number, shown_draws, titled
+from uqharness.loose_json import value_of
+from uqharness.metrics.registry import METRICS
+from uqharness.results.runs import RunSummary
+
+PURPOSE = (
+    "Does a fine-tuned language model know when it is wrong? Bayesian LoRA methods compared on the same questions, "
+    "recipe and averaging rule, with intervals."
+)
+SHOWN = ("nll", "ece", "acc", "brier", "auroc", "aurc")  # metrics with a switch of their own
+ALL = "all"
+FILTERS = {
+    "base": "Base model",
+    "shift": "Shift",
+    "method": "Method",
+    "trained_on": "Trained on",
+    "protocol": "Protocol",
+    "origin": "Source",
+}
+SHIFTS = ("id", "small", "large")
+MOST_RANKED = 300  # runs of a table: ranks need the answers of each
+PER_PAGE, ROWS = 6, (25, 100, 500)  # tables of a page, rows of a table
+SYNTHETIC = (
+    "Synthetic: a tiny language model asked about an embedded world whose true answers are known. It shows that the "
+    "methods and this page work; it says nothing about a language model of any real size."
+)
+MEASURED = (
+    "Mean ± standard deviation over training seeds, or the 95 % interval over questions where there is one seed. "
+    "Ranks are ranges that paired tests leave, corrected within a column and not between columns; shaded: top tier, "
+    "nothing is significantly better. Bold: best printed number, underlined: second. A number leads to its questions."
+)
+EFFORT = ("Labels seen", "LoRAs trained")
+CHANGE = (
+    "What would change my mind: how many questions, or training seeds of each, would separate the best from its tier "
+    "if the true difference is the shown one"
+)
+AS_PRINTED = "Other prompts, budgets and bases than here: neither averaged nor ranked with what was measured."
+
+
+def landing(view: View) -> Page:
+    results = view.results
+    metric = view.one("metric", "Metric", (*SHOWN, ALL), kind="segments", labels=_labels(), main=True)
+    metrics = list(SHOWN) if metric == ALL else [metric]
+    runs = _selected(view)
+    samples = _draws(view)
+    mixed = view.switch("recipes", "Recipes together", help="one table for adapters trained by different recipes")
+    metrics += ["brier"] * (metric == "nll")
+    tables = results.tables(runs, metrics, samples, mixed)
+    tables = sorted(tables, key=_synthetic)  # measured real models first
+    most = view.one("rows", "Rows of a table", ROWS) if any(len(t.rows) > ROWS[0] for t in tables) else ROWS[0]
+    pages = -(-len(tables) // PER_PAGE)
+    page = view.number("page", f"Tables, page of {pages}", pages) if pages > 1 else 1
+    shown = tables[PER_PAGE * (page - 1) : PER_PAGE * page]
+    blocks: list[Block] = []
+    for number_of, table in enumerate(shown):
+        k = PER_PAGE * (page - 1) + number_of
+        fake = _synthetic(table)
+        if fake and not any(_synthetic(before) for before in shown[:number_of]):
+            blocks += [Text("Synthetic world", "heading"), Text(SYNTHETIC)]
+        if number_of == 0 or (fake and not _synthetic(shown[number_of - 1])):
+            blocks += _headline(view, table, fake)
+        name = f"Table {k + 1} of {len(tables)}, " if len(tables) > 1 else ""
+        blocks += _flat(view, table, name) if metric == ALL else measured(view, table, metric, name, most)
+    if not runs:
+        blocks.append(
+            Text(
+                "No measured run passes these filters." if len(results.runs) else "No measured results were given.",
+                "info",
+            )
+        )
+    if not any(not _synthetic(table) for table in tables):  # nothing real was measured: the papers lead
+        blocks = [Text("What the papers report", "heading"), *_first_paper(view, metric), *blocks]
+    return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *blocks])
+
+
+def papers(view: View) -> Page:
+    reported = view.results.board.reported
+    name = view.one("paper", "Table of a paper", reported_table.names(reported), main=True)
+    metric = view.one("metric", "Metric", (ALL, *reported_table.PRINTED), kind="segments", labels=_labels(), main=True)
+    printed = reported_table.corrected(name) and view.switch(
+        "printed", "As printed", help="without the corrections that the authors gave later", main=True
+    )
+    block = reported_table.build(reported, name, reported_table.PRINTED if metric == ALL else [metric], printed)
+    caption = (
+        f"{name}, {'as printed' if printed or not reported_table.corrected(name) else 'as corrected by its authors'}"
+    )
+    blocks = [
+        replace(block, caption=f"{caption}. Numbers in superscript are notes below."),
+        Text(AS_PRINTED, "caption"),
+    ]
+    return view.page(
+        "Reported in papers", "What the papers of the methods print, with ± and every note on a cell.", blocks
+    )
+
+
+def measured(view: View, table: Table, metric: str, name: str, most: int | None = None) -> list[Block]:
+    """One metric of a table, best first, with ranks, what they let one conclude, and what would change it."""
+    results = view.results
+    table = ordered(table, metric)
+    one = replace(table, metrics=[metric], cells={k: c for k, c in table.cells.items() if k[0] == metric})
+    runs = {run for cell in one.cells.values() for run in cell.runs}
+    few = len(runs) <= MOST_RANKED
+    tests = results.tests(one, metric, known_only=not view.patient) if few else {}
+    intervals = results.intervals(one, metric) if few and tests is not None else {}
+    if tests is None:
+        view.later.append(lambda: (results.tests(one, metric), results.intervals(one, metric)))
+    lines = [line for line in table.notes]
+    if not few:
+        lines.insert(0, f"Ranks are tested for up to {MOST_RANKED} runs; this table has {len(runs)}: filter it.")
+    if most and len(one.rows) > most:
+        lines.insert(0, f"The best {most} of {len(one.rows)} rows are shown: export has all.")
+    beside = {}
+    if metric == "nll":
+        beside = {(i, j): f"Brier {number(c.mean, 'brier')}" for (m, i, j), c in table.cells.items() if m == "brier"}
+    block = Methods(
+        replace(one, notes=lines),
+        f"{name}{METRICS[metric].label}{_base_of(results, one)}. {MEASURED}",
+        ranks={metric: ranks_of(tests)} if tests else {},
+        pending=tests is None,
+        extra=_effort(results, one),
+        beside=beside,
+        intervals=intervals,
+        link=lambda cell: view.link("items", run=cell.runs[0]),
+        most=most,
+    )
+    told = conclusion(one, metric, tests or {})
+    return [*[Text(told)] * bool(told), block, *_change_of_mind(one, metric, tests or {})]
+
+
+def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> str:
+    """What can be concluded; data sets of which the same can be said are named together."""
+    label, lines = METRICS[metric].label, dict[str, list[str]]()
+    for j, found in tests.items():
+        known = METRICS[found.metric]
+        top = [table.rows[int(name)][0] for name, rank in found.ranks().items() if rank.top]
+        least = f"{found.smallest * known.scale:.{known.decimals}f}"
+        if len(top) == len(found.names):
+            text = f"no method can be told from the others by {label}"
+        else:
+            text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(found.names)})"
+        lines.setdefault(f"{text}; differences from {least} on could be seen", []).append(table.columns[j].task)
+    return " ".join(f"{', '.join(data)}: {text}." for text, data in lines.items())
+
+
+def ordered(table: Table, metric: str) -> Table:
+    """Rows by the printed number on the first data set, best first; what has no number is last."""
+    sign = -1.0 if METRICS[metric].higher_is_better else 1.0
+
+    def key(i: int) -> tuple[bool, float]:
+        cell = table.cells.get((metric, i, 0))
+        value = float("nan") if cell is None else cell.mean
+        return isnan(value), sign * value
+
+    order = sorted(range(len(table.rows)), key=key)
+    place = {old: new for new, old in enumerate(order)}
+    cells = {(m, place[i], j): cell for (m, i, j), cell in table.cells.items()}
+    cells = dict(sorted(cells.items(), key=lambda item: (table.metrics.index(item[0][0]), *item[0][1:])))
+    auto = {place[i]: taken for i, taken in table.auto.items()}
+    return replace(table, rows=[table.rows[i] for i in order], cells=cells, auto=auto)
+
+
+def _change_of_mind(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[Block]:
+    """For the best of each column and every method of its top tier: what would separate them."""
+    rows = []
+    for j, found in tests.items():
+        known, names = METRICS[found.metric], found.names
+        best = min(range(len(names)), key=lambda k: -found.values[k] if known.higher_is_better else found.values[k])
+        for k, (name, rank) in enumerate(found.ranks().items()):
+            if rank.top and k != best:
+                pair = f"{table.rows[int(names[best])][0]} and {table.rows[int(name)][0]}"
+                difference = f"{abs(found.difference[best, k]) * known.scale:.{known.decimals}f}"
+                items, seeds = found.items_needed(names[best], name), found.seeds_needed(names[best], name)
+                told = [f"{float(f'{items:.2g}'):,.0f}" if items else "no number", str(seeds) if seeds else "no number"]
+                rows.append([table.columns[j].name, pair, difference, *told])
+    header = ["Data set", "Pair that is not separated", "Shown difference", "Questions that would", "Seeds that would"]
+    return [Grid(header, rows, CHANGE, "words", folded=True)] if rows else []
+
+
+def _headline(view: View, table: Table, fake: bool) -> list[Block]:
+    if not table.columns:
+        return []
+    names = [column.name for column in table.columns]
+    control = "figure_s" if fake else "figure"
+    data = view.one(control, "Data set of the figure" + " (synthetic)" * fake, names) if len(names) > 1 else names[0]
+    runs = tuple(run for cell in table.cells.values() for run in cell.runs)
+    key = ("headline", data, tuple(table.rows), runs)
+    points = view.results.kept(key, lambda: headline.points(view.results, table, names.index(data)))
+    if len(points.rows) < 2:
+        return []
+    caption = headline.caption(view.results, table, names.index(data), points)
+    label = "Synthetic world: " * fake + f"difference from MLE on {data}"
+    return [
+        Text(f"{label}: NLL and ECE, lower is better", "caption"),
+        Figure(charts.headline(points), f"headline{'-synthetic' * fake}", label),
+        Text(caption, "caption"),
+        Grid(*headline.as_rows(points), f"{label}, the figure as a table", folded=True),
+    ]
+
+
+def _first_paper(view: View, metric: str) -> list[Block]:
+    reported = view.results.board.reported
+    name = reported_table.names(reported)[0]
+    shown = metric if metric in reported_table.PRINTED else "nll"
+    block = reported_table.build(reported, name, [shown])
+    return [
+        replace(block, caption=f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED}"),
+        Text("All tables of the papers are on the page Papers.", "caption"),
+    ]
+
+
+def _flat(view: View, table: Table, name: str) -> list[Block]:
+    """One row per method, N and data set, all metrics and costs as columns: to sort and to search."""
+    header = ["Method", "N", "Data set", "Shift", "Trained on", "Seeds", *(METRICS[m].label for m in table.metrics)]
+    header += [*EFFORT, *map(costs.title, costs.COSTS), "Hardware"]
+    rows = []
+    for i, (method, draws) in enumerate(table.rows):
+        for j, column in enumerate(table.columns):
+            cells = [table.cells.get((m, i, j)) for m in table.metrics]
+            if first := next(filter(None, cells), None):
+                runs = [view.results.run(run_id) for run_id in first.runs]
+                used = [(run, draws) for run in runs]
+                about = [column.task, column.shift or "–", column.trained_on or "–", str(len(first.values) or "–")]
+                values = [plain(cell, m) for cell, m in zip(cells, table.metrics, strict=True)]
+                spent = [costs.told(costs.average(used, cost), cost) for cost in costs.COSTS]
+                spent = [*costs.effort(runs), *spent, costs.hardware(used)]
+                rows.append([method, shown_draws(draws, table.auto.get(i)), *about, *values, *spent])
+    notes = [Text(line, "caption") for line in table.notes]
+    return [Grid(header, rows, f"{name}one row per method, N and data set", sortable=True), *notes]
+
+
+def plain(cell: Cell | None, metric: str) -> str:
+    """A cell as plain text, with the marks that keep it from being ranked."""
+    if cell is None:
+        return "–"
+    spread = "" if cell.std is None else f" ± {number(cell.std, metric)}"
+    return f"{number(cell.mean, metric)}{'†' * cell.leaked}{'‡' * cell.suspect}{spread}"
+
+
+def _effort(results: Results, table: Table) -> list[tuple[str, list[str]]]:
+    """Columns beside the methods: equal recipes are not equal information."""
+    runs: dict[int, dict[str, None]] = {i: {} for i in range(len(table.rows))}
+    for (_, i, _), cell in table.cells.items():
+        runs[i] |= dict.fromkeys(cell.runs)
+    told = [costs.effort([results.run(run_id) for run_id in mine]) for mine in runs.values()]
+    return [(title, [texts[k] for texts in told]) for k, title in enumerate(EFFORT)]
+
+
+def _synthetic(table: Table) -> bool:
+    return all(column.task.startswith("toyworld") for column in table.columns)
+
+
+def _base_of(results: Results, table: Table) -> str:
+    runs = [results.run(cell.runs[0]) for cell in table.cells.values()]
+    bases = dict.fromkeys(run.base for run in runs if run.recipe_hash)
+    return f" of {', '.join(bases)}" if bases else ""
+
+
+def _selected(view: View) -> list[str]:
+    """Ids of the runs that the filters leave; an empty filter leaves all."""
+    runs = view.results.runs
+    for name, label in FILTERS.items():
+
+        def of(run: RunSummary, name: str = name) -> str:
+            value = run.protocol.get("name") if name == "protocol" else getattr(run, name)
+            return str(value_of(value)) if value else "unknown"
+
+        there = {of(run) for run in view.results.runs}
+        options = [shift for shift in (*SHIFTS, "unknown") if shift in there] if name == "shift" else sorted(there)
+        if len(options) > 1 and (chosen := view.several(name, label, options)):
+            runs = [run for run in runs if of(run) in chosen]
+    return [run.run_id for run in runs]
+
+
+def _draws(view: View) -> list[int | None]:
+    most = max((run.draws for run in view.results.runs), default=0)
+    options = [ALL, *(str(n) for n in (0, 1, 2, 3, 5, 10, 20, 50, 100) if n <= most)]
+    about = "0: the mean of the posterior; all: as many as a result holds"
+    chosen = view.several("samples", "N, draws averaged", options, (ALL,), help=about)
+    return [None if text == ALL else int(text) for text in chosen] or [None]
+
+
+def _summary(results: Results) -> str:
+    """How much there is, and which results these are."""
+
+    def of(count: int, one: str) -> str:
+        return f"{count:,} {one}{'s' * (count != 1)}"
+
+    runs = results.runs
+    parts = [
+        of(len(runs), "run"),
+        of(len({r.method for r in runs}), "method"),
+        of(len({r.task for r in runs}), "data set"),
+    ]
+    bases = {run.base for run in runs if run.recipe_hash}
+    parts += [of(len(bases), "fine-tuned base model"), f"results {results.board.snapshot}"]
+    return " · ".join(parts)
+
+
+def _labels() -> dict[Any, str]:
+    return {**{name: known.label for name, known in METRICS.items()}, ALL: "All metrics"}

@@ -1,0 +1,92 @@
+"""The view in a link: there and back gives the same; what makes no sense falls back and is said."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from uqharness.leaderboard.board import build
+from uqharness.leaderboard.page import Page, View, as_params
+from uqharness.leaderboard.results import Results
+
+DEFAULTS = {"metric": "nll", "samples": (10,), "ranks": True, "page": 1}
+
+
+@pytest.fixture(scope="module")
+def empty(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return Results(build([tmp_path_factory.mktemp("none")]))
+
+
+def read(results: Results, params: dict[str, list[str]]) -> tuple[dict[str, Any], Page]:
+    view = View(results, params)
+    values = {
+        "metric": view.one("metric", "Metric", ("nll", "brier", "acc")),
+        "samples": view.several("samples", "N", (0, 1, 5, 10), (10,)),
+        "ranks": view.switch("ranks", "Ranks", True),
+        "page": view.number("page", "Page", 9),
+    }
+    return values, view.page("title", "about", [])
+
+
+def values() -> st.SearchStrategy[dict[str, Any]]:
+    return st.fixed_dictionaries(
+        {
+            "metric": st.sampled_from(("nll", "brier", "acc")),
+            "samples": st.lists(st.sampled_from((0, 1, 5, 10)), unique=True).map(tuple),
+            "ranks": st.booleans(),
+            "page": st.integers(1, 9),
+        }
+    )
+
+
+@given(values())
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_there_and_back_is_the_same_view_without_a_note(empty: Results, view: dict[str, Any]) -> None:
+    told, page = read(empty, {name: as_params(value) for name, value in view.items()})
+    assert told == view and page.notes == []
+
+
+def test_without_parameters_every_control_has_its_default(empty: Results) -> None:
+    told, page = read(empty, {})
+    assert told == DEFAULTS and page.notes == []
+    assert {control.name: control.default for control in page.controls} == DEFAULTS
+
+
+@given(st.dictionaries(st.sampled_from([*DEFAULTS, "other"]), st.lists(st.text(), min_size=1)))
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_link_gives_a_view_that_widgets_can_show(empty: Results, params: dict[str, list[str]]) -> None:
+    told, page = read(empty, params)
+    for control in page.controls:
+        assert type(told[control.name]) is type(DEFAULTS[control.name])
+        if control.options:
+            value = told[control.name]
+            assert set(value if isinstance(value, tuple) else (value,)) <= set(control.options)
+    assert ("other" in params) == any("does not know" in note for note in page.notes)
+
+
+def test_what_is_gone_is_named_and_what_is_left_is_used(empty: Results) -> None:
+    told, page = read(empty, {"samples": ["5", "f1"], "metric": ["<script>"], "page": ["-3"], "ranks": ["yes"]})
+    assert told == {**DEFAULTS, "samples": (5,)}
+    assert len(page.notes) == 4 and any("“f1”" in note and "N:" in note for note in page.notes)
+    assert read(empty, {"ranks": ["false"]})[0] == {**DEFAULTS, "ranks": False}
+    told, page = read(empty, {"samples": ["gone"]})
+    assert told["samples"] == (10,) and len(page.notes) == 1
+    assert len(read(empty, {"metric": ["x" * 9999]})[1].notes[0]) < 200
+    assert read(empty, {"page": ["99"]})[0]["page"] == 9  # the last page
+
+
+def test_a_link_made_for_other_results_says_so(empty: Results) -> None:
+    own = empty.board.snapshot
+    assert read(empty, {"snapshot": [own]})[1].notes == []
+    assert "“old”" in read(empty, {"snapshot": ["old"]})[1].notes[0]
+
+
+def test_what_is_computed_is_kept_and_the_oldest_goes_first(empty: Results, tmp_path: Path) -> None:
+    results, made = Results(empty.board), list[int]()
+    for k in [*range(300), 299, 0]:
+        results.kept(("value", k), lambda k=k: made.append(k))
+    assert made == [*range(300), 0] and len(results._kept) <= 256
