@@ -20,6 +20,7 @@ from uqharness.leaderboard.theme import GRID, NEUTRAL, Style, soft, style
 from uqharness.metrics.registry import BINS, METRICS, Floats, aurc, confidence, correct, reliability_bins, risk_curve
 
 Trace = dict[str, Any]
+Axes = dict[str, dict[str, Any]]  # plotly.js's names of axes, and what they are
 ChartData = dict[str, Any]  # {"data": traces, "layout": …}
 CLEAR = "rgba(0, 0, 0, 0)"
 MOST_TRACES = 30  # methods with a trace, and so a line of the legend, of their own
@@ -145,7 +146,7 @@ def _band(x: Any, low: Floats, high: Floats, look: Style, name: str) -> Trace:
 
 def headline(points: Points) -> ChartData:
     """Difference from MLE in NLL and ECE: filled all draws, hollow N = 0, joined; 95 % bars; ECE's floor."""
-    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
+    traces, axes = list[Trace](), Axes()
     names = [plain(row.name) for row in points.rows]
     colours = [style(row.name).colour for row in points.rows]
     for k, metric in enumerate(("nll", "ece"), start=1):
@@ -184,7 +185,7 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
     traces: list[Trace] = [{"type": "scatter", "x": [0, 1], "y": [0, 1], **shape}]
     for k, found in enumerate(shown):
         traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
-    axes: dict[str, dict[str, Any]] = {
+    axes: Axes = {
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
         "yaxis2": {"title": {"text": "gap"}, **ZERO},
         "yaxis3": {"title": {"text": "questions"}},
@@ -223,7 +224,7 @@ def _reliability_of(
 
 def right_and_wrong(shown: Sequence[Answers]) -> ChartData:
     """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
-    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
+    traces, axes = list[Trace](), Axes()
     for row, found in enumerate(shown, start=1):
         at, look = nth(row), style(found.row)
         edges, right, wrong = sure_shares(found)
@@ -267,7 +268,7 @@ def risk_coverage(shown: Sequence[Answers]) -> ChartData:
         name = f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
         hover = "%{y:.1f} % wrong among the surest %{x:.0f} %"
         traces.append(line(found.row, coverage[kept], risk[kept], mode="lines", name=name, hovertemplate=hover))
-    axes = {
+    axes: Axes = {
         "xaxis": {"title": {"text": "coverage, % of the questions answered"}, "range": [0, 100]},
         "yaxis": {"title": {"text": "risk, % wrong"}, "rangemode": "tozero"},
     }
@@ -300,7 +301,7 @@ def decomposed(shown: Sequence[Answers]) -> ChartData:
                 }
             )
     last, first = range((rows - 1) * columns + 1, rows * columns + 1), range(1, rows * columns + 1, columns)
-    axes: dict[str, dict[str, Any]] = {f"yaxis{nth(k)}": {"matches": "y"} for k in range(2, rows * columns + 1)}
+    axes: Axes = {f"yaxis{nth(k)}": {"matches": "y"} for k in range(2, rows * columns + 1)}
     axes |= {f"xaxis{nth(k)}": {"title": {"text": "expected entropy"}} for k in last}
     for k in first:
         axes.setdefault(f"yaxis{nth(k)}", {})["title"] = {"text": "mutual information"}
@@ -322,7 +323,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> ChartDat
     ]
     dashed = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
     chance = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "y domain", "line": dashed}
-    axes = {
+    axes: Axes = {
         "xaxis": {"title": {"text": f"AUROC of {score}, %; 50 is chance"}},
         # a category: else names that look like numbers or dates are
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
@@ -339,7 +340,7 @@ def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metr
         bars = {"array": spread, "visible": any(spread), "width": 3}
         means = [mean * scale for mean, _ in points.values()]
         traces.append(line(row, list(map(plain, points)), means, connectgaps=True, error_y=bars))
-    axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
+    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
     return figure(traces, axes, 440)
 
 
@@ -347,7 +348,7 @@ def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> ChartData:
     """A panel per metric against N; the 5 to 95 % spread is over random choices of N of the draws, N = 0 the mean."""
     if not any(panels):
         return empty("None of these has several draws.")
-    traces, axes = list[Trace](), dict[str, dict[str, Any]]()
+    traces, axes = list[Trace](), Axes()
     for row, curves in enumerate(panels, start=1):
         at = {"xaxis": f"x{nth(row)}", "yaxis": f"y{nth(row)}"}
         traces += [{**each, **at} for curve in curves for each in _draws_of(curve, row == 1)]
@@ -410,5 +411,5 @@ def pareto(points: Sequence[Mapping[str, Any]], x: str, y: str, front: Sequence[
         )
         more = {"marker": ring, "hovertemplate": hover, "showlegend": k < MOST_TRACES, "cliponaxis": False}
         traces.append(line(str(point["row"]), [point[x]], [point[y]], **text, **more))
-    axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
+    axes: Axes = {"xaxis": {"title": {"text": plain(x)}}, "yaxis": {"title": {"text": plain(y)}}}
     return figure(traces, axes, 500)

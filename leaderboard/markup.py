@@ -113,7 +113,8 @@ def _row(block: Methods, metric: str, i: int) -> dict[str, Any]:
 
 def _cell(block: Methods, cell: Cell, metric: str, i: int, j: int) -> dict[str, Any]:
     rank, ends = block.ranks.get(metric, {}).get(j, {}).get(i), block.intervals.get((metric, i, j))
-    spread, small = "" if cell.std is None else f"± {number(cell.std, metric)}", []
+    spread = "" if cell.std is None else f"± {number(cell.std, metric)}"
+    small: list[str] = []
     if ends:
         text = f"{number(ends[0], metric)} … {number(ends[1], metric)}"
         spread, small = (spread, [text]) if spread else (text, [])

@@ -98,7 +98,7 @@ def papers(view: View) -> Page:
     caption = (
         f"{name}, {'as printed' if printed or not reported_table.corrected(name) else 'as corrected by its authors'}"
     )
-    blocks = [
+    blocks: list[Block] = [
         replace(block, caption=f"{caption}. Numbers in superscript are notes below."),
         Text(AS_PRINTED, "caption"),
     ]
