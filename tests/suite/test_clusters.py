@@ -24,7 +24,7 @@ from uqharness.suite.plan import make
 from uqharness.suite.schema import read
 
 ROOT = Path(__file__).parents[2]
-LONG = ("--set", "steps=240", "save_every=20")
+LONG = ("--set", "steps=120", "save_every=20")
 needs_submitit = pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed")
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
 

@@ -159,10 +159,12 @@ def test_adapters_at_several_steps_are_of_one_training(world: Path, whole: Path,
     ).read_bytes()
 
 
-def test_the_base_is_loaded_once_and_its_weights_stay_as_they_are(world: Path, whole: Path, tmp_path: Path) -> None:
+def test_base_and_questions_are_read_once_and_the_weights_stay_as_they_are(
+    world: Path, whole: Path, tmp_path: Path
+) -> None:
     from transformers import AutoModelForCausalLM, PreTrainedModel
 
-    from uqharness.training import base_model
+    from uqharness.training import base_model, data
 
     made = begin(world, tmp_path)
 
@@ -173,12 +175,15 @@ def test_the_base_is_loaded_once_and_its_weights_stay_as_they_are(world: Path, w
             loads.append(args)
             return real(cls, *args, **kwargs)
 
-        base_model._kept = None
+        base_model._kept = data._kept = None
+        reads, read_questions = [], data.read_questions
+        data.read_questions = lambda *args, **kwargs: reads.append(args) or read_questions(*args, **kwargs)
         PreTrainedModel.from_pretrained = classmethod(from_pretrained)  # type: ignore[assignment]
         for name, cell in made.cells.items():
             if cell.spec.get("model") != "hf":  # lm-eval's own model loads by itself
                 cells.work(str(tmp_path), name)
         assert len(loads) == 1, len(loads)
+        assert len(reads) == 1, len(reads)
         (kept,) = base_model._kept.values()  # type: ignore[union-attr]
         fresh = AutoModelForCausalLM.from_pretrained(world / "base").state_dict()
         assert all(torch.equal(value, fresh[name]) for name, value in kept.state_dict().items())

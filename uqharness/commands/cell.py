@@ -1,6 +1,6 @@
 """One cell of a suite: train an adapter or evaluate one, in a folder of its own, through the commands themselves.
 
-A worker keeps the base, the tasks and their tokenised questions from cell to cell (`kept`).
+A worker keeps the base and the tokenised questions from cell to cell (`keep`).
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ def work(out: str, name: str) -> None:
     log.parent.mkdir(parents=True, exist_ok=True)
     with _written_to(log):
         try:
-            with kept():
-                run(store, cell)
+            keep()
+            run(store, cell)
         except Exception as error:
             traceback.print_exc()
             known = error if isinstance(error, UQError) else of_system(error)
@@ -164,17 +164,16 @@ def _device(run: Run) -> str:
 # -------------------------------------------------------------------- what a worker keeps
 
 
-@contextlib.contextmanager
-def kept() -> Iterator[None]:
-    """Within: the base stays loaded from cell to cell; what lm-eval asks of the environment, it asks once."""
+def keep() -> None:
+    """Keep the base and the tokenised questions from cell to cell; what lm-eval asks of the environment, ask once."""
     from torch.utils import collect_env
 
-    from uqharness.training import base_model
+    from uqharness.training import base_model, data
 
     if not hasattr(collect_env.get_pretty_env_info, "cache_info"):
         collect_env.get_pretty_env_info = functools.lru_cache(maxsize=1)(collect_env.get_pretty_env_info)
     base_model.keep_base()
-    yield
+    data.keep_questions()
 
 
 @functools.cache

@@ -5,6 +5,8 @@ The record says which items went where, by fingerprint, so that evaluating on on
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import functools
 import hashlib
 import logging
@@ -16,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqharness.errors import InputError
 from uqharness.results import leakage
-from uqharness.settings import Run, digest
+from uqharness.settings import PROMPTS, Run, digest
 from uqharness.training.prompts import Prompting
 from uqharness.training.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
 
@@ -27,17 +29,42 @@ __all__ = ["ChoiceData", "PairEncoder", "Question", "load_task", "prepare"]
 log = logging.getLogger(__name__)
 
 
+_kept: dict[tuple[Any, ...], ChoiceData] | None = None  # questions that the trainings of a suite share
+
+
+def keep_questions() -> None:
+    """From now on, keep the tokenised questions of this process for the next training on them."""
+    global _kept
+    _kept = {} if _kept is None else _kept
+
+
 def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
     """The data of a training run: what the run's flags and the method's needs (`uses_tune`) say."""
-    return ChoiceData.from_task(
-        task,
-        PairEncoder(tokenizer),
+    select = run.select_split if run.eval_every else None
+    key = (
+        run.task,
+        run.base,
         run.max_length,
-        tune=uses_tune,
-        tune_fraction=run.tune_fraction,
-        select_split=run.select_split if run.eval_every else None,
-        prompting=Prompting.of(task, tokenizer, run),
+        uses_tune,
+        run.tune_fraction,
+        select,
+        *(getattr(run, p) for p in PROMPTS),
     )
+    if _kept is not None and key in _kept:
+        data = _kept[key]
+    else:
+        data = ChoiceData.from_task(
+            task,
+            PairEncoder(tokenizer),
+            run.max_length,
+            tune=uses_tune,
+            tune_fraction=run.tune_fraction,
+            select_split=select,
+            prompting=Prompting.of(task, tokenizer, run),
+        )
+        if _kept is not None:
+            _kept[key] = data
+    return data if _kept is None else dataclasses.replace(data, record=copy.deepcopy(data.record), courses=[])
 
 
 @dataclass
