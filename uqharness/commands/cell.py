@@ -66,7 +66,10 @@ def run(store: Store, cell: Cell) -> None:
         started = time.time()
         act = train if cell.kind == "train" else evaluate
         command = act(store, cell)
-        about = {"command": shlex.join(["uqharness", *command]) if command else None, "commit": commit()}
+        about: dict[str, Any] = {
+            "command": shlex.join(["uqharness", *command]) if command else None,
+            "commit": commit(),
+        }
         about |= {"version": __version__, "host": socket.gethostname(), "ended": time.time()}
         store.finish(cell, {**about, "seconds": round(time.time() - started, 2)})
 
