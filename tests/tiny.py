@@ -10,7 +10,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "Answer:", "Choices:", *"ABCDE", *(f"w{i}" for i in range(40))]
 
@@ -62,6 +63,37 @@ def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float3
             settings |= {"text_config": text, "vision_config": {**VISION, "hidden_size": 16, "intermediate_size": 24}}
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
     model.to(dtype).save_pretrained(path)
+    return path
+
+
+def make_encoder(path: Path, kind: str = "roberta", **config: Any) -> Path:
+    """A saved encoder without a head, and a tokenizer that pairs texts as its kind does."""
+    bert = kind == "bert"
+    first, last = ("[CLS]", "[SEP]") if bert else ("<s>", "</s>")
+    words = [first, "<pad>", last, "<unk>", *(f"w{i}" for i in range(200))]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    between = f"{last} $B:1 {last}:1" if bert else f"{last} {last} $B {last}"
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{first} $A {last}", pair=f"{first} $A {between}", special_tokens=[(first, 0), (last, 2)]
+    )
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", cls_token=first, sep_token=last, unk_token="<unk>"
+    ).save_pretrained(path)
+    settings = dict(
+        vocab_size=len(words),
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=130 if bert else 132,
+        type_vocab_size=2 if bert else 1,
+        pad_token_id=1,
+        initializer_range=0.2,
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        AutoModel.from_config(AutoConfig.for_model(kind, **{**settings, **config})).save_pretrained(path)
     return path
 
 

@@ -1,4 +1,4 @@
-"""The contract of a method on a tiny CPU Llama: third parties call `check_method` in their own tests."""
+"""The contract of a method on a tiny CPU Llama or RoBERTa: third parties call `check_method` in their own tests."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from uqharness import registry
 from uqharness.adapter_io.folder import load_predictive, save_adapter
 from uqharness.engine.engine import Engine
 from uqharness.engine.predictive import Predictive, as_predictive
+from uqharness.engine.readers import is_classifier
 from uqharness.engine.rows import Pair, make_rows
 from uqharness.method import Method
 from uqharness.posterior import Posterior, keyed_generator
@@ -48,14 +49,31 @@ def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
         return LlamaForCausalLM(LlamaConfig(**{**shape, **heads, "initializer_range": 0.2, **settings})).eval()
 
 
-def tiny_data(items: int = 16, seed: int = 0) -> ChoiceData:
-    """Learnable questions: the right letter follows from the first token. Some answers have two tokens."""
+def tiny_encoder(seed: int = 0, kind: str = "roberta", **settings: Any) -> nn.Module:
+    """A random sequence classifier of 3 classes: 2 layers, width 32, 64 tokens, no dropout of its own."""
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+
+    shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "max_position_embeddings": 66, "pad_token_id": 1, "num_labels": 3}
+    heads["type_vocab_size"] = 1  # as RoBERTa's checkpoints have it
+    still = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0, "initializer_range": 0.2}
+    config = AutoConfig.for_model(kind, **{**shape, **heads, **still, **settings})
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return AutoModelForSequenceClassification.from_config(config).eval()  # type: ignore[no-any-return]
+
+
+def tiny_data(items: int = 16, seed: int = 0, encoder: bool = False) -> ChoiceData:
+    """Learnable questions: the right letter follows from the first token. Some answers have two tokens.
+
+    encoder: the answers are the classes 0, 1 and 2.
+    """
     generator, questions = keyed_generator("tiny data", seed), []
     for n in range(items):
         length = 5 + n % 4
         context = torch.randint(8, 64, (length,), generator=generator).tolist()
         tail = [5] if n % 3 == 0 else []
-        pairs: list[Pair] = [(context, [letter, *tail]) for letter in (1, 2, 3)]
+        pairs: list[Pair] = [(context, [k] if encoder else [k + 1, *tail]) for k in range(3)]
         questions.append(Question(pairs, context[0] % 3, f"{seed}-{n}"))
     record = {
         "task": "tiny",
@@ -82,15 +100,19 @@ def tiny_adapter(seed: int = 0) -> PeftModel:
 
 
 def fit_tiny(
-    method: Method, run: Run = TINY, source: Posterior | Predictive | None = None
+    method: Method, run: Run = TINY, source: Posterior | Predictive | None = None, encoder: bool = False
 ) -> tuple[Any, PeftModel, ChoiceData]:
     """What the method makes of the tiny data, the model and the data."""
-    model, data = inject(tiny_llama(), run), tiny_data()
+    model, data = inject(tiny_encoder() if encoder else tiny_llama(), run), tiny_data(encoder=encoder)
     return method.fit(model, data, run, None if source is None else as_predictive(source)), model, data
 
 
 def check_method(
-    cls: type[Method], run: Run = TINY, source: Posterior | Predictive | None = None, **settings: Any
+    cls: type[Method],
+    run: Run = TINY,
+    source: Posterior | Predictive | None = None,
+    encoder: bool = False,
+    **settings: Any,
 ) -> Any:
     """Run the contract of docs/plugin.md; raise AssertionError, which names the clause, where a method breaks it.
 
@@ -98,6 +120,7 @@ def check_method(
         cls: the method.
         run: the run's settings.
         source: the adapter to build on.
+        encoder: on a tiny RoBERTa that classifies, in place of the Llama.
         settings: the method's own.
 
     Returns:
@@ -111,21 +134,22 @@ def check_method(
     method = cls(**settings)
     for name in ("name", "label", "paper", "summary", "passes"):
         assert isinstance(getattr(cls, name, None), str), f"{cls.__name__} has no {name}"
-    before = {k: v.clone() for k, v in tiny_llama().state_dict().items()}
-    made, model, data = fit_tiny(method, run, source)
+    before = {k: v.clone() for k, v in (tiny_encoder() if encoder else tiny_llama()).state_dict().items()}
+    made, model, data = fit_tiny(method, run, source, encoder)
     check_base_untouched(model, before)
     check_loss_falls(data)
     check_draws(as_predictive(made).posterior)
     with tempfile.TemporaryDirectory() as folder:
         check_saved(method, as_predictive(made), model, data, Path(folder))
-        check_resume(method, as_predictive(made).posterior, run, source, Path(folder))
+        check_resume(method, as_predictive(made).posterior, run, source, Path(folder), encoder)
     return made
 
 
 def check_base_untouched(model: PeftModel, before: dict[str, Tensor]) -> None:
     """Training changes the adapter and nothing else, bit for bit."""
     after = {
-        name.removeprefix("base_model.model.").replace(".base_layer.", "."): t for name, t in model.state_dict().items()
+        name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): t
+        for name, t in model.state_dict().items()
     }
     for name, tensor in before.items():
         assert torch.equal(after[name], tensor), f"base weight {name} was changed"
@@ -173,15 +197,17 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
     few = make_rows([q.pairs for q in data.train[:2]], data.max_length, data.pad)
     answers = [p.engine(model.eval(), 3).score(few).draws for p in (predictive, restored)]
     assert torch.equal(*answers), "the answers are not those of what was saved"
-    fresh = PeftModel.from_pretrained(tiny_llama(), str(out)).eval()
+    encoder = is_classifier(model.get_base_model())
+    fresh = PeftModel.from_pretrained(tiny_encoder() if encoder else tiny_llama(), str(out)).eval()
     rows = make_rows([q.pairs for q in data.train], data.max_length, data.pad)
     expected = Engine(model, posterior, samples=0).score(rows).mean
     assert expected is not None
     ids = [([*context, *answer], len(answer)) for q in data.train for context, answer in q.pairs]
     for (tokens, length), value in zip(ids, expected, strict=True):
-        with torch.no_grad():
-            logp = fresh(input_ids=torch.tensor([tokens])).logits.double().log_softmax(-1)[0]
-        value_of_peft = sum(float(logp[i - 1, tokens[i]]) for i in range(len(tokens) - length, len(tokens)))
+        with torch.no_grad():  # a classifier does not see its answer, the class
+            logp = fresh(input_ids=torch.tensor([tokens[:-1] if encoder else tokens])).logits.double().log_softmax(-1)
+        read = [logp[0]] if encoder else [logp[0, i - 1] for i in range(len(tokens) - length, len(tokens))]
+        value_of_peft = sum(float(one[token]) for one, token in zip(read, tokens[-length:], strict=True))
         assert abs(value_of_peft - float(value)) < 1e-4, "PEFT's prediction from the saved mean is not that of N = 0"
 
 
@@ -198,14 +224,16 @@ def _restore(cls: type[Method], out: Path) -> Predictive:
         return load_predictive(out)[0]
 
 
-def check_resume(method: Method, posterior: Posterior, run: Run, source: Any, folder: Path) -> None:
+def check_resume(
+    method: Method, posterior: Posterior, run: Run, source: Any, folder: Path, encoder: bool = False
+) -> None:
     """Stopped half-way and resumed, it ends where the uninterrupted run ended, bit for bit."""
     stop = run.steps // 2
     saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
-    fit_tiny(method, saving, source)
+    fit_tiny(method, saving, source, encoder)
     for marker in folder.rglob(f"checkpoint-{run.steps}/complete.json"):
         marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
-    made, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source)
+    made, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source, encoder)
     resumed = as_predictive(made).posterior
     assert any(curve["resumed_from"] == stop for curve in data.record.get("training", [])) or not data.record.get(
         "training"

@@ -22,6 +22,7 @@ from uqharness.errors import InputError
 from uqharness.harness.task import UQTask
 from uqharness.results.reading import RECORD, read_results, require_comparable
 from uqharness.training.loop import Batch, choice_loss, choice_table
+from uqharness.training.pairs import classes_of, pair_of
 from uqharness.training.questions import PairEncoder, read_questions
 
 FOLDER = Path(__file__).parents[2] / "tasks"
@@ -52,6 +53,13 @@ COUNTS = {
     "mmlu_college_chemistry_cloze_uq": (100, None, None, {}),
     "mmlu_college_physics_cloze_uq": (102, None, None, {}),
     "mmlu_college_mathematics_cloze_uq": (100, None, None, {}),
+    "rte_uq": (277, None, 2490, {}),
+    "mrpc_uq": (408, None, 3668, {}),
+    "cola_uq": (1043, None, 8551, {}),
+    "wnli_uq": (71, None, 635, {}),
+    "wic_uq": (638, None, 5428, {}),
+    "cb_uq": (56, None, 250, {}),
+    "boolq_glue_uq": (3270, None, 1886, {}),  # as boolq_uq
 }
 ASK = "Select one of the choices that answers the following question: "
 # Table 6 of the BLoB paper, filled in by hand with the first evaluated item: prompt, answers, right one.
@@ -96,6 +104,15 @@ GOLDEN = {
         ["r = k ln[A]", "r = k [A]^2", "r = k [A]", "r = k"],
         3,
     ),
+}
+PAIRS = {  # of a sequence classifier, as in the code of BLoB and Laplace-LoRA
+    "rte_uq": ("sentence1", "sentence2"),
+    "mrpc_uq": ("sentence1", "sentence2"),
+    "cola_uq": ("sentence",),
+    "wnli_uq": ("sentence1", "sentence2"),
+    "wic_uq": ("sentence1", "sentence2"),
+    "cb_uq": ("premise", "hypothesis"),
+    "boolq_glue_uq": ("passage", "question"),
 }
 STOCK = {  # lm-eval's own task, and its file
     "arc_challenge_cloze_uq_test": ("arc_challenge", "arc/arc_challenge.yaml"),
@@ -146,6 +163,31 @@ def test_golden_prompts(load: Callable[[str], UQTask], name: str) -> None:
     task, doc = load(name), load(name).eval_docs[0]
     assert (task.doc_to_text(doc), task.doc_to_choice(doc), task.doc_to_target(doc)) == GOLDEN[name]
     assert [one.args[1] for one in task.construct_requests(doc, "")] == [f" {x}" for x in GOLDEN[name][1]]
+
+
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_the_data_sets_own_columns_and_classes(load: Callable[[str], UQTask], name: str) -> None:
+    """The classes are those of the data set's label, in its order, and the fields are its texts, as they stand."""
+    task = load(name)
+    rows, fields = task.dataset["validation"], pair_of(task)
+    assert fields == PAIRS[name] and classes_of(task) == tuple(rows.features["label"].names)
+    task.build_all_requests(limit=3, rank=0, world_size=1)
+    first = task.instances[: len(classes_of(task))]
+    assert [first[0].doc[field] for field in fields] == [rows[0][field] for field in fields]
+    assert {one.uq_pair for one in task.instances} == {fields}
+    assert [one.args for one in first] == [
+        ("".join(f"{rows[0][field]}\n" for field in fields), f" {label}") for label in classes_of(task)
+    ]
+    assert task.labelled(task.eval_docs[0])[1] == rows[0]["label"]
+
+
+def test_pairs_take_no_shots_and_no_chat_template(load: Callable[[str], UQTask], manager: TaskManager) -> None:
+    task = manager.load(["wnli_uq"])["tasks"]["wnli_uq"]
+    with pytest.raises(InputError, match="wnli_uq is answered from its documents' own fields, and a system inst"):
+        task.build_all_requests(limit=3, rank=0, world_size=1, system_instruction="Think.")
+    task.set_config(key="num_fewshot", value=2)
+    with pytest.raises(InputError, match="and 2 shots is asked for: leave it out"):
+        task.build_all_requests(limit=3, rank=0, world_size=1)
 
 
 @pytest.fixture(scope="module")

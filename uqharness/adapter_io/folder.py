@@ -44,6 +44,7 @@ RECORD, POSTERIOR = "uq_config.json", "posterior.safetensors"
 MEAN, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 CARD = "README.md"
 FILES = (PEFT_CONFIG, MEAN, POSTERIOR, RECORD, SPLITS, CARD)  # of an adapter folder; no other file is read or pushed
+_HEAD = re.compile(r"\.(classifier|score)(\.out_proj)?\.weight$")  # of a sequence classifier
 JSON_LIMIT = 16 * 2**20  # bytes of a configuration or record
 
 
@@ -372,6 +373,21 @@ def posterior_record(posterior: Posterior, method: str) -> dict[str, Any]:
     if method in registry.methods() and type(posterior) not in registry.get_method(method).posteriors:
         own["restored_by"] = registry.maker_of(posterior)
     return own
+
+
+def classes(folder: Path, record: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The classes of a sequence classifier's adapter, in the order of its logits; () for a language model's.
+
+    A plain PEFT adapter has no names of them: they are numbers there.
+    """
+    if names := ((record or {}).get("data") or {}).get("classes"):
+        return tuple(check(names, list[str], f"{folder / RECORD}: data: classes"))
+    if record is not None or read_config(folder).task_type != "SEQ_CLS":
+        return ()
+    heads = [tensor["shape"][0] for name, tensor in tensors_of(folder / MEAN).items() if _HEAD.search(name)]
+    if not heads:
+        raise InputError(f"{folder / MEAN}: a sequence classifier's adapter without its head: save both with PEFT")
+    return tuple(map(str, range(heads[-1])))
 
 
 def targets(config: LoraConfig) -> list[str]:

@@ -24,11 +24,12 @@ def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.training.base_model import inject, load_base, tied_head_note
     from uqharness.training.data import prepare as read
+    from uqharness.training.pairs import classes_of
     from uqharness.training.prompts import difference, recorded_form
 
     transformers.utils.logging.disable_progress_bar()  # of loading weights; the one of training stays
     try:
-        base, tokenizer = load_base(cell)
+        base, tokenizer = load_base(cell, len(classes_of(task)))
     finally:
         transformers.utils.logging.enable_progress_bar()
     if plan.source is None:

@@ -58,10 +58,10 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and is_main_process():
         for cell in plan.cells():
             recover_folder(Path(cell.out))
-    plan = _with_targets(plan)
-    states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     _quiet()
     task = _load_task(plan.run, args)
+    plan = _with_targets(plan, task)
+    states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     if type(plan.method).uses_source and not type(plan.method).continues and plan.source is None:
         name = type(plan.method).name
         log.warning(
@@ -85,14 +85,20 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def _with_targets(plan: Plan) -> Plan:
-    """The plan with its target modules by name: what is printed, recorded and hashed."""
-    if plan.run.target_modules != config.AUTO:
+def _with_targets(plan: Plan, task: Any) -> Plan:
+    """The plan with its target modules by name: what is printed, recorded and hashed.
+
+    A method's suggestion names modules of causal models: an encoder's have other names.
+    """
+    from uqharness.training.pairs import classes_of
+
+    classes = len(classes_of(task))
+    if plan.run.target_modules != config.AUTO and not (classes and "target_modules" in plan.suggested):
         return plan
     from uqharness.training.base_model import skeleton
     from uqharness.training.targets import architecture, default_targets
 
-    base = skeleton(plan.run.base)
+    base = skeleton(plan.run.base, classes)
     kind, targets = architecture(base), default_targets(base)
     log.info("target modules: %s (auto, for %s; --target-modules names others)", " ".join(targets), kind)
     return dataclasses.replace(plan, run=dataclasses.replace(plan.run, target_modules=targets), architecture=kind)

@@ -1,8 +1,7 @@
 """A reader says which outputs of a model are answers; training loss, engine and Fisher read through the same one.
 
-`Continuations` reads next-token logits where a continuation's tokens are predicted. Class logits of a sequence
-classifier fit the same tables: one row for each question, read n being class `token[n]` of it, so that such a reader
-has a `logits` of its own and inherits the rest. `reader_of` is where it is chosen.
+`Continuations` reads next-token logits where a continuation's tokens are predicted. `Classes` reads the class logits of
+a sequence classifier, which fit the same tables: one row for each question, read n being class `token[n]` of it.
 """
 
 from __future__ import annotations
@@ -10,10 +9,12 @@ from __future__ import annotations
 import contextlib
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor
+from torch import Tensor, nn
 
 from uqharness.engine.rows import Rows
 from uqharness.engine.shortcuts import pick_read, skip_unread
@@ -84,10 +85,42 @@ class Continuations(Reader):
         return logits.view(draws, len(rows.row), -1)
 
 
+class Classes(Reader):
+    """Class logits of a sequence classifier: one row is one question, whose "tokens" are its classes."""
+
+    def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
+        """Run the rows, each up to the place of its read. What is behind it is padding, and masked."""
+        ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
+        ends = ends.index_copy(0, rows.row, rows.pos)
+        real = torch.arange(rows.input_ids.shape[1], device=ends.device) <= ends[:, None]
+        inputs = {"input_ids": rows.input_ids % TYPE, "attention_mask": real.long()}
+        config: Any = model.get_base_model().config
+        if (getattr(config, "type_vocab_size", 0) or 0) > 1:
+            inputs["token_type_ids"] = rows.input_ids // TYPE
+        logits: Tensor = model(**{name: tensor.repeat(draws, 1) for name, tensor in inputs.items()}).logits
+        return logits.view(draws, len(rows.input_ids), -1)[:, rows.row]
+
+
+TYPE = 2**24  # more than any vocabulary has: an id of a classifier's rows is token + TYPE · token type
+
+
+def with_types(ids: Sequence[int], types: Sequence[int]) -> tuple[int, ...]:
+    """Token ids that carry their token types (BERT's first and second segment), as `Classes` reads them."""
+    return tuple(token + TYPE * kind for token, kind in zip(ids, types, strict=True))
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Whether a base model is a sequence classifier of transformers."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
 def reader_of(model: PeftModel) -> Reader:
     """The reader of a model's answers, by its head."""
-    if model.get_base_model().get_output_embeddings() is None:
-        raise InputError(f"{type(model.get_base_model()).__name__} has no output head to read answers from")
+    base = model.get_base_model()
+    if is_classifier(base):
+        return Classes()
+    if base.get_output_embeddings() is None:
+        raise InputError(f"{type(base).__name__} has no output head to read answers from")
     return Continuations()
 
 

@@ -23,10 +23,11 @@ from lm_eval.api.task import ConfigurableTask
 
 from uqharness.errors import InputError
 from uqharness.harness.scoring import Answer, per_byte, score
-from uqharness.metrics.registry import METRICS, compute_all
+from uqharness.metrics.registry import METRICS, compute_all, find
 from uqharness.results.reading import RECORD, say_if_not_kept
 from uqharness.results.record import digest, pack, unpack
 from uqharness.training import prompts
+from uqharness.training.pairs import pair_of
 
 # What lm-eval prints: values per item, whose mean and standard error it computes, and values of the whole task.
 SHOWN = {name: metric for name, metric in METRICS.items() if metric.console}
@@ -87,13 +88,16 @@ class ChoiceTask(ConfigurableTask):
         super().set_fewshot_seed(seed)
 
     def build_all_requests(self, **kwargs: Any) -> None:
-        chat, shots = template_entry(kwargs), self.config.num_fewshot or 0
+        chat, shots, pair = template_entry(kwargs), self.config.num_fewshot or 0, pair_of(self)
+        if pair:
+            prompts.refuse_prompts(self.task_name, chat, kwargs.get("system_instruction"), shots)
         super().build_all_requests(**kwargs)
         form = prompts.make_form(chat, kwargs.get("system_instruction"), shots, kwargs.get("fewshot_as_multiturn"))
         by_item: dict[int, list[tuple[str, str]]] = defaultdict(list)
         for instance in self.instances:
             instance.uq_form = form
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
+            instance.uq_pair = pair  # the fields that a sequence classifier reads
             by_item[instance.doc["uq_id"]].append(instance.args[:2])
         self._asked = {key: hash_asked(pairs) for key, pairs in by_item.items()}
         self._asked_with = kwargs
@@ -146,7 +150,13 @@ class ChoiceTask(ConfigurableTask):
         }
         shown = {name: answer.values[name] for name in OF_ITEMS}
         # The record comes first: its aggregation computes what those of the whole task hand out.
-        return {RECORD: record, **stock, **shown, **dict.fromkeys(OF_TASK)}
+        return {RECORD: record, **stock, **shown, **dict.fromkeys(self.of_task)}
+
+    @property
+    def of_task(self) -> tuple[str, ...]:
+        """What lm-eval prints of the whole task: `OF_TASK`, and the metrics that `metadata.uq.show` names."""
+        more = [find(name).name for name in self.uq.get("show") or ()]
+        return (*OF_TASK, *(each for name in more for each in (name, f"{name}_stderr")))
 
     def _normalised(self, scores: Sequence[float], answers: Sequence[str]) -> Sequence[float]:
         return per_byte(scores, answers) if self.normalise else scores
@@ -163,14 +173,15 @@ class ChoiceTask(ConfigurableTask):
         stock = super().aggregation()
         if "bypass" in self._metric_fn_list:
             return stock
-        of_task = {name: partial(self._value, name) for name in OF_TASK}
+        of_task = {name: partial(self._value, name) for name in self.of_task}
         return {**stock, RECORD: self._record, **dict.fromkeys(OF_ITEMS, mean), **of_task}
 
     def higher_is_better(self) -> dict[str, bool | None]:
         stock = super().higher_is_better()
         if "bypass" in self._metric_fn_list:
             return stock
-        return {**stock, **{name: metric.higher_is_better for name, metric in SHOWN.items()}}
+        shown = {name: METRICS[name] for name in (*SHOWN, *self.of_task) if name in METRICS}
+        return {**stock, **{name: metric.higher_is_better for name, metric in shown.items()}}
 
     def _record(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """The first of all aggregations: the record, with all metrics in it."""

@@ -12,9 +12,10 @@ import logging
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
+import transformers
 from lm_eval import utils
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
@@ -34,6 +35,7 @@ from uqharness.results.provenance import ProtocolCheck
 from uqharness.results.reading import BMALogProb
 from uqharness.settings import boolean
 from uqharness.training import base_model
+from uqharness.training.pairs import PairReader
 from uqharness.training.prompts import ChatTemplate, ChatText, FormCheck, Message
 from uqharness.training.questions import check_letters, load_again
 
@@ -73,7 +75,12 @@ class BayesLoRA(HFLM):
         self.base_name = with_gguf(base or recorded_base(self.folder, self.record), kwargs.pop("gguf_file", None))
         kwargs.setdefault("dtype", None)  # HFLM's own default is the checkpoint's
         kwargs.setdefault("device", "cuda" if torch.cuda.is_available() else "cpu")  # its own fails without CUDA
+        self.classes = adapter_io.classes(self.folder, self.record)
+        if self.classes:  # inputs are cut as in training
+            kwargs.setdefault("max_length", (self.record or {}).get("run", {}).get("max_length"))
         self._load(*base_model.base_location(self.base_name), kwargs)
+        if self.classes:
+            self._max_length = min(self._max_length or 2**20, base_model.most_tokens(self.model.get_base_model()))
         adapter_io.check_fits(self.model, self.predictive.posterior, self.record, self.base_name)
         self.mean, self.draws = mean, draws
         self.engine = self._engine()
@@ -99,7 +106,11 @@ class BayesLoRA(HFLM):
         HFLM's own `peft=` shortens padded embeddings to the tokenizer and ties a tied head again, which fails.
         """
         if self.backend != "causal":
-            raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal language models")
+            raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal ones and encoders")
+        base_model.check_kind(self.config, self.base_name, len(self.classes))
+        if self.classes:
+            self.AUTO_MODEL_CLASS = transformers.AutoModelForSequenceClassification
+            kwargs["num_labels"] = len(self.classes)
         dtype = base_model.named_dtype(dtype or base_model.evaluation_dtype(self.device, self.record))
         computed = dtype if isinstance(dtype, torch.dtype) else getattr(self.config, "dtype", None)
         self.quantised = base_model.quantisation(kwargs, computed) or self.quantised
@@ -108,12 +119,14 @@ class BayesLoRA(HFLM):
             base_model.check_gguf(self.base_name, {"quantization_config": self.quantised})
 
         def load() -> Any:
-            super(BayesLoRA, self)._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
+            with base_model.without_report():
+                super(BayesLoRA, self)._create_model(pretrained, dtype=dtype, quantization_config=config, **kwargs)
             return self.model
 
-        plain = {"revision": "main", "offload_folder": "./offload", "gguf_file": kwargs.get("gguf_file")}
+        plain = {name: kwargs.get(name) for name in ("gguf_file", "num_labels")}
+        plain |= {"revision": "main", "offload_folder": "./offload"}
         special = config or any(value and value != plain.get(name) for name, value in kwargs.items())
-        key = (pretrained, kwargs.get("gguf_file"), str(dtype), str(self.device))
+        key = (pretrained, kwargs.get("gguf_file"), len(self.classes), str(dtype), str(self.device))
         with base_model.load_errors(self.base_name, kwargs.get("gguf_file")):
             base = base_model.shared(None if special else key, load)
         if kwargs.get("gguf_file"):
@@ -155,7 +168,45 @@ class BayesLoRA(HFLM):
         """`loglikelihood` without the checks of a task: for prompts that belong to none."""
         self._questions = [(request.task_name, request.doc_id) for request in requests]
         self._ours = {request.task_name for request in requests if hasattr(request, "uq_task")}
-        return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        for request in requests:
+            if bool(getattr(request, "uq_pair", ())) != bool(self.classes):
+                self._refuse_kind(str(request.task_name))
+        if not self.classes:
+            return super().loglikelihood(requests, disable_tqdm=disable_tqdm)
+        return self._loglikelihood_tokens(self._as_classes(requests), disable_tqdm)
+
+    def _as_classes(self, requests: list[Instance]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
+        """Requests as HFLM has them once they are tokens; the "continuation" is the number of a class."""
+        choices: dict[str | None, dict[int, str]] = {}
+        for request in requests:
+            choices.setdefault(request.task_name, {})[request.idx] = str(request.args[1]).strip()
+        readers = {}
+        for task, pair in {request.task_name: request.uq_pair for request in requests}.items():
+            names = [choices[task][idx] for idx in sorted(choices[task])]
+            known = list(self.classes) if self.record else names  # a plain PEFT adapter has no names
+            if len(names) != len(self.classes) or set(names) != set(known):
+                raise InputError(
+                    f"task {task} has the classes {', '.join(names)}, and the head of adapter {self.adapter} has "
+                    f"{', '.join(self.classes)}: give a task of the same classes, or an adapter that was trained on it"
+                )
+            readers[task] = PairReader(self.tokenizer, pair, known, self.max_length)
+        asked = []
+        for request in requests:
+            ((context, number),) = readers[request.task_name]([request])
+            self.truncated += tuple(context) in readers[request.task_name].cut
+            asked.append((request.args[:2], list(context), list(number)))
+        return asked
+
+    def _refuse_kind(self, task: str) -> NoReturn:
+        if self.classes:
+            raise InputError(
+                f"adapter {self.adapter} is a sequence classifier ({', '.join(self.classes)}), and {task or 'this'} is "
+                "asked by a prompt: give a task of sentence pairs (rte_uq, mrpc_uq), or the adapter of a causal model"
+            )
+        raise InputError(
+            f"task {task} is answered by a sequence classifier, and adapter {self.adapter} is one of a causal language "
+            "model: give an adapter that was trained on an encoder, or another task"
+        )
 
     @contextmanager
     def _open_form(self) -> Iterator[None]:
@@ -215,10 +266,14 @@ class BayesLoRA(HFLM):
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
         """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
+        if self.classes:
+            self._refuse_kind(str(requests[0].task_name))
         with self._open_form():
             return self._rolling(requests, disable_tqdm)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        if self.classes:
+            self._refuse_kind(str(requests[0].task_name))
         with self._open_form():
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
 

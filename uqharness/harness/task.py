@@ -7,6 +7,8 @@ Keys of its own, under `metadata.uq` in the YAML:
   normalise      bytes: log p(answer) is divided by the answer's length before the softmax; nothing without it
   slices         {role: [a, b, c]}: the role is rows a*n//c ... b*n//c of its split of n rows
   keep           evaluated items that are left out, by rule and counted (`keep.py`); none without it
+  pair           the one or two fields of a document that a sequence classifier reads, its choices being the classes
+  show           more metrics that lm-eval prints, beside those of every task
 """
 
 from __future__ import annotations

@@ -26,6 +26,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
+from uqharness.engine.readers import is_classifier
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run, chosen_layers
@@ -42,8 +43,11 @@ def build_model(run: Run) -> tuple[PeftModel, Any]:
     return inject(base, run), tokenizer
 
 
-def load_base(run: Run) -> tuple[nn.Module, Any]:
-    """The base where and as the run wants it, and its tokenizer."""
+def load_base(run: Run, classes: int = 0) -> tuple[nn.Module, Any]:
+    """The base where and as the run wants it, and its tokenizer.
+
+    classes: of the task, where a sequence classifier answers it; 0: a causal language model does.
+    """
     if not run.base:
         raise InputError("no base model: give --base with a folder, a hub id or toyworld")
     (where, file), device = base_location(run.base), pick_device(run.device)
@@ -54,17 +58,27 @@ def load_base(run: Run) -> tuple[nn.Module, Any]:
     with load_errors(run.base, file):
         if file is None:
             check_size(where)
+            config = transformers.AutoConfig.from_pretrained(where)
+            check_kind(config, run.base, classes)
             if run.layers != "all":  # before the weights are read
-                config = transformers.AutoConfig.from_pretrained(where).get_text_config()
-                chosen_layers(run.layers, config.num_hidden_layers)
+                chosen_layers(run.layers, config.get_text_config().num_hidden_layers)
+        elif classes:
+            raise InputError(f"base model {run.base}: a GGUF file has no sequence classifier: give an encoder's folder")
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **gguf)
         if run.apply_chat_template:
             template_text(tokenizer, base=run.base)  # before the weights
         quantised = run.load_in_4bit or run.load_in_8bit  # prepared for training in place
+        key = (where, file, classes, str(training_dtype(run)), str(device))
         base = shared(
-            None if quantised else (where, file, str(training_dtype(run)), str(device)),
-            lambda: transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options),
+            None if quantised else key,
+            lambda: (
+                load_classifier(where, classes, **options)
+                if classes
+                else transformers.AutoModelForCausalLM.from_pretrained(where, **gguf, **options)
+            ),
         )
+        if classes and run.max_length > (most := most_tokens(base)):
+            raise InputError(f"max_length is {run.max_length}: base model {run.base} takes {most} tokens; give that")
     if file:
         forget_gguf(base)
     fit_vocabulary(base, len(tokenizer))
@@ -121,7 +135,93 @@ def shared(key: tuple[Any, ...] | None, load: Callable[[], nn.Module]) -> Any:
     return copy.deepcopy(base, {id(tensor): tensor for tensor in weights})
 
 
-def skeleton(name: str) -> nn.Module:
+# -------------------------------------------------------------------- encoders and their classification heads
+
+
+def is_encoder(config: Any) -> bool:
+    """Whether a configuration is that of an encoder (RoBERTa, BERT, DeBERTa, ModernBERT), which classifies."""
+    kinds = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, transformers.MODEL_FOR_MASKED_LM_MAPPING
+    other = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
+    return not other and all(type(config) in kind for kind in kinds)
+
+
+def check_kind(config: Any, name: str, classes: int) -> None:
+    """Refuse an encoder where a causal model answers and the reverse, and a head of another number of classes."""
+    kind = config.model_type
+    if classes and not is_encoder(config):
+        raise InputError(
+            f"base model {name} is no encoder ({kind}), and the task is answered by a sequence classifier: give "
+            "RoBERTa, BERT, DeBERTa-v3 or ModernBERT, or another task"
+        )
+    if not classes and is_encoder(config):
+        raise InputError(
+            f"base model {name} is an encoder ({kind}), and the task is answered by a causal language model: give "
+            "one, or a task of sentence pairs (rte_uq, mrpc_uq; see `uqharness tasks`)"
+        )
+    trained = any(each.endswith("ForSequenceClassification") for each in config.architectures or ())
+    if classes and trained and config.num_labels != classes:
+        raise InputError(
+            f"base model {name} has a classification head of {config.num_labels} classes and the task has {classes}: "
+            "give the encoder without a head, or a task of as many classes"
+        )
+
+
+def load_classifier(where: str, classes: int, **options: Any) -> nn.Module:
+    """A sequence classifier; `uq_fresh` names the parameters that the checkpoint lacks, whose values are arbitrary."""
+    with torch.random.fork_rng(), without_report():
+        torch.manual_seed(0)
+        base, report = transformers.AutoModelForSequenceClassification.from_pretrained(
+            where, num_labels=classes, output_loading_info=True, **options
+        )
+    base.uq_fresh = tuple(sorted(report["missing_keys"]))
+    if base.uq_fresh:
+        log.info("not in the checkpoint, so drawn from the seed and trained whole: %s", ", ".join(base.uq_fresh))
+    return base  # type: ignore[no-any-return]
+
+
+@contextmanager
+def without_report() -> Iterator[None]:
+    """Within: transformers does not print its table of the weights that a checkpoint lacks or has beside them."""
+    level = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(level)
+
+
+def most_tokens(base: nn.Module) -> int:
+    """How many tokens an encoder's position embeddings allow, without those that RoBERTa's count from."""
+    sizes = [
+        module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
+        for name, module in base.named_modules()
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
+    ]
+    return min(sizes, default=int(base.config.max_position_embeddings))  # type: ignore[union-attr,arg-type]
+
+
+def fresh_modules(base: nn.Module) -> list[str] | None:
+    """Modules that the checkpoint lacks (a pooler), trained whole like the head, which PEFT adds by itself."""
+    modules = {name.rpartition(".")[0] for name in getattr(base, "uq_fresh", ())}
+    return sorted(module for module in modules if not module.startswith(("classifier", "score"))) or None
+
+
+@torch.no_grad()
+def init_head(model: PeftModel, seed: int) -> None:
+    """Modules that the checkpoint lacks: weights N(0, initializer_range²) from `seed` alone, biases 0, scales 1."""
+    base: Any = model.get_base_model()
+    std, fresh = float(getattr(base.config, "initializer_range", 0.02)), set(getattr(base, "uq_fresh", ()))
+    for name, parameter in model.named_parameters():
+        own = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
+        if ".modules_to_save." not in name or own not in fresh:
+            continue
+        if parameter.ndim > 1:
+            parameter.copy_(std * torch.randn(parameter.shape, generator=keyed_generator("head", seed, own)))
+        else:
+            parameter.fill_(0.0 if own.endswith("bias") else 1.0)
+
+
+def skeleton(name: str, classes: int = 0) -> nn.Module:
     """The base without its weights: its layers, from its configuration alone."""
     where, file = base_location(name)
     if file:
@@ -130,6 +230,10 @@ def skeleton(name: str) -> nn.Module:
         if file is None:
             check_size(where)
         config = transformers.AutoConfig.from_pretrained(where, **({"gguf_file": file} if file else {}))
+        check_kind(config, name, classes)
+        if classes:
+            config.num_labels = classes
+            return transformers.AutoModelForSequenceClassification.from_config(config)
         return transformers.AutoModelForCausalLM.from_config(config)
 
 
@@ -169,17 +273,19 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
     config = LoraConfig(
-        task_type="CAUSAL_LM",
+        task_type="SEQ_CLS" if is_classifier(base) else "CAUSAL_LM",
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type,unused-ignore]
         lora_dropout=run.lora_dropout,
         target_modules=peft_targets(base, run.target_modules, run.layers),
+        modules_to_save=fresh_modules(base),
         **untied,
     )
     with torch.random.fork_rng(), known_warnings():  # PEFT draws A too; ours replaces it
         model = get_peft_model(base, config)  # type: ignore[arg-type,unused-ignore]
     config.base_model_name_or_path = run.base  # get_peft_model writes the folder that the base was read from
     init_adapter(model, run.seed)
+    init_head(model, run.seed)
     settle_tying(model)
     return model
 

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from uqharness.errors import InputError
 from uqharness.results import leakage
 from uqharness.settings import PROMPTS, Run, digest
+from uqharness.training.pairs import PairReader, classes_of, pair_of
 from uqharness.training.prompts import Prompting
 from uqharness.training.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
 
@@ -53,9 +54,10 @@ def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
     if _kept is not None and key in _kept:
         data = _kept[key]
     else:
+        pair = pair_of(task)
         data = ChoiceData.from_task(
             task,
-            PairEncoder(tokenizer),
+            PairReader(tokenizer, pair, classes_of(task), run.max_length) if pair else PairEncoder(tokenizer),
             run.max_length,
             tune=uses_tune,
             tune_fraction=run.tune_fraction,
@@ -114,6 +116,7 @@ class ChoiceData:
             "dropped": _plain(getattr(task, "train_dropped", None)),
             "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
             "multi_token_choices": sum(map(count_multi_token, fit.items)),
+            **({"classes": list(classes)} if (classes := classes_of(task)) else {}),
             "splits": [part.record(purpose) for purpose, part in used.items()],
         }
         _say(record)
@@ -192,8 +195,8 @@ def count_multi_token(question: Question) -> int:
 
 
 def count_long(items: Sequence[Question], max_length: int) -> int:
-    """Items that lose tokens on the left, as in HFLM: the model sees all but the last token."""
-    return sum(any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
+    """Items that lose tokens: on the left, as in HFLM (the model sees all but the last token), or a classifier's."""
+    return sum(q.cut or any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
 
 
 def _dataset(task: Any) -> str | None:
@@ -217,7 +220,8 @@ def _plain(value: Any) -> Any:
 def _say(record: Mapping[str, Any]) -> None:
     for purpose, count in record["truncated"].items():
         if count:
-            log.warning("%d items to %s are longer than max_length and lose tokens on the left", count, purpose)
+            where = "" if record.get("classes") else " on the left"
+            log.warning("%d items to %s are longer than max_length and lose tokens%s", count, purpose, where)
     if record["dropped"]:
         log.info(
             "training leaves out items by their number of choices, or for a repeated answer: %s", record["dropped"]

@@ -23,6 +23,7 @@ from uqharness.loose_json import check
 from uqharness.results.leakage import document_fingerprint
 from uqharness.results.record import digest
 from uqharness.settings import Run
+from uqharness.training.pairs import pair_of
 
 log = logging.getLogger("lm_eval.uqharness")
 TODAY = datetime(2024, 7, 26)  # what `strftime_now` returns in every template; Llama 3's own default
@@ -162,6 +163,8 @@ class Prompting:
     @classmethod
     def of(cls, task: Any, tokenizer: Any, run: Run) -> Prompting:
         """What `lm_eval` would use for the flags of a training run."""
+        if pair_of(task):
+            refuse_prompts(task.config.task, run.apply_chat_template, run.system_instruction, run.num_fewshot)
         template = ChatTemplate.of(tokenizer, base=run.base) if run.apply_chat_template else None
         shots = number_of_shots(task, run.num_fewshot)
         return cls(template, run.system_instruction or None, shots, run.fewshot_as_multiturn)
@@ -193,6 +196,15 @@ class Prompting:
             chat_template=self.template,
         )
         return requests
+
+
+def refuse_prompts(name: str, chat: object, system: object, shots: int | None) -> None:
+    """A task of sentence pairs has no prompt that a template or shots could be part of."""
+    given = {"a chat template": chat, "a system instruction": system, f"{shots} shots": shots}
+    if wrong := [words for words, value in given.items() if value]:
+        raise InputError(
+            f"task {name} is answered from its documents' own fields, and {wrong[0]} is asked for: leave it out"
+        )
 
 
 def number_of_shots(task: Any, shots: int | None) -> int:

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import itertools
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -107,6 +107,7 @@ class Question:
     gold: int
     fingerprint: str  # of what it is asked with at zero shots, as plain text
     document: str = ""  # of what is asked (`leakage.document_fingerprint`)
+    cut: bool = False  # the tokenizer has left out a part of it
 
     @property
     def tokens(self) -> int:
@@ -140,13 +141,15 @@ def read_questions(
     if not places:
         raise InputError(f"{task.config.task}: its {split} split is empty")
     pairs = encode(_non_empty(requests))
+    lost: Collection[tuple[int, ...]] = getattr(encode, "cut", ())
     questions, start = [], 0
     for (where, gold), size in zip(places, sizes, strict=True):
         chunk = slice(start, start := start + size)
         check_choices(pairs[chunk], requests[chunk], where)
         check_letters(pairs[chunk], [str(request.args[1]) for request in requests[chunk]], where)
         prompt = fingerprint([r.args[:2] for r in bare[chunk]])
-        questions.append(Question(pairs[chunk], gold, prompt, document_fingerprint(requests[chunk.start].doc)))
+        document, cut = document_fingerprint(requests[chunk.start].doc), tuple(pairs[start - 1][0]) in lost
+        questions.append(Question(pairs[chunk], gold, prompt, document, cut))
     return questions
 
 

@@ -15,7 +15,8 @@ from torch import nn
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import ALL_LINEAR, AUTO, chosen_layers
 
-FUSED = {"phi3": ("qkv_proj",)}  # Phi-3 and Phi-4, which PEFT's mapping leaves out
+# What PEFT's mapping leaves out: Phi-3 and Phi-4, and ModernBERT.
+FUSED = {"phi3": ("qkv_proj",), "modernbert": ("Wqkv",)}
 
 
 def architecture(base: nn.Module) -> str:
