@@ -131,9 +131,6 @@ class BBB(Method):
     def learned(self, rho: Mapping[str, Tensor], weight: float) -> Learned:
         """AdamW moves ρ by at most the learning rate at a step, whatever the KL's weight."""
 
-        def std() -> float:
-            return float(torch.cat([F.softplus(r).detach().flatten() for r in rho.values()]).mean())
-
         def rate(step: int, run: Run) -> float:
             return weight * run.lr * learning_rate(step, run)
 
@@ -141,7 +138,7 @@ class BBB(Method):
             wanted = max(0.1 * self.prior_std, now)
             return weight * (math.log(math.expm1(wanted)) - math.log(math.expm1(now)))
 
-        return Learned(std, rate, needed)
+        return Learned(lambda: {name: F.softplus(r) for name, r in rho.items()}, rate, needed)
 
     def weight(self, items: int, batch: int) -> float:
         """λ, beside the mean loss of a batch."""

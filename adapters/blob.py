@@ -148,9 +148,6 @@ class BLoB(Method):
     def learned(self, random: Sequence[Random], cycle: int) -> Learned:
         """While Ω is far below σp the KL's SGD adds 4ηλ to Ω = G² (ηλ to log Ω for log(1 + e^G)) at every step."""
 
-        def std() -> float:
-            return float(torch.cat([self.std(r).detach().flatten() for r in random]).mean())
-
         def needed(now: float) -> float:
             wanted = max(0.1 * self.prior_std, now)
             return (wanted - now) / 4 if self.parameterization == "square" else math.log(wanted / now)
@@ -158,7 +155,7 @@ class BLoB(Method):
         def rate(step: int, run: Run) -> float:
             return self.kl_lr * learning_rate(step, run) * self.kl_weight(step, cycle)
 
-        return Learned(std, rate, needed, cycle)
+        return Learned(lambda: {r.name: self.std(r) for r in random}, rate, needed, cycle)
 
     def cycle(self, items: int, batch_size: int) -> int:
         """M: steps of one KL cycle, from L* = 100·L0^(π/γ) (Eq. 71; π is the circle constant)."""

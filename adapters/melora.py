@@ -184,13 +184,13 @@ class MeLoRA(Method):
         """While Ω is far below the prior's std the KL's SGD adds 4ηλ to Ω = H² at every step, as in BLoB."""
         prior = self.prior_std + 0.5 * self.prior_noise  # E[σp + ε]
 
-        def std() -> float:
-            return float(torch.cat([core.h.detach().square().flatten() for core in cores.values()]).mean())
-
         def rate(step: int, run: Run) -> float:
             return self.kl_lr * learning_rate(step, run) * weight
 
-        return Learned(std, rate, lambda now: max(0.0, 0.1 * prior - now) / 4)
+        def stds() -> Tensors:
+            return {name: core.h.square() for name, core in cores.items()}
+
+        return Learned(stds, rate, lambda now: max(0.0, 0.1 * prior - now) / 4)
 
     def sigma(self, seed: int, step: int) -> float:
         """σp + ε of a step."""

@@ -170,13 +170,13 @@ class ScalaBL(Method):
     def learned(self, diagonals: Mapping[str, Diagonal], schedule: BLoB, cycle: int) -> Learned:
         """While σ is far below σp the KL's SGD adds ηλ to log σ at every step."""
 
-        def std() -> float:
-            return float(torch.cat([d.log_std.detach().exp() for d in diagonals.values()]).mean())
-
         def rate(step: int, run: Run) -> float:
             return self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle)
 
-        return Learned(std, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
+        def stds() -> dict[str, Tensor]:
+            return {name: d.log_std.exp() for name, d in diagonals.items()}
+
+        return Learned(stds, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
 
     def kl_value(self, log_mean: Tensor, log_std: Tensor) -> Tensor:
         """KL between q = N(μ, σ²) and p = N(0, σp²), summed."""

@@ -93,6 +93,7 @@ class Run:
     tune_fraction: float = option(
         0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9, role="data"
     )
+    record_every: int = option(0, "record the std of each layer every K steps (0: never)", low=0, role="io")
     save_every: int = option(0, "checkpoint every K steps (0: none)", low=0, role="io")
     resume: bool = option(False, "go on from the newest complete checkpoint of OUT", role="io")
     report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to", role="io")

@@ -55,6 +55,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
         "eval_every": 0,
         "select": "last",
         "save_every": 0,
+        "record_every": 0,
         "resume": False,
         "report_to": (),
     }

@@ -49,12 +49,17 @@ class Course:
         run: Run,
         score: Callable[[], dict[str, float]],
         inputs: Mapping[str, Any] | None = None,
+        stds: Callable[[], dict[str, float]] | None = None,
     ) -> None:
-        """inputs: what the run depends on beside its settings; a checkpoint made of others is not resumed."""
-        self.trained, self.run, self.score = trained, run, score
+        """inputs: what the run depends on beside its settings; a checkpoint made of others is not resumed.
+
+        stds: the std of each layer now, recorded every `run.record_every` steps.
+        """
+        self.trained, self.run, self.score, self.stds = trained, run, score, stds
         self.step = 0  # steps done
         self.losses: list[float] = []  # one per step
         self.evaluations: list[dict[str, float]] = []
+        self.std: dict[str, list[list[float]]] = {}  # {layer: [[step, std], …]}
         self.best: dict[str, Tensor] | None = None
         self.selected: int | None = None
         self.resumed_from: int | None = None
@@ -69,6 +74,8 @@ class Course:
     def begin(self, checkpoint: Path | None) -> None:
         if checkpoint is not None:
             self._load(checkpoint)
+        elif self.stds is not None:
+            self._record_std()
         self.clear_partial()
         if torch.cuda.is_available():
             torch.cuda.reset_peak_memory_stats()
@@ -88,6 +95,13 @@ class Course:
             self.look()
         if scored:
             self._evaluate(step)
+        if self.stds is not None and (step % self.run.record_every == 0 or step == self.run.last_step):
+            self._record_std()
+
+    def _record_std(self) -> None:
+        assert self.stds is not None
+        for layer, value in self.stds().items():
+            self.std.setdefault(layer, []).append([self.step, value])
 
     def look(self) -> None:
         """Read the losses since the last look; the run ends at the first that is no number."""
@@ -150,6 +164,7 @@ class Course:
             "evaluations": self.evaluations,
             "selected_step": self.selected or self.step,
             "resumed_from": self.resumed_from,
+            **({"std": self.std} if self.std else {}),
         }
 
     # ---------------------------------------------------------------- checkpoints
@@ -168,6 +183,7 @@ class Course:
             "step": self.step,
             "losses": self.losses,
             "evaluations": self.evaluations,
+            "std": self.std,
             "selected": self.selected,
             "seconds": self.seconds + time.perf_counter() - self._clock,
             "peak_memory": self.peak_memory,
@@ -226,7 +242,7 @@ class Course:
         self._copy_in(load_file(folder / WEIGHTS))
         self.best = load_file(folder / BEST) if BEST in state["files"] else None
         self.step = self.resumed_from = int(state["step"])
-        self.losses, self.evaluations = state["losses"], state["evaluations"]
+        self.losses, self.evaluations, self.std = state["losses"], state["evaluations"], state.get("std", {})
         self.selected, self.seconds, self.peak_memory = (
             state["selected"],
             state["seconds"],

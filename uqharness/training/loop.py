@@ -68,10 +68,21 @@ class Batch:
 class Learned:
     """What a method knows of a std that it learns with a KL: for the record, and an inert posterior's warning."""
 
-    std: Callable[[], float]  # of the random weights now, on average
+    stds: Callable[[], Mapping[str, Tensor]]  # of the random weights now, by tensor
     rate: Callable[[int, Run], float]  # KL weight × learning rate of a step of a run
     needed: Callable[[float], float]  # Σ rate with which the KL alone takes the std from here to a tenth of the prior's
     cycle: int = 1  # steps after which the KL's weights repeat
+
+    @torch.no_grad()
+    def std(self) -> float:
+        """Of all random weights now, on average."""
+        return float(torch.cat([std.flatten() for std in self.stds().values()]).mean())
+
+    @torch.no_grad()
+    def layers(self) -> dict[str, float]:
+        """The mean std of each tensor now."""
+        stds = self.stds()
+        return dict(zip(stds, torch.stack([std.mean() for std in stds.values()]).tolist(), strict=True))
 
     def record(self, run: Run, start: float) -> dict[str, Any]:
         needed = self.needed(start)
@@ -251,7 +262,10 @@ def fit_loop(
         "data": [split["hash"] for split in data.record.get("splits", [])],
         "method": [getattr(method, "name", None), as_json(method)],
     }
-    course = Course(wrapped.trainable(), run, lambda: score(stack, data), inputs)
+    if run.record_every and learned is None:
+        log.info("record_every: %s learns no std, so none is recorded", getattr(method, "name", "this method"))
+    layers = learned.layers if learned and run.record_every else None
+    course = Course(wrapped.trainable(), run, lambda: score(stack, data), inputs, layers)
     data.courses.append(course)
     first_std = learned.std() if learned else 0.0
     start = course.newest_checkpoint() if run.resume else None
