@@ -69,7 +69,7 @@ class BBB(Method):
         if self.kl_reduce == "mean" and self.kl_weight != "items":
             raise InputError(
                 f"kl_weight is {self.kl_weight} and kl_reduce mean: the mean counts 1 / batch size, as in the library; "
-                "leave kl_weight out, or give kl_reduce=sum"
+                "remove kl_weight, or give kl_reduce=sum"
             )
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:

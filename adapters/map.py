@@ -45,7 +45,7 @@ class MAP(Method):
     def __post_init__(self) -> None:
         check_ranges(self)
         if self.prior_var is not None and self.weight_decay != type(self).weight_decay:
-            raise InputError("weight_decay and prior_var are both set: they say the same thing, give one")
+            raise InputError("weight_decay and prior_var exclude each other: give one")
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         if run.weight_decay:

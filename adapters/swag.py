@@ -134,7 +134,7 @@ class SWAG(Method):
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         steps = self.snapshots(run, len(data.train))
         if run.stop_at:
-            raise InputError("swag averages the end of its training: leave --stop-at out, or give as many --steps")
+            raise InputError("swag averages the end of its training: remove --stop-at, or give as many --steps")
         if run.select != "last":
             raise InputError(f"swag averages the end of training, select is {run.select}: use --select last")
         if os.environ.get("WORLD_SIZE", "1") != "1":

@@ -49,7 +49,7 @@ class TempScale(Method):
     uses_source: ClassVar[bool] = True
 
     samples: int = option(10, "draws of the source that are averaged, here and at evaluation", low=1, high=10_000)
-    min_items: int = option(10, "with fewer tuning items than this there is no telling T", low=1)
+    min_items: int = option(10, "fewer tuning items than this are refused", low=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)

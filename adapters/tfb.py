@@ -54,7 +54,7 @@ class TFB(Method):
     uses_tune: ClassVar[bool] = True
     uses_source: ClassVar[bool] = True
 
-    score: Literal["nll", "acc"] = option("nll", "what must not get worse on the tuning split")
+    score: Literal["nll", "acc"] = option("nll", "score that must not get worse on the tuning split")
     labels: Literal["pseudo", "gold"] = option("pseudo", "the mean's own answers, or the labels")
     tolerance: float | None = option(
         None, "ε: of the NLL relative to the mean's, of the accuracy absolute; none: 0.003 and 0.01", low=0

@@ -176,7 +176,9 @@ def remarks(
         if s.mean_is_member and (names[s.row], 0) in rows:
             found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.inert:
-            found.append(f"{names[s.row]} is an inert posterior: its draws do not move the answers, any N is N = 0")
+            found.append(
+                f"{names[s.row]} is an inert posterior: its draws do not change the answers, every N equals N = 0"
+            )
         if s.leaked:
             found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
         if s.mean_taken:

@@ -176,5 +176,5 @@ def test_training_restores_what_a_killed_overwrite_left(
     out = save(tmp_path / "blob", base)
     os.rename(out, tmp_path / ".blob.uqharness-old-00000000")
     assert main(["train", "mle", "--base", str(base), "--task", "toyworld_uq", "--out", str(out)]) == 2
-    assert "holds an adapter already" in capsys.readouterr().err
+    assert "already contains an adapter" in capsys.readouterr().err
     assert {path.name for path in tmp_path.iterdir()} == {"blob"}

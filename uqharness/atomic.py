@@ -90,12 +90,14 @@ def recover_folder(out: Path) -> None:
         if not os.path.lexists(out):
             os.rename(path, out)
             which = "the new" if "uqharness-new-" in path.name else "the old"
-            log.warning("%s: a killed run left no folder here; %s one is restored", out, which)
+            log.warning("%s: a killed run left no folder here; restored %s one", out, which)
     left = [path for paths in leftovers.values() for path in paths if os.path.lexists(path) and _is_free(path)]
     for path in left:
         _remove(path)
     if left:
-        log.warning("%s: removed what a killed run left beside it: %s", out, ", ".join(path.name for path in left))
+        log.warning(
+            "%s: removed files that a killed run left beside it: %s", out, ", ".join(path.name for path in left)
+        )
 
 
 def finish_folder(folder: Path) -> None:

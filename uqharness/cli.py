@@ -23,10 +23,14 @@ from uqharness.terminal import PrintableFormatter, say, tolerate_encoding
 
 # name -> (module, one line of help, examples)
 COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": ("uqharness.commands.demo", "see it happen on the embedded world, in minutes", ("uqharness demo",)),
+    "demo": (
+        "uqharness.commands.demo",
+        "train and evaluate methods on the embedded world, in minutes",
+        ("uqharness demo",),
+    ),
     "train": (
         "uqharness.commands.train",
-        "make an adapter: METHOD on BASE with the training split of TASK",
+        "train an adapter: METHOD on BASE with the training split of TASK",
         (
             "uqharness train blob --base toyworld --task toyworld_uq --out runs/blob",
             "uqharness train ens --base BASE --task arc_easy_uq --out runs/ens --seeds 3",
@@ -36,7 +40,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "eval": (
         "uqharness.commands.evaluate",
-        "lm_eval with our models and tasks: same flags, same result files, quicker start",
+        "run lm_eval with our models and tasks: same flags and result files, faster start",
         (
             "uqharness eval runs/blob --tasks toyworld_uq --output_path results",
             "uqharness eval runs/blob --model_args samples=5 --tasks uq_ood --output_path results",
@@ -45,7 +49,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "suite": (
         "uqharness.commands.suite",
-        "grids of methods, tasks and seeds: each cell once, here, on Slurm or on Ray",
+        "run grids of methods, tasks and seeds: locally, on Slurm or on Ray",
         (
             "uqharness suite run toyworld --dry-run",
             "uqharness suite run blob-table1 --set base=BASE steps=500 --only method=mle,blob seed=0",
@@ -55,7 +59,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "table": (
         "uqharness.commands.table",
-        "methods x datasets from results, computed again from the draws",
+        "print methods x datasets from results, recomputed from the draws",
         (
             "uqharness table results",
             "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
@@ -63,7 +67,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "ood": (
         "uqharness.commands.ood",
-        "in distribution against shifted: what tells them apart, what the shift costs",
+        "compare in-distribution with shifted data: detection, and change of metrics",
         (
             "uqharness ood results",
             "uqharness ood results --against MLE --format csv",
@@ -71,7 +75,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "plot": (
         "uqharness.commands.plot",
-        "the papers' figures from recorded results and adapters",
+        "draw the papers' figures from recorded results and adapters",
         (
             "uqharness plot reliability results --out reliability.pdf",
             "uqharness plot draws results --metric nll,ece --task arc_easy_uq --out draws.png",
@@ -80,7 +84,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "reproduce": (
         "uqharness.commands.reproduce",
-        "a paper's table beside what a suite measured, cell by cell",
+        "print a paper's table beside the results of a suite, cell by cell",
         (
             "uqharness reproduce blob-table1 out",
             "uqharness reproduce blob-table1 out --format latex --out table1.tex",
@@ -93,17 +97,17 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "publish": (
         "uqharness.commands.publish",
-        "results in one small file that can be committed",
+        "write results as one small file that can be committed",
         ("uqharness publish results leaderboard/published/toyworld.parquet",),
     ),
     "export-site": (
         "uqharness.commands.export_site",
-        "the leaderboard as a folder of plain files, for a project page",
+        "write the leaderboard as static files, for a project page",
         ("uqharness export-site results site",),
     ),
     "leaderboard": (
         "uqharness.commands.leaderboard",
-        "tables and figures in a browser, with every question behind them",
+        "show tables, figures and every question in a browser",
         (
             "uqharness leaderboard results",
             "uqharness leaderboard",
@@ -112,7 +116,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "import": (
         "uqharness.commands.importer",
-        "make an adapter from a checkpoint of bayesian-peft or laplace-lora",
+        "convert a checkpoint of bayesian-peft or laplace-lora to an adapter",
         (
             "uqharness import checkpoints/blob/BASE/obqa/run1 runs/blob --eps 0.05",
             "uqharness import checkpoints/deepensemble/BASE/obqa/run1 runs/ens --members 3",
@@ -126,15 +130,15 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     ),
     "push": (
         "uqharness.commands.push",
-        "put an adapter on the Hugging Face hub",
+        "upload an adapter to the Hugging Face hub",
         (
             "uqharness push runs/blob me/blob --dry-run",
             "uqharness push runs/blob me/blob --private --results results",
             "uqharness eval hub:me/blob --tasks arc_easy_uq --output_path results",
         ),
     ),
-    "methods": ("uqharness.commands.listing", "the installed methods", ("uqharness methods --json",)),
-    "tasks": ("uqharness.commands.listing", "the tasks that come with uqharness", ("uqharness tasks",)),
+    "methods": ("uqharness.commands.listing", "list the installed methods", ("uqharness methods --json",)),
+    "tasks": ("uqharness.commands.listing", "list the tasks that come with uqharness", ("uqharness tasks",)),
     "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),
 }
 ALIASES = {"submit": ("validate", "--submit")}  # of before
@@ -226,7 +230,7 @@ def _module(name: str) -> ModuleType:
     path = COMMANDS[name][0]
     if importlib.util.find_spec(path) is None:
         raise InputError(
-            f"{path} is not part of this installation, so there is no `uqharness {name}`: install a release"
+            f"{path} is not part of this installation, so `uqharness {name}` is not available: install a release"
         )
     return importlib.import_module(path)
 

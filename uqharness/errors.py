@@ -43,7 +43,7 @@ def of_system(error: BaseException) -> UQError | None:
     if isinstance(error, OSError) and error.errno in _REFUSED:
         name = str(error.filename or "a file")
         shown = name if len(name) <= 100 else f"{name[:99]}…"
-        return InputError(f"{shown}: {os.strerror(error.errno)}; give another place, or change its permissions")
+        return InputError(f"{shown}: {os.strerror(error.errno)}; choose another location, or change its permissions")
     return None
 
 

@@ -77,7 +77,7 @@ def bayesian_peft(folder: Path, eps: float | None, members: int | None, average:
     predictive = DrawAverage(Point(mean, train_seed))
     method = "mle"
     if rho and others:
-        raise InputError(f"{folder} holds both {RHO[1:]} and adapter_… folders: of which method is it?")
+        raise InputError(f"{folder} holds both {RHO[1:]} and adapter_… folders: give a checkpoint of one method")
     if rho:
         method, details["eps"] = "blob", _eps(eps, folder)
         predictive = DrawAverage(Gaussian(mean, standard_deviations(rho, mean, _eps(eps, folder), folder), train_seed))
@@ -95,7 +95,7 @@ def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
     steps = _numbered(folder, _STEP)
     if own := _STEP.fullmatch(folder.name):
         if step not in (None, int(own[1])):
-            raise InputError(f"{folder} is step {own[1]}, --step says {step}: give the folder above, or leave it out")
+            raise InputError(f"{folder} is step {own[1]}, --step says {step}: give the folder above, or remove --step")
         chosen, number = folder, int(own[1])
     else:
         number = max(steps) if step is None else step
@@ -118,7 +118,7 @@ def read_config(folder: Path, tensors: Mapping[str, Tensor]) -> LoraConfig:
     """PEFT's own file; the names of the tensors say which modules have a LoRA."""
     path = folder / PEFT_CONFIG
     if not path.exists():
-        raise InputError(f"{folder}: no {PEFT_CONFIG}: it was not saved whole, copy it again")
+        raise InputError(f"{folder}: no {PEFT_CONFIG}: it was not saved completely; copy it again")
     return lora_config(read_object(path, JSON_LIMIT), {name: t.shape for name, t in tensors.items()}, str(path))
 
 
@@ -158,13 +158,13 @@ def check_pairs(mean: Tensors, folder: Path) -> None:
     """At least one pair, every A with its B, of one rank; nothing else."""
     names = {name for name in mean if re.search(r"\.lora_[AB]\.weight$", name)}
     if not names:
-        raise InputError(f"{folder / MEAN}: none of its {len(mean)} tensors is a LoRA's: not such a checkpoint")
+        raise InputError(f"{folder / MEAN}: none of its {len(mean)} tensors belongs to a LoRA: not a LoRA checkpoint")
     if other := sorted(set(mean) - names):
-        raise InputError(f"{folder / MEAN}: {other[0]} is no part of a LoRA: only LoRA checkpoints can be imported")
+        raise InputError(f"{folder / MEAN}: {other[0]} is not part of a LoRA: only LoRA checkpoints can be imported")
     for name in sorted(names):
         twin = name.replace(".lora_A.", ".lora_B.") if ".lora_A." in name else name.replace(".lora_B.", ".lora_A.")
         if twin not in mean:
-            raise InputError(f"{folder / MEAN}: {name} without {twin}: it was not saved whole, copy it again")
+            raise InputError(f"{folder / MEAN}: {name} without {twin}: it was not saved completely; copy it again")
         a, b = (mean[name], mean[twin]) if ".lora_A." in name else (mean[twin], mean[name])
         if a.ndim != b.ndim or a.ndim < 2 or a.shape[0] != b.shape[1]:
             raise InputError(f"{folder / MEAN}: {name} and {twin} are of different ranks: copy it again")
@@ -216,7 +216,7 @@ def _member(folder: Path, config: LoraConfig, first: Tensors) -> Tensors:
     if odd := sorted(set(tensors) ^ set(first)):
         raise InputError(f"{folder}: member 0 and this one do not hold the same tensors ({odd[0]}): copy it again")
     if wrong := [name for name in tensors if tensors[name].shape != first[name].shape]:
-        raise InputError(f"{folder}: {wrong[0]} has another shape than in member 0: of which run is it?")
+        raise InputError(f"{folder}: {wrong[0]} has another shape than in member 0: check that both are of one run")
     return tensors
 
 
@@ -232,4 +232,4 @@ def _listed(value: Any) -> Any:
 def _unused(what: str, **given: object) -> None:
     for name, value in given.items():
         if value is not None:
-            raise InputError(f"--{name} has no meaning for {what}: leave it out")
+            raise InputError(f"--{name} has no meaning for {what}: remove it")

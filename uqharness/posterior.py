@@ -41,7 +41,7 @@ def split_state(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], *suffix
         k = next((k for k, suffix in enumerate(suffixes) if name.endswith(suffix)), -1)
         own = name.removesuffix(suffixes[k]) if k >= 0 else ""
         if own not in mean:
-            raise InputError(f"posterior.safetensors has {shown(name, 120)}, which this adapter has no place for")
+            raise InputError(f"posterior.safetensors has {shown(name, 120)}, which does not belong to this adapter")
         parts[k][own] = tensor
     return parts
 

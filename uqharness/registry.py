@@ -47,7 +47,7 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
 
     cls = plugins.load(point)
     if not (isinstance(cls, type) and issubclass(cls, Method)):
-        raise InputError(f"{plugins.describe(point)} is no uqharness.method.Method")
+        raise InputError(f"{plugins.describe(point)} is not a uqharness.method.Method")
     return cls
 
 

@@ -49,11 +49,11 @@ class Run:
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
     out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
     steps: int = option(5000, "optimiser steps", low=1, high=10**8)
-    stop_at: int = option(0, "end after this many of the steps, on the schedule of all (0: all)", low=0, high=10**8)
+    stop_at: int = option(0, "end after this many steps, on the schedule of all steps (0: all)", low=0, high=10**8)
     lr: float = option(1e-4, "learning rate", low=0)
     batch_size: int = option(4, "questions per forward", low=1, high=65536)
     grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
-    apply_chat_template: bool = option(False, "ask as a chat, by the tokenizer's template, as lm-eval does")
+    apply_chat_template: bool = option(False, "use the tokenizer's chat template, as lm-eval does")
     system_instruction: str = option("", "the system message, or the first lines without a chat template")
     num_fewshot: int | None = option(None, "examples before each question (None: the task's own)", low=0, high=99)
     fewshot_as_multiturn: bool = option(True, "with a chat template: examples as turns of the chat, not in one message")
@@ -77,7 +77,7 @@ class Run:
         "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
     )
     device: Literal["auto", "cpu", "cuda"] = option(
-        "auto", "where to train; pick a GPU with CUDA_VISIBLE_DEVICES", role="speed"
+        "auto", "device of the training; select a GPU with CUDA_VISIBLE_DEVICES", role="speed"
     )
     load_in_4bit: bool = option(False, "quantise the base to 4 bit (bitsandbytes)")
     load_in_8bit: bool = option(False, "quantise the base to 8 bit (bitsandbytes)")
@@ -85,18 +85,20 @@ class Run:
     cache_prefix: float = option(
         0.0, "GiB for states below the first LoRA: later epochs start there (0: off)", low=0, high=2**16, role="speed"
     )
-    cache_prefix_dir: str = option("", "also keep those states in a file here, for other commands", role="io")
+    cache_prefix_dir: str = option(
+        "", "also store these states in a file in this folder, for other commands", role="io"
+    )
     group_by_length: bool = option(False, "batches of questions of about the same length: less padding")
     eval_every: int = option(0, "score the selection split every K steps (0: never)", low=0)
-    select: Literal["last", "best:nll", "best:acc"] = option("last", "which step's weights are kept")
-    select_split: str = option("train[-20%]", "what --select looks at: train[-20%], train[-500] or tune")
+    select: Literal["last", "best:nll", "best:acc"] = option("last", "the step whose weights are saved")
+    select_split: str = option("train[-20%]", "split that --select uses: train[-20%], train[-500] or tune")
     tune_fraction: float = option(
-        0.1, "part of train that is data.tune where no spare split exists", low=0, high=0.9, role="data"
+        0.1, "part of train for tuning if the task has no spare split", low=0, high=0.9, role="data"
     )
     record_every: int = option(0, "record the std of each layer every K steps (0: never)", low=0, role="io")
     save_every: int = option(0, "checkpoint every K steps (0: none)", low=0, role="io")
-    resume: bool = option(False, "go on from the newest complete checkpoint of OUT", role="io")
-    report_to: tuple[str, ...] = option((), "tensorboard, wandb, trackio: where the Trainer logs to", role="io")
+    resume: bool = option(False, "continue from the newest complete checkpoint of OUT", role="io")
+    report_to: tuple[str, ...] = option((), "loggers of the Trainer: tensorboard, wandb, trackio", role="io")
 
     @property
     def checkpoints(self) -> Path | None:
@@ -130,11 +132,9 @@ class Run:
         if self.stop_at > self.steps:
             raise InputError(f"stop_at is {self.stop_at}: there are {self.steps} steps; give at most as many")
         if self.stop_at and self.select != "last":
-            raise InputError(f"stop_at is set and select is {self.select}: the step is chosen already, use select=last")
+            raise InputError(f"stop_at is set and select is {self.select}: the step is fixed; use select=last")
         if self.select != "last" and not self.eval_every:
-            raise InputError(
-                f"select={self.select} without eval_every: say every how many steps to score (--eval-every)"
-            )
+            raise InputError(f"select={self.select} without eval_every: give the interval in steps (--eval-every)")
 
 
 def count_of(text: str, low: int, high: int) -> int | None:
@@ -236,7 +236,7 @@ def boolean(name: str, value: object) -> bool:
     """True or false from a flag, a file or `--model_args`, which may come as text."""
     word = str(value).strip().lower()
     if word not in (*TRUE, *FALSE):
-        raise InputError(f"{name} is {value!r}: it must be true or false (yes/no, on/off and 1/0 will do)")
+        raise InputError(f"{name} is {value!r}: it must be true or false (or yes/no, on/off, 1/0)")
     return word in TRUE
 
 
@@ -287,7 +287,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"cannot read {path}: {error}") from None
     except (json.JSONDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path} is no valid YAML or JSON: {' '.join(str(error).split())}") from None
+        raise InputError(f"{path} is not valid YAML or JSON: {' '.join(str(error).split())}") from None
     if not isinstance(values or {}, dict):
         raise InputError(f"{path} holds a {type(values).__name__}: it must hold settings as `name: value`")
     return dict(values or {})
@@ -299,7 +299,7 @@ def parse_set(items: Iterable[str]) -> dict[str, str]:
     for item in items:
         name, equals, value = item.partition("=")
         if not equals or not name.strip():
-            raise InputError(f"--set {item!r} is no key=value")
+            raise InputError(f"--set {item!r} is not key=value")
         pairs[name.strip().replace("-", "_")] = value.strip()
     return pairs
 

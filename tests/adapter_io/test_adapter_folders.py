@@ -192,8 +192,8 @@ def test_the_record_names_what_differs(tmp_path: Path) -> None:
     for tensors, file, message in (
         ({**state, some: state[some].half()}, POSTERIOR, "1 of its 4 tensors is of another shape or type"),
         ({**state, some: state[some][:1].contiguous()}, POSTERIOR, "of another shape or type"),
-        ({**state, some: state[some] * 2}, POSTERIOR, "another file than the one that the record lists: SHA-256"),
-        ({**means, first: means[first] * 2}, MEAN, "another file than the one that the record lists: SHA-256"),
+        ({**state, some: state[some] * 2}, POSTERIOR, "not the file that the record lists: SHA-256"),
+        ({**means, first: means[first] * 2}, MEAN, "not the file that the record lists: SHA-256"),
         ({**means, "x.lora_A.weight": means[first].clone()}, MEAN, "1 of its 8 tensors is not listed in the record"),
     ):
         before = (folder / file).read_bytes()
@@ -304,7 +304,7 @@ def changed(folder: Path, part: str, **changes: Any) -> None:
         ("ens", "posterior", {"members": 10**9}, "the record says 1000000000 ensemble members"),
         ("ens", "predictive", {"rule": 1}, 'rule: expected "probs" or "logits", got 1'),
         ("laplace", "posterior", {"structure": "cube"}, 'structure: expected "kron" or "diag" or "full"'),
-        ("laplace", "posterior", {"structure": "diag"}, "posterior and record do not fit together"),
+        ("laplace", "posterior", {"structure": "diag"}, "posterior and record do not match"),
         ("laplace", "posterior", {"precision": ["1.0"] * 4}, 'precision[0]: expected a finite number, got "1.0"'),
         ("laplace", "posterior", {"precision": [-1.0] * 4}, "precision: expected positive numbers"),
         ("laplace", "posterior", {"precision": [1.0]}, "4 layers, 1 precisions"),

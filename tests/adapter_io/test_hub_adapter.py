@@ -149,10 +149,10 @@ def test_without_hub_only_the_cache_is_read(
 @pytest.mark.parametrize(
     "name, code, message",
     [
-        ("hub:someone/else", 2, "hub:someone/else: not a repository that the hub has"),
+        ("hub:someone/else", 2, "hub:someone/else: no such repository on the hub"),
         ("hub:someone/blob@v9", 2, "someone/blob has no revision 'v9'; give a branch, tag or commit"),
-        ("hub:a/b/c", 2, "hub:a/b/c: not a repository that the hub has (Repo id must be in the form"),
-        ("hub:", 2, "not a repository that the hub has"),
+        ("hub:a/b/c", 2, "hub:a/b/c: no such repository on the hub (Repo id must be in the form"),
+        ("hub:", 2, "no such repository on the hub"),
     ],
 )
 def test_what_the_hub_has_not_is_one_line(
@@ -226,7 +226,7 @@ def test_a_dry_run_asks_the_hub_for_nothing(
         assert main(["push", str(blob), "someone/blob", "--dry-run"]) == 0
     said = capsys.readouterr().out
     assert all(name in said for name in OURS) and "library_name: peft" in said
-    assert "which is not on the hub: who takes this adapter has to give base=MODEL" in lines[0]
+    assert "which is not on the hub: users of this adapter have to give base=MODEL" in lines[0]
     assert hub.asked == [] and not hub.repositories
 
 
@@ -237,8 +237,8 @@ def test_a_dry_run_asks_the_hub_for_nothing(
         ("someone/blob", "hf_wrong", 2, "push to someone/blob: the hub refuses it (401 Invalid username or password.)"),
         ("other/new", TOKEN, 2, "push to other/new: the hub refuses it (403 You don't have the rights"),
         ("other/there", TOKEN, 2, "push to other/there: the hub refuses it (403 you must use a write token"),
-        ("blob", TOKEN, 2, "'blob': no name of a repository; give user/name, for example me/blob"),
-        ("a/b/c", TOKEN, 2, "'a/b/c': no name of a repository (Repo id must be"),
+        ("blob", TOKEN, 2, "'blob': not a repository name; give user/name, for example me/blob"),
+        ("a/b/c", TOKEN, 2, "'a/b/c': not a repository name (Repo id must be"),
     ],
 )
 def test_what_the_hub_refuses_is_one_line(
@@ -308,7 +308,7 @@ def test_only_whole_results_of_this_very_adapter_count(
     made_results.result(tmp_path / "others")
     command = ["push", str(blob), "someone/blob", "--results"]
     assert main([*command, str(tmp_path / "others")]) == 2
-    assert "none that count for this adapter" in (line := last_line(capsys)) and "they are of BLoB0" in line
+    assert "none count for this adapter" in (line := last_line(capsys)) and "they are of BLoB0" in line
     own = tmp_path / "own"
     own.mkdir()
     leaks = {"arc_easy_uq": {"leaked": 3, "natural": 0, "items": 40}}

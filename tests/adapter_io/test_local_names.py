@@ -87,7 +87,7 @@ def test_training_on_an_adapter_and_export_ask_for_nothing(
         ("/nowhere/blob", "no such folder"),
         ("a/b/c", "no such folder"),
         ("blub", "no such folder"),
-        ("runs/base/config.json", "a file: give the folder that holds adapter_config.json"),
+        ("runs/base/config.json", "is a file: give the folder that contains adapter_config.json"),
         ("..", "no adapter_config.json"),
     ],
 )

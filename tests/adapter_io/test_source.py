@@ -158,10 +158,10 @@ def test_another_source_is_not_the_same_cell(world: Path, tmp_path: Path, capsys
 
 BAD: dict[str, tuple[str, list[str], str]] = {
     "rank": ("mle", ["--lora-r", "4"], "lora_r is 4 in the command and 2 in the adapter"),
-    "alpha": ("mle", ["--lora-alpha", "16"], "leave --lora-alpha out"),
+    "alpha": ("mle", ["--lora-alpha", "16"], "remove --lora-alpha"),
     "targets": ("mle", ["--target-modules", "q_proj"], "target_modules is q_proj in the command"),
-    "dropout": ("mle", ["--lora-dropout", "0.1"], "leave --lora-dropout out"),
-    "base of another shape": ("mle", ["--base", "other"], "does not fit base model"),
+    "dropout": ("mle", ["--lora-dropout", "0.1"], "remove --lora-dropout"),
+    "base of another shape": ("mle", ["--base", "other"], "does not match base model"),
     "no task": ("plain", [], "no task: give --task"),
     "no folder": ("nothing/at/all", [], "no such folder"),
     "no adapter": ("base", [], "this is not an adapter folder"),

@@ -73,7 +73,7 @@ def test_the_papers_decay_does_nothing() -> None:
 
 
 def test_two_ways_to_say_it_are_refused() -> None:
-    with pytest.raises(InputError, match="prior_var are both set"):
+    with pytest.raises(InputError, match="prior_var exclude each other"):
         MAP(weight_decay=0.1, prior_var=1.0)
     with pytest.raises(InputError, match="own weight_decay"):
         fit_tiny(MAP(), dataclasses.replace(TINY, weight_decay=0.1))

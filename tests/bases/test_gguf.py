@@ -129,7 +129,7 @@ def test_train_and_evaluate_name_the_file_alike(
     assert scores == [scores[0]] * len(named)
     with pytest.raises(InputError, match="gguf_file=other.gguf: the base is .*tiny.gguf already"):
         BayesLoRA(adapter=str(tmp_path / "mle"), gguf_file="other.gguf", device="cpu")
-    with pytest.raises(InputError, match="is dequantised when it is read: leave 4 and 8 bit out"):
+    with pytest.raises(InputError, match="is dequantised when it is read: remove load_in_4bit and load_in_8bit"):
         BayesLoRA(adapter=str(tmp_path / "mle"), load_in_8bit=True, device="cpu")
 
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_read_is_one_line(tmp_path: Path, capfd: pytest.CaptureFi
         with pytest.raises(InputError, match=message):
             BayesLoRA(adapter=str(tmp_path / "mle"), base=str(tmp_path / name), device="cpu")
     assert train(tmp_path / "tiny.gguf", tmp_path / "out", "--load-in-8bit") == 2
-    assert "leave 4 and 8 bit out" in capfd.readouterr().err
+    assert "remove load_in_4bit and load_in_8bit" in capfd.readouterr().err
 
 
 def test_without_the_gguf_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

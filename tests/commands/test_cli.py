@@ -325,10 +325,10 @@ BAD_TRAIN: dict[str, tuple[list[str], str]] = {
     "set": (["blob", "--set", "prior=1"], "did you mean prior_std?"),
     "set with an abbreviation": (["blob", "--set", "klr=1"], "did you mean kl_lr?"),
     "members": (["ens", "--set", "members=1000000000", "--dry-run"], "members is 1000000000: it must be"),
-    "set without =": (["blob", "--set", "prior_std"], "is no key=value"),
+    "set without =": (["blob", "--set", "prior_std"], "is not key=value"),
     "config": (["mle", "--config", "/nowhere.yaml"], "cannot read /nowhere.yaml"),
-    "include path": (["mle", "--include-path", "/nowhere"], "--include-path /nowhere is no folder"),
-    "seeds": (["mle", "--seeds", "0"], "whole number of at least 1"),
+    "include path": (["mle", "--include-path", "/nowhere"], "--include-path /nowhere is not a folder"),
+    "seeds": (["mle", "--seeds", "0"], "must be an integer from 1 to 1000"),
     "base": (["mle", "--base", "/nowhere/base"], "base model /nowhere/base cannot be loaded"),
     "target": (["mle", "--target-modules", "q_prj"], "did you mean q_proj?"),
     "no choices": (["mle", "--task", "generate_uq"], "generate_until"),
@@ -383,11 +383,11 @@ BAD_EVAL: dict[str, tuple[list[str], str]] = {
     "flag": (["--task", "tiny_uq"], "did you mean --tasks?"),
     "model": (["--model", "bayeslorra"], "bayeslorra"),
     "log_samples": (["--log_samples"], "--output_path"),
-    "include path": (["--include_path", "/nowhere"], "/nowhere is no folder"),
+    "include path": (["--include_path", "/nowhere"], "/nowhere is not a folder"),
     "file": (["--tasks", "/nowhere.yaml"], "no such file"),
     "limit": (["--limit", "-3"], "--limit -3: give a number"),
-    "batch size": (["--batch_size", "many"], "--batch_size many: give a whole number"),
-    "batch of none": (["--batch_size", "0"], "--batch_size 0: give a whole number"),
+    "batch size": (["--batch_size", "many"], "--batch_size many: must be an integer"),
+    "batch of none": (["--batch_size", "0"], "--batch_size 0: must be an integer"),
 }
 
 
@@ -420,7 +420,7 @@ def damage(folder: Path, kind: str) -> None:
     "kind, said",
     [
         ("missing", "adapter_model.safetensors is missing"),
-        ("cut", "not a whole safetensors file"),
+        ("cut", "not a complete safetensors file"),
         ("schema", "schema version 99"),
         ("method", "pip install uqharness-sgld-noise"),
         ("base", "is not the one recorded"),
@@ -443,7 +443,7 @@ BAD_REST: dict[str, tuple[list[str], str]] = {
     "no results": (["table", "/nowhere"], "/nowhere does not exist"),
     "format": (["table", ".", "--format", "lateks"], "did you mean latex?"),
     "metric": (["table", ".", "--metric", "nil"], "did you mean nll?"),
-    "draws": (["table", ".", "--samples", "all"], "whole number"),
+    "draws": (["table", ".", "--samples", "all"], "give integers from 0"),
     "no tasks": (["eval", "x"], "no tasks"),
     "no adapter": (["eval", "--tasks", "toyworld_uq"], "no adapter"),
     "no base": (["train", "mle", "--task", "tiny_uq", "--out", "x"], "no base: give --base"),
@@ -497,7 +497,7 @@ def test_a_signal_ends_training_in_one_line(
         where, saving = tmp_path / "runs/out.checkpoints", [*argv, "--save-every", "3"]
         done, said = stop(saving, sent, tmp_path / "log", lambda _: any(where.glob("checkpoint-*/complete.json")))
         assert done == code
-        assert said[-1] == f"uqharness: {word}; checkpoints are in {where}: add --resume to the command to go on"
+        assert said[-1] == f"uqharness: {word}; checkpoints are in {where}: add --resume to the command to continue"
         newest = max(int(path.parent.name.partition("-")[2]) for path in where.glob("*/complete.json"))
         resumed = where / f"checkpoint-{newest + 3}/complete.json"
         done, said = stop([*saving, "--resume"], sent, tmp_path / "log", lambda _: resumed.exists())

@@ -98,4 +98,4 @@ def test_workers_end_when_the_demo_is_killed(sent: signal.Signals, code: int, tm
             for pid in filter(runs, workers):
                 os.kill(pid, signal.SIGKILL)
     assert not left
-    assert sent is signal.SIGKILL or said.splitlines()[-1].startswith("uqharness: terminated; what is done stays in")
+    assert sent is signal.SIGKILL or said.splitlines()[-1].startswith("uqharness: terminated; finished cells stay in")

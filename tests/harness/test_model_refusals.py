@@ -32,20 +32,20 @@ from uqharness.training.base_model import load_base
         ({"adapter": ""}, "no adapter: add adapter=DIR"),
         ({"samples": -1}, "samples=-1"),
         ({"samples": "many"}, "samples='many'"),
-        ({"samples": 10**6}, "samples=1000000: give a whole number from 0 to 10,000"),
-        ({"samples": 1e6}, "samples=1000000.0: give a whole number"),
-        ({"samples": "²"}, "samples='²': give a whole number"),
-        ({"seed": "9" * 6000}, "give a whole number"),
+        ({"samples": 10**6}, "samples=1000000: must be an integer from 0 to 10,000"),
+        ({"samples": 1e6}, "samples=1000000.0: must be an integer"),
+        ({"samples": "²"}, "samples='²': must be an integer"),
+        ({"seed": "9" * 6000}, "must be an integer"),
         ({"base": "./nowhere"}, "cannot be loaded"),
         ({"backend": "nonsense"}, "backend='nonsense': bayeslora takes causal language models"),
         ({"backend": "seq2seq"}, "backend='seq2seq': bayeslora takes causal"),
         ({"softmax_dtype": "float31"}, "softmax_dtype='float31': give float32"),
         ({"softmax_dtype": "int8"}, "softmax_dtype='int8': give float32"),
         ({"mixed_precision_dtype": "nonsense"}, "mixed_precision_dtype='nonsense'"),
-        ({"max_length": "long"}, "max_length='long': give a whole number from 1"),
-        ({"max_length": 0}, "max_length=0: give a whole number from 1"),
-        ({"max_length": 10**9}, "max_length=1000000000: give a whole number from 1"),
-        ({"batch_size": 10**9}, "batch_size='1000000000': give a whole number"),
+        ({"max_length": "long"}, "max_length='long': must be an integer from 1"),
+        ({"max_length": 0}, "max_length=0: must be an integer from 1"),
+        ({"max_length": 10**9}, "max_length=1000000000: must be an integer from 1"),
+        ({"batch_size": 10**9}, "batch_size='1000000000': must be an integer"),
         ({"allow_leak": "maybe"}, "allow_leak is 'maybe': it must be true or false"),
         ({"mean": 2}, "mean is 2: it must be true"),
         ({"load_in_4bit": "si"}, "load_in_4bit is 'si': it must be true"),
@@ -106,7 +106,7 @@ def damaged(blob: Path, tmp_path: Path, **change: Any) -> Path:
 
 def test_another_base_is_refused(blob: Path, tmp_path: Path) -> None:
     small = make_base(tmp_path / "small", hidden_size=16)
-    with pytest.raises(InputError, match="does not fit"):
+    with pytest.raises(InputError, match="does not match base model"):
         BayesLoRA(adapter=str(blob), base=str(small), device="cpu")
     twin = make_base(tmp_path / "twin", initializer_range=0.1)
     with pytest.raises(InputError, match="is not the one recorded"):
@@ -120,7 +120,7 @@ def test_damaged_folders_are_refused(blob: Path, tmp_path: Path) -> None:
         BayesLoRA(adapter=str(damaged(blob, tmp_path / "b", method={"name": "sgld", "package": "uq-sgld"})))
     broken = damaged(blob, tmp_path / "c")
     (broken / adapter_io.POSTERIOR).write_bytes(b"not tensors")
-    with pytest.raises(InputError, match="not a whole safetensors file"):
+    with pytest.raises(InputError, match="not a complete safetensors file"):
         BayesLoRA(adapter=str(broken))
     (broken / adapter_io.POSTERIOR).write_bytes((blob / adapter_io.POSTERIOR).read_bytes())
     (broken / adapter_io.MEAN).unlink()

@@ -68,7 +68,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(
     done = stock(words(tasks, f"adapter={blob}", "--output_path", "file/results"), tmp_path)
     assert done.returncode == 2 and "Running loglikelihood" not in done.stderr
     assert done.stderr.splitlines()[-1] == (
-        f"uqharness: --output_path file/results: {tmp_path / 'file'} is a file; give another place"
+        f"uqharness: --output_path file/results: {tmp_path / 'file'} is a file; choose another location"
     )
     common = ["--tasks", "tiny_uq", "--include_path", str(tasks), "--output_path", "/proc/results"]
     assert main(["eval", str(blob), *common]) == 2

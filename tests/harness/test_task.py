@@ -240,11 +240,11 @@ def test_normalised_draws_are_each_divided_by_the_answers_bytes() -> None:
         lm = Answerer(draws)
         found, summed = (unpack(values(evaluate(task, lm))[RECORD]).logp for task in (by_bytes(), plain))
         assert found == pytest.approx(summed / np.array([2, 3, 6]), rel=1e-6, nan_ok=True)
-    with pytest.raises(InputError, match="normalise is 'tokens': write bytes, or leave it out"):
+    with pytest.raises(InputError, match="normalise is 'tokens': write bytes, or remove it"):
         evaluate(by_bytes("tokens"))
 
 
 def test_answers_of_a_posterior_are_not_divided() -> None:
     given = BMALogProb(-1.0, [-1.0], mean=-1.0, combine="given")
-    with pytest.raises(InputError, match="leave normalise out"):
+    with pytest.raises(InputError, match="remove normalise"):
         per_byte([given, given], ["A", "BC"])

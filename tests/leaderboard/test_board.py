@@ -207,7 +207,7 @@ def test_a_result_that_says_other_numbers_is_shown_and_not_marked(tmp_path: Path
     cells = {row[0]: found.cells["nll", i, 0] for i, row in enumerate(found.rows)}
     assert cells["BLoB"].suspect and cells["BLoB"].rank is None and cells["BLoB"].mean > 0.1
     assert {cells["MLE"].rank, cells["ENS"].rank} == {1, 2}
-    assert any("its file says other numbers" in note for note in found.notes)
+    assert any("its file reports other numbers" in note for note in found.notes)
 
 
 def test_a_run_that_left_the_disk_is_an_error_of_one_line(folder: Path) -> None:
@@ -313,10 +313,10 @@ def test_questions_of_the_published_training_data_are_noted_in_tables_and_remark
     result(tmp_path, "BLoB", leaks={"arc_easy_uq": {**leaks["arc_easy_uq"], "leaked": 1}})
     board = build([tmp_path])
     (found,) = table.build(board.runs)
-    wanted = "MLE on arc_easy_uq: 1 of 40 questions stand in the published training data too; without them: ACC"
+    wanted = "MLE on arc_easy_uq: 1 of 40 questions are also in the published training data; without them: ACC"
     assert any(note.startswith(wanted) for note in found.notes)
     said = board.runs[0].remarks["shared"]
-    assert said.startswith("1 of 40 questions stand in the published training data too: ACC") and not board.problems
+    assert said.startswith("1 of 40 questions are also in the published training data: ACC") and not board.problems
     assert set(board.runs[1].remarks) == {"leaked", "shared"}
     assert found.cells["acc", 1, 0].leaked and not found.cells["acc", 0, 0].leaked
 

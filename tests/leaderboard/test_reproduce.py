@@ -315,7 +315,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert main(["reproduce", "blob-table1", str(folder), "--format", "tex"]) == 2
     assert main(["reproduce", "toyworld", str(folder)]) == 2
     assert main(["reproduce", "blob-table1", str(tmp_path / "nowhere")]) == 2
-    assert "is no folder" in capsys.readouterr().err
+    assert "is not a folder" in capsys.readouterr().err
 
 
 def test_a_shorter_training_than_the_papers_says_nothing_about_its_figure(tmp_path: Path) -> None:

@@ -64,9 +64,9 @@ BAD: dict[str, tuple[Callable[[Data], Any], str, str]] = {
     "fewer questions": (lambda d: protocol(d, items=39), "broken", "its protocol has 39 questions, its record 40"),
     "other questions": (lambda d: protocol(d, documents="0" * 16), "broken", "not those that its protocol"),
     "beyond the split": (lambda d: protocol(d, rows=[0, 30]), "broken", "question number 39 of a split of 30"),
-    "own numbers": (lambda d: d["results"][TASK].update({"acc,none": 1.0}), "mismatch", "the file says acc = 1"),
+    "own numbers": (lambda d: d["results"][TASK].update({"acc,none": 1.0}), "mismatch", "the file reports acc = 1"),
     "NaN number": (lambda d: d["results"][TASK].update({"nll,none": float("nan")}), "mismatch", "nll = nan"),
-    "own count": (lambda d: d.update({"n-samples": {TASK: {"effective": 50}}}), "mismatch", "the file says 50"),
+    "own count": (lambda d: d.update({"n-samples": {TASK: {"effective": 50}}}), "mismatch", "the file reports 50"),
     "trimmed": (lambda d: d.update({"n-samples": {TASK: {"original": 50}}}), "trimmed", "40 of 50 questions"),
     "rows left out": (lambda d: protocol(d, rows=[10, 80]), "trimmed", "40 of 70 questions"),
     "seed": (
@@ -137,7 +137,7 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
     (tmp_path / "results_0.json").write_text(json.dumps(data))
     board = build([tmp_path])
     assert [each.kind for each in board.problems] == ["range"] and "1.5 together" in board.problems[0].reason
-    assert board.runs[0].suspect == ("it holds probabilities above 1",)
+    assert board.runs[0].suspect == ("it contains probabilities above 1",)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +285,7 @@ def test_exit_codes_and_submit(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert main(["validate", str(tmp_path)]) == 2 and "no results_*.json below" in capsys.readouterr().err
     assert main(["validate", str(tmp_path / "nowhere")]) == 2
     result(tmp_path)
-    assert main(["validate", str(tmp_path)]) == 0 and "1 sound runs, 0 errors" in capsys.readouterr().out
+    assert main(["validate", str(tmp_path)]) == 0 and "1 valid runs, 0 errors" in capsys.readouterr().out
     assert main(["validate", str(tmp_path), "--format", "githb"]) == 2
     assert main(["submit", "--dry-run", str(tmp_path)]) == 0 and "pull request" not in capsys.readouterr().out
     for words in (["validate", "--submit"], ["submit"]):

@@ -102,7 +102,7 @@ def test_a_controller_that_is_not_there_is_refused_before_anything_runs(
     assert "the controller does not answer: slurm_load_partitions: Unable to contact" in capsys.readouterr().err
     monkeypatch.setenv("PATH", "")
     assert main(command) == 2
-    assert "there is no sbatch here" in capsys.readouterr().err
+    assert "sbatch is not installed" in capsys.readouterr().err
     assert not (tmp_path / "out" / "adapters").exists()
 
 

@@ -144,7 +144,7 @@ def test_a_changed_suite_says_what_changed(tmp_path: Path) -> None:
     assert lines[0] == "x.yaml has changed since the last run:"
     assert lines[1] == "  kl_lr was 0.01, is 0.5: toyworld/blob/toyworld_uq/seed0 on toyworld_uq"
     assert "new: toyworld/mcd" in lines[2] and "no longer in it" in lines[3] and lines[4] == "  unchanged: 1 of 3"
-    with pytest.raises(InputError, match="holds the suite x, now it is toyworld"):
+    with pytest.raises(InputError, match="contains the suite x, not toyworld"):
         differences(after, make(read("toyworld")))
 
 

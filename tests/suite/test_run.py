@@ -202,7 +202,7 @@ def test_a_failed_cell_is_recorded_and_the_others_go_on(
     assert main(["suite", "run", str(file), "--out", str(out), "--jobs", "1"]) == 1
     said = capsys.readouterr().err
     assert "failed: tiny/swag/tiny_uq/seed0: swag needs at least 2 snapshots" in said
-    assert "uqharness: 2 of 4 cells failed or were not begun: " in said
+    assert "uqharness: 2 of 4 cells failed or were not started: " in said
     assert sorted(Store(out).states().values()) == ["done", "done", "failed"]
     assert main(["suite", "status", str(out)]) == 0
     shown = capsys.readouterr().out
@@ -237,8 +237,8 @@ def test_a_worker_that_dies_costs_one_cell(world: Path, tmp_path: Path) -> None:
         (["run", "FILE", "--only", "metod=mle"], 2, "--only metod=mle: give KEY=VALUE"),
         (["run", "FILE", "--set", "stepz=3"], 2, "--set stepz: no method of the suite has it (did you mean steps?)"),
         (["run", "FILE", "--jobs", "0"], 2, "--jobs 0"),
-        (["status", "nowhere"], 2, "nowhere holds no suite"),
-        (["cell", "abc", "--out", "nowhere"], 2, "nowhere holds no suite"),
+        (["status", "nowhere"], 2, "nowhere contains no suite"),
+        (["cell", "abc", "--out", "nowhere"], 2, "nowhere contains no suite"),
         ([], 2, "no action"),
     ],
 )

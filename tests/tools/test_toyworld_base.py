@@ -80,7 +80,7 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys: pytest.CaptureFixtur
     for argv, said in (
         (["--chek"], "unknown argument --chek (did you mean --check?)"),
         (["--seed", "many"], "--seed"),
-        (["--out", str(tmp_path / "file"), "--seed", "0"], "is a file; give another place"),
+        (["--out", str(tmp_path / "file"), "--seed", "0"], "is a file; choose another location"),
     ):
         assert main(argv) == 2
         told = capsys.readouterr().err

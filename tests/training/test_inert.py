@@ -101,7 +101,7 @@ def test_a_posterior_that_does_nothing_is_called_so(
     with caplog.at_level(logging.WARNING, logger="uqharness.train"):
         inert.report(method.name, method.if_inert, found, data.record["training"])
     (message,) = [r.getMessage() for r in caplog.records if r.name == "uqharness.train"]
-    assert "\n" not in message and message.startswith(f"{method.name}: draws do not move the answers")
+    assert "\n" not in message and message.startswith(f"{method.name}: draws do not change the answers")
     assert all(word in message for word in words), message
 
 
@@ -194,7 +194,7 @@ def test_train_warns_and_the_table_says_it(
     fast = "--lora-r 2 --steps 4 --lr 1e-4 --batch-size 4 --max-length 24 --device cpu".split()
     out = tmp_path / "a"
     assert main(["train", "blob", *where, "--out", str(out), *fast]) == 0
-    assert "blob: draws do not move the answers" in caplog.text + capsys.readouterr().err
+    assert "blob: draws do not change the answers" in caplog.text + capsys.readouterr().err
     record = adapter_io.read_record(out)
     assert record is not None and record["activity"]["inert"] is True and record["activity"]["questions"] == 16
     evaluate = ["eval", str(out), "--tasks", "tiny_uq", "--include_path", str(tmp_path / "tasks"), "--limit", "4"]
@@ -213,7 +213,7 @@ def test_the_board_says_it(tmp_path: Path) -> None:
     board = build([tmp_path])
     (found,) = table.build(board.runs, ["acc"])
     assert [note for note in found.notes if "inert" in note] == [
-        "BLoB is an inert posterior: its draws do not move the answers, any N is N = 0"
+        "BLoB is an inert posterior: its draws do not change the answers, every N equals N = 0"
     ]
     assert "inert posterior" in table_formats.markdown([found])
     said = [run_view.warnings(run, board.problems) for run in board.runs]

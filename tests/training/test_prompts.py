@@ -139,7 +139,7 @@ def test_a_template_without_system_messages_gets_none_as_in_lm_eval() -> None:
         prompts._say_no_system.cache_clear()
         text = ChatTemplate.of(tokenizer)(messages)
     assert text == hf(tokenizer).apply_chat_template(messages) and "brief" not in text
-    assert lines == ["the chat template takes no system message: it is left out, as in lm-eval"]
+    assert lines == ["the chat template has no system message: it is omitted, as in lm-eval"]
 
 
 def test_the_date_in_a_prompt_is_fixed_and_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -330,10 +330,10 @@ def evaluate(world: Path, adapter: str, task: str = "tiny_uq", **how: Any) -> di
     "adapter, task, how, words",
     [
         ("chat", "tiny_uq", {"apply_chat_template": True, **SYSTEM}, None),
-        ("chat", "tiny_uq", SYSTEM, "task tiny_uq asks in another form .* add --apply_chat_template$"),
+        ("chat", "tiny_uq", SYSTEM, "task tiny_uq has another prompt format .* add --apply_chat_template$"),
         ("chat", "tiny_uq", {"apply_chat_template": True}, "add --system_instruction 'Be brief.'$"),
         ("chat", "tiny_stock", {"apply_chat_template": True, **SYSTEM}, None),
-        ("chat", "tiny_stock", {}, "task tiny_stock asks in another form .* add --apply_chat_template$"),
+        ("chat", "tiny_stock", {}, "task tiny_stock has another prompt format .* add --apply_chat_template$"),
         ("shots", "tiny_uq", {"num_fewshot": 2}, None),
         ("shots", "tiny_uq", {}, "trained with 2 shots: add --num_fewshot 2$"),
         ("before", "tiny_uq", {}, None),
@@ -361,10 +361,10 @@ def test_an_adapter_is_asked_in_the_form_that_it_was_trained_in(
     said = [line for line in lines if "prompts" in line]
     if task == "tiny_stock":
         assert said == [
-            "bayeslora: of tiny_stock's prompts only the chat template can be compared with the adapter's training"
+            "bayeslora: of tiny_stock's prompts only the chat template is compared with the adapter's training"
         ]
     elif adapter == "plain":
-        assert said == ["bayeslora: the adapter does not say with which prompts it was trained: none are refused"]
+        assert said == ["bayeslora: the adapter does not record its prompt format: no prompts are refused"]
     else:
         assert not said
     if task == "tiny_uq" and "apply_chat_template" in how:

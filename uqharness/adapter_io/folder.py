@@ -119,7 +119,7 @@ def fetch(adapter: str | os.PathLike[str]) -> Path:
     if path.is_dir():
         return Path(os.path.abspath(path))  # no library takes an absolute path for a hub id
     if path.exists():
-        raise InputError(f"adapter={name}: a file: give the folder that holds {PEFT_CONFIG}")
+        raise InputError(f"adapter={name} is a file: give the folder that contains {PEFT_CONFIG}")
     is_hub_id = re.fullmatch(r"[\w][\w.-]*/[\w.-]+", name) and not path.is_absolute()
     cached = hub.cached(name, FILES) if is_hub_id else None
     if cached is None:
@@ -138,7 +138,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
     path = folder / RECORD
     if not path.exists():
         if (folder / POSTERIOR).exists():
-            raise InputError(f"{folder}: {POSTERIOR} without {RECORD}: the adapter is incomplete, copy it again")
+            raise InputError(f"{folder}: {POSTERIOR} without {RECORD}: the adapter is incomplete; copy it again")
         return None
     record = read_object(path, JSON_LIMIT)
     schema = record.get("schema")
@@ -180,7 +180,7 @@ def load_predictive(folder: Path) -> tuple[Predictive, dict[str, Any] | None]:
         raise InputError(f"{folder}: {error}") from error
     except (LookupError, ValueError, TypeError, AttributeError, RuntimeError, OverflowError) as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        raise InputError(f"{folder}: posterior and record do not fit together ({reason}): copy it again") from error
+        raise InputError(f"{folder}: posterior and record do not match ({reason}): copy it again") from error
     if record["schema"] == 1:
         check_complete(folder, predictive.posterior, record)
     return predictive, record
@@ -235,7 +235,7 @@ def with_predictive(record: Mapping[str, Any], state: Tensors) -> tuple[dict[str
         check(dict(old), _OldTempered, f"{RECORD}: posterior")
         check(old["source"], _Posterior, f"{RECORD}: posterior: source")
         if other := next((name for name in state if not name.startswith("source.")), None):
-            raise InputError(f"{POSTERIOR} has {shown(other, 120)}, which this adapter has no place for")
+            raise InputError(f"{POSTERIOR} has {shown(other, 120)}, which does not belong to this adapter")
         state = {name.removeprefix("source."): tensor for name, tensor in state.items()}
         inner, state = with_predictive({"posterior": old["source"]}, state)
         own = {key: old[key] for key in ("temperature", "samples", "seed")}
@@ -267,7 +267,7 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
         path, file = folder / name, listed.get(name)
         if file is None:
             if path.exists():
-                raise InputError(f"{path}: not a part of this adapter, whose record does not list it: remove it")
+                raise InputError(f"{path}: not part of this adapter: its record does not list it; remove it")
             continue
         if name not in (MEAN, POSTERIOR):
             raise InputError(f"{folder / RECORD}: files: {shown(name)} is not a file of an adapter; copy it again")
@@ -284,7 +284,7 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
                 )
         if (own := sha256_of(path)) != file["sha256"]:
             raise InputError(
-                f"{path}: another file than the one that the record lists: SHA-256 {own[:16]}…, "
+                f"{path}: not the file that the record lists: SHA-256 {own[:16]}…, "
                 f"recorded {shown(file['sha256'][:16])}…; copy the adapter again"
             )
 
@@ -417,7 +417,7 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
             )
     except (RuntimeError, ValueError, KeyError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"adapter {folder} does not fit base model {name}: give its own base ({reason})") from error
+        raise InputError(f"adapter {folder} does not match base model {name}: {reason}; give its own base") from error
     model.peft_config[model.active_adapter].base_model_name_or_path = name
     settle_tying(model)
     return model
@@ -449,7 +449,7 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
     missing = [name for name in posterior.mean if name not in state]
     if missing:
         raise InputError(
-            f"{len(missing)} of {len(posterior.mean)} adapter tensors have no place in {base}: {missing[0]}"
+            f"{len(missing)} of {len(posterior.mean)} adapter tensors do not exist in {base}: {missing[0]}"
         )
     if lacking := [name for name in state if name not in posterior.mean]:
         raise InputError(
@@ -502,4 +502,4 @@ def _whole(path: Path) -> Iterator[None]:
         yield
     except (SafetensorError, OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise InputError(f"{path}: not a whole safetensors file ({reason}): train or download again") from error
+        raise InputError(f"{path}: not a complete safetensors file ({reason}): train or download again") from error

@@ -70,9 +70,9 @@ def check_name(name: str) -> str:
     try:
         validate_repo_id(repository)
     except HFValidationError as error:
-        raise InputError(f"{name!r}: no name of a repository ({_first_line(error)}); give user/name") from error
+        raise InputError(f"{name!r}: not a repository name ({_first_line(error)}); give user/name") from error
     if "/" not in repository:
-        raise InputError(f"{name!r}: no name of a repository; give user/name, for example me/{repository}")
+        raise InputError(f"{name!r}: not a repository name; give user/name, for example me/{repository}")
     return repository
 
 
@@ -100,8 +100,8 @@ def push(
         api.create_repo(repository, private=private or None, exist_ok=True)
         if private and not api.repo_info(repository).private:
             raise InputError(
-                f"push to {repository}: it exists and is public: make it private in its settings on the hub, or leave "
-                "--private out; nothing was pushed"
+                f"push to {repository}: it exists and is public: make it private in its settings on the hub, or remove "
+                "--private; nothing was pushed"
             )
         if branch != MAIN and not branch.startswith("refs/"):
             api.create_branch(repository, branch=branch, exist_ok=True)
@@ -142,9 +142,9 @@ def _explain(error: Exception, what: str, repository: str, revision: str | None,
         return InputError(f"{what}: {repository} is gated: ask for access on its page, then run `hf auth login`")
     if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
         reason = "not found; a private one needs a token" if status else _first_line(error)
-        return InputError(f"{what}: not a repository that the hub has ({reason}); check its name")
+        return InputError(f"{what}: no such repository on the hub ({reason}); check its name")
     if isinstance(error, errors.OfflineModeIsEnabled):
-        return InputError(f"{what}: HF_HUB_OFFLINE is set, so the hub is not asked: unset it")
+        return InputError(f"{what}: HF_HUB_OFFLINE is set, so the hub is not used: unset it")
     if status:
         return RunError(f"{what}: the hub answers {status} {_server_message(error)}; try again later")
     if isinstance(error, ValueError) and "metadata in README.md" in str(error):

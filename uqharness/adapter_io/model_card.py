@@ -69,8 +69,8 @@ def add_results(card: ModelCard, name: str, runs: Sequence[RunSummary]) -> None:
         for run in runs
     ]
     table = "\n".join([header, *rows])
-    note = "Computed by uqharness from the recorded answers of every draw; ECE has 15 bins. Numbers compare only where "
-    note += "the protocol is the same."
+    note = "Computed by uqharness from the recorded answers of every draw; ECE has 15 bins. Numbers are comparable "
+    note += "only if the protocol is the same."
     section = f"<!-- uqharness results -->\n## Evaluation\n\n{table}\n\n{note}\n<!-- /uqharness results -->\n"
     card.text = f"{_RESULTS.sub(chr(10), card.text).rstrip()}\n\n{section}"
 
@@ -109,7 +109,7 @@ PEFT loads the posterior's mean; the draws are averaged by
 
     lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{words}{revision}
 
-Everything needed to make it again is in `uq_config.json`.
+`uq_config.json` contains everything that is needed to reproduce it.
 """
 
 

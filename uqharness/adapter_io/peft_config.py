@@ -127,7 +127,7 @@ def _check_values(file: Mapping[str, Any], where: str) -> None:
     known = PeftFile.__annotations__
     other = [key for key, value in file.items() if value and key not in known and key not in _IGNORED]
     if other:
-        log.warning("%s: not known and ignored: %s", where, ", ".join(map(shown, sorted(other)[:9])))
+        log.warning("%s: unknown settings are ignored: %s", where, ", ".join(map(shown, sorted(other)[:9])))
 
 
 def _ranks(shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, int | None]:

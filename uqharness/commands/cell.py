@@ -61,7 +61,9 @@ def run(store: Store, cell: Cell) -> None:
             return
         for needed in cell.needs:
             if not store.is_done(needed):
-                raise RunError(f"{cell.name} needs {needed}, which is not done: `uqharness suite cell {needed}` first")
+                raise RunError(
+                    f"{cell.name} needs {needed}, which is not done: run `uqharness suite cell {needed}` first"
+                )
         store.mark(cell.hash, ".failed.json").unlink(missing_ok=True)
         started = time.time()
         act = train if cell.kind == "train" else evaluate
@@ -139,7 +141,7 @@ def evaluate(store: Store, cell: Cell) -> list[str]:
         args.argv, args.debug = command, True
         evaluate.run(args)
         if not any(folder.rglob("results_*.json")):
-            raise RunError(f"{cell.name}: lm-eval wrote no results; its log says why")
+            raise RunError(f"{cell.name}: lm-eval wrote no results; see its log")
         place_folder(folder, out)
     return command
 

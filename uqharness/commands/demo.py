@@ -32,14 +32,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--all", action="store_true", help="every installed method, not only the papers'")
     parser.add_argument("--methods", nargs="+", metavar="METHOD", help="these methods only")
     parser.add_argument("--seeds", type=int, default=1, metavar="N", help="training seeds 0 … N-1 [1]")
-    parser.add_argument("--quick", action="store_true", help="mle and blob, fewer steps and questions: a minute")
+    parser.add_argument(
+        "--quick", action="store_true", help="mle and blob with fewer steps and questions; takes a minute"
+    )
     parser.add_argument("--limit", type=int, help="questions per task [1500, quick: 400; 0: all 6000]")
     parser.add_argument("--workers", type=int, help="processes [one per core]")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.workers is not None and args.workers < 1:
-        raise InputError(f"--workers {args.workers}: at least one process is needed")
+        raise InputError(f"--workers {args.workers}: must be a positive integer")
     writable(args.out / "results", f"--out {args.out}")
     made, store = planned(args), Store(args.out)
     store.write(made)
@@ -53,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 def planned(args: argparse.Namespace) -> Plan:
     """The cells of a demo."""
     if args.seeds < 1:
-        raise InputError(f"--seeds {args.seeds}: at least one training seed is needed")
+        raise InputError(f"--seeds {args.seeds}: must be a positive integer")
     if args.limit is not None and args.limit < 0:
         raise InputError(f"--limit {args.limit}: give a number of questions, or 0 for all of them")
     for name in args.methods or ():

@@ -152,7 +152,7 @@ def disk() -> Result:
     free = {path: shutil.disk_usage(path).free / 2**30 for path in dict.fromkeys((here, cache))}
     text = ", ".join(f"{gib:.1f} GiB free in {path}" for path, gib in free.items())
     if not os.access(here, os.W_OK):
-        return NOTE, f"{text}; {here} cannot be written: give --out and --output_path elsewhere"
+        return NOTE, f"{text}; {here} cannot be written: give another --out and --output_path"
     return (OK if min(free.values()) >= 1 else NOTE), text
 
 

@@ -82,7 +82,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
         "seconds": wall - loops + loops * cell.last_step / steps,
         "adapter_bytes": adapter,
         "checkpoint_bytes": 2 * members * checkpoint if cell.save_every else 0,
-        "note": f"; scoring every {cell.eval_every} steps is not in it" if cell.eval_every else "",
+        "note": f"; without the scoring every {cell.eval_every} steps" if cell.eval_every else "",
     }
 
 

@@ -32,7 +32,7 @@ def check_train(args: argparse.Namespace) -> None:
     """Refuse a wrong method, a missing --base, --task or --out, settings out of range and an unknown task."""
     registry.get_point(args.method)
     if args.include_path and not Path(args.include_path).is_dir():
-        raise InputError(f"--include-path {args.include_path} is no folder: give one that holds task YAMLs")
+        raise InputError(f"--include-path {args.include_path} is not a folder: give one that contains task YAMLs")
     given = run_settings(args)
     # Of --set and --config a name may be the method's own.
     config.check_values(Run, config.from_flags(args, Run))

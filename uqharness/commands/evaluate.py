@@ -51,7 +51,7 @@ def lm_eval_parser(own: argparse.ArgumentParser) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = run_parser()
     parser.prog, parser.epilog, parser.allow_abbrev = own.prog, own.epilog, False
     parser.usage = "uqharness eval [ADAPTER] --tasks TASK … [--model_args KEY=VALUE,…] [options of lm_eval]"
-    parser.description = f"{own.description}. The model is {MODEL} unless --model says another."
+    parser.description = f"{own.description}. The model is {MODEL} unless --model is given."
     parser.add_argument("adapter", nargs="?", metavar="ADAPTER", help="short for --model_args adapter=ADAPTER")
     parser.add_argument("--allow-leak", "--allow_leak", action="store_true", help="short for allow_leak=True")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
@@ -111,13 +111,13 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise InputError("--log_samples and --predict_only write files: give --output_path DIR")
     include = args.include_path or settings.get("include_path")
     if include and not Path(include).is_dir():
-        raise InputError(f"--include_path {include} is no folder: give one that holds task YAMLs")
+        raise InputError(f"--include_path {include} is not a folder: give one that contains task YAMLs")
     limit, size = (getattr(args, key, settings.get(key)) for key in ("limit", "batch_size"))
     if limit is not None and not (isinstance(limit, (int, float)) and 0 < limit < math.inf):
         shown = f"{limit:g}" if isinstance(limit, (int, float)) else repr(limit)
         raise InputError(f"--limit {shown}: give a number of questions, or a fraction of them between 0 and 1")
     if size is not None and not re.fullmatch(r"0*[1-9][0-9]{0,4}|auto(:[0-9]{1,4}(\.[0-9]+)?)?", str(size)):
-        raise InputError(f"--batch_size {str(size)[:60]}: give a whole number from 1 to 99999, auto or auto:N")
+        raise InputError(f"--batch_size {str(size)[:60]}: must be an integer from 1 to 99999, auto or auto:N")
     _check_tasks(args.tasks or settings["tasks"], include)
     if place := args.output_path or settings.get("output_path"):
         check_place(str(place))

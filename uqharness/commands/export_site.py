@@ -1,4 +1,4 @@
-"""`uqharness export-site RESULTS… OUT`: the leaderboard as a folder of plain files, for a project page."""
+"""`uqharness export-site RESULTS… OUT`: write the leaderboard as static files, for a project page."""
 
 from __future__ import annotations
 

@@ -39,7 +39,9 @@ def run(args: argparse.Namespace) -> int:
     folder = adapter_io.fetch(args.adapter)
     predictive, record = adapter_io.load_predictive(folder)
     if predictive.whole_questions:
-        log.warning("%s answers by more than its weights: its weights alone answer otherwise", predictive.kind)
+        log.warning(
+            "%s does not only average its weights: the exported weights alone give other answers", predictive.kind
+        )
     posterior, rule = predictive.exportable(), predictive.open_form().rule
     count = posterior.usable(args.samples)
     config = adapter_io.read_config(folder)

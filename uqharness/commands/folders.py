@@ -27,12 +27,12 @@ def writable(out: Path, said: str) -> Path:
     try:
         parent = next((path for path in out.absolute().parents if path.exists()), None)
     except OSError as error:  # a folder that cannot be entered
-        raise InputError(f"{said}: {error.strerror}; give another place") from error
+        raise InputError(f"{said}: {error.strerror}; choose another location") from error
     if parent is None:
         raise InputError(f"{said}: this is the root folder; give a folder below it")
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         state = "is a file" if parent.is_file() else "cannot be written"
-        raise InputError(f"{said}: {parent} {state}; give another place")
+        raise InputError(f"{said}: {parent} {state}; choose another location")
     return out
 
 

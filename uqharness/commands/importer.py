@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default="probs",
         help="ENS: what is averaged; the authors' code averages logits [probs]",
     )
-    parser.add_argument("--base", help="base model, where the checkpoint does not say or it has moved")
+    parser.add_argument("--base", help="base model, if the checkpoint does not name it or it has moved")
     parser.add_argument("--task", help="the task it was trained on, for tables; it is not checked")
     parser.add_argument("--seed", type=int, default=0, help="the seed it was trained with [0]")
 
@@ -50,16 +50,16 @@ def run(args: argparse.Namespace) -> int:
     )
     base = args.base or imported.config.base_model_name_or_path
     if not base:
-        raise InputError(f"{imported.folder} does not say which base model it belongs to: add --base MODEL")
+        raise InputError(f"{imported.folder} does not name its base model: add --base MODEL")
     imported.config.base_model_name_or_path = base
     adapter_io.save_folder(out, imported.config, imported.predictive, record(imported, base, args))
     dropped = imported.details["dropped"]
-    left = f"; left out {', '.join(dropped)}, which the base has" if dropped else ""
+    left = f"; ignored {', '.join(dropped)}, which the base contains" if dropped else ""
     print(
         f"{out}: {imported.method} from {imported.tool}, {imported.predictive.posterior.kind} posterior, "
         f"{len(imported.predictive.posterior.mean)} tensors{left}"
     )
-    log.warning("which items it was trained on is not known: evaluating on them cannot be refused")
+    log.warning("the items that it was trained on are unknown: evaluating on them cannot be refused")
     print(f"next, with the prompts it was trained on (the protocol {imported.protocol}):")
     print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(imported)} --output_path results")
     return 0

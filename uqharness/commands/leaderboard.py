@@ -39,8 +39,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="RESULTS",
         help="results_*.json of lm-eval, or folders of them [demo/results if it is here, else the published ones]",
     )
-    parser.add_argument("--port", type=int, help=f"of the server [the first free one from {FIRST_PORT} on]")
-    parser.add_argument("--address", default="localhost", help="0.0.0.0: whoever reaches this machine [localhost]")
+    parser.add_argument("--port", type=int, help=f"port of the server [the first free one from {FIRST_PORT} on]")
+    parser.add_argument(
+        "--address",
+        default="localhost",
+        help="address of the server; 0.0.0.0: reachable from other machines [localhost]",
+    )
     parser.add_argument("--no-browser", action="store_true", help="print the address and open nothing")
 
 
@@ -67,7 +71,7 @@ def run(args: argparse.Namespace) -> int:
         server.wait()
         return 0
     if code not in (0, -signal.SIGTERM, -signal.SIGINT):
-        raise RunError(f"the server ended with code {code}; what it said is above")
+        raise RunError(f"the server ended with code {code}; see its output above")
     return 0
 
 
@@ -75,7 +79,7 @@ def own() -> list[str]:
     """Without results: those that `uqharness demo` left in this folder; none: the published ones."""
     if not DEMO.is_dir():
         return []
-    print(f"showing {DEMO}, which is in this folder; in another one it would be the published results", file=sys.stderr)
+    print(f"showing {DEMO}, which is in this folder; without it the published results are shown", file=sys.stderr)
     return [str(DEMO)]
 
 

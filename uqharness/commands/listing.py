@@ -31,7 +31,7 @@ def run(args: argparse.Namespace) -> int:
         shown = ("name", "trains_on", "evaluates", "items", "protocol", "shift")
         print(columns([{**row, "shift": "; ".join(row["shift"])} for row in rows], shown))
         print("\n_bp and _ll: prompts and labels of bayesian-peft and laplace-lora, for imported adapters")
-        print("any other multiple-choice lm-eval task with a training split can be trained on as well")
+        print("any other multiple-choice lm-eval task with a training split can also be trained on")
     return 0
 
 

@@ -27,7 +27,7 @@ SCORES = {"confidence": "confidence", "entropy": "entropy", "mutual_information"
 EXPLAINED = (
     "AUROC, AUPR: shifted questions are the positives, less confidence or more entropy or mutual information (MI) "
     "their sign; AUPR of chance is the share of shifted questions",
-    "FPR95: share of shifted questions that pass where 95 % of the in-distribution ones do",
+    "FPR95: share of shifted questions accepted where 95 % of the in-distribution ones are",
     "[…]: 95 % interval over questions of one adapter; ±: standard deviation over training seeds",
 )
 
@@ -111,7 +111,7 @@ def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: 
         pair = (board.record(inside.run_id), board.record(shifted.run_id))
         shift = ood.compare(inside, pair[0], shifted, pair[1], draws, metrics)
         if shift is None:
-            say(f"left out: {board.label(shifted)} on {shifted.task} does not hold N = {draws}: evaluate again with it")
+            say(f"left out: {board.label(shifted)} on {shifted.task} has no N = {draws}: evaluate again with it")
         else:
             shifts.append(shift)
             records[shifted.run_id] = pair
@@ -124,7 +124,7 @@ def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: 
             paired = ood.against(shift, records[shift.shifted.run_id], other, records[other.shifted.run_id])
         rows.append(Row(board.label(shift.inside), shift, paired))
     if not rows:
-        raise InputError(f"no results hold N = {draws}: evaluate again with samples={draws}")
+        raise InputError(f"no results contain N = {draws}: evaluate again with samples={draws}")
     return rows
 
 

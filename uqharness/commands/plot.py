@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
     with figure.style():  # without matplotlib there is nothing to compute
         pass
     if made_of == "nothing" and args.paths:
-        raise InputError(f"{args.kind} is computed and takes no results: leave {args.paths[0]} out")
+        raise InputError(f"{args.kind} is computed and takes no results: remove {args.paths[0]}")
     if made_of != "nothing" and not args.paths:
         raise InputError(f"{args.kind} is made of {made_of}: name at least one folder")
     draws = None if args.samples is None else count_of(args.samples, 0, MAX_DRAWS)
@@ -92,7 +92,7 @@ def drawn(args: argparse.Namespace, draws: int | None) -> Any:
         short = [row for row in rows if row.run.used(draws) is None]
         rows = [row for row in rows if row not in short]
         if not rows:
-            raise InputError(f"no run holds N = {draws}: evaluate again with samples={draws}")
+            raise InputError(f"no run contains N = {draws}: evaluate again with samples={draws}")
     by_draws = {
         "reliability": results.reliability,
         "risk-coverage": results.risk_coverage,

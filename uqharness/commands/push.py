@@ -21,11 +21,11 @@ log = logging.getLogger("uqharness.push")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("adapter", metavar="DIR", help="an adapter folder, ours or a plain PEFT LoRA")
-    parser.add_argument("repository", metavar="user/name", help="the repository; it is made where it does not exist")
+    parser.add_argument("repository", metavar="user/name", help="the repository; created if it does not exist")
     parser.add_argument("--private", action="store_true", help="make the repository private")
     parser.add_argument("--revision", "--branch", default="main", metavar="BRANCH", help="the branch [main]")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
-    parser.add_argument("--results", nargs="+", metavar="RESULTS", help="results of this very adapter, for its card")
+    parser.add_argument("--results", nargs="+", metavar="RESULTS", help="results of this adapter, for its card")
     parser.add_argument("--dry-run", action="store_true", help="check, and list what would be pushed")
 
 
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     if args.results:
         model_card.add_results(card, repository.partition("/")[2], evaluations(args.results, folder))
     if base != "toyworld" and not model_card.facts(record or {"base": {"name": base}}).get("base_model"):
-        log.warning("the base is %s, which is not on the hub: who takes this adapter has to give base=MODEL", base)
+        log.warning("the base is %s, which is not on the hub: users of this adapter have to give base=MODEL", base)
     files: dict[str, Path | bytes] = {
         name: folder / name for name in adapter_io.FILES if (folder / name).is_file() and name != adapter_io.CARD
     }
@@ -85,7 +85,7 @@ def evaluations(results: list[str], folder: Path) -> list[RunSummary]:
     if not usable:
         others = {plain_text(r.adapter_hash or "a model without an adapter", 40) for r in runs if r.adapter_hash != own}
         which = f": they are of {', '.join(sorted(others)[:3])}" if others else ""
-        raise InputError(f"--results: none that count for this adapter, {own}{which}; evaluate it, or leave it out")
+        raise InputError(f"--results: none count for this adapter, {own}{which}; evaluate it, or remove --results")
     notes: list[str] = []
     best = newest(usable, notes)
     for note in notes:

@@ -16,16 +16,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("suite", metavar="SUITE", help="a shipped suite of a paper, or a suite's YAML file")
     parser.add_argument("folder", metavar="DIR", help="where the suite ran: its results and adapters")
     parser.add_argument("--format", default="md", metavar="FORMAT", help="md, csv, html or latex [md]")
-    parser.add_argument("--out", metavar="FILE", help="write there instead of to the screen")
+    parser.add_argument("--out", metavar="FILE", help="write to this file instead of the screen")
 
 
 def run(args: argparse.Namespace) -> int:
     if args.format not in FORMATS:
         raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: it is one of {', '.join(FORMATS)}"
+            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: use one of {', '.join(FORMATS)}"
         )
     if not Path(args.folder).is_dir():
-        raise InputError(f"{args.folder} is no folder; give the --out of `uqharness suite run {args.suite}`")
+        raise InputError(f"{args.folder} is not a folder; give the --out of `uqharness suite run {args.suite}`")
     from uqharness import loose_json
     from uqharness.atomic import write_atomic
     from uqharness.leaderboard import reproduce, reproduce_formats

@@ -56,7 +56,7 @@ def readme(adapter: str, base: str, config: LoraConfig, posterior: Posterior, ru
     return f"""# {count} draw{"s" * (count > 1)} of {adapter}
 
 `draw0` … `draw{count - 1}` are plain PEFT LoRA adapters of `{base}`, written by `uqharness export`: the draws that
-`bayeslora` takes with `adapter={adapter},samples={count},seed={seed}`. What they answer together is the
+`bayeslora` takes with `adapter={adapter},samples={count},seed={seed}`. Their combined answer is the
 {average}.
 
 ## Serve them with vLLM
@@ -65,10 +65,10 @@ In this folder:
 
     {_command(base, count, max(ranks, default=8))}
 
-`--max-loras` is how many draws may be in one batch; each takes memory for itself.
+`--max-loras` is the number of draws that may be in one batch; each takes additional memory.
 {_limits(config, max(ranks, default=8))}
 
-## Average on the client's side
+## Average on the client
 
 One request per draw, with its name as `model`; `prompt` is the whole text, a chat template included:
 
@@ -78,7 +78,7 @@ One request per draw, with its name as `model`; `prompt` is the whole text, a ch
 For answers of several tokens, multiply the probabilities of an answer's tokens within each draw first, and average over
 the draws last.
 
-## The trap
+## A known problem
 
 {_trap(posterior)}
 

@@ -63,8 +63,8 @@ class Source:
         names = [n for n in config.fields_of("recipe", "data", "seed") if n in before and before[n] != now[n]]
         differ = [f"{n}={_plain(before[n])}, here {_plain(now[n])}" for n in names]
         raise InputError(
-            f"{method} goes on from {self.name}, which was trained in another way"
-            f" ({'; '.join(differ) or 'its record has another recipe'}): give the same settings, or leave --adapter out"
+            f"{method} continues from {self.name}, which was trained in another way"
+            f" ({'; '.join(differ) or 'its record has another recipe'}): give the same settings, or remove --adapter"
         )
 
     def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -91,7 +91,7 @@ class Source:
 def read(name: str, cls: type[Method]) -> Source:
     """A folder or `hub:user/name`; refused where the method cannot use it."""
     if not cls.uses_source:
-        raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: leave --adapter out")
+        raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: remove --adapter")
     folder = adapter_io.fetch(name)
     predictive, record = adapter_io.load_predictive(folder)
     return Source(name, folder, predictive, record, adapter_io.read_config(folder))
@@ -130,7 +130,7 @@ def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
         if not same:
             raise InputError(
                 f"{key} is {_plain(value)} in the command and {_plain(theirs[key])} in the adapter {source.name}, "
-                f"which is as it was trained: leave --{key.replace('_', '-')} out"
+                f"which is fixed: remove --{key.replace('_', '-')}"
             )
     run: Mapping[str, Any] = (source.record or {}).get("run") or {}
     own = set(given) | ({"load_in_4bit", "load_in_8bit"} if {"load_in_4bit", "load_in_8bit"} & set(given) else set())

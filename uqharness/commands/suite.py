@@ -28,7 +28,7 @@ AXES = {"base": "base", "method": "method", "train": "train", "task": "train", "
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     commands = parser.add_subparsers(dest="action", metavar="ACTION", parser_class=Parser)
-    run = commands.add_parser("run", help="run a suite, or what is left of it")
+    run = commands.add_parser("run", help="run a suite, or its remaining cells")
     run.add_argument("suite", metavar="NAME|FILE", help="a shipped suite (`uqharness suite list`) or a YAML file")
     run.add_argument("--out", type=Path, metavar="DIR", help="folder of the suite [suites/NAME]")
     run.add_argument(
@@ -38,16 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="KEY=VALUE",
         help="base, seeds, draws, limit, or settings of all rows",
     )
-    run.add_argument("--dry-run", action="store_true", help="cells, what is shared and done, estimates; no run")
-    status = commands.add_parser("status", help="what is done, what failed and why")
+    run.add_argument("--dry-run", action="store_true", help="print cells, sharing, progress and estimates; do not run")
+    status = commands.add_parser("status", help="show done and failed cells, with reasons")
     status.add_argument("out", type=Path, metavar="DIR", help="folder of the suite")
     status.add_argument("--cells", action="store_true", help="one line for each cell")
-    retry = commands.add_parser("retry", help="run the cells that failed again, and what waits for them")
+    retry = commands.add_parser("retry", help="run failed cells again, and the cells that wait for them")
     retry.add_argument("out", type=Path, metavar="DIR", help="folder of the suite")
     cell = commands.add_parser("cell", help="run one cell: for a shell loop, SkyPilot, Kubernetes")
     cell.add_argument("hash", metavar="HASH", help="of `uqharness suite status DIR --cells`")
     cell.add_argument("--out", type=Path, default=Path("."), metavar="DIR", help="folder of the suite [.]")
-    commands.add_parser("list", help="the suites that come with uqharness")
+    commands.add_parser("list", help="list the suites that come with uqharness")
     for each in (run, retry):
         each.add_argument("--only", nargs="+", action="extend", metavar="KEY=VALUE", help=f"a part: {', '.join(AXES)}")
         each.add_argument("--jobs", type=int, metavar="N", help="processes [one per GPU, else per core]")
@@ -56,8 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         for name, about in (
             ("partition", "partition of the jobs"),
             ("account", "account of the jobs"),
-            ("time", "minutes of a job; one that needs more is requeued and goes on [60]"),
-            ("gres", "what a job gets, as gpu:1"),
+            ("time", "minutes of a job; one that needs more is requeued and continues [60]"),
+            ("gres", "resources of a job, for example gpu:1"),
             ("max-parallel", "jobs of the array at a time [64]"),
         ):
             slurm.add_argument(f"--{name}", metavar=name.rsplit("-", 1)[-1].upper(), help=about)
@@ -117,7 +117,7 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
     from tqdm.auto import tqdm
 
     if args.jobs is not None and args.jobs < 1:
-        raise InputError(f"--jobs {args.jobs}: at least one process is needed")
+        raise InputError(f"--jobs {args.jobs}: must be a positive integer")
     graph = runners.Graph(cells, store, lambda cell: costs.forwards(cell, made))
     left, started = dict(graph.left), time.monotonic()
     print(f"{store.out}: {len(cells)} cells, {len(cells) - len(left)} done already", file=sys.stderr)
@@ -126,7 +126,7 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
             clusters.check_slurm()
         preflight(made, left)
         store.forget_failures(left)
-        shape = "{percentage:3.0f}% |{bar:40}| {elapsed} gone, {remaining} to go{postfix}"
+        shape = "{percentage:3.0f}% |{bar:40}| {elapsed} elapsed, {remaining} left{postfix}"
         bar = tqdm(total=sum(graph.weights.values()) or 1, bar_format=shape)
 
         def tell(cell: Cell) -> None:
@@ -145,16 +145,16 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
             else:
                 clusters.ray(graph, args.address, _jobs(args), work, tell)
         except KeyboardInterrupt as stop:
-            jobs = "; Slurm's jobs go on (scancel ends them)" if args.on == "slurm" else ""
-            stop.args = (f"what is done stays in {store.out}: the same command goes on{jobs}",)
+            jobs = "; Slurm jobs keep running (scancel ends them)" if args.on == "slurm" else ""
+            stop.args = (f"finished cells stay in {store.out}: the same command continues{jobs}",)
             raise
         finally:
             bar.close()
         print(f"{len(left)} cells in {duration(time.monotonic() - started)}", file=sys.stderr)
     if graph.failed:
         raise RunError(
-            f"{len(graph.failed)} of {len(left)} cells failed or were not begun: `uqharness suite status {store.out}` "
-            f"says why, `uqharness suite retry {store.out}` tries them again"
+            f"{len(graph.failed)} of {len(left)} cells failed or were not started: `uqharness suite status "
+            f"{store.out}` says why, `uqharness suite retry {store.out}` runs them again"
         )
 
 
@@ -227,7 +227,7 @@ def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Na
     kinds, todo = (Counter(cell.kind for cell in group.values()) for group in (cells, left))
     trained = {(e.base, e.method, e.train, e.seed) for e in entries if e.adapter}
     print(f"suite {made.suite} ({made.file}) in {store.out}")
-    print(f"places in the table: {len(entries)}; rows x tasks x seeds that are trained: {len(trained)}")
+    print(f"entries of the table: {len(entries)}; rows x tasks x seeds that are trained: {len(trained)}")
     print(f"cells: {len(cells)}: {kinds['train']} trainings, {kinds['evaluate']} evaluations")
     print(f"  done: {len(cells) - len(left)}; to do: {todo['train']} trainings, {todo['evaluate']} evaluations")
     built = Counter(cell.spec["method"] for cell in cells.values() if cell.kind == "train" and cell.source)
@@ -239,7 +239,7 @@ def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Na
     print(f"  adapters that several rows share: {sum(count > 1 for name, count in uses.items() if name)}")
     together, apart = costs.compare(made, cells)
     ratio = together / apart if apart else 1.0
-    print(f"forward-equivalents: {together:,.0f} with sharing, {apart:,.0f} with each place by itself: {ratio:.2f}")
+    print(f"forward-equivalents: {together:,.0f} with sharing, {apart:,.0f} with each entry separately: {ratio:.2f}")
     jobs = args.jobs or len(runners.gpus()) or os.cpu_count() or 1
     time_, how = costs.seconds(made, store, left, "gpu" if runners.gpus() else "cpu")
     if time_ is None:

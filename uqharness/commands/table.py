@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> int:
     formats = (*FORMATS, *METADATA)
     if args.format not in formats:
         raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, formats)}: it is one of {', '.join(formats)}"
+            f"--format {args.format!r}{did_you_mean(args.format, formats)}: use one of {', '.join(formats)}"
         )
     from uqharness.leaderboard import table, table_formats
     from uqharness.metrics.registry import find
@@ -77,5 +77,5 @@ def words(given: list[str] | None) -> list[str]:
 
 def _draws(word: str) -> int:
     if (draws := count_of(word, 0, MAX_DRAWS)) is None:
-        raise InputError(f"--samples {word[:60]!r}: give whole numbers from 0 to {MAX_DRAWS:,}, for example 0,5,10")
+        raise InputError(f"--samples {word[:60]!r}: give integers from 0 to {MAX_DRAWS:,}, for example 0,5,10")
     return draws

@@ -40,10 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("method", metavar="METHOD", help="one of `uqharness methods`")
     parser.add_argument("--adapter", metavar="DIR", help="build on this trained LoRA (a folder, or hub:user/name)")
     parser.add_argument("--seeds", type=_count, metavar="N", help="N runs, seeds --seed … into OUT/seed0 …")
-    parser.add_argument("--dry-run", action="store_true", help="settings, cells, estimated time, memory, disk; no run")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print settings, cells, estimated time, memory and disk; do not train"
+    )
     parser.add_argument("--set", nargs="+", action="extend", metavar="KEY=VALUE", help="the method's own settings")
-    parser.add_argument("--config", metavar="FILE", help="settings from YAML or JSON; flags and --set come first")
-    parser.add_argument("--overwrite", action="store_true", help="replace the adapter in OUT, once the new one is made")
+    parser.add_argument("--config", metavar="FILE", help="settings from YAML or JSON; flags and --set take precedence")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="replace the adapter in OUT once the new one is complete"
+    )
     parser.add_argument("--allow-leak", action="store_true", help="train although the task evaluates these items")
     parser.add_argument("--include-path", metavar="DIR", help="folder with task YAMLs of your own")
     config.add_flags(parser.add_argument_group("run settings"), Run)  # type: ignore[arg-type]
@@ -65,8 +69,8 @@ def run(args: argparse.Namespace) -> int:
     if type(plan.method).uses_source and not type(plan.method).continues and plan.source is None:
         name = type(plan.method).name
         log.warning(
-            "%s builds on a trained LoRA and --adapter names none: it first trains one, MLE for %s steps; to build on "
-            "one that exists: uqharness train %s --adapter DIR --out %s",
+            "%s builds on a trained LoRA, and --adapter is not given: first training one, MLE for %s steps; to reuse "
+            "an existing one: uqharness train %s --adapter DIR --out %s",
             name,
             f"{plan.run.steps:,}",
             name,
@@ -78,7 +82,7 @@ def run(args: argparse.Namespace) -> int:
         return dryrun.show(plan, states, task)
     for cell in plan.cells():
         if states[cell.out] == "complete":
-            print(f"{cell.out}: complete, skipped (--overwrite makes it again)")
+            print(f"{cell.out}: complete, skipped (--overwrite trains it again)")
         else:
             _train(plan, cell, task, args)
     _next(plan, args)
@@ -100,7 +104,7 @@ def _with_targets(plan: Plan, task: Any) -> Plan:
 
     base = skeleton(plan.run.base, classes)
     kind, targets = architecture(base), default_targets(base)
-    log.info("target modules: %s (auto, for %s; --target-modules names others)", " ".join(targets), kind)
+    log.info("target modules: %s (auto, for %s; --target-modules overrides them)", " ".join(targets), kind)
     return dataclasses.replace(plan, run=dataclasses.replace(plan.run, target_modules=targets), architecture=kind)
 
 
@@ -118,12 +122,14 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     if not any(out.iterdir()):
         return "to do"
     if not (out / adapter_io.PEFT_CONFIG).exists():
-        raise InputError(f"--out {out} holds something that is no adapter: give a folder that does not exist yet")
+        raise InputError(
+            f"--out {out} contains something that is not an adapter: give a folder that does not exist yet"
+        )
     if overwrite:
         return "to do"
     record = adapter_io.read_record(out)
     if plan.seeds is None or record is None:
-        raise InputError(f"--out {out} holds an adapter already: give another folder, or --overwrite")
+        raise InputError(f"--out {out} already contains an adapter: give another folder, or add --overwrite")
     recorded = {
         "method": record["method"]["name"],
         "settings": record["method"].get("settings"),
@@ -180,7 +186,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
         predictive = as_predictive(plan.method.fit(model, data, cell, source.predictive if source else None))
     except KeyboardInterrupt as stop:
         if any(course.own_checkpoints() for course in data.courses):
-            stop.args = (f"checkpoints are in {cell.checkpoints}: add --resume to the command to go on",)
+            stop.args = (f"checkpoints are in {cell.checkpoints}: add --resume to the command to continue",)
         raise
     seconds = time.perf_counter() - started
     used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
@@ -285,5 +291,5 @@ def _quiet() -> None:
 
 def _count(text: str) -> int:
     if (count := count_of(text, 1, 1000)) is None:
-        raise argparse.ArgumentTypeError(f"{text[:60]!r} is no whole number of at least 1 and at most 1000")
+        raise argparse.ArgumentTypeError(f"{text[:60]!r} must be an integer from 1 to 1000")
     return count

@@ -38,7 +38,7 @@ def run(args: argparse.Namespace) -> int:
     """0: all sound; 1: something is wrong with a file; 2: there is nothing to check."""
     if args.format not in FORMATS:
         hint = did_you_mean(args.format, FORMATS)
-        raise InputError(f"--format {args.format!r}{hint}: it is one of {', '.join(FORMATS)}")
+        raise InputError(f"--format {args.format!r}{hint}: use one of {', '.join(FORMATS)}")
     from uqharness.leaderboard.board import build
     from uqharness.results.runs import SUSPECT
 
@@ -52,7 +52,7 @@ def run(args: argparse.Namespace) -> int:
     if not board.runs and not problems:
         raise InputError(f"no results_*.json below {', '.join(args.results)}: evaluate with --output_path first")
     errors = sum(each["level"] == "error" for each in problems)
-    summary = f"{len(board.runs)} sound runs, {errors} errors, {len(problems) - errors} notes"
+    summary = f"{len(board.runs)} valid runs, {errors} errors, {len(problems) - errors} notes"
     if args.format == "json":
         print(json.dumps({"runs": len(board.runs), "errors": errors, "problems": problems}, indent=2))
     else:

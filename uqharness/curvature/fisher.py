@@ -167,7 +167,7 @@ def collect(
         with torch.enable_grad(), Tape(stack, names) as tape:
             f = choice_logits(stack, rows, names)
             if bool((f.isnan() | (f == math.inf)).any()):
-                raise RunError("the model answers training questions with NaN or inf: look at the adapter and the base")
+                raise RunError("the model answers training questions with NaN or inf: check the adapter and the base")
             root = fisher_root(f) if sample is None else sampled_root(f, sample(index))
             collector.inputs(tape.inputs, rows)
 

@@ -198,7 +198,7 @@ class KronCollector(Collector):
             out, left, lost_left = self.out[name].finish()
             values = left[:, None] * (right * scale)
             if not bool(values.isfinite().all()):
-                raise RunError(f"the Fisher of {name} is not finite: look for NaN in the adapter, or use float32")
+                raise RunError(f"the Fisher of {name} is not finite: check the adapter for NaN, or use float32")
             # ‖L⊗R − L̂⊗R̂‖ ≤ ‖L‖ δ_R + ‖R̂‖ δ_L
             highest = [float(v.max()) if len(v) else 0.0 for v in (left, right)]
             dropped[name] = scale * ((highest[0] + lost_left) * lost_right + highest[1] * lost_left)
@@ -316,7 +316,7 @@ class DenseCollector(Collector):
     def finish(self, questions: int) -> Curvature:
         for name, total in self.total.items():
             if not bool(total.isfinite().all()):
-                raise RunError(f"the Fisher{name and f' of {name}'} is not finite: look for NaN in the adapter")
+                raise RunError(f"the Fisher{name and f' of {name}'} is not finite: check the adapter for NaN")
         if not self.full:
             return Diag({name: self.total[name].float().cpu() for name in self.names})
         values, vectors = torch.linalg.eigh(self.total[""].cpu())

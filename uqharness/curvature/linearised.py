@@ -159,7 +159,7 @@ class Linearised(Predictive):
     def answer(self, f: Tensor, covariance: Tensor) -> Tensor:
         """log p over one question's choices from its Gaussian logits `[C]`, `[C, C]`."""
         if not bool(covariance.isfinite().all()):
-            raise RunError("the covariance of the answer logits is not finite: look for NaN in the adapter or the base")
+            raise RunError("the covariance of the answer logits is not finite: check the adapter and the base for NaN")
         if self.integral == "probit":
             return probit(f, covariance)
         if self.integral == "bridge":

@@ -216,7 +216,7 @@ class Engine:
             full, short = (self._forward(rows, last, last + 1, prefixes, s) for s in (None, state))
             if not agree(full, short):
                 log.warning(
-                    "the %d layers below the first that differs between draws are not what the draws share in %s: "
+                    "the %d layers below the first that differs between draws give other results when shared in %s: "
                     "each draw runs in full",
                     self.trunk.depth,
                     type(self.model.get_base_model()).__name__,
@@ -243,7 +243,7 @@ class Engine:
                     raise
                 torch.cuda.empty_cache()
                 self.tokens = rows.input_ids.numel() * (stop - start) // 2
-                log.info("out of memory with %d draws at once: going on with half of them", stop - start)
+                log.info("out of memory with %d draws at once: continuing with half of them", stop - start)
                 continue
             yield logits
             start = stop

@@ -151,5 +151,5 @@ def model_input(context: Sequence[int], continuation: Sequence[int], max_length:
     if not context:
         raise InputError("an answer has no context: give the model a prompt or a BOS token")
     if len(continuation) > max_length:
-        raise InputError(f"an answer has {len(continuation)} tokens, the model takes {max_length}: raise max_length")
+        raise InputError(f"an answer has {len(continuation)} tokens, the model accepts {max_length}: raise max_length")
     return tuple([*context, *continuation][-(max_length + 1) : -1])

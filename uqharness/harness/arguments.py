@@ -64,7 +64,7 @@ def whole_number(name: str, value: object, low: int = 0, high: int = 2**53) -> i
     """A count from `--model_args`, which may come as text."""
     number = count_of(str(value), low, high) if type(value) in (int, str) else None
     if number is None:
-        raise InputError(f"{name}={value!r:.60}: give a whole number from {low} to {high:,}")
+        raise InputError(f"{name}={value!r:.60}: must be an integer from {low} to {high:,}")
     return number
 
 
@@ -83,7 +83,7 @@ def check_values(kwargs: Mapping[str, Any]) -> None:
             whole_number(name, given[name], 1, high)
     size = str(given.get("batch_size", "1"))
     if not (size.partition(":")[0] == "auto" or count_of(size, 1, 99_999)):
-        raise InputError(f"batch_size={size[:60]!r}: give a whole number from 1 to 99999, auto or auto:N")
+        raise InputError(f"batch_size={size[:60]!r}: must be an integer from 1 to 99999, auto or auto:N")
 
 
 def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[int, float | None]:
@@ -91,7 +91,7 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
     if draws not in DRAWS:
         raise InputError(f"draws={draws!r}: there are {' and '.join(DRAWS)}")
     if draws == "antithetic" and samples == "auto":
-        raise InputError("samples=auto needs independent draws: leave draws=antithetic out or give a number")
+        raise InputError("samples=auto needs independent draws: remove draws=antithetic, or give a number")
     if samples != "auto":
         return whole_number("samples", samples, 0, MAX_DRAWS), None
     try:
@@ -99,7 +99,7 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
     except ValueError:
         moves = math.nan
     if not 0 < moves < 1:
-        raise InputError(f"tolerance={tolerance}: a probability between 0 and 1 is needed")
+        raise InputError(f"tolerance={tolerance}: must be a probability between 0 and 1")
     return AUTO_DRAWS, moves
 
 
@@ -107,7 +107,7 @@ def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
     """The base model that an adapter was trained on, by our record or PEFT's."""
     name = record["base"].get("name") if record else read_config(folder).base_model_name_or_path
     if not name:
-        raise InputError(f"{folder} does not say which base model it belongs to: add base=MODEL")
+        raise InputError(f"{folder} does not name its base model: add base=MODEL")
     return str(name)
 
 
@@ -117,6 +117,8 @@ def with_gguf(base: str, gguf_file: str | None) -> str:
         return base
     if base.lower().endswith(".gguf"):
         if Path(base).name != Path(gguf_file).name:
-            raise InputError(f"gguf_file={gguf_file}: the base is {base} already: give base=FOLDER, or leave it out")
+            raise InputError(
+                f"gguf_file={gguf_file}: the base is {base} already: give base=FOLDER, or remove gguf_file"
+            )
         return base
     return f"{base.rstrip('/')}/{gguf_file}"

@@ -166,7 +166,7 @@ class ChoiceTask(ConfigurableTask):
         """The YAML's rule, or `--metadata '{"normalise": "bytes"}'` of the command line."""
         rule = (self.config.metadata or {}).get("normalise", self.uq.get("normalise"))
         if rule not in (None, "bytes"):
-            raise InputError(f"{self.task_name}: normalise is {rule!r}: write bytes, or leave it out")
+            raise InputError(f"{self.task_name}: normalise is {rule!r}: write bytes, or remove it")
         return rule
 
     def aggregation(self) -> dict[str, Callable[[Any], Any]]:

@@ -75,7 +75,7 @@ def split_settings(generation: dict[str, Any]) -> tuple[dict[str, Any], dict[str
     if sampling["do_sample"] is None:
         sampling["do_sample"] = warm
     if sampling["do_sample"] and sampling["temperature"] in (0, 0.0):
-        raise InputError("temperature=0 cannot be sampled from: leave do_sample out for greedy decoding")
+        raise InputError("temperature=0 cannot be sampled from: remove do_sample for greedy decoding")
     return settings, sampling
 
 

@@ -29,7 +29,7 @@ def read_rule(metadata: Mapping[str, Any] | None) -> dict[str, int]:
         if name not in RULES:
             raise InputError(f"keep has no rule {name!r}; there are {', '.join(RULES)}")
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise InputError(f"keep: {name} is {value!r}: a whole number of at least 1 is needed")
+            raise InputError(f"keep: {name} is {value!r}: must be a positive integer")
     return rule
 
 
@@ -45,5 +45,5 @@ def apply(rule: Mapping[str, int], sizes: Sequence[int]) -> tuple[list[int], dic
         left_out["last_batch"] = rest
         indices = indices[: len(indices) - rest]
     if not indices:
-        raise InputError(f"keep {dict(rule)} leaves none of {len(sizes)} items: mend the rule")
+        raise InputError(f"keep {dict(rule)} leaves none of {len(sizes)} items: change the rule")
     return indices, left_out

@@ -405,7 +405,7 @@ class BayesLoRA(HFLM):
         stamp = "uqharness: made by"
         if cache_hook.dbdict is not None:
             if self._whole_questions:
-                raise InputError("--use_cache can split a question, whose choices are answered together: leave it out")
+                raise InputError("--use_cache can split a question, whose choices are answered together: remove it")
             maker = cache_hook.dbdict.get(stamp)
             if maker is None and len(cache_hook.dbdict):
                 maker = "another model"

@@ -59,14 +59,14 @@ def check_place(output_path: str) -> None:
     try:
         nearest = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
         if not nearest.is_dir():
-            raise InputError(f"{said}: {nearest} is a file; give another place")
+            raise InputError(f"{said}: {nearest} is a file; choose another location")
         with tempfile.TemporaryFile(dir=nearest) as probe:
             probe.write(b" " * 4096)
     except (OSError, ValueError) as error:
         refused = of_system(error)
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         kind = type(refused) if refused else InputError
-        raise kind(f"{said} cannot be written: {reason}; free some space or give another place") from error
+        raise kind(f"{said} cannot be written: {reason}; free some space or choose another location") from error
 
 
 def protect(module: ModuleType) -> None:

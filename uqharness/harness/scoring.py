@@ -42,7 +42,7 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
         block = np.array([row for row in rows if row is not None])
         if not (block < np.inf).all() or np.isneginf(block).all(-1).any():
             raise RunError(
-                f"{names[d]} was answered with the log-likelihoods {rows}; look for NaN in the adapter or the base"
+                f"{names[d]} was answered with the log-likelihoods {rows}; check the adapter and the base for NaN"
             )
         logp[: len(block), d, : block.shape[1]] = block
     rule = parsed[0][1]
@@ -69,7 +69,7 @@ def _divided(score: float, size: int) -> float:
     if score.combine == "given":
         raise InputError(
             "normalise=bytes divides the log-probabilities of draws, and this posterior answers by "
-            "probabilities of the choices: leave normalise out"
+            "probabilities of the choices: remove normalise"
         )
     draws = [None if draw is None else draw / size for draw in score.draws]
     return BMALogProb(score / size, draws, None if score.mean is None else score.mean / size, score.combine)

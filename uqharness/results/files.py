@@ -50,7 +50,7 @@ def read_file(path: str) -> Contents:
         try:
             run = summarise(read_run(data, name, task, values, record), contents.sha256)
             if run.run_id in {other.run_id for other in contents.runs}:
-                raise InputError("the file holds this task twice: the first counts")
+                raise InputError("the file contains this task twice: the first one counts")
         except Exception as error:  # whatever a hostile file brings up
             contents.problems.append(problem(name, "broken", reason_of(error).removeprefix(f"{name}: {task}: "), task))
             continue

@@ -196,7 +196,7 @@ class LeakCheck:
             self.splits = []
         self.seen = [(s, s.get("fingerprint_version", 1), set(s["fingerprints"])) for s in self.splits]
         if not self.splits:
-            log.info("bayeslora: %s does not say what it was trained on: no item can be found to be leaked", folder)
+            log.info("bayeslora: %s does not record its training items: leaks cannot be detected", folder)
 
     def check(self, requests: Sequence[Any]) -> None:
         """Raise where an item was used before that the published splits do not share; count those that they do."""
@@ -232,7 +232,7 @@ class LeakCheck:
             self._refuse(f"{leaked} of {total} items of {name}", parts, len(natural), reason)
         else:
             log.warning(
-                "bayeslora: %d of %d items of %s stand in the published training data too: counted, and the metrics "
+                "bayeslora: %d of %d items of %s are also in the published training data: counted, and the metrics "
                 "without them are in `uqharness table`",
                 len(natural),
                 total,
@@ -246,11 +246,11 @@ class LeakCheck:
         names = ", ".join(dict.fromkeys(part["split"] for part in parts))
         message = f"{what} were used to {purposes} this adapter (split {names})"
         if natural:
-            message += f", beside {natural} that stand in the published training data too"
+            message += f", in addition to {natural} that are also in the published training data"
         if reason:
-            message += f"; whether they were published in its training data cannot be told: {reason}"
+            message += f"; whether they were published in its training data is unknown: {reason}"
         if not self.allow:
-            raise InputError(f"{message}: evaluate on another split, or add allow_leak=True to have it marked")
+            raise InputError(f"{message}: evaluate on another split, or add allow_leak=True to evaluate and mark it")
         log.warning("bayeslora: %s: marked as a leak", message)
 
     def _published(self, name: str, task: Any) -> set[str]:

@@ -187,7 +187,7 @@ def pack(
     for d, item in enumerate(items):
         for s, row in enumerate(item["logp"]):
             if row is not None and np.isnan(row).any():  # in the record it would mean "not computed"
-                raise RunError(f"{task or 'record'}: item {item['id']} was answered with NaN; look at the adapter")
+                raise RunError(f"{task or 'record'}: item {item['id']} was answered with NaN; check the adapter")
             if row is not None and (s or has_mean):
                 logp[s, d, : choices[d]] = row
     protocol = dict(protocol or {})
@@ -319,7 +319,7 @@ def check(record: Record, error: type[InputError] | type[RunError]) -> None:
     if len(bad):
         raise error(
             f"{task}: item {record.ids[bad[0][1]]} has the log-likelihood "
-            f"{rows[tuple(bad[0])]} for choice {bad[0][2]}; look for NaN in the adapter or the base"
+            f"{rows[tuple(bad[0])]} for choice {bad[0][2]}; check the adapter and the base for NaN"
         )
     if len(impossible):
         raise error(

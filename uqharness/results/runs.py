@@ -47,16 +47,16 @@ STABLE = (
 UNDEFINED = ("auroc", "mutual_information", "mutual_information_norm")  # of a model that is always right, or one draw
 TOLERANCE = 1e-6
 ABOVE_ONE = 0.01  # on a log-likelihood, and on a sum of probabilities: half precision rounds
-IN_TRAINING = "stand in the published training data too"
+IN_TRAINING = "are also in the published training data"
 # What may be remarked of a run, and what it means where a file does not give its own words.
 REMARKS = {
     "leaked": "its adapter was fitted, tuned or selected on questions of this task: not ranked",
-    "inert": "inert posterior: its draws do not move the answers, so any N is N = 0",
-    "shared": "some of its questions stand in the published training data too",
-    "trimmed": "not all questions of the task were asked (--limit): compared only with runs on the same ones",
+    "inert": "inert posterior: its draws do not change the answers, so every N equals N = 0",
+    "shared": "some of its questions are also in the published training data",
+    "trimmed": "evaluated on part of the questions (--limit): compared only with runs on the same ones",
     "elsewhere": "trained under another protocol than evaluated",
-    "mismatch": "its file says other numbers than its answers give",
-    "range": "it holds probabilities above 1",
+    "mismatch": "its file reports other numbers than its answers give",
+    "range": "it contains probabilities above 1",
 }
 SUSPECT = ("mismatch", "range")  # such a run is shown and never ranked
 
@@ -509,14 +509,14 @@ def remarks_of(
         yield "elsewhere", plain_text(elsewhere, 4 * MAX_NAME)
     counts = run.samples if isinstance(run.samples, dict) else {}
     wrong = [
-        f"the file says {name} = {value:.6g}, its answers give {computed[name]:.6g}"
+        f"the file reports {name} = {value:.6g}, its answers give {computed[name]:.6g}"
         for name in STABLE
         if (value := run.reported.get(name)) is not None
         and not math.isnan(computed[name])
         and not abs(value - computed[name]) <= TOLERANCE * max(1.0, abs(computed[name]))
     ]
     if (used := counts.get("effective")) is not None and used != run.record.items:
-        wrong.append(f"the file says {plain_text(repr(used), 20)} questions, its record holds {run.record.items}")
+        wrong.append(f"the file reports {plain_text(repr(used), 20)} questions, its record contains {run.record.items}")
     if wrong:
         yield "mismatch", "; ".join(wrong)
     total = np.nansum(np.exp(run.record.logp), axis=-1).max()

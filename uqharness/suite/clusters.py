@@ -116,7 +116,7 @@ def slurm(graph: Graph, options: SlurmOptions, work: Work, tell: Callable[[Cell]
             for cell in [c for c in graph.left.values() if states.get(c.hash) not in ("done", "failed")]:
                 if cell.hash in graph.left:
                     graph.begin(cell)
-                    store.fail(cell, f"its job ended without it: cancelled? See {folder}")
+                    store.fail(cell, f"its job ended without a result; see {folder}")
                     graph.end(cell.hash)
                     tell(cell)
 
@@ -128,7 +128,7 @@ def check_slurm() -> None:
     except ImportError as error:
         raise InputError("--on slurm needs submitit: pip install uqharness[slurm]") from error
     if not shutil.which("sbatch"):
-        raise InputError("--on slurm: there is no sbatch here; run this where jobs are submitted")
+        raise InputError("--on slurm: sbatch is not installed; run this where jobs are submitted")
     try:
         done = subprocess.run(["sinfo", "-h"], capture_output=True, text=True, timeout=30)
         reason = "" if done.returncode == 0 else done.stderr
@@ -175,7 +175,7 @@ def ray(graph: Graph, address: str | None, jobs: int, work: Work, tell: Callable
                 library.get(done)
             except library.exceptions.RayError as error:
                 if not graph.store.is_done(cell.hash):
-                    graph.store.fail(cell, f"Ray gave it up: {' '.join(str(error).split())[:300]}")
+                    graph.store.fail(cell, f"Ray stopped retrying: {' '.join(str(error).split())[:300]}")
             graph.end(cell.hash)
             tell(cell)
     finally:

@@ -57,7 +57,7 @@ class Graph:
         for other in list(self.left.values()):
             if self.failed.keys() & set(other.needs):
                 del self.left[other.hash]
-                self.failed[other.hash] = "not begun: what it needs failed"
+                self.failed[other.hash] = "not started: a cell that it needs failed"
 
 
 def _base(cell: Cell) -> str | None:

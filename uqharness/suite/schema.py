@@ -246,7 +246,7 @@ class _Reader:
             if isinstance(item, (list, dict)) or item is None:
                 raise self.fail(top.lines[key], f"{key} holds {item!r}: give names")
         if len(set(map(str, items))) < len(items):
-            raise self.fail(top.lines[key], f"{key} names something twice: {', '.join(map(str, items))}")
+            raise self.fail(top.lines[key], f"{key} contains a name twice: {', '.join(map(str, items))}")
         return tuple(map(str, items))
 
     def number(self, top: Lines, key: str, low: int) -> int | None:
@@ -302,7 +302,9 @@ class _Reader:
             return None
         folder = Path(self.file).parent / str(top["include_path"])
         if not folder.is_dir():
-            raise self.fail(top.lines["include_path"], f"include_path {folder} is no folder: give one with task YAMLs")
+            raise self.fail(
+                top.lines["include_path"], f"include_path {folder} is not a folder: give one that contains task YAMLs"
+            )
         return str(folder)
 
     def _points(self, top: Lines, key: str, known: Sequence[str]) -> tuple[Point, ...]:
@@ -329,7 +331,7 @@ class _Reader:
             elif axis in place:
                 where[axis] = self.numbers(place, axis, 0) if axis == "seed" else self.words(place, axis)
         if key == "exclude" and not where:
-            raise self.fail(line, "exclude without an axis would leave nothing")
+            raise self.fail(line, "exclude without an axis would remove everything")
         name = given.get("name")
         return Point(where, settings, None if name is None else str(name), line)
 
@@ -344,7 +346,7 @@ class _Loader(yaml.SafeLoader):
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
         for number, (key, _) in enumerate(node.value):
             if keys[number] in keys[:number] and keys[number] != "<<":
-                raise yaml.MarkedYAMLError(problem=f"{keys[number]!r} stands twice", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem=f"{keys[number]!r} occurs twice", problem_mark=key.start_mark)
         self.flatten_mapping(node)
         for key, value in node.value:
             name = key.value if isinstance(key, yaml.ScalarNode) else str(self.construct_object(key, deep=True))

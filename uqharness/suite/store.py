@@ -57,7 +57,9 @@ class Store:
         try:
             return Plan.from_json(json.loads(path.read_text(encoding="utf-8")))
         except FileNotFoundError:
-            raise InputError(f"{self.out} holds no suite: give the folder of `uqharness suite run … --out`") from None
+            raise InputError(
+                f"{self.out} contains no suite: give the folder of `uqharness suite run … --out`"
+            ) from None
         except (OSError, ValueError, TypeError, KeyError) as error:
             raise InputError(f"{path} cannot be read: {error}; `uqharness suite run` writes it again") from None
 
@@ -142,7 +144,7 @@ def differences(before: Plan, after: Plan) -> list[str]:
     """What a changed suite means for a folder that has begun: settings that differ, places that came and went."""
     old, new = ({entry.name: entry for entry in plan.entries} for plan in (before, after))
     if before.suite != after.suite:
-        raise InputError(f"this folder holds the suite {before.suite}, now it is {after.suite}: give another --out")
+        raise InputError(f"this folder contains the suite {before.suite}, not {after.suite}: give another --out")
     changed = [name for name in new if name in old and old[name].cell != new[name].cell]
     added, gone = [name for name in new if name not in old], [name for name in old if name not in new]
     if not (changed or added or gone):

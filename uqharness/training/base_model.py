@@ -247,7 +247,7 @@ def load_errors(name: str, file: str | None) -> Iterator[None]:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         if other := re.match(r"Unrecognized configuration class <class '(?:\w+\.)*(\w+)'>", reason):
             raise InputError(
-                f"base model {name} is no causal language model of transformers {transformers.__version__} "
+                f"base model {name} is not a causal language model of transformers {transformers.__version__} "
                 f"({other[1]}): give a base that is a language model alone"
             ) from error
         hint = did_you_mean(name, ["toyworld"])
@@ -423,7 +423,7 @@ def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -
     four, eight = bool(ours.pop("load_in_4bit", False)), bool(ours.pop("load_in_8bit", False))
     if not (four or eight):
         if ours:
-            raise InputError(f"{', '.join(ours)} without load_in_4bit or load_in_8bit: add one, or leave it out")
+            raise InputError(f"{', '.join(ours)} without load_in_4bit or load_in_8bit: add one, or remove it")
         return None
     if four and eight:
         raise InputError("load_in_4bit and load_in_8bit are both on: choose one")
@@ -467,7 +467,9 @@ def check_gguf(name: str, options: Mapping[str, Any]) -> None:
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"base model {name}: GGUF files need the gguf package, which is missing: pip install gguf")
     if options.get("quantization_config") is not None:
-        raise InputError(f"base model {name}: a GGUF file is dequantised when it is read: leave 4 and 8 bit out")
+        raise InputError(
+            f"base model {name}: a GGUF file is dequantised when it is read: remove load_in_4bit and load_in_8bit"
+        )
 
 
 @contextmanager

@@ -255,7 +255,9 @@ class Course:
     @torch.no_grad()
     def _copy_in(self, tensors: Mapping[str, Tensor]) -> None:
         if set(tensors) != set(self.trained):
-            raise InputError("the checkpoint holds other tensors than this run trains: was it another method?")
+            raise InputError(
+                "the checkpoint holds other tensors than this run trains: give a checkpoint of the same method"
+            )
         for name, tensor in tensors.items():
             self.trained[name].copy_(tensor)
 
@@ -274,7 +276,7 @@ def drop_checkpoints(courses: Iterable[Course]) -> None:
                 with contextlib.suppress(OSError):  # not empty
                     made.rmdir()
         if left := sorted(path.name for path in where.glob("checkpoint-*")):
-            _tell(f"left in {where}, as it is not of this run: {', '.join(left)}")
+            _tell(f"kept in {where}, because it does not belong to this run: {', '.join(left)}")
 
 
 def thin(values: list[float], points: int = 200) -> list[list[float]]:

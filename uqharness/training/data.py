@@ -223,9 +223,7 @@ def _say(record: Mapping[str, Any]) -> None:
             where = "" if record.get("classes") else " on the left"
             log.warning("%d items to %s are longer than max_length and lose tokens%s", count, purpose, where)
     if record["dropped"]:
-        log.info(
-            "training leaves out items by their number of choices, or for a repeated answer: %s", record["dropped"]
-        )
+        log.info("training removes items by their number of choices, or for a repeated answer: %s", record["dropped"])
     if record["multi_token_choices"]:
         log.info(
             "%d answer choices are several tokens: their log-probabilities are summed",

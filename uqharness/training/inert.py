@@ -113,7 +113,7 @@ def spread(posterior: Posterior) -> float:
 def warning(name: str, remedy: str, activity: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:
     """One line on an inert posterior: what was seen, and how many steps make the KL count."""
     seen = (
-        f"{name}: draws do not move the answers ({activity['moved']:.1e} in probability on average, on "
+        f"{name}: draws do not change the answers ({activity['moved']:.1e} in probability on average, on "
         f"{activity['questions']} training questions): the posterior is inert and N = 10 is N = 0"
     )
     kl = next((course["kl"] for course in reversed(courses) if course.get("kl")), None)

@@ -42,11 +42,11 @@ class PrefixCache:
         if shared is None:
             raise InputError(
                 "cache_prefix is set, but no layers that are known to be alike lie below the first LoRA: "
-                "give --layers last:K, or leave --cache-prefix out"
+                "give --layers last:K, or remove --cache-prefix"
             )
         base = stack.model.get_base_model()
         if any(drops(layer, base.config) for layer in shared.layers):
-            raise InputError("cache_prefix is set, but the base has dropout of its own: leave --cache-prefix out")
+            raise InputError("cache_prefix is set, but the base has dropout of its own: remove --cache-prefix")
         self.model, self.trunk, self.checked = stack.model, shared, False
         self.limit, self.full = run.cache_prefix * 2**30, False
         key = key_of(base, shared)
@@ -104,7 +104,7 @@ class PrefixCache:
         self.model.train(training)
         if not agree(full, short):
             name = type(self.model.get_base_model()).__name__
-            raise InputError(f"cache_prefix is set, but {name} is not what its layers are alone: leave it out")
+            raise InputError(f"cache_prefix is set, but caching changes the results of {name}: remove it")
 
     def _add(self, states: States) -> bool:
         """Keep these too; False where the budget does not allow all of them."""
@@ -133,7 +133,7 @@ def read(file: Path) -> States:
     try:
         return load_file(file) if file.exists() else {}
     except (OSError, SafetensorError) as error:
-        log.warning("%s cannot be read: %s; it is made again", file, error)
+        log.warning("%s cannot be read: %s; it is computed again", file, error)
         return {}
 
 

@@ -145,7 +145,7 @@ def fixed_date() -> Iterator[None]:
 
 @functools.lru_cache(maxsize=1)
 def _say_no_system() -> None:
-    log.warning("the chat template takes no system message: it is left out, as in lm-eval")
+    log.warning("the chat template has no system message: it is omitted, as in lm-eval")
 
 
 # ---------------------------------------------------------------- the prompts of a training run
@@ -356,16 +356,16 @@ class FormCheck:
             if not any(request.idx for request in group):
                 continue  # no choices: not what adapters are trained on
             if self.form is None:
-                self._say("bayeslora: the adapter does not say with which prompts it was trained: none are refused")
+                self._say("bayeslora: the adapter does not record its prompt format: no prompts are refused")
                 continue
             form = getattr(group[0], "uq_form", None) or self._seen(group, name)
             if problem := difference(self.form, form, self.run):
-                raise InputError(f"task {name} asks in another form than the adapter was trained in; {problem}")
+                raise InputError(f"task {name} has another prompt format than the adapter, which was {problem}")
 
     def _seen(self, group: Sequence[Any], name: str) -> dict[str, Any]:
         assert self.form is not None
         chat = next((r.args[0].entry for r in group if isinstance(r.args[0], ChatText)), None)
-        self._say(f"bayeslora: of {name}'s prompts only the chat template can be compared with the adapter's training")
+        self._say(f"bayeslora: of {name}'s prompts only the chat template is compared with the adapter's training")
         return {**self.form, **(chat or {"chat_template": None, "chat_arguments": {}})}
 
     def _say(self, line: str) -> None:

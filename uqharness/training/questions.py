@@ -37,7 +37,7 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
     paths = [str(path) for path in (_our_tasks(), *extra) if path]
     manager = TaskManager(include_defaults=False, include_path=paths)
     if name not in manager.task_index and not Path(name).is_file():
-        log.info("%s is none of our tasks: indexing lm-eval's", name)
+        log.info("%s is not one of our tasks: indexing lm-eval's", name)
         manager = TaskManager(include_path=(extra if adds_our_tasks(TaskManager) else paths) or None)
         if name not in manager.task_index:
             raise InputError(f"unknown task {name!r}{did_you_mean(name, manager.all_tasks)}; see `uqharness tasks`")
@@ -191,7 +191,7 @@ def gold_choice(task: Any, doc: Mapping[str, Any], count: int, where: str) -> in
         choices = list(task.doc_to_choice(doc))
         gold = choices.index(gold) if gold in choices else gold
     if isinstance(gold, bool) or not isinstance(gold, int) or not 0 <= gold < count:
-        raise InputError(f"{where}: label {gold!r} is none of its {count} choices: mend the label or drop the item")
+        raise InputError(f"{where}: label {gold!r} is not one of its {count} choices: fix the label or remove the item")
     return gold
 
 
@@ -204,7 +204,7 @@ def check_choices(pairs: Sequence[Pair], requests: Sequence[Instance], where: st
             raise InputError(f"{where}: choice {text!r} tokenises to nothing: give it text the tokenizer knows")
         key = (tuple(context), tuple(continuation))
         if key in seen:
-            raise InputError(f"{where}: choices {seen[key]!r} and {text!r} are the same tokens: tell them apart")
+            raise InputError(f"{where}: choices {seen[key]!r} and {text!r} are the same tokens: make them different")
         seen[key] = text
 
 

@@ -57,7 +57,7 @@ def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all")
     wanted = {name: m for name, m in _linears(base).items() if every or any(_is_end(t, name) for t in targets)}
     names = [name for name, module in wanted.items() if name.startswith(inside) and module is not head]
     if not names and layers != "all":
-        raise InputError(f"layers {layers} have none of {', '.join(targets)}: give other layers, or leave --layers out")
+        raise InputError(f"layers {layers} have none of {', '.join(targets)}: give other layers, or remove --layers")
     # PEFT leaves the head out of all-linear as well.
     return names if every else names + [name for name, module in wanted.items() if module is head]
 
@@ -69,7 +69,7 @@ def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
     modules = _language_modules(base)
     stacks = [name for name, module in modules if isinstance(module, nn.ModuleList) and len(module) == count]
     if not stacks:
-        raise InputError(f"{type(base).__name__} has no list of {count} layers: leave --layers out")
+        raise InputError(f"{type(base).__name__} has no list of {count} layers: remove --layers")
     return tuple(f"{stacks[0]}.{number}." for number in chosen_layers(layers, count) or range(count))
 
 
@@ -110,7 +110,7 @@ def _language_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     decoder, head = base.get_decoder(), base.get_output_embeddings()  # type: ignore[operator]
     if decoder is None or decoder is base or not _is_text(decoder):
         raise InputError(
-            f"{type(base).__name__} has more than a language model, which cannot be told apart from the rest: "
+            f"{type(base).__name__} has more than a language model, which cannot be separated from the rest: "
             "give a base that is a language model alone"
         )
     inside = {id(module) for module in [*decoder.modules(), head]}
