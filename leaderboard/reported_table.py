@@ -1,6 +1,6 @@
 """A table of a paper: by itself, never averaged or ranked with anything measured.
 
-ECE is not marked as best here: papers print it without the value that sampling alone gives, so it cannot be compared.
+Marks follow the printed numbers. Papers print no floor for ECE, so small differences in it may be sampling.
 """
 
 from __future__ import annotations

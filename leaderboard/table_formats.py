@@ -98,7 +98,11 @@ def about(table: Table) -> list[str]:
     """Lines below a table: what it shows, then its notes."""
     items = ", ".join(f"{column.name} {column.items}" for column in table.columns if column.items)
     if not items:  # printed in a paper
-        return [EXPLAINED, *["ECE is not marked, as papers print no floor"] * ("ece" in table.metrics), *table.notes]
+        return [
+            EXPLAINED,
+            *["papers print no floor for ECE: marks follow the printed number"] * ("ece" in table.metrics),
+            *table.notes,
+        ]
     floor = [
         "ECE's floor is what a calibrated predictor with these confidences would show; marks follow the printed number"
     ] * ("ece" in table.metrics)

@@ -74,7 +74,7 @@ def landing(view: View) -> Page:
         if number_of == 0 or (fake and not _synthetic(shown[number_of - 1])):
             blocks += _headline(view, table, fake)
         name = f"Table {k + 1} of {len(tables)}, " if len(tables) > 1 else ""
-        blocks += _flat(view, table, name) if metric == ALL else measured(view, table, metric, name, most)
+        blocks += _flat(view, table, name) if metric == ALL else measured(view, table, metric, name, most, not k)
     if not runs:
         blocks.append(
             Text(
@@ -107,7 +107,7 @@ def papers(view: View) -> Page:
     )
 
 
-def measured(view: View, table: Table, metric: str, name: str, most: int | None = None) -> list[Block]:
+def measured(view: View, table: Table, metric: str, name: str, most: int, explain: bool) -> list[Block]:
     """One metric of a table, best first, with ranks, what they let one conclude, and what would change it."""
     results = view.results
     table = ordered(table, metric)
@@ -128,7 +128,7 @@ def measured(view: View, table: Table, metric: str, name: str, most: int | None 
         beside = {(i, j): f"Brier {number(c.mean, 'brier')}" for (m, i, j), c in table.cells.items() if m == "brier"}
     block = Methods(
         replace(one, notes=lines),
-        f"{name}{METRICS[metric].label}{_base_of(results, one)}. {MEASURED}",
+        f"{name}{METRICS[metric].label}{_base_of(results, one)}. {MEASURED if explain else ''}",
         ranks={metric: ranks_of(tests)} if tests else {},
         pending=tests is None,
         extra=_effort(results, one),
@@ -137,11 +137,11 @@ def measured(view: View, table: Table, metric: str, name: str, most: int | None 
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
-    told = conclusion(one, metric, tests or {})
-    return [*[Text(told)] * bool(told), block, *_change_of_mind(one, metric, tests or {})]
+    told = [Text(line) for line in conclusion(one, metric, tests or {})]
+    return [*told, block, *_change_of_mind(one, metric, tests or {})]
 
 
-def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> str:
+def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[str]:
     """What can be concluded; data sets of which the same can be said are named together."""
     label, lines = METRICS[metric].label, dict[str, list[str]]()
     for j, found in tests.items():
@@ -153,7 +153,7 @@ def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> str:
         else:
             text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(found.names)})"
         lines.setdefault(f"{text}; differences from {least} on could be seen", []).append(table.columns[j].task)
-    return " ".join(f"{', '.join(data)}: {text}." for text, data in lines.items())
+    return [f"{', '.join(data)}: {text}." for text, data in lines.items()]
 
 
 def ordered(table: Table, metric: str) -> Table:

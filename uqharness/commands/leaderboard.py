@@ -90,7 +90,7 @@ def command(port: int, address: str) -> list[str]:
 
 
 def environment(paths: list[Path]) -> dict[str, str]:
-    """What the app reads (`leaderboard/shell.py`): the results, and a file to keep what was computed from them."""
+    """What the app reads (`leaderboard/app.py`): the results, and a file to keep what was computed from them."""
     arguments = json.dumps([str(path) for path in paths])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = home / "uqharness" / f"leaderboard-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}.parquet"
