@@ -31,7 +31,7 @@ def test_the_table_is_that_of_a_loop_whatever_the_batches(rule: str) -> None:
     found = tune_table(source.engine(model, 2, 0), data, size=3)
     assert found.shape == (7, 3)
     for q, row in zip(data.tune, found, strict=True):
-        p = per_draw(model, source, q.pairs, 2, 0).softmax(-1)  # [S, C]
+        p = per_draw(model, source.posterior, q.pairs, 2, 0).softmax(-1)  # [S, C]
         mixed = p.mean(0) if rule == "probs" else p.log().mean(0).softmax(-1)
         torch.testing.assert_close(row[: len(mixed)].exp().double(), mixed, rtol=0, atol=1e-5)
         assert (row[len(mixed) :] == -math.inf).all()
