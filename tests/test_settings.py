@@ -162,7 +162,8 @@ def test_every_setting_of_the_recipe_is_in_its_hash():
         value = getattr(run, spec.name)
         changed_to = named[spec.name] if spec.name in named else other[type(value)](value)
         change = {spec.name: changed_to} if spec.name != "device" else {}
-        changed = recipe_hash(dataclasses.replace(run, **change), data) != recipe_hash(run, data)
+        before = dataclasses.replace(run, select="last") if spec.name == "stop_at" else run  # it excludes the others
+        changed = recipe_hash(dataclasses.replace(before, **change), data) != recipe_hash(before, data)
         assert changed == (spec.metadata["role"] == "recipe" or spec.name == "task"), spec.name
 
 

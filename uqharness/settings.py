@@ -31,14 +31,21 @@ Role = Literal["recipe", "data", "seed", "speed", "io"]
 
 
 def option(
-    default: Any, help: str, *, low: float | None = None, high: float | None = None, role: Role = "recipe"
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    role: Role = "recipe",
+    trainer: str | None = None,
 ) -> Any:
-    """A dataclass field with its help text, the closed range of its values and its role.
+    """Declare a dataclass field: its help text, the closed range of its values, its role, and the field of
+    `transformers.TrainingArguments` that it sets, if there is one.
 
     `recipe` changes what is learned; `data` does so by the items it trains on; `seed` is what rows average over;
     `speed` gives the same numbers to rounding; `io` is where a run writes and how it goes on.
     """
-    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role})
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role, "trainer": trainer})
 
 
 @dataclass(frozen=True)
@@ -48,11 +55,13 @@ class Run:
     base: str = option("", "base model: a folder, a GGUF file, a hub id, or 'toyworld'")
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
     out: str = option("", "folder for the adapter; until it is there, checkpoints are in OUT.checkpoints", role="io")
-    steps: int = option(5000, "optimiser steps", low=1, high=10**8)
+    steps: int = option(5000, "optimiser steps", low=1, high=10**8, trainer="max_steps")
     stop_at: int = option(0, "end after this many steps, on the schedule of all steps (0: all)", low=0, high=10**8)
-    lr: float = option(1e-4, "learning rate", low=0)
-    batch_size: int = option(4, "questions per forward", low=1, high=65536)
-    grad_accumulation: int = option(1, "forwards per optimiser step", low=1, high=65536)
+    lr: float = option(1e-4, "learning rate", low=0, trainer="learning_rate")
+    batch_size: int = option(4, "questions per forward", low=1, high=65536, trainer="per_device_train_batch_size")
+    grad_accumulation: int = option(
+        1, "forwards per optimiser step", low=1, high=65536, trainer="gradient_accumulation_steps"
+    )
     apply_chat_template: bool = option(False, "use the tokenizer's chat template, as lm-eval does")
     system_instruction: str = option("", "the system message, or the first lines without a chat template")
     num_fewshot: int | None = option(None, "examples before each question (None: the task's own)", low=0, high=99)
@@ -71,7 +80,9 @@ class Run:
     warmup: float = option(0.06, "warm-up as a fraction of the steps", low=0, high=1)
     weight_decay: float = option(0.0, "AdamW's decoupled weight decay", low=0)
     adam_eps: float = option(1e-6, "AdamW's ε (bayesian-peft: 1e-6; Laplace-LoRA's code: 1e-8)", low=1e-30)
-    seed: int = option(0, "seed of initialisation, data order, dropout and noise", low=0, high=2**32 - 1, role="seed")
+    seed: int = option(
+        0, "seed of initialisation, data order, dropout and noise", low=0, high=2**32 - 1, role="seed", trainer="seed"
+    )
     dtype: Literal["auto", "float32", "bfloat16"] = option(
         "auto",
         "precision of the base; auto: bfloat16 on a GPU that has it, else float32. The LoRA is float32",
@@ -167,6 +178,12 @@ def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
     if any(first < 0 or last >= count for first, last in spans):
         raise InputError(f"layers is {text}: the base has {count} layers, numbered 0 to {count - 1}")
     return sorted({number for first, last in spans for number in range(first, last + 1)})
+
+
+def trainer_arguments(run: Run) -> dict[str, Any]:
+    """Return what the fields of `run` set of `transformers.TrainingArguments`."""
+    specs = ((spec.metadata["trainer"], spec.name) for spec in dataclasses.fields(run))
+    return {argument: getattr(run, name) for argument, name in specs if argument}
 
 
 def is_main_process() -> bool:

@@ -18,7 +18,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import get_available_reporting_integrations
 
 from uqharness.errors import InputError, RunError
-from uqharness.settings import Run
+from uqharness.settings import Run, trainer_arguments
 from uqharness.training.checkpoints import PARTIAL, Course
 
 
@@ -110,12 +110,8 @@ def arguments_of(run: Run, scratch: str) -> TrainingArguments:
     keeps = run.save_every or run.report_to
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints) if keeps and run.checkpoints else scratch,
-        max_steps=run.steps,
-        per_device_train_batch_size=run.batch_size,
-        gradient_accumulation_steps=run.grad_accumulation,
-        learning_rate=run.lr,
+        **trainer_arguments(run),
         max_grad_norm=0.0,
-        seed=run.seed,
         use_cpu=run.device == "cpu",
         save_strategy="no",
         save_total_limit=None,  # `Course` drops older ones, and only its own
