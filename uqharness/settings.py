@@ -142,8 +142,6 @@ class Run:
             raise InputError("cache_prefix_dir is set without a budget: give --cache-prefix GIB")
         if self.stop_at > self.steps:
             raise InputError(f"stop_at is {self.stop_at}: there are {self.steps} steps; give at most as many")
-        if self.stop_at and self.select != "last":
-            raise InputError(f"stop_at is set and select is {self.select}: the step is fixed; use select=last")
         if self.select != "last" and not self.eval_every:
             raise InputError(f"select={self.select} without eval_every: give the interval in steps (--eval-every)")
 
