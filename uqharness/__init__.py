@@ -1,6 +1,6 @@
 """Bayesian LoRA in lm-eval. Imported at every start of Python (`uqharness.pth`): nothing heavy here.
 
-The Python API (`load`, `train`, `evaluate`, `read_results`) is in `api.py`, which is imported when it is asked for.
+The Python API (`load`, `train`, `evaluate`, `read_results`) is in `api.py`, which is imported on first use.
 """
 
 import os

@@ -7,7 +7,7 @@
     model = uqharness.load("runs/blob")
     answers = model.predict(["Which gas do plants take in?\\nAnswer:"], ["oxygen", "carbon dioxide"], samples=10)
 
-`uqharness.load` and the others are found by `uqharness.__getattr__`, so that `import uqharness` loads nothing.
+`uqharness.__getattr__` resolves `uqharness.load` and the others, so `import uqharness` loads nothing.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class Answer:
 
     @property
     def choice(self) -> str:
-        """The most probable choice."""
+        """Return the most probable choice."""
         return self.choices[int(self.probs.argmax())]
 
     @property
@@ -71,7 +71,7 @@ def _entropy(p: np.ndarray) -> float:
 class Model:
     """A base model with a Bayesian LoRA adapter, ready to answer multiple-choice questions.
 
-    Made by `uqharness.load`. `lm` is the lm-eval model underneath, for all that lm-eval can do with one.
+    `uqharness.load` creates it. `lm` is the underlying lm-eval model.
     """
 
     def __init__(self, lm: BayesLoRA) -> None:
@@ -79,7 +79,7 @@ class Model:
 
     @property
     def record(self) -> Mapping[str, Any]:
-        """What the adapter folder says of itself (uq_config.json); empty for a plain PEFT adapter."""
+        """Return the adapter folder's own record (uq_config.json); empty for a plain PEFT adapter."""
         return self.lm.record or {}
 
     def predict(
@@ -140,9 +140,9 @@ def load(adapter: str | Path, *, base: str | None = None, samples: int = 10, **m
 
     Args:
         adapter: a folder that `uqharness train` made, a plain PEFT adapter, or `hub:user/name[@revision]`.
-        base: the base model, where the adapter does not name it or it has moved.
+        base: the base model, if the adapter does not name it or it has moved.
         samples: how many draws `predict` averages.
-        model_args: what `--model_args` of `lm_eval --model bayeslora` takes: seed, device, dtype, batch_size, ….
+        model_args: `--model_args` of `lm_eval --model bayeslora`: seed, device, dtype, batch_size, ….
     """
     from uqharness.harness.model import BayesLoRA
 
@@ -154,8 +154,8 @@ def train(method: str, *, out: str | Path, adapter: str | Path | None = None, **
 
     Args:
         method: a name of `uqharness methods`.
-        out: the folder to make.
-        adapter: a trained LoRA to build on, for methods that do.
+        out: the folder to create.
+        adapter: a trained LoRA to build on, for methods that support it.
         settings: run settings (`base`, `task`, `steps`, `lr`, `seed`, …; see `uqharness train METHOD --help`), flags of
             the command (`overwrite=True`) and the method's own settings (`kl_lr=0.04`) by name.
     """
@@ -205,7 +205,7 @@ def evaluate(
         tasks: names of lm-eval tasks; those ending in `_uq` come with this package.
         samples: how many draws to average, or "auto". The results hold N = 0 (the mean) to `samples`.
         model_args: further `--model_args`, by name.
-        arguments: what `lm_eval.simple_evaluate` takes: `limit`, `batch_size`, `num_fewshot`, ….
+        arguments: further arguments of `lm_eval.simple_evaluate`: `limit`, `batch_size`, `num_fewshot`, ….
     """
     import lm_eval
 

@@ -1,6 +1,6 @@
-"""Files and folders that are absent, old or whole, never half-written, and on the disk before they have their name.
+"""Write files and folders atomically: they are absent, old or complete, and flushed to disk before they are renamed.
 
-They get the permissions that the umask gives to any new file: others of a lab can read what a lab shares.
+They get the umask's permissions, like any new file, so that colleagues can read shared files.
 
 Folders beside OUT, which a kill leaves and `recover_folder` clears:
     .OUT.uqharness-XXXXXXXX                  being written, or what was replaced; locked by the process that writes it
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
-    """Write through a temporary file beside it, which is then renamed in."""
+    """Write a temporary file beside `path` and rename it into place."""
     data = content.encode() if isinstance(content, str) else content
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _beside(path)
@@ -47,9 +47,9 @@ def write_atomic(path: Path, content: str | bytes) -> None:
 
 @contextlib.contextmanager
 def folder_beside(out: Path) -> Iterator[Path]:
-    """A new folder beside `out`, to be filled, finished with `finish_folder` and placed with `place_folder`.
+    """Create a folder beside `out`, to be filled, finished with `finish_folder` and placed with `place_folder`.
 
-    It is removed at the end, unless it was placed.
+    It is removed at the end unless it was placed.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
     recover_folder(out)
@@ -80,7 +80,7 @@ def place_folder(temporary: Path, out: Path) -> None:
 
 
 def recover_folder(out: Path) -> None:
-    """Finish or clear what a killed run has left of writing `out`, and say so."""
+    """Complete or remove files that a killed run left while writing `out`, and log it."""
     pattern = re.compile(re.escape(_hidden(out, "", "").name) + r"(|new-|old-)[0-9a-f]{8}")
     leftovers: dict[str, list[Path]] = {}
     for path in sorted(out.parent.glob(".*")) if out.parent.is_dir() else ():
@@ -116,7 +116,7 @@ def finish_folder(folder: Path) -> None:
 
 
 def sha256_of(path: Path) -> str:
-    """Return the SHA-256 of a file, which is read in pieces."""
+    """Return the SHA-256 of a file, read in chunks."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(2**20):

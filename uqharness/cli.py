@@ -1,6 +1,6 @@
-"""`uqharness COMMAND …`: which command it is, and how it ends. The commands themselves are in `commands/`.
+"""`uqharness COMMAND …`: select the command and its exit code. The commands themselves are in `commands/`.
 
-Exit codes: 0 it worked, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C, 143 SIGTERM. A command's
+Exit codes: 0 success, 1 a run or a check failed, 2 the input cannot be used, 130 Ctrl-C, 143 SIGTERM. A command's
 module is imported only when that command is given, so `--help` stays quick.
 """
 
@@ -158,7 +158,7 @@ examples:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command line; the return value is the exit code."""
+    """Run one command line and return its exit code."""
     given = list(sys.argv[1:] if argv is None else argv)
     tolerate_encoding()
     try:
@@ -236,7 +236,7 @@ def _module(name: str) -> ModuleType:
 
 
 class _Stderr(logging.Handler):
-    """Write to what is stderr now: a stream that was stderr when the handler was made may be closed."""
+    """Write to the current stderr: the stream of the time when the handler was created may be closed."""
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
@@ -246,7 +246,7 @@ class _Stderr(logging.Handler):
 
 
 def _logging(debug: bool) -> None:
-    """Our own notes go to stderr as plain lines."""
+    """Send our own log messages to stderr as plain lines."""
     logger = logging.getLogger("uqharness")
     if not logger.handlers:
         handler = _Stderr()

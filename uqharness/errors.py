@@ -1,4 +1,4 @@
-"""The two ways in which a command of ours ends badly: bad input (exit code 2) and a failed run (exit code 1)."""
+"""The two kinds of errors: bad input (exit code 2) and a failed run (exit code 1)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 class UQError(Exception):
-    """Base of our errors: one line that says what was wrong, what was found and what to do."""
+    """Base of our errors: one line that says what is wrong, what was found and what to do."""
 
     exit_code = 1
 
@@ -23,15 +23,15 @@ class InputError(UQError):
 
 
 class RunError(UQError):
-    """The input was fine but the run failed (exit code 1)."""
+    """The input was valid but the run failed (exit code 1)."""
 
     exit_code = 1
 
 
 def of_system(error: BaseException) -> UQError | None:
-    """What the operating system refused, as an error of ours; None where it is something else.
+    """Convert an error of the operating system to one of ours; return None for other errors.
 
-    Libraries hide a full disk behind errors of their own, so causes are looked at as well.
+    Libraries wrap a full disk in errors of their own, so causes are checked too.
     """
     seen: BaseException | None = error
     while seen is not None:
@@ -58,14 +58,14 @@ _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.EL
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """' (did you mean x?)', or nothing when no name is close. Hyphens and underscores do not count."""
+    """Return ' (did you mean x?)', or '' if no name is close. Hyphens and underscores do not count."""
     plain = {re.sub("[-_]", "", name): name for name in sorted(known, reverse=True)}
     close = difflib.get_close_matches(re.sub("[-_]", "", word[:200]), sorted(plain), n=1, cutoff=0.6)
     return f" (did you mean {plain[close[0]]}?)" if close else ""
 
 
 def instead(model_args: Mapping[str, Any]) -> str:
-    """What a user of `--model hf` writes instead for bayeslora; '' where nothing points to that habit."""
+    """Return the arguments to use instead of those of `--model hf`; '' where nothing points to that habit."""
     adapter = model_args.get("adapter") or model_args.get("peft") or model_args.get("delta")
     base = model_args.get("base") or model_args.get("pretrained")
     if not {"peft", "delta", "pretrained"} & set(model_args):

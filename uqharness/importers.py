@@ -1,4 +1,4 @@
-"""Checkpoints of the papers' own code -> a PEFT configuration and a posterior of ours. Knows files, not models.
+"""Convert checkpoints of the papers' code to a PEFT configuration and a posterior. Knows files, not models.
 
 bayesian-peft (BLoB, arXiv:2406.11675) wraps a PEFT model in another, so every name starts with `base_model.model`
 twice; its std is Ω = ρ² where its `--bayes-eps` was ≥ 0, else log(1 + e^ρ), and that setting is not stored.
@@ -33,7 +33,7 @@ _MEMBER, _STEP = re.compile(r"adapter_(\d+)"), re.compile(r"step_(\d+)")
 
 @dataclass(frozen=True)
 class Imported:
-    """A checkpoint read: what made it, which of our methods it is, and what was left out."""
+    """An imported checkpoint: its tool, its method and the tensors that were removed."""
 
     tool: str
     protocol: str
@@ -53,7 +53,7 @@ def read_checkpoint(
     average: str = "probs",
     train_seed: int = 0,
 ) -> Imported:
-    """A checkpoint of bayesian-peft or of laplace-lora; which one, its files say."""
+    """Read a checkpoint of bayesian-peft or laplace-lora, detected by its files."""
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder: give the one with {PEFT_CONFIG}, or with step_… folders")
     if _numbered(folder, _STEP) or _STEP.fullmatch(folder.name):
@@ -91,7 +91,7 @@ def bayesian_peft(folder: Path, eps: float | None, members: int | None, average:
 
 
 def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
-    """The plain PEFT adapter of one step: the one asked for, else the last."""
+    """Read the plain PEFT adapter of one step: the requested one, else the last."""
     steps = _numbered(folder, _STEP)
     if own := _STEP.fullmatch(folder.name):
         if step not in (None, int(own[1])):
@@ -115,7 +115,7 @@ def laplace_lora(folder: Path, step: int | None, train_seed: int) -> Imported:
 
 
 def read_config(folder: Path, tensors: Mapping[str, Tensor]) -> LoraConfig:
-    """PEFT's own file; the names of the tensors say which modules have a LoRA."""
+    """Read PEFT's own file; the tensors' names define which modules have a LoRA."""
     path = folder / PEFT_CONFIG
     if not path.exists():
         raise InputError(f"{folder}: no {PEFT_CONFIG}: it was not saved completely; copy it again")
@@ -123,7 +123,7 @@ def read_config(folder: Path, tensors: Mapping[str, Tensor]) -> LoraConfig:
 
 
 def read_raw(folder: Path) -> Tensors:
-    """The tensors of one folder, fp32. A .bin file is not opened: it can run code."""
+    """Read the tensors of one folder as fp32. A .bin file is not opened, because it can execute code."""
     binary = folder / "adapter_model.bin"
     if not (folder / MEAN).exists() and binary.exists():
         raise InputError(
@@ -155,7 +155,7 @@ def drop_base(tensors: Tensors) -> tuple[Tensors, list[str]]:
 
 
 def check_pairs(mean: Tensors, folder: Path) -> None:
-    """At least one pair, every A with its B, of one rank; nothing else."""
+    """Refuse anything but complete pairs of A and B with equal ranks."""
     names = {name for name in mean if re.search(r"\.lora_[AB]\.weight$", name)}
     if not names:
         raise InputError(f"{folder / MEAN}: none of its {len(mean)} tensors belongs to a LoRA: not a LoRA checkpoint")
@@ -174,7 +174,7 @@ def check_pairs(mean: Tensors, folder: Path) -> None:
 
 
 def standard_deviations(rho: Tensors, mean: Tensors, eps: float, folder: Path) -> Tensors:
-    """Ω = ρ² (eps ≥ 0) or log(1 + e^ρ) (eps < 0), of every A."""
+    """Return Ω = ρ² (eps ≥ 0) or log(1 + e^ρ) (eps < 0) of every A."""
     by_name = {re.sub(rf"{re.escape(RHO)}.*$", ".lora_A.weight", name): tensor for name, tensor in rho.items()}
     wanted = {name for name in mean if ".lora_A." in name}
     if set(by_name) != wanted:
@@ -195,7 +195,7 @@ def _eps(eps: float | None, folder: Path) -> float:
 
 
 def ensemble_folders(folder: Path, members: int | None) -> list[Path]:
-    """`adapter_1`, `adapter_2` … without a gap, as many as were asked for."""
+    """Return `adapter_1`, `adapter_2` …; refuse gaps or another number than requested."""
     numbered = _numbered(folder, _MEMBER)
     if sorted(numbered) != list(range(1, len(numbered) + 1)):
         names = ", ".join(f"adapter_{k}" for k in sorted(numbered))

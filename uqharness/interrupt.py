@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: both unwind the program, which then ends with one line and the exit code of the signal."""
+"""Handle Ctrl-C and SIGTERM: both unwind the program, which ends with one line and the signal's exit code."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from typing import Any
 
 
 class Terminated(KeyboardInterrupt):
-    """SIGTERM, as Ctrl-C is KeyboardInterrupt: whatever cleans up after one cleans up after the other."""
+    """Raised by SIGTERM, as KeyboardInterrupt is by Ctrl-C, so that both run the same clean-up."""
 
 
 @contextlib.contextmanager
 def catch_sigterm(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
-    """Within: SIGTERM raises `Terminated` in the main thread; where `wanted` says no, the process ends as usual."""
+    """Raise `Terminated` on SIGTERM in the main thread, inside this context, if `wanted` agrees."""
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
         yield  # only the main thread may, and somebody else's handler stays
         return
@@ -35,6 +35,6 @@ def catch_sigterm(wanted: Callable[[], bool] = lambda: True) -> Iterator[None]:
 
 
 def describe(stop: KeyboardInterrupt) -> tuple[str, int]:
-    """(what to say, exit code) of an interrupted program."""
+    """Return (message, exit code) of an interrupted program."""
     word, code = ("terminated", 143) if isinstance(stop, Terminated) else ("interrupted", 130)
     return "; ".join([word, *map(str, stop.args)]), code

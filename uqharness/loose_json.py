@@ -1,4 +1,4 @@
-"""JSON that strangers wrote: bounded when it is read, its types checked once, and refused in one line.
+"""Read untrusted JSON: limit its size, check its types once, and refuse it with a one-line message.
 
 `read` takes regular files of a bounded size and gives values of bounded depth whose integers fit 64 bits and whose
 texts are Unicode. `check` compares a value with a type hint:
@@ -9,7 +9,7 @@ texts are Unicode. `check` compares a value with a type hint:
 
     splits = check(read(path), list[Split], str(path))
 
-Knows no format: adapters and results say which keys and types theirs have.
+This module knows no format: adapters and results declare their keys and types.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ def check(value: Any, kind: Any, where: str) -> Any:
     """Return `value` if it has the type hint `kind`, else raise an InputError that names the first difference.
 
     kind: str, int, float (finite; an int will do), bool, None, Any, list[…], dict[str, …], Literal, unions and
-    TypedDicts. Keys that a TypedDict does not declare are left alone: newer versions may write more.
+    TypedDicts. Undeclared keys of a TypedDict are ignored: newer versions may write more.
     """
     origin, inner = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
@@ -127,14 +127,14 @@ def check(value: Any, kind: Any, where: str) -> Any:
 
 
 def text_of(value: Any) -> str:
-    """A value as on a command line: texts as they are, everything else, and what would read as such, as JSON."""
+    """Return a value as on a command line: strings unchanged unless they would parse as JSON, other values as JSON."""
     if isinstance(value, str) and value.isprintable() and not _reads_as_json(value):
         return value
     return json.dumps(value)
 
 
 def value_of(text: str) -> Any:
-    """The value of `text_of`."""
+    """Return the value of a text from `text_of`."""
     try:
         return parse(text, "") if text[:1] in _FIRST else text
     except InputError:
@@ -152,7 +152,7 @@ def _reads_as_json(text: str) -> bool:
 
 
 def flatten(value: Mapping[str, Any], limit: int, skip: Collection[str] = (), prefix: str = "") -> dict[str, str]:
-    """The texts of all values of nested objects, under their keys with dots between; longer ones are left out."""
+    """Return the texts of all values of nested objects by dotted keys; omit texts that are too long."""
     flat: dict[str, str] = {}
     for key, inner in value.items():
         if key in skip:
@@ -165,7 +165,7 @@ def flatten(value: Mapping[str, Any], limit: int, skip: Collection[str] = (), pr
 
 
 def nest(flat: Mapping[str, str]) -> dict[str, Any]:
-    """The objects of `flatten`; of keys that contradict each other the first counts."""
+    """Return the nested objects of `flatten`; of contradictory keys the first one counts."""
     out: dict[str, Any] = {}
     for name, text in flat.items():
         *path, last = name.split(".")
@@ -178,7 +178,7 @@ def nest(flat: Mapping[str, str]) -> dict[str, Any]:
 
 
 def shown(value: Any, width: int = 60) -> str:
-    """A value of a stranger for a message: one line, printable, short."""
+    """Format an untrusted value for a message: one line, printable, short."""
     if isinstance(value, (list, dict)):
         return f"a list of {len(value)}" if isinstance(value, list) else f"an object of {len(value)}"
     text = json.dumps(value[: width + 1] if isinstance(value, str) else value)
@@ -189,7 +189,7 @@ _hints = lru_cache(maxsize=64)(get_type_hints)
 
 
 def _outer(value: Any, kind: Any) -> bool:
-    """Whether the value itself is of the kind, whatever it holds."""
+    """Return whether the value itself has the type, without its elements."""
     plain = dict if is_typeddict(kind) else get_origin(kind) or kind
     if plain is Any:
         return True

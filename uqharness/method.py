@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Method(ABC):
-    """One way to make a posterior: its fields are its hyper-parameters, the defaults are its paper's.
+    """A method that makes a posterior; its fields are its hyper-parameters, with its paper's defaults.
 
     Example:
         >>> import torch
@@ -70,10 +70,10 @@ class Method(ABC):
 
         Args:
             model: the base with a fresh LoRA, or with that of `source`.
-            data: `train` to fit, `tune` (of `uses_tune`) to choose settings by; never what is evaluated.
+            data: `train` to fit, `tune` (with `uses_tune`) to choose settings on; never an evaluated split.
             run: the settings that all methods share.
             source: the adapter that it builds on (`uses_source`), or None.
 
         Returns:
-            The posterior, which then answers by the average over its draws, or a predictive of another kind.
+            The posterior, whose draws are averaged, or a predictive of another kind.
         """

@@ -1,7 +1,7 @@
-"""What packages offer under an entry-point group, built-ins by the same door as others.
+"""Entry points that packages offer in a group; built-ins use the same mechanism as others.
 
 An installed package's entry points are in its metadata. In a checkout that is not installed the same list is
-read from its pyproject.toml. Nothing is imported until it is asked for.
+read from its pyproject.toml. Entry points are imported on first use.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 
 def installed(group: str) -> dict[str, EntryPoint]:
-    """Entry points of a group by name; built-ins hide others of the same name."""
+    """Return the entry points of a group by name; built-ins hide others of the same name."""
     points = {point.name: point for point in _checkout(group)}
     for point in sorted(entry_points(group=group), key=lambda p: (not built_in(p), p.name, p.value)):
         if point.name not in points:
@@ -37,7 +37,7 @@ def installed(group: str) -> dict[str, EntryPoint]:
 
 
 def load(point: EntryPoint) -> Any:
-    """Import what an entry point names."""
+    """Import the object of an entry point."""
     try:
         return point.load()
     except (ImportError, AttributeError) as error:
@@ -50,18 +50,18 @@ def describe(point: EntryPoint) -> str:
 
 
 def distribution(point: EntryPoint) -> str:
-    """The package that an entry point comes from."""
+    """Return the package that an entry point comes from."""
     dist = getattr(point, "dist", None)
     return dist.name if dist is not None else "uqharness"
 
 
 def built_in(point: EntryPoint) -> bool:
-    """Whether an entry point is one of this package."""
+    """Return whether an entry point belongs to this package."""
     return point.value.startswith("uqharness.")
 
 
 def _checkout(group: str) -> list[EntryPoint]:
-    """The entry points in the pyproject.toml beside this package, when that is a checkout."""
+    """Return the entry points in the pyproject.toml beside this package, if it is a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / "adapters").is_dir() or not (root / "pyproject.toml").is_file():
         return []

@@ -2,8 +2,8 @@
 
 p(y | x, D) = ∫ p(y | x, θ) q(θ) dθ ≈ 1/N Σ_i p(y | x, θ_i),  θ_i ~ q   (BLoB, arXiv:2406.11675, Eq. 1)
 
-`Posterior` knows the mean and how to make draw number i. It knows tensors: no model, no rows, no engine; how draws
-become answers is the predictive's (`engine/predictive.py`).
+`Posterior` has the mean and a rule for draw number i. It contains tensors only and does not know models, rows or the
+engine; a predictive turns draws into answers (`engine/predictive.py`).
 Tensors are named as PEFT saves them (`…q_proj.lora_A.weight`).
 """
 
@@ -24,18 +24,18 @@ Tensors = dict[str, Tensor]
 
 
 def keyed_generator(*key: object) -> torch.Generator:
-    """A CPU generator that depends on `key` alone, so a draw is the same on every rank, device and chunk."""
+    """Return a CPU generator that depends only on `key`, so a draw is the same on every rank, device and chunk."""
     digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
 
 
 def noise(train_seed: int, seed: int, draw: int, name: str, shape: Sequence[int]) -> Tensor:
-    """Standard normal noise of one tensor in one draw: fp32, on the CPU, bit for bit the same everywhere."""
+    """Return standard normal noise of one tensor in one draw: fp32, on the CPU, bit for bit the same everywhere."""
     return torch.randn(tuple(shape), generator=keyed_generator("draw", train_seed, seed, draw, name))
 
 
 def split_state(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], *suffixes: str) -> list[Tensors]:
-    """The parts of a saved posterior by their suffix: `{tensor of the mean}{suffix}`; no other names may be there."""
+    """Return the parts of a saved posterior by suffix: `{tensor of the mean}{suffix}`; refuse other names."""
     parts: list[Tensors] = [{} for _ in suffixes]
     for name, tensor in state.items():
         k = next((k for k, suffix in enumerate(suffixes) if name.endswith(suffix)), -1)
@@ -47,7 +47,7 @@ def split_state(state: Mapping[str, Tensor], mean: Mapping[str, Tensor], *suffix
 
 
 def check_tensor(name: str, tensor: Tensor, shape: Sequence[int], low: float | None = None) -> None:
-    """Refuse a tensor of a posterior of another shape, or with values that are not finite or below `low`."""
+    """Refuse a tensor with another shape, or with values that are not finite or below `low`."""
     if tuple(tensor.shape) != tuple(shape):
         raise InputError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if not bool(torch.isfinite(tensor).all()) or (low is not None and bool((tensor < low).any())):
@@ -60,12 +60,12 @@ class Posterior(ABC):
 
     Args:
         mean: every trained tensor, as PEFT names it.
-        train_seed: the adapter's, so that two adapters have other draws.
+        train_seed: the adapter's training seed, so that two adapters have different draws.
 
     Attributes:
-        finite: how many different draws there are, each used at most once; None for as many as one likes.
+        finite: the number of different draws, each used at most once; None if unlimited.
         symmetric: mean + δ and mean − δ are equally probable, which antithetic draws need.
-        mean_is_member: the "mean" is a stand-in, as an ensemble has none: its member 0.
+        mean_is_member: the "mean" is member 0, because an ensemble has no meaningful mean.
 
     Example:
         >>> mean = {"q_proj.lora_A.weight": torch.zeros(2, 3)}
@@ -86,23 +86,23 @@ class Posterior(ABC):
 
     @abstractmethod
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
-        """Draws start … stop−1, stacked: {name: [stop − start, …]}. A name that is absent is the mean."""
+        """Return draws start … stop−1, stacked: {name: [stop − start, …]}; an absent name is the mean."""
 
     def state(self) -> Tensors:
-        """What `draws` needs beside the mean (goes to posterior.safetensors)."""
+        """Return the tensors that `draws` needs besides the mean (stored in posterior.safetensors)."""
         return {}
 
     def settings(self) -> dict[str, Any]:
-        """What `draws` needs that is not a tensor (goes to uq_config.json)."""
+        """Return what `draws` needs that is not a tensor (stored in uq_config.json)."""
         return {}
 
     @classmethod
     @abstractmethod
     def restore(cls, mean: Tensors, state: Tensors, settings: Mapping[str, Any], train_seed: int) -> Posterior:
-        """The inverse of (`state`, `settings`)."""
+        """Return a posterior from its `state` and `settings`."""
 
     def usable(self, samples: int) -> int:
-        """How many draws `samples` asks for really give: finitely many are used at most once each."""
+        """Return the number of draws that `samples` gives: finitely many draws are used at most once each."""
         return samples if self.finite is None else min(samples, self.finite)
 
 

@@ -1,4 +1,4 @@
-"""Methods by name, from the entry-point group `uqharness.methods`. None is imported until it is asked for."""
+"""Methods by name, from the entry-point group `uqharness.methods`. A method is imported on first use."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ ALIASES = {"lap": "laplace"}
 
 
 def methods() -> dict[str, EntryPoint]:
-    """Installed methods by name; `.load()` imports one."""
+    """Return the entry points of installed methods by name; `.load()` imports one."""
     return plugins.installed(plugins.METHODS)
 
 
 def get_point(name: str, package: str | None = None) -> EntryPoint:
-    """Return where the method of this name is, without importing it."""
+    """Return the entry point of the method of this name, without importing it."""
     known = methods()
     point = known.get(ALIASES.get(name, name))
     if point is None:
@@ -41,7 +41,7 @@ def get_point(name: str, package: str | None = None) -> EntryPoint:
 
 
 def get_method(name: str, package: str | None = None) -> type[Method]:
-    """The method's class. `package`: the distribution that a record says it came from."""
+    """Return the method's class. `package`: the distribution that a record says it came from."""
     point = get_point(name, package)
     from uqharness.method import Method  # torch: not before the name is known to be right
 

@@ -1,10 +1,10 @@
 """The adapter folder: a valid PEFT adapter (the posterior's mean) with our posterior and record beside it.
 
-    adapter_config.json  adapter_model.safetensors   what PEFT reads: the mean
-    posterior.safetensors  uq_config.json            what `draws` needs, how it answers, and how to make it again
-    uq_splits.json  README.md                        fingerprints of the items it has seen; model card
+    adapter_config.json  adapter_model.safetensors   the posterior's mean, as PEFT reads it
+    posterior.safetensors  uq_config.json            tensors of the draws; predictive, settings and provenance
+    uq_splits.json  README.md                        fingerprints of the items that it has seen; model card
 
-Writing is all or nothing: the folder is made beside its place and renamed in. Knows files, not training.
+A folder is written beside its destination and renamed into place. This module knows files, not training.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class _RecordNeeds(TypedDict):
 
 
 class RecordFile(_RecordNeeds, total=False):
-    """What is checked of uq_config.json. `files` is there from schema 2 on; see `with_predictive` for `predictive`."""
+    """Checked fields of uq_config.json. `files` exists from schema 2 on; see `with_predictive` for `predictive`."""
 
     files: dict[str, _File]
     predictive: _Predictive
@@ -108,7 +108,7 @@ class RecordFile(_RecordNeeds, total=False):
 
 
 def fetch(adapter: str | os.PathLike[str]) -> Path:
-    """The local folder of an adapter: a path, a repository in the hub's cache, or `hub:user/name`, which is downloaded.
+    """Return an adapter's local folder: a path, a repository in the hub's cache, or `hub:user/name`, downloaded.
 
     A name without `hub:` never leaves this machine, so that a mistyped path cannot become a stranger's adapter.
     """
@@ -134,7 +134,7 @@ def fetch(adapter: str | os.PathLike[str]) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, Any] | None:
-    """Our record of an adapter; None for a plain PEFT adapter."""
+    """Return our record of an adapter; None for a plain PEFT adapter."""
     path = folder / RECORD
     if not path.exists():
         if (folder / POSTERIOR).exists():
@@ -151,7 +151,7 @@ def read_record(folder: Path) -> dict[str, Any] | None:
 
 
 def read_config(folder: Path) -> LoraConfig:
-    """PEFT's configuration of an adapter, whose modules and ranks are those of its tensors; no pattern is run."""
+    """Return PEFT's configuration of an adapter, with modules and ranks from its tensors; no pattern is run."""
     if not (folder / PEFT_CONFIG).exists():
         raise InputError(f"{folder}: no {PEFT_CONFIG}: this is not an adapter folder")
     content = read_object(folder / PEFT_CONFIG, JSON_LIMIT)
@@ -160,7 +160,7 @@ def read_config(folder: Path) -> LoraConfig:
 
 
 def load_predictive(folder: Path) -> tuple[Predictive, dict[str, Any] | None]:
-    """How an adapter folder answers, and its record. A plain PEFT LoRA is a point: one draw."""
+    """Return the predictive of an adapter folder and its record. A plain PEFT LoRA is a point: one draw."""
     config = read_config(folder)
     record = read_record(folder)
     if record and "files" in record:
@@ -187,7 +187,7 @@ def load_predictive(folder: Path) -> tuple[Predictive, dict[str, Any] | None]:
 
 
 def restore(record: Mapping[str, Any], mean: Tensors, state: Tensors) -> Predictive:
-    """The predictive that a record describes, of the posterior that these tensors are.
+    """Return the predictive that a record describes, with the posterior from these tensors.
 
     A method that builds on any adapter keeps that adapter's posterior: `restored_by` names the method that reads it.
     """
@@ -257,12 +257,12 @@ def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def file_record(path: Path) -> dict[str, Any]:
-    """What the record says of a safetensors file that belongs to the adapter."""
+    """Return the record's entry of a safetensors file that belongs to the adapter."""
     return {"sha256": sha256_of(path), "tensors": tensors_of(path)}
 
 
 def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
-    """The safetensors files and their tensors are those that the record lists, no more and no fewer."""
+    """Refuse safetensors files or tensors that differ from those that the record lists."""
     for name in sorted({MEAN, POSTERIOR, *listed}):
         path, file = folder / name, listed.get(name)
         if file is None:
@@ -290,7 +290,7 @@ def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def check_complete(folder: Path, posterior: Posterior, record: Mapping[str, Any]) -> None:
-    """Schema 1 lists no tensors: every layer that the method makes random has its part of the posterior.
+    """Refuse an incomplete posterior of schema 1, which lists no tensors.
 
     A method that varies one matrix of each LoRA (lora_A, lora_B) varies it in every layer.
     """
@@ -362,7 +362,7 @@ def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
 
 
 def posterior_record(posterior: Posterior, method: str) -> dict[str, Any]:
-    """What the record says of a posterior, and which method reads it where that is not the one that saves it."""
+    """Return the record's entry of a posterior, with the method that reads it if another method saves it."""
     own = {
         "kind": posterior.kind,
         "finite": posterior.finite,
@@ -376,7 +376,7 @@ def posterior_record(posterior: Posterior, method: str) -> dict[str, Any]:
 
 
 def classes(folder: Path, record: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The classes of a sequence classifier's adapter, in the order of its logits; () for a language model's.
+    """Return the classes of a sequence classifier's adapter, in the order of its logits; () for a language model's.
 
     A plain PEFT adapter has no names of them: they are numbers there.
     """
@@ -391,12 +391,12 @@ def classes(folder: Path, record: Mapping[str, Any] | None) -> tuple[str, ...]:
 
 
 def targets(config: LoraConfig) -> list[str]:
-    """The target modules of a configuration that `lora_config` made: names."""
+    """Return the names of the target modules of a configuration that `lora_config` made."""
     return sorted(config.target_modules or ())
 
 
 def content_hash(folder: Path) -> str:
-    """What the adapter's numbers depend on, as 16 hex digits (its name and card do not matter)."""
+    """Return a hash of everything that the adapter's numbers depend on, as 16 hex digits (not of name and card)."""
     digest = hashlib.sha256()
     for name in (PEFT_CONFIG, MEAN, POSTERIOR, RECORD):
         path = folder / name
@@ -405,7 +405,7 @@ def content_hash(folder: Path) -> str:
 
 
 def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) -> PeftModel:
-    """A trained adapter on its base, called `name`; rank, scaling and targets are what its own files say."""
+    """Put a trained adapter on its base, called `name`; rank, scaling and targets come from its own files."""
     check_base_weights(base, folder)
     try:
         with known_warnings():
@@ -425,7 +425,7 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
 
 @torch.no_grad()
 def check_base_weights(base: nn.Module, folder: Path) -> None:
-    """Weights of the base in an adapter's file, which PEFT would copy over the base's own, are equal to these."""
+    """Refuse an adapter whose file contains weights that differ from the base's, which PEFT would overwrite."""
     parameters = dict(base.named_parameters(remove_duplicate=False))
     for name, saved in base_weights(folder).items():
         own = parameters.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
@@ -444,7 +444,7 @@ def check_base_weights(base: nn.Module, folder: Path) -> None:
 
 
 def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:
-    """The adapter's tensors are those of the model, and the base is the one it was trained on."""
+    """Refuse an adapter whose tensors are not those of the model, or that was trained on another base."""
     state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
     missing = [name for name in posterior.mean if name not in state]
     if missing:
@@ -480,21 +480,21 @@ def of_base(name: str, whole: Sequence[str] | None) -> bool:
 
 
 def base_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of the base that lie in an adapter's file."""
+    """Return the weights of the base that an adapter's file contains."""
     whole, path = read_config(folder).modules_to_save, folder / MEAN
     with _whole(path), safe_open(path, "pt") as file:
         return {name: file.get_tensor(name) for name in file.keys() if of_base(name, whole)}  # noqa: SIM118
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file."""
+    """Return all tensors of a safetensors file."""
     with _whole(path):
         return load_file(path)
 
 
 @contextmanager
 def _whole(path: Path) -> Iterator[None]:
-    """Within: a safetensors file is read; what is wrong with it becomes one line."""
+    """Turn errors of reading a safetensors file into one-line errors."""
     if not path.is_file():
         other = ", ".join(sorted(p.name for p in path.parent.iterdir())) if path.parent.is_dir() else "nothing"
         raise InputError(f"{path.name} is missing in {path.parent} (found {other}): only safetensors are read")

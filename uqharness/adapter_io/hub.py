@@ -1,4 +1,4 @@
-"""Repositories of the Hugging Face hub: download one, commit files to one; what goes wrong becomes one line.
+"""Repositories of the Hugging Face hub: download one, commit files to one; errors are one line.
 
 Knows repositories and files, not adapters.
 """
@@ -36,13 +36,13 @@ def is_id(name: object) -> bool:
 
 
 def commit_of(folder: Path) -> str | None:
-    """The commit of a folder in the hub's cache, models--OWNER--NAME/snapshots/COMMIT; None for any other folder."""
+    """Return the commit of a cached folder, models--OWNER--NAME/snapshots/COMMIT; None for any other folder."""
     path = folder.resolve()
     return path.name if path.parent.name == "snapshots" and re.fullmatch(r"[0-9a-f]{40}", path.name) else None
 
 
 def cached(repository: str, files: Sequence[str]) -> Path | None:
-    """The folder of a repository in the hub's cache; None where the cache has none. Asks no server."""
+    """Return the folder of a repository in the hub's cache, or None; use no network."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
@@ -53,7 +53,7 @@ def cached(repository: str, files: Sequence[str]) -> Path | None:
 
 
 def download(name: str, files: Sequence[str]) -> Path:
-    """The local folder of `user/name` or `user/name@revision` with those of `files` that it has."""
+    """Return the local folder of `user/name` or `user/name@revision` with those of `files` that exist."""
     from huggingface_hub import snapshot_download
 
     repository, _, revision = name.partition("@")
@@ -62,7 +62,7 @@ def download(name: str, files: Sequence[str]) -> Path:
 
 
 def check_name(name: str) -> str:
-    """`user/name` without `hub:`, if the hub takes it as the name of a repository."""
+    """Return `user/name` without `hub:`; refuse what the hub does not accept as a repository name."""
     from huggingface_hub.errors import HFValidationError
     from huggingface_hub.utils import validate_repo_id
 
@@ -85,7 +85,7 @@ def push(
     private: bool = False,
     message: str,
 ) -> Pushed:
-    """Make the repository and the branch where they do not exist, and commit all files at once.
+    """Create the repository and the branch if they do not exist, and commit all files at once.
 
     owned: the names that belong together. Those of them that the repository has and `files` has not are deleted in
     the same commit, so that every commit is a whole; other files of the repository stay.
@@ -117,7 +117,7 @@ def push(
 
 @contextmanager
 def _explained(what: str, repository: str, revision: str | None, writing: bool = False) -> Iterator[None]:
-    """Within: the hub is asked; what it or the network refuses becomes one of our errors."""
+    """Turn errors of the hub and the network into ours."""
     try:
         yield
     except UQError:

@@ -1,6 +1,6 @@
-"""README.md of an adapter: what the hub reads of it (base, data set, metrics, `model-index`) and what people read.
+"""README.md of an adapter: metadata for the hub (base, data set, metrics, `model-index`) and text for people.
 
-Only what is known is stated: a base or data set without a hub id and the licence of either are left out.
+Only known facts are stated: a base or data set without a hub id and the licence of either are omitted.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ _RESULTS = re.compile(r"\n*<!-- uqharness results -->.*?<!-- /uqharness results 
 
 
 def make(record: Mapping[str, Any]) -> ModelCard:
-    """The card of an adapter that is being saved."""
+    """Return the card of an adapter that is being saved."""
     data = ModelCardData(**facts(record))
     return ModelCard(f"---\n{data.to_yaml()}\n---\n{_text(record)}")
 
 
 def complete(text: str | None, record: Mapping[str, Any] | None, base: str | None, name: str) -> ModelCard:
-    """The card to push: the folder's own text, or a new one, with what is known added to its metadata.
+    """Return the card to push: the folder's own text, or a new one, with known facts added to its metadata.
 
     base: of an adapter without a record. name: the repository.
     """
@@ -58,7 +58,7 @@ def complete(text: str | None, record: Mapping[str, Any] | None, base: str | Non
 
 
 def add_results(card: ModelCard, name: str, runs: Sequence[RunSummary]) -> None:
-    """State evaluation results as the hub's `model-index` and as a table; those of an earlier call are replaced."""
+    """Add evaluation results as the hub's `model-index` and as a table; replace those of an earlier call."""
     data: Any = card.data
     data.metrics = [kind for kind, _ in METRICS.values()]
     data.model_name, data.eval_results = model_index_to_eval_results([model_index(name, runs)])
@@ -76,7 +76,7 @@ def add_results(card: ModelCard, name: str, runs: Sequence[RunSummary]) -> None:
 
 
 def facts(record: Mapping[str, Any]) -> dict[str, Any]:
-    """The metadata that a record supports, by the names of the hub."""
+    """Return the metadata that a record supports, by the names of the hub."""
     base, method, data = record.get("base") or {}, record.get("method") or {}, record.get("data") or {}
     card: dict[str, Any] = {"library_name": "peft"}
     if name := _hub_id(str(base.get("name") or ""), base.get("revision")):

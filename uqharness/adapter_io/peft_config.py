@@ -1,4 +1,4 @@
-"""PEFT's adapter_config.json, written by a stranger -> a LoraConfig that holds names and runs no pattern of theirs.
+"""Turn an untrusted adapter_config.json of PEFT into a LoraConfig that contains names and no patterns.
 
 PEFT takes `target_modules` as a regular expression where it is a string, and the keys of `rank_pattern` and
 `alpha_pattern`, `exclude_modules` and `layers_pattern` as well; some expressions run for ever. The names of the tensors
@@ -48,7 +48,7 @@ class _Needed(TypedDict):
 
 
 class PeftFile(_Needed, total=False):
-    """What is read of adapter_config.json."""
+    """The fields of adapter_config.json that are read."""
 
     task_type: str | None
     base_model_name_or_path: str | None
@@ -102,7 +102,7 @@ def lora_config(content: Mapping[str, Any], shapes: Mapping[str, Sequence[int]],
 
 
 def _check_values(file: Mapping[str, Any], where: str) -> None:
-    """What types do not say."""
+    """Check what the types do not cover."""
     if file["r"] < 1:
         raise InputError(f"{where}: r: expected at least 1, got {file['r']}")
     if not 0 <= file.get("lora_dropout", 0.0) <= 1:
@@ -131,7 +131,7 @@ def _check_values(file: Mapping[str, Any], where: str) -> None:
 
 
 def _ranks(shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, int | None]:
-    """The modules that have LoRA tensors, and the ranks that the shapes of A say."""
+    """Return the modules that have LoRA tensors, with their ranks from the shapes of A."""
     ranks: dict[str, int | None] = {}
     for name, shape in shapes.items():
         module, lora, part = name.removeprefix(PREFIX).partition(".lora_")
@@ -146,7 +146,7 @@ def _ranks(shapes: Mapping[str, Sequence[int]], where: str) -> dict[str, int | N
 
 
 def _targets(file: Mapping[str, Any], modules: Iterable[str], where: str) -> list[str] | None:
-    """The file's own list where it means the modules that have tensors, else the names of these."""
+    """Return the file's own list if it selects the modules that have tensors, else the names of these modules."""
     listed = file.get("target_modules")
     if file.get("target_parameters"):  # their tensors are under the names of modules too
         if isinstance(listed, str):

@@ -55,7 +55,7 @@ def _plan(out: str) -> Plan:
 
 
 def run(store: Store, cell: Cell) -> None:
-    """Run a cell unless it is done; wait where another process runs it."""
+    """Run a cell unless it is done; wait if another process is running it."""
     with store.lock(cell.hash):
         if store.is_done(cell.hash):
             return
@@ -77,7 +77,7 @@ def run(store: Store, cell: Cell) -> None:
 
 
 def train(store: Store, cell: Cell) -> list[str]:
-    """Train a cell's adapter; one that a kill left whole is taken as it is."""
+    """Train a cell's adapter; reuse one that a killed run completed."""
     from uqharness.commands import train
 
     out = store.adapter(cell.hash)
@@ -109,7 +109,7 @@ def train(store: Store, cell: Cell) -> list[str]:
 
 
 def _go_on_from(earlier: Path, checkpoints: Path) -> None:
-    """Take over the checkpoints that the training up to an earlier step has left."""
+    """Reuse the checkpoints of the training up to an earlier step."""
     left = earlier.with_name(f"{earlier.name}.checkpoints")
     if left.is_dir() and not checkpoints.exists():
         with contextlib.suppress(OSError):
@@ -117,7 +117,7 @@ def _go_on_from(earlier: Path, checkpoints: Path) -> None:
 
 
 def evaluate(store: Store, cell: Cell) -> list[str]:
-    """Evaluate a cell into a folder that gets its place when it is whole."""
+    """Evaluate a cell into a temporary folder, and rename it when it is complete."""
     from uqharness.commands import evaluate
 
     out = store.results(cell.hash)
@@ -147,7 +147,7 @@ def evaluate(store: Store, cell: Cell) -> list[str]:
 
 
 def _model(spec: Any, run: Run, adapter: Path | None) -> tuple[str, str]:
-    """The lm-eval model and its arguments."""
+    """Return the lm-eval model and its arguments."""
     bits = "".join(f",{name}=True" for name in ("load_in_4bit", "load_in_8bit") if getattr(run, name))
     if adapter:
         return "bayeslora", f"adapter={adapter},samples={spec['samples']},seed=0{bits}"
@@ -170,7 +170,7 @@ def _device(run: Run) -> str:
 
 
 def keep() -> None:
-    """Keep the base and the tokenised questions from cell to cell; what lm-eval asks of the environment, ask once."""
+    """Cache the base, the tokenised questions and lm-eval's description of the environment between cells."""
     from torch.utils import collect_env
 
     from uqharness.training import base_model, data

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def planned(args: argparse.Namespace) -> Plan:
-    """The cells of a demo."""
+    """Return the cells of a demo."""
     if args.seeds < 1:
         raise InputError(f"--seeds {args.seeds}: must be a positive integer")
     if args.limit is not None and args.limit < 0:
@@ -70,7 +70,7 @@ def planned(args: argparse.Namespace) -> Plan:
 def grid(
     methods: Iterable[str], seeds: int, limit: int | None, run: Mapping[str, Any], extra: Iterable[Row] = ()
 ) -> Suite:
-    """The suite `toyworld` with these rows and the references; a method that it does not have gets its defaults."""
+    """Return the suite `toyworld` with these rows and references; a method that it does not have gets its defaults."""
     suite = schema.read("toyworld")
     names = dict.fromkeys([*REFERENCES, *(registry.ALIASES.get(name, name) for name in methods)])
     known = {**suite.rows, **{row.name: row for row in extra}}
@@ -83,7 +83,7 @@ def grid(
 
 
 def settings(made: Plan, entry: Entry) -> dict[str, Any]:
-    """The settings of a row, those of the run and the method's own; the same at every seed."""
+    """Return the settings of a row: the run's and the method's own; equal for all seeds."""
     if entry.adapter is None:
         return {}
     spec = made.cells[entry.adapter].spec

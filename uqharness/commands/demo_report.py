@@ -1,4 +1,4 @@
-"""What the demo shows at its end: the table, the reliability diagram, and what to type next."""
+"""The demo's final output: the table, the reliability diagram and the next commands."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def report(out: Path, folders: Sequence[Path]) -> None:
 
 
 def terminal(shown: table.Table, marks: dict[int, tuple[str, str]]) -> str:
-    """Aligned columns; best bold, second underlined (or *best*, _second_ where there is no terminal)."""
+    """Return aligned columns; best bold, second underlined (or *best*, _second_ without a terminal)."""
     names = [f"{c.task}, {c.shift} shift" if c.shift in ("small", "large") else c.task for c in shown.columns]
     grid = [[*table_formats.header(shown)[:4], *names], *table_formats.lines(shown, marks, "±")]
     widths = [max(len(_bare(row[k])) for row in grid) for k in range(len(grid[0]))]
@@ -50,7 +50,7 @@ def terminal(shown: table.Table, marks: dict[int, tuple[str, str]]) -> str:
 
 
 def diagram(runs: Sequence[Run], task: str = HEADLINE) -> str:
-    """Reliability of every method in-distribution, at all its draws, first seed."""
+    """Draw the reliability of every method in distribution, with all its draws, for the first seed."""
     runs_of_task = [(summarise(run), run.record) for run in runs if run.task == task]
     names = labels(source for source, _ in runs_of_task)
     panels: dict[str, Panel] = {}

@@ -1,4 +1,4 @@
-"""`uqharness doctor`: is this installation whole? Each check is ok, a note or failed (exit 1)."""
+"""`uqharness doctor`: check the installation. Each check is ok, a note or failed (exit code 1)."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def versions() -> Result:
 
 
 def hook() -> Result:
-    """Does plain `lm_eval` find bayeslora and the tasks?"""
+    """Check that plain `lm_eval` knows bayeslora and the tasks."""
     from lm_eval.api import registry
 
     if hasattr(registry, "load_plugins") or hasattr(registry, "import_plugins"):
@@ -67,7 +67,7 @@ def hook() -> Result:
 
 
 def entries() -> Result:
-    """What pyproject.toml declares to lm-eval: our models and the tasks."""
+    """Check the models and tasks that pyproject.toml declares to lm-eval."""
     from uqharness.commands.evaluate import MODELS
 
     wanted = [("lm_eval.models", name) for name in MODELS] + [("lm_eval.tasks", "uqharness")]
@@ -110,7 +110,7 @@ def bitsandbytes() -> Result:
 
 
 def hub() -> Result:
-    """One request; being offline is no fault."""
+    """Send one request to the hub; being offline is not a failure."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:

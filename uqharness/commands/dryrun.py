@@ -1,4 +1,4 @@
-"""`uqharness train … --dry-run`: what would be done and what it would cost, from two real steps."""
+"""`uqharness train … --dry-run`: show the plan and estimate its cost from two real steps."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ STEPS = 2
 
 
 def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
-    """Print settings, cells and estimates; writes nothing."""
+    """Print settings, cells and estimates; write nothing."""
     cls, cells = type(plan.method), plan.cells()
     print(f"method {cls.name}: {cls.label}, {cls.paper}")
     for name, value in config.as_json(plan.method).items():
@@ -48,7 +48,7 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
 
 
 def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
-    """Fit for two steps, save nothing; the rest is proportional to the steps."""
+    """Fit for two steps, save nothing, and scale the costs to all steps."""
     steps = min(STEPS, cell.steps)
     off: dict[str, Any] = {
         "stop_at": 0,
@@ -87,7 +87,7 @@ def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
 
 
 def duration(seconds: float) -> str:
-    """Two units at most: 1 h 12 min, 3 min 20 s, 4.2 s."""
+    """Format a duration with at most two units: 1 h 12 min, 3 min 20 s, 4.2 s."""
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)

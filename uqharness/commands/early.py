@@ -1,6 +1,6 @@
-"""Checks of a command line that need neither torch nor lm-eval: a mistyped name is answered in under a second.
+"""Check a command line without torch and lm-eval: a mistyped name is reported in under a second.
 
-They only refuse what the command itself would refuse later, after seconds of imports.
+These checks refuse only what the command itself would refuse later, after seconds of imports.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def check_train(args: argparse.Namespace) -> None:
 
 
 def run_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of `Run` that --config, --set and the flags give; those of the method are left out."""
+    """Return the settings of `Run` from --config, --set and the flags, without those of the method."""
     values: dict[str, Any] = config.read_file(args.config) if args.config else {}
     values = {**{str(k).replace("-", "_"): v for k, v in values.items()}, **config.parse_set(args.set or [])}
     return {k: v for k, v in {**values, **config.from_flags(args, Run)}.items() if k in config.field_types(Run)}

@@ -29,11 +29,11 @@ log = logging.getLogger("uqharness.eval")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """All of them are lm-eval's; see `parse`."""
+    """Add no arguments: all of them are lm-eval's; see `parse`."""
 
 
 def parse(own: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """`lm_eval run`'s flags, with ADAPTER and --allow-leak as short cuts into --model_args."""
+    """Parse the flags of `lm_eval run`, with ADAPTER and --allow-leak as shortcuts for --model_args."""
     parser = lm_eval_parser(own)
     words = [_underscored(word, parser) for word in argv]
     args = parser.parse_args(words or ["--help"])
@@ -64,7 +64,7 @@ def lm_eval_parser(own: argparse.ArgumentParser) -> argparse.ArgumentParser:
 
 
 def _underscored(word: str, parser: argparse.ArgumentParser) -> str:
-    """lm-eval writes its flags with underscores; hyphens are as good."""
+    """Accept hyphens in the flags, which lm-eval writes with underscores."""
     name, equals, value = word.partition("=")
     other = "--" + name[2:].replace("-", "_")
     known = parser._option_string_actions
@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """What lm-eval will read from --config."""
+    """Return the settings that lm-eval will read from --config."""
     if not args.config:
         return {}
     from uqharness.settings import read_file
@@ -103,7 +103,7 @@ def _dict(given: Any) -> dict[str, Any]:
 
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
-    """What lm-eval would end with a traceback."""
+    """Refuse arguments for which lm-eval would end with a traceback."""
     if not (args.tasks or settings.get("tasks")):
         raise InputError("no tasks: give --tasks with names from `uqharness tasks`, or any lm-eval task")
     wants_path = any(getattr(args, key, settings.get(key)) for key in ("log_samples", "predict_only"))
@@ -156,7 +156,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
 
 
 def _import(model: str) -> None:
-    """All that a run needs, at once: looking for garbage among new modules takes a fifth of the start."""
+    """Import everything that a run needs without garbage collection, which would take a fifth of the start-up."""
     gc.disable()
     try:
         import lm_eval.evaluator  # noqa: F401
@@ -168,7 +168,7 @@ def _import(model: str) -> None:
 
 
 def _register() -> None:
-    """What the start-up hook or a newer lm-eval does, for our models alone."""
+    """Register our models, as the start-up hook or a newer lm-eval does."""
     import lm_eval.models  # noqa: F401  (the built-ins come first)
     from lm_eval.api import registry
     from lm_eval.loggers import evaluation_tracker

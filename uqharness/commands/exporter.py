@@ -1,6 +1,6 @@
 """`uqharness export DIR OUT --samples N`: draw i of a posterior as the plain PEFT adapter OUT/draw{i}.
 
-For servers that know PEFT and nothing of posteriors: p(y | x) ≈ 1/N Σ_i p(y | x, θ_i), averaged by their caller.
+For servers that support PEFT but not posteriors; their client averages p(y | x) ≈ 1/N Σ_i p(y | x, θ_i).
 """
 
 from __future__ import annotations
@@ -62,5 +62,5 @@ def run(args: argparse.Namespace) -> int:
 
 
 def draw(posterior: Posterior, i: int, seed: int) -> Tensors:
-    """All tensors of draw i; those that the posterior does not vary are the mean's."""
+    """Return all tensors of draw i, with the mean for tensors that the posterior does not vary."""
     return {**posterior.mean, **{name: stacked[0] for name, stacked in posterior.draws(i, i + 1, seed).items()}}

@@ -1,4 +1,4 @@
-"""What a fit needs (model and data) and what it has cost: shared by `train` and its dry run."""
+"""Prepare the model and data of a fit and record its cost; shared by `train` and its dry run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = logging.getLogger("uqharness.train")
 
 
 def prepare(plan: Plan, cell: Run, task: Any) -> tuple[PeftModel, ChoiceData]:
-    """The base with a fresh adapter, or with the one to build on, and the questions as its tokens."""
+    """Return the base with a new adapter, or with the one to build on, and the tokenised questions."""
     import transformers
 
     from uqharness.adapter_io import folder as adapter_io

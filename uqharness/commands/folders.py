@@ -1,4 +1,4 @@
-"""The folder or file that a command is to write: refused before the work, not after hours of it."""
+"""Check the folder or file that a command will write before the work starts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LONGEST = 255  # bytes of a name, on every common file system
 
 
 def nameable(name: str, said: str) -> str:
-    """`name`, if a file system takes it as a path. said: the place as the user gave it."""
+    """Return `name`; refuse one that is not a valid path. said: the path as the user gave it."""
     if "\0" in name:
         raise InputError(f"{said}: a NUL byte in {name!r}; give a path without one")
     longest = max((len(os.fsencode(part)) for part in re.split(r"[/\\]", name)), default=0)
@@ -22,7 +22,7 @@ def nameable(name: str, said: str) -> str:
 
 
 def writable(out: Path, said: str) -> Path:
-    """`out`, if it can be made: what is nearest above it is a folder of ours. said: the place as the user gave it."""
+    """Return `out`; refuse a path that cannot be created. said: the path as the user gave it."""
     nameable(str(out), said)
     try:
         parent = next((path for path in out.absolute().parents if path.exists()), None)
@@ -37,7 +37,7 @@ def writable(out: Path, said: str) -> Path:
 
 
 def vacant(name: str) -> Path:
-    """A folder that can be written without losing anything."""
+    """Return a folder that can be written without losing anything; refuse any other."""
     out = Path(nameable(name, name)).expanduser()
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise InputError(f"{out} exists already: give a folder that does not exist yet")

@@ -1,4 +1,4 @@
-"""`uqharness import FROM TO`: a checkpoint of the papers' own code as one of our adapter folders."""
+"""`uqharness import FROM TO`: convert a checkpoint of the papers' own code to an adapter folder."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def example_task(imported: Imported) -> str:
 
 
 def record(imported: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
-    """What is known of it. No recipe: how it was trained is not stored, so tables show it for reference."""
+    """Return the record of an imported checkpoint, without a recipe: how it was trained is not stored."""
     from uqharness import registry
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.commands.train import versions

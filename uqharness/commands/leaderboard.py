@@ -1,4 +1,4 @@
-"""`uqharness leaderboard RESULTS…`: the leaderboard in a browser, from this machine alone."""
+"""`uqharness leaderboard RESULTS…`: show the leaderboard in a browser, served by this machine."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def own() -> list[str]:
-    """Without results: those that `uqharness demo` left in this folder; none: the published ones."""
+    """Return the default results: those of `uqharness demo` in this folder, else the published ones."""
     if not DEMO.is_dir():
         return []
     print(f"showing {DEMO}, which is in this folder; without it the published results are shown", file=sys.stderr)
@@ -90,7 +90,7 @@ def command(port: int, address: str) -> list[str]:
 
 
 def environment(paths: list[Path]) -> dict[str, str]:
-    """What the app reads (`leaderboard/app.py`): the results, and a file to keep what was computed from them."""
+    """Return the app's environment (`leaderboard/app.py`): the results and a cache file."""
     arguments = json.dumps([str(path) for path in paths])
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     cache = home / "uqharness" / f"leaderboard-{hashlib.sha256(arguments.encode()).hexdigest()[:16]}.parquet"
@@ -105,7 +105,7 @@ def first_free(address: str) -> int:
 
 
 def family(address: str) -> socket.AddressFamily:
-    """IPv4 or IPv6."""
+    """Return the address family, IPv4 or IPv6."""
     try:
         return socket.getaddrinfo(address, None, type=socket.SOCK_STREAM)[0][0]
     except OSError as error:
@@ -123,7 +123,7 @@ def free(address: str, port: int) -> bool:
 
 
 def announce(address: str, server: subprocess.Popen[bytes], browser: bool) -> None:
-    """Once it answers: where it is, and a browser there."""
+    """Wait until the server answers, print its address and open a browser."""
     while server.poll() is None:
         try:
             with urllib.request.urlopen(f"{address}/_stcore/health", timeout=1):

@@ -1,4 +1,4 @@
-"""`uqharness methods` and `uqharness tasks`: what is there."""
+"""`uqharness methods` and `uqharness tasks`: list methods and tasks."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
-    """Left-aligned text columns."""
+    """Format rows as left-aligned text columns."""
     grid = [
         list(names),
         *([str(row.get(name) if row.get(name) is not None else "-") for name in names] for row in rows),
@@ -49,7 +49,7 @@ def columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> str:
 
 
 def list_methods() -> list[dict[str, Any]]:
-    """Every installed method; one that cannot be imported says why."""
+    """Return every installed method, with the reason for one that cannot be imported."""
     from uqharness import plugins, registry
 
     aliases = {target: alias for alias, target in registry.ALIASES.items()}
@@ -100,7 +100,7 @@ _Loader.add_constructor("!function", lambda loader, node: f"!function {node.valu
 
 
 def list_tasks() -> list[dict[str, Any]]:
-    """Our tasks and groups, from their YAMLs alone: no data set is read."""
+    """Return our tasks and groups from their YAMLs, without reading data sets."""
     folder = Path(str(files("uqharness.tasks").joinpath("shifts.yaml"))).parent
     configs = [read(path) for path in sorted(folder.rglob("*.yaml")) if path.name != "shifts.yaml"]
     tasks = [_task(config) for config in configs if isinstance(config.get("task"), str)]
@@ -109,7 +109,7 @@ def list_tasks() -> list[dict[str, Any]]:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A YAML over its `include`s."""
+    """Read a YAML, merged over its `include`s."""
     own = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader) or {}
     include = own.pop("include", None)
     return {**(read(path.parent / include) if include else {}), **own}
@@ -144,7 +144,7 @@ def _part(config: Mapping[str, Any], role: str, uq: Mapping[str, Any]) -> str | 
 
 
 def _items(config: Mapping[str, Any], role: str) -> int | None:
-    """Known without a download for the embedded world alone."""
+    """Return the number of items; known without a download for the embedded world only."""
     if config.get("dataset_path") != "uqharness.toyworld":
         return None
     from uqharness.toyworld import SIZES
@@ -153,7 +153,7 @@ def _items(config: Mapping[str, Any], role: str) -> int | None:
 
 
 def shifts_to(task: str) -> list[str]:
-    """`small from openbookqa_uq`: what evaluating here means for adapters trained elsewhere."""
+    """Return the shifts that lead to a task, as in `small from openbookqa_uq`."""
     from uqharness.results.reading import shift, shifts
 
     by_source = [(source, shift(source, task)) for source in shifts()]

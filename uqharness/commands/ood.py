@@ -1,4 +1,4 @@
-"""`uqharness ood RESULTS…`: every adapter on its own data set against each shifted one."""
+"""`uqharness ood RESULTS…`: compare every adapter on its own data set with each shifted one."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def board_of(paths: Sequence[str]) -> Board:
-    """The runs of these files and folders; what is wrong with some of them is said, and refused where none is left."""
+    """Return the runs of these files and folders; log problems, and refuse input without any valid run."""
     from uqharness.leaderboard import board
 
     for path in paths:
@@ -137,7 +137,7 @@ def _place(shift: Shift) -> tuple[Any, ...]:
 
 
 def flat(row: Row) -> dict[str, Any]:
-    """Every number of a row, by name, in the metrics' own units."""
+    """Return every number of a row by name, in the metrics' own units."""
     s = row.shift
     out: dict[str, Any] = {
         "method": row.label,
@@ -179,7 +179,7 @@ def as_csv(rows: Sequence[Row]) -> str:
 
 
 def markdown(rows: Sequence[Row]) -> str:
-    """Two tables for each pair of sets: what tells shifted questions apart, and what the shift changes."""
+    """Format two tables for each pair of sets: detection of shifted questions, and changes of metrics."""
     tables: dict[tuple[str, str, str], dict[tuple[str, int], list[dict[str, Any]]]] = {}
     shifts = {row.table: row.shift for row in rows}
     for row in rows:
@@ -251,7 +251,7 @@ def over_seeds(
     sign: bool = False,
     spread: bool = True,
 ) -> str:
-    """Mean ± standard deviation, or the one value with its interval."""
+    """Format mean ± standard deviation, or a single value with its interval."""
     known = [line for line in seeds if line[key] is not None]
     if not known:
         return "–"

@@ -1,4 +1,4 @@
-"""An argument parser whose mistakes are one-line errors with a suggestion. Light: all commands start here."""
+"""An argument parser that reports mistakes as one-line errors with a suggestion. All commands use it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uqharness.errors import InputError, did_you_mean
 
 
 def explain(parser: argparse.ArgumentParser, message: str) -> str:
-    """argparse's complaint on one line, with the nearest flag for one that does not exist."""
+    """Return argparse's message on one line, with the nearest flag for an unknown one."""
     flags = list(parser._option_string_actions)
     unknown = re.match(r"unrecognized arguments: (.*)", message)
     if unknown:
@@ -22,7 +22,7 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
 
 
 class Parser(argparse.ArgumentParser):
-    """No abbreviations: `--step` is a mistake to be told about, not a guess."""
+    """A parser without abbreviations: `--step` is an error."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         kwargs.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)

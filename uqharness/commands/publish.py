@@ -1,4 +1,4 @@
-"""`uqharness publish RESULTS… OUT.parquet`: results in one small file, for a repository or a project page."""
+"""`uqharness publish RESULTS… OUT.parquet`: write results as one small file, for a repository or a project page."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""`uqharness push DIR user/name`: an adapter folder as a repository of the Hugging Face hub.
+"""`uqharness push DIR user/name`: upload an adapter folder to the Hugging Face hub.
 
-The folder passes the checks of a reader first, all its files arrive in one commit, and no other file is sent.
+The folder is first checked as for an evaluation, all its files are uploaded in one commit, and no other file is.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluations(results: list[str], folder: Path) -> list[RunSummary]:
-    """The results of the adapter in `folder`, one for each task and protocol; why others do not count is logged."""
+    """Return the results of the adapter in `folder`, one per task and protocol; log why others do not count."""
     from uqharness.adapter_io import folder as adapter_io
     from uqharness.leaderboard.table_sources import newest
     from uqharness.results.metadata import stated

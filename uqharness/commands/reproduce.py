@@ -1,4 +1,4 @@
-"""`uqharness reproduce SUITE DIR`: the paper's table beside what was measured, cell by cell."""
+"""`uqharness reproduce SUITE DIR`: print the paper's table beside the measured values, cell by cell."""
 
 from __future__ import annotations
 

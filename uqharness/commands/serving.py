@@ -1,4 +1,4 @@
-"""README.md of exported draws: the vLLM command that serves them, a client that averages, and what vLLM gets wrong."""
+"""README.md of exported draws: the vLLM command that serves them, a client that averages, a known problem of vLLM."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ SOFTMAX = "[math.exp(value) / sum(math.exp(other) for other in total) for value 
 
 
 def readme(adapter: str, base: str, config: LoraConfig, posterior: Posterior, rule: str, count: int, seed: int) -> str:
-    """README.md of a folder with draw0 … draw{count - 1}."""
+    """Return the README.md of a folder with draw0 … draw{count - 1}."""
     ranks = [tensor.shape[0] for name, tensor in posterior.mean.items() if ".lora_A." in name]
     logits = rule == "logits"
     average = (
@@ -101,7 +101,7 @@ def _command(base: str, count: int, rank: int) -> str:
 
 
 def _limits(config: LoraConfig, rank: int) -> str:
-    """What vLLM does not take of this adapter."""
+    """Return the features of this adapter that vLLM does not support."""
     problems = []
     if rank > RANKS[-1]:
         problems.append(f"its rank is {rank}, and vLLM takes at most {RANKS[-1]}")

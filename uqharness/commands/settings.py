@@ -1,4 +1,4 @@
-"""What `uqharness train` is asked to do: flags before --set before --config before the method's suggestions.
+"""Resolve the settings of `uqharness train`: flags, then --set, --config and the method's suggestions.
 
 Every field of `Run` is a flag; the method's own fields are reached by --set and --config.
 """
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Plan:
-    """One `train` command, resolved."""
+    """A `train` command with resolved settings."""
 
     method: Method
     run: Run
@@ -38,7 +38,7 @@ class Plan:
     architecture: str = ""  # of the base, where it chose the target modules
 
     def cells(self) -> list[Run]:
-        """One run per seed; with --seeds N they go to OUT/seed0 … ."""
+        """Return one run per seed; with --seeds N they write to OUT/seed0 … ."""
         if self.seeds is None:
             return [self.run]
         numbers = range(self.run.seed, self.run.seed + self.seeds)
@@ -46,19 +46,19 @@ class Plan:
         return [dataclasses.replace(self.run, seed=s, out=f"{folder}/seed{s}" if folder else "") for s in numbers]
 
     def recipe(self, cell: Run) -> Run:
-        """The run, method apart: a dropout that the method itself brings (MC dropout) is the method's."""
+        """Return the run's recipe; a dropout that the method suggests (MC dropout) is the method's."""
         own = "lora_dropout" in self.suggested
         return dataclasses.replace(cell, lora_dropout=Run.lora_dropout) if own else cell
 
     def identity(self) -> dict[str, Any]:
-        """What must be equal for two adapters to differ by their seed alone."""
+        """Return the settings that must be equal for two adapters that differ only in their seed."""
         run = {k: v for k, v in config.as_json(self.run).items() if k not in config.FREE and k != "seed"}
         source = {} if self.source is None else {"adapter": self.source.hash}
         return {"method": self.method.name, "settings": config.as_json(self.method), **source, **run}
 
 
 def resolve(args: argparse.Namespace) -> Plan:
-    """Flags, --set and --config as one plan; anything unknown is refused with a suggestion."""
+    """Return flags, --set and --config as one plan; refuse unknown settings with a suggestion."""
     cls = registry.get_method(args.method)
     point = registry.get_point(args.method)
     own, shared = split(config.read_file(args.config) if args.config else {}, cls, args.config)
@@ -91,7 +91,7 @@ def resolve(args: argparse.Namespace) -> Plan:
 
 
 def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """A settings file; the method's own fields may also stand under `settings:`."""
+    """Read a settings file, which may list the method's own settings under `settings:`."""
     nested = values.get("settings") or {}
     if not isinstance(nested, Mapping):
         raise InputError(f"settings is {nested!r} in {source}: it must hold the method's own as `name: value`")
@@ -107,7 +107,7 @@ def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[di
 
 
 def _choose(name: str, cls: type[Method]) -> Any:
-    """Which of (method's own, run's) settings a name belongs to."""
+    """Return whether a name is a setting of the method or of the run."""
     own, shared = config.field_types(cls), config.field_types(Run)
     if name not in own and name not in shared:
         hint = did_you_mean(name, [*own, *shared])

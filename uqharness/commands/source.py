@@ -1,4 +1,4 @@
-"""`--adapter DIR`: the trained adapter that a method builds on. What it was made with comes from its own files."""
+"""`--adapter DIR`: the trained adapter that a method builds on. Its settings come from its own files."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ log = logging.getLogger("uqharness.train")
 
 @dataclass(frozen=True)
 class Source:
-    """A trained adapter: how it answers, our record of it (None: a plain PEFT LoRA) and PEFT's configuration."""
+    """A trained adapter: its predictive, our record of it (None: a plain PEFT LoRA) and PEFT's configuration."""
 
     name: str
     folder: Path
@@ -43,14 +43,14 @@ class Source:
         return adapter_io.content_hash(self.folder)
 
     def entry(self) -> dict[str, Any]:
-        """What the record of a method that builds on it says of it: all that its own record says."""
+        """Return its entry in the record of a method that builds on it: its own record."""
         plain = {"method": {"name": "peft", "label": "PEFT LoRA"}}
         commit = hub.commit_of(self.folder)
         revision = {"adapter_revision": commit} if commit else {}
         return {"adapter": self.name, "content_hash": self.hash, **revision, **(self.record or plain)}
 
     def recipe(self) -> dict[str, Any]:
-        """How the weights were trained: the source's own, so that it and what is built on it compare."""
+        """Return the recipe of the source, so that it and adapters built on it are comparable."""
         known = self.record or {}
         return {"recipe": known.get("recipe"), "recipe_hash": known.get("recipe_hash")}
 
@@ -68,14 +68,14 @@ class Source:
         )
 
     def splits(self, own: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-        """The new adapter's splits and those the source has seen: it knows all of them."""
+        """Return the new adapter's splits and those that the source has seen."""
         splits = [leakage.stored(split) for split in own]
         known = {(split.get("purpose"), split.get("hash")) for split in splits}
         older = [s for s in adapter_io.read_splits(self.folder) if (s.get("purpose"), s.get("hash")) not in known]
         return splits + [{**split, "of": split.get("of", "source")} for split in older]
 
     def tuned_on_fitted(self, own: Iterable[Mapping[str, Any]]) -> int:
-        """Items to tune or select on that the source was fitted on: it is surer of them than of others."""
+        """Warn about items for tuning or selection that the source was fitted on."""
         seen = [split for split in adapter_io.read_splits(self.folder) if split["purpose"] == "fit"]
         shared = leakage.count_seen((split for split in own if split["purpose"] != "fit"), seen)
         if shared:
@@ -89,7 +89,7 @@ class Source:
 
 
 def read(name: str, cls: type[Method]) -> Source:
-    """A folder or `hub:user/name`; refused where the method cannot use it."""
+    """Read a folder or `hub:user/name`; refuse one that the method cannot use."""
     if not cls.uses_source:
         raise InputError(f"{cls.name} trains an adapter of its own and cannot build on one: remove --adapter")
     folder = adapter_io.fetch(name)
@@ -98,7 +98,7 @@ def read(name: str, cls: type[Method]) -> Source:
 
 
 def fixed(source: Source) -> dict[str, Any]:
-    """The run settings that PEFT's configuration of the adapter decides.
+    """Return the run settings that PEFT's configuration of the adapter determines.
 
     An adapter of ours in some of the layers has its modules by their full names there, and what was asked for here.
     """
@@ -118,7 +118,7 @@ def fixed(source: Source) -> dict[str, Any]:
 
 
 def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The run settings that come from the adapter; those given that contradict it are refused."""
+    """Return the run settings that come from the adapter; refuse given ones that contradict it."""
     theirs, kinds = fixed(source), config.field_types(Run)
     for key in FIXED:
         if key not in given:

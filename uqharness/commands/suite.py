@@ -94,7 +94,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _value(text: str) -> Any:
-    """A value of --set as YAML reads it: a number, a list, a word."""
+    """Parse a value of --set as YAML: a number, a list or a word."""
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
@@ -113,7 +113,7 @@ def _only(words: list[str] | None) -> dict[str, list[str]]:
 
 
 def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> None:
-    """Run what is left of these cells; what failed before is tried again."""
+    """Run the remaining cells, including those that failed before."""
     from tqdm.auto import tqdm
 
     if args.jobs is not None and args.jobs < 1:
@@ -220,7 +220,7 @@ def _next(store: Store, made: Plan) -> None:
 
 
 def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> int:
-    """The plan and what it costs; writes nothing."""
+    """Print the plan and its cost; write nothing."""
     states = store.states()
     left = {name: cell for name, cell in cells.items() if states.get(name) != "done"}
     entries = [entry for entry in made.entries if entry.cell in cells]

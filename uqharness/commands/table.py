@@ -1,4 +1,4 @@
-"""`uqharness table RESULTS…`: methods x datasets, every number computed again from the draws."""
+"""`uqharness table RESULTS…`: print methods x datasets, every number recomputed from the draws."""
 
 from __future__ import annotations
 

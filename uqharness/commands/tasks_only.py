@@ -1,6 +1,6 @@
 """Task lookup without lm-eval's index: `TaskManager()` reads our folder and --include_path alone.
 
-Only as long as these hold every task that is asked for; else it is lm-eval's own, with our folder added.
+Used only if these contain every requested task; otherwise lm-eval's own index is used, with our folder added.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ log = logging.getLogger("uqharness.eval")
 
 @contextlib.contextmanager
 def lean_tasks() -> Iterator[None]:
-    """lm-eval's `EvaluatorConfig.process_tasks` makes the TaskManager: it gets ours while this is on."""
+    """Make lm-eval's `EvaluatorConfig.process_tasks` use our TaskManager inside this context."""
     from lm_eval import tasks
     from lm_eval.config.evaluate_config import EvaluatorConfig
 
@@ -48,7 +48,7 @@ def lean_tasks() -> Iterator[None]:
 
 
 def manager(original: Any, names: list[str], include_path: Any, metadata: Any) -> Any:
-    """A TaskManager that knows all of `names`."""
+    """Return a TaskManager that knows all of `names`."""
     original._uqharness_include = include_path  # where the leak check finds a task by its name
     given = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or ())
     lean = original(include_path=[our_folder(), *given], include_defaults=False, metadata=metadata)

@@ -1,6 +1,6 @@
 """`uqharness train METHOD --base BASE --task TASK --out DIR`: settings -> method.fit -> folder.
 
-With `--adapter DIR` the method builds on a trained adapter, whose files say which base and which LoRA it is.
+With `--adapter DIR` the method builds on a trained adapter, whose files define the base and the LoRA.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _with_targets(plan: Plan, task: Any) -> Plan:
-    """The plan with its target modules by name: what is printed, recorded and hashed.
+    """Return the plan with its target modules by name, as they are printed, recorded and hashed.
 
     A method's suggestion names modules of causal models: an encoder's have other names.
     """
@@ -109,7 +109,7 @@ def _with_targets(plan: Plan, task: Any) -> Plan:
 
 
 def state(cell: Run, plan: Plan, overwrite: bool) -> str:
-    """ "to do", or "complete" for a seed of the same settings; anything else in the way is refused."""
+    """Return "to do", or "complete" for a seed with the same settings; refuse anything else in `cell.out`."""
     if not cell.out:
         return "to do"
     from uqharness.adapter_io import folder as adapter_io
@@ -159,7 +159,7 @@ def _load_task(run: Run, args: argparse.Namespace) -> Any:
 
 
 def splits(task: Any) -> tuple[str, str]:
-    """Names of the split that is trained on and of the one that lm-eval evaluates."""
+    """Return the names of the training split and of the split that lm-eval evaluates."""
     role = "test" if task.has_test_docs() else "validation"
     names = []
     for each in ("training", role):
@@ -208,7 +208,7 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
 
 
 def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], seconds: float) -> dict[str, Any]:
-    """Everything needed to make this adapter again, and what it cost."""
+    """Return everything needed to reproduce this adapter, and its cost."""
     from uqharness.training.base_model import training_dtype
     from uqharness.training.fingerprint import base_fingerprint
 
@@ -252,7 +252,7 @@ def describe(predictive: Predictive) -> str:
 
 
 def _next(plan: Plan, args: argparse.Namespace) -> None:
-    """The last lines say what to type next."""
+    """Print the next commands."""
     from uqharness.training.prompts import flags
 
     words = [plan.run.task, *flags(config.as_json(plan.run))]
@@ -281,7 +281,7 @@ def _without_items(split: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _quiet() -> None:
-    """Our own progress bar and one-line notes are enough."""
+    """Silence the progress bars and warnings of libraries."""
     import datasets
 
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

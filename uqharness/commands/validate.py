@@ -1,6 +1,6 @@
-"""`uqharness validate DIR…`: may these results go on the leaderboard? The same checks that the leaderboard makes.
+"""`uqharness validate DIR…`: check whether these results can enter the leaderboard, with the leaderboard's own checks.
 
-With `--submit` also what a contribution must be, and how to send it in. It sends nothing.
+With `--submit` also check the requirements for a contribution and explain how to send it. Nothing is sent.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """0: all sound; 1: something is wrong with a file; 2: there is nothing to check."""
+    """Return 0 if all results are valid, 1 if a file has a problem, 2 if no results exist."""
     if args.format not in FORMATS:
         hint = did_you_mean(args.format, FORMATS)
         raise InputError(f"--format {args.format!r}{hint}: use one of {', '.join(FORMATS)}")
@@ -73,7 +73,7 @@ def line(problem: dict[str, Any]) -> str:
 
 
 def github(problem: dict[str, Any]) -> str:
-    """An annotation; `%`, and in properties `:` and `,`, have a meaning there."""
+    """Format a GitHub annotation; escape `%`, and `:` and `,` in properties."""
     level = {"error": "error", "note": "notice"}[problem["level"]]
     data = f"{problem['task']}: {problem['reason']}".removeprefix(": ").replace("%", "%25")
     name = problem["file"].replace("%", "%25").replace(":", "%3A").replace(",", "%2C")

@@ -1,4 +1,4 @@
-"""F = Σ x xᵀ over a stream of vectors, kept as k eigenvectors with what that leaves out known exactly."""
+"""F = Σ x xᵀ over a stream of vectors, stored as k eigenvectors; the trace of the rest is known exactly."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Factor:
         self.include(self.product(x))
 
     def product(self, x: Tensor) -> tuple[Tensor, Tensor | float, int]:
-        """What vectors `[N, n]` add, for this factor and others like it: of F or Y, of tr F, of the count."""
+        """Return the contribution of vectors `[N, n]` to F or Y, to tr F and to the count."""
         x = x if x.dtype == torch.float64 else x.float()
         x = x if self.support is None else x[:, self.support.to(x.device)]
         if self.test is None:
@@ -53,7 +53,7 @@ class Factor:
         self.count += count
 
     def finish(self) -> tuple[Tensor, Tensor, float]:
-        """(vectors, values, dropped), on the CPU in float64."""
+        """Return (vectors, values, dropped), on the CPU in float64."""
         assert self.total is not None, "no data"
         if not bool(self.total.isfinite().all()):
             return self.total.cpu(), torch.full((1,), math.nan), math.nan

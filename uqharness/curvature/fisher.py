@@ -1,8 +1,8 @@
 """F = Σ_n Σ_k j_nk j_nkᵀ, j_nk = ∂/∂W Σ_c S_n[c, k] f_c(x_n), S Sᵀ = diag(p) − p pᵀ: the exact Fisher over a
 question's own choices (Laplace-LoRA, arXiv:2308.13111, Eq. 8), by one forward and C − 1 backward passes.
 
-Only the inputs and output gradients of LoRA's A and B are looked at: the base is frozen, so no weight gradient
-is ever formed. Knows models and token rows; what is made of the sums is `uqharness.curvature.laplace`.
+Only the inputs and output gradients of LoRA's A and B are used: the base is frozen, so no weight gradient
+is ever formed. This module knows models and token rows; `uqharness.curvature.laplace` uses the sums.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from uqharness.errors import InputError, RunError
 
 
 class Tape:
-    """Within: inputs of the named LoRA linears in a forward, and gradients at their outputs in a backward."""
+    """Record inputs of the named LoRA linears in a forward, and gradients at their outputs in a backward."""
 
     def __init__(self, stack: LoraStack, names: Iterable[str]) -> None:
         self.stack, self.names = stack, list(names)
@@ -62,47 +62,47 @@ class Tape:
             self.receive(name, gradient.detach())
 
     def backward(self, value: Tensor, receive: Callable[[str, Tensor], None]) -> None:
-        """One pass through the activations; `receive(name, gradient)` as each layer's comes by."""
+        """Run one backward pass through the activations; call `receive(name, gradient)` for each layer."""
         self.receive = receive
         torch.autograd.grad(value, self.roots, retain_graph=True, allow_unused=True)
         self.receive = None
 
 
 def choice_logits(stack: LoraStack, rows: Rows, whole: Sequence[str] = ()) -> Tensor:
-    """f_c(x): `[Q, C]`, −inf where there is no such choice. whole: layers whose inputs are wanted at all tokens."""
+    """Return f_c(x): `[Q, C]`, −inf for absent choices. whole: layers whose inputs are recorded at all tokens."""
     reader = reader_of(stack.model)
     with skip_unread(stack.model, rows, 1, {stack.layers[name] for name in whole}):
         return reader.choice_logits(reader.logits(stack.model, rows)[0], rows)
 
 
 def fisher_root(f: Tensor) -> Tensor:
-    """S with S Sᵀ = diag(p) − p pᵀ: `[Q, C]` -> `[Q, C, C − 1]`; the matrix has rank C − 1 at most."""
+    """Return S with S Sᵀ = diag(p) − p pᵀ: `[Q, C]` -> `[Q, C, C − 1]`; the matrix has rank C − 1 at most."""
     p = f.detach().softmax(-1)
     values, vectors = torch.linalg.eigh(torch.diag_embed(p) - p[..., None] * p[..., None, :])
     return (vectors * values.clamp(min=0).sqrt()[..., None, :])[..., 1:]
 
 
 def sampled_root(f: Tensor, generator: torch.Generator) -> Tensor:
-    """e_y − p for one label y ~ p: `[Q, C]` -> `[Q, C, 1]`, whose expected square is diag(p) − p pᵀ."""
+    """Return e_y − p for one label y ~ p: `[Q, C]` -> `[Q, C, 1]`, whose expected square is diag(p) − p pᵀ."""
     p = f.detach().softmax(-1)
     label = torch.multinomial(p.cpu(), 1, generator=generator).to(p.device)  # [Q, 1]
     return (torch.zeros_like(p).scatter(-1, label, 1.0) - p)[..., None]
 
 
 def split(rows: Rows, size: int) -> Iterator[Rows]:
-    """The rows of `size` questions at a time."""
+    """Yield the rows of `size` questions at a time."""
     number = torch.arange(int(rows.question.max()) + 1, device=rows.question.device)
     for start in range(0, len(number), size):
         yield rows.take((number >= start) & (number < start + size))[0]
 
 
 def weigh(f: Tensor, weights: Tensor) -> Tensor:
-    """Σ weights · f without the choices that are not there."""
+    """Return Σ weights · f over the choices that exist."""
     return torch.where(f.isfinite(), f, 0.0).mul(weights).sum()
 
 
 def per_question(inputs: Tensor, gradients: Tensor, rows: Rows) -> Tensor:
-    """∂/∂W of each question: Σ_t g_t a_tᵀ over its tokens, `[Q, out, in]`."""
+    """Return ∂/∂W of each question: Σ_t g_t a_tᵀ over its tokens, `[Q, out, in]`."""
     gradients = gradients if gradients.dtype == torch.float64 else gradients.float()
     outer = gradients.transpose(1, 2) @ inputs.to(gradients.dtype)  # [R, out, in]; g is 0 behind the last read
     example = rows.examples[len(inputs)]
@@ -112,7 +112,7 @@ def per_question(inputs: Tensor, gradients: Tensor, rows: Rows) -> Tensor:
 def jacobians(
     stack: LoraStack, names: Sequence[str], rows: Rows, differences: bool = False
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """f and ∂f_c/∂W of every choice and layer: `[Q, C]`, `{name: [Q, C, out, in]}`.
+    """Return f and ∂f_c/∂W of every choice and layer: `[Q, C]`, `{name: [Q, C, out, in]}`.
 
     differences: ∂(f_c − f_last)/∂W, with one pass less; all that the softmax of a joint Gaussian needs.
     """
@@ -135,23 +135,23 @@ def jacobians(
 
 
 def real_tokens(rows: Rows) -> Tensor:
-    """Which tokens are not behind their row's last read: `[R, T]`."""
+    """Return which tokens are not after the last read position of their row: `[R, T]`."""
     count, width = rows.input_ids.shape
     last = torch.zeros(count, dtype=torch.long, device=rows.row.device).scatter_reduce(0, rows.row, rows.pos, "amax")
     return torch.arange(width, device=last.device) <= last[:, None]
 
 
 class Collector:
-    """What is summed over the passes of one batch after another."""
+    """Sums over the passes of successive batches."""
 
     def inputs(self, inputs: Mapping[str, Tensor], rows: Rows) -> None:
-        """Once per batch: what each layer was given."""
+        """Receive the inputs of each layer, once per batch."""
 
     def gradients(self, name: str, x: Tensor, g: Tensor, rows: Rows) -> None:
-        """Once per backward pass and layer."""
+        """Receive the output gradient of a layer, once per backward pass."""
 
     def end_pass(self) -> None:
-        """After each backward pass."""
+        """Finish a backward pass."""
 
 
 def collect(
@@ -161,7 +161,7 @@ def collect(
     collector: Collector,
     sample: Callable[[int], torch.Generator] | None = None,
 ) -> float:
-    """Run all batches through `collector`; Σ log p(gold choice | question). `sample`: labels instead of all choices."""
+    """Run all batches through `collector`; return Σ log p(gold | question). `sample`: labels instead of all choices."""
     total = 0.0
     for index, (rows, gold) in enumerate(batches):
         with torch.enable_grad(), Tape(stack, names) as tape:
@@ -183,7 +183,7 @@ def collect(
 
 
 def answer_rows(stack: LoraStack, names: Sequence[str], questions: Iterable[Any]) -> dict[str, Tensor]:
-    """The head's B: which of its output rows can have a gradient at all. Absent where all of them can.
+    """Return which output rows of the head's B can have a gradient; empty if all of them can.
 
     Shifts common to all choices are no part of the Fisher, so where choices are single tokens read at one place
     only the rows of those tokens have one: the head's factor is trimmed to them without loss.
@@ -199,7 +199,7 @@ def answer_rows(stack: LoraStack, names: Sequence[str], questions: Iterable[Any]
 
 
 def last_layer(names: Sequence[str]) -> list[str]:
-    """The linears that belong to the last block that has any: the output head's, else the last decoder layer's."""
+    """Return the linears of the last block that has any: the output head's, else the last decoder layer's."""
     if not names:
         raise InputError("the adapter has no linear LoRA layer: Laplace needs one")
     parts = names[-1].split(".")

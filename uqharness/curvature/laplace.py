@@ -1,7 +1,7 @@
-"""P = λ I + F, and what one wants of its inverse: jᵀ P⁻¹ j, P^(−1/2) ε, log det P (Laplace Redux, arXiv:2106.14806).
+"""P = λ I + F, and functions of its inverse: jᵀ P⁻¹ j, P^(−1/2) ε, log det P (Laplace Redux, arXiv:2106.14806).
 
 F is block-diagonal over LoRA's A and B: Kronecker-factored (`kron`, Laplace-LoRA Eq. 9) or diagonal (`diag`);
-or it is the whole matrix (`full`). Low-rank parts are used as such: what is outside them has the prior's
+or it is the whole matrix (`full`). Directions outside of low-rank parts have the prior's
 precision λ. A collector sums F over the passes of `uqharness.curvature.fisher`.
 """
 
@@ -28,7 +28,7 @@ FULL_LIMIT = 8192  # parameters of a dense F
 
 
 class Curvature(ABC):
-    """F of some structure. `precision` is λ of each layer."""
+    """F with some structure. `precision` is λ of each layer."""
 
     structure: ClassVar[str]
     dropped: Mapping[str, float] = {}  # layer -> ‖F − F̂‖₂ is at most this
@@ -36,15 +36,15 @@ class Curvature(ABC):
 
     @abstractmethod
     def spectra(self) -> dict[str, Tensor]:
-        """Eigenvalues of each layer's block, float64 (`full`: of all, under the name '')."""
+        """Return the eigenvalues of each layer's block, float64 (`full`: of all, under the name '')."""
 
     @abstractmethod
     def covariance(self, jacobians: Mapping[str, Tensor], precision: Mapping[str, float]) -> Tensor:
-        """J P⁻¹ Jᵀ of each question: `{name: [Q, C, out, in]}` -> `[Q, C, C]` float64."""
+        """Return J P⁻¹ Jᵀ of each question: `{name: [Q, C, out, in]}` -> `[Q, C, C]` float64."""
 
     @abstractmethod
     def root(self, noise: Mapping[str, Tensor], precision: Mapping[str, float]) -> Tensors:
-        """P^(−1/2) ε: `{name: [out, in]}` -> the same."""
+        """Return P^(−1/2) ε: `{name: [out, in]}` -> the same."""
 
     @abstractmethod
     def state(self) -> Tensors:
@@ -55,7 +55,7 @@ class Curvature(ABC):
     def restore(cls, state: Tensors) -> Curvature: ...
 
     def check_shapes(self, shapes: Mapping[str, Sequence[int]]) -> None:
-        """Refuse a saved curvature that is not of these layers, each of its shape `[out, in]`."""
+        """Refuse a saved curvature of other layers or shapes `[out, in]`."""
         blocks = self.spectra().keys()
         if odd := sorted(blocks ^ shapes.keys()):
             problem = "has no curvature of" if odd[0] in shapes else "has the curvature of another layer,"
@@ -94,13 +94,13 @@ class Block:
         return x + part if self.rows is None else x.index_add(x.dim() - 2, self.rows, part)
 
     def inverse(self, x: Tensor, precision: float) -> Tensor:
-        """x_c P⁻¹ x_d: `[Q, C, out, in]` -> `[Q, C, C]`."""
+        """Return x_c P⁻¹ x_d: `[Q, C, out, in]` -> `[Q, C, C]`."""
         inside, rest = (part.flatten(2).double() for part in self.split(x))
         weight = 1.0 / (precision + self.values.flatten().double())
         return (inside * weight) @ inside.transpose(1, 2) + rest @ rest.transpose(1, 2) / precision
 
     def check(self, name: str, shape: Sequence[int]) -> None:
-        """Refuse a saved block that is not of a layer `[out, in]`."""
+        """Refuse a saved block that does not fit a layer `[out, in]`."""
         rows, count = self.rows, shape[0]
         if rows is not None:
             count = len(rows)

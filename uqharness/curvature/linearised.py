@@ -101,7 +101,7 @@ class _LinearisedFile(TypedDict):
 class Linearised(Predictive):
     """The softmax averaged over the Gaussian logits of the linearised model: one row, whatever `samples` is.
 
-    Its draws of weights (`open_form`) answer what has no choices.
+    Its draws of weights (`open_form`) answer requests without choices.
 
     Args:
         posterior: a Gaussian with a curvature.
@@ -142,7 +142,7 @@ class Linearised(Predictive):
         return Engine(model, self.posterior, samples, seed, combined=combined, rule=self.rule, **{**how, "auto": None})
 
     def answers(self, stack: LoraStack, rows: Rows, curvature: Curvature) -> Tensor:
-        """log p(choice | question) of the rows' continuations: `[K]`."""
+        """Return log p(choice | question) of the rows' continuations: `[K]`."""
         # Jacobians of whole questions are held, all layers of them: as many questions at once as fit in 64 MiB.
         precision = self.posterior.precision
         held = int(rows.choice.max() + 1) * sum(self.posterior.mean[name].numel() for name in precision)
@@ -157,7 +157,7 @@ class Linearised(Predictive):
         return torch.cat(parts)
 
     def answer(self, f: Tensor, covariance: Tensor) -> Tensor:
-        """log p over one question's choices from its Gaussian logits `[C]`, `[C, C]`."""
+        """Return log p over one question's choices from its Gaussian logits `[C]`, `[C, C]`."""
         if not bool(covariance.isfinite().all()):
             raise RunError("the covariance of the answer logits is not finite: check the adapter and the base for NaN")
         if self.integral == "probit":
@@ -169,7 +169,7 @@ class Linearised(Predictive):
         return monte_carlo(f, covariance, self.standard(len(f)).to(f.device))
 
     def standard(self, choices: int) -> Tensor:
-        """ξ of Eq. 14: `[mc_samples, C]`, the same for all questions, so an answer depends on nothing else.
+        """Return ξ of Eq. 14: `[mc_samples, C]`, the same for all questions, so answers do not depend on batching.
 
         Scrambled Sobol points: 1,024 are closer to the integral than 100,000 pseudo-random ones (benchmarks/NOTES.md).
         """

@@ -1,9 +1,9 @@
 """Run token rows through many functions at once: the mean and S draws, folded into the batch.
 
-The output head is read only where an answer is read (`readers.py`), and what all draws share runs once
+The output head runs only where an answer is read (`readers.py`), and computation shared by all draws runs once
 (`shortcuts.py`). A function has two parts: weights of the adapter (stacked draws) and transforms of its layers' inputs,
-keyed by draw and by each token's prefix. The engine knows tokens and functions, neither tasks nor methods; what the
-values mean is the predictive's (`predictive.py`). Slow twin: `tests/slow_twin.py`.
+keyed by draw and by each token's prefix. The engine knows tokens and functions, not tasks or methods; the
+predictive interprets the values (`predictive.py`). Slow twin: `tests/slow_twin.py`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Scores:
-    """Log-likelihoods of K continuations: under each draw, under the mean, and what the mixture would say."""
+    """Log-likelihoods of K continuations: under each draw and under the mean, and whether the mixture is greedy."""
 
     draws: Tensor  # [S, K] float64, or one combined row [1, K]
     mean: Tensor | None  # [K]
@@ -45,14 +45,14 @@ class Scores:
     rule: str = "probs"  # how the draws are averaged
 
     def average(self, rows: Rows) -> Tensor:
-        """log p̄(choice | question) by the rule: `[Q, C]`, −inf where a question has fewer choices."""
+        """Return log p̄(choice | question) by the rule: `[Q, C]`, −inf for absent choices."""
         table = choice_logprobs(self.draws, rows.to("cpu"))  # [S, Q, C]
         mixed = table.mean(0) if self.rule == "logits" else table.logsumexp(0)
         return mixed.log_softmax(-1)
 
 
 class Auto(NamedTuple):
-    """samples=auto: a question is drawn for until its averaged answer is settled.
+    """samples=auto: stop drawing for a question when its averaged answer has settled.
 
     With n of S draws taken, the average over all S lies within t · s · √((S − n) / (S n)) of the average over those n,
     at 95 %: the Student interval for the mean of a finite population without replacement (Cochran 1977, Sampling
@@ -68,7 +68,7 @@ class Auto(NamedTuple):
     def unsettled(self, logp: Tensor) -> Tensor:
         """From `[n, Q, C]` log p(choice | question), −inf where there is no such choice: `[Q]` bool.
 
-        A question with one choice has no averaged answer that could settle, so it gets all draws.
+        A question with one choice has no probability that could settle, so it gets all draws.
         """
         n, p = len(logp), logp.softmax(-1)
         spread = p.std(0).amax(-1)  # [Q]
@@ -78,24 +78,24 @@ class Auto(NamedTuple):
 
 
 class Engine:
-    """Runs rows through the mean and the first `samples` draws of a posterior.
+    """Run rows through the mean and the first `samples` draws of a posterior.
 
-    A `Predictive` makes one by `predictive.engine(model, …)`; made directly, it takes draws and nothing else.
+    `predictive.engine(model, …)` creates the engine of a `Predictive`.
 
     Args:
         model: the base with the adapter, whose weights become the posterior's mean.
-        posterior: where the draws come from; finitely many are used at most once each.
-        samples: draws; 0 asks the mean.
-        seed: of the draws.
-        mean: also score the mean, as one more function.
-        tokens: tokens of one forward, draws included; more make chunks. None: by the device.
+        posterior: source of the draws; if they are finitely many, each is used at most once.
+        samples: number of draws; 0 evaluates the mean.
+        seed: seed of the draws.
+        mean: also score the mean, as an additional function.
+        tokens: maximum tokens of one forward, draws included; None: by the device.
         autocast: the type to compute in, of HFLM's `mixed_precision_dtype`.
         auto: stop drawing for a question whose average is settled to this tolerance.
-        pairs: antithetic draws.
+        pairs: take antithetic draws.
         weights: draw weights; False: only the inputs' transforms differ between draws.
         inputs: transforms of layers' inputs, by the name of the layer's tensor.
-        combined: log p(choice | question) `[K]` of rows, in place of draws. Then the mean alone is run.
-        rule: how the draws are averaged, which travels with the scores.
+        combined: function of rows that returns log p(choice | question) `[K]` instead of draws; only the mean is run.
+        rule: how the draws are averaged; stored with the scores.
 
     Example:
         >>> from uqharness.engine.rows import make_rows
@@ -155,7 +155,7 @@ class Engine:
 
     @torch.inference_mode()
     def score(self, rows: Rows) -> Scores:
-        """Log-likelihoods of the rows' continuations under every function, or under as many draws as it takes."""
+        """Return log-likelihoods of the rows' continuations under every function, or until `auto` stops."""
         rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
         values = torch.full((self.count, len(rows.question)), math.nan, dtype=torch.float64)
         taken, mixture = torch.full((len(rows.question),), self.samples), None
@@ -202,9 +202,9 @@ class Engine:
         return torch.cat(values), mixture
 
     def _shared(self, rows: Rows) -> Tensor | None:
-        """Hidden states that all functions share `[R, T, H]`; None where the first layer differs already.
+        """Return hidden states that all functions share `[R, T, H]`; None if the first layer already differs.
 
-        On the first batch, what comes out is compared with a full forward.
+        The first batch is compared with a full forward.
         """
         if self.trunk is None:
             return None
@@ -228,7 +228,7 @@ class Engine:
     def _chunks(
         self, rows: Rows, start: int = 0, end: int | None = None, state: Tensor | None = None
     ) -> Iterator[Tensor]:
-        """Logits of successive chunks of functions; halves the chunk when the GPU is full.
+        """Yield logits of successive chunks of functions; halve the chunk when the GPU is full.
 
         state: what `_shared` returned; without it each function runs in full.
         """
@@ -261,7 +261,7 @@ class Engine:
 
     @contextlib.contextmanager
     def using(self, start: int, stop: int, prefixes: dict[tuple[int, int], Tensor] | None = None) -> Iterator[None]:
-        """Within: the model is functions start … stop−1, folded draw-major, or the one function's weights.
+        """Make the model compute functions start … stop−1, folded draw-major, inside this context.
 
         prefixes: hashes of the tokens that are run (`prefix_tables`), which transforms of inputs need.
         """

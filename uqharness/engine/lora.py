@@ -1,7 +1,7 @@
 """LoRA layers that take stacked draws: h ↦ W0 h + B_s A_s h for all draws s at once.
 
-PEFT injects the adapter. We only turn its `lora_A` / `lora_B` linears into `DrawLinear`, so quantised bases,
-device maps, rsLoRA and rank patterns stay PEFT's business. Draws are folded into the batch, draw-major:
+PEFT injects the adapter. We only convert its `lora_A` / `lora_B` linears into `DrawLinear`, so quantised bases,
+device maps, rsLoRA and rank patterns are handled by PEFT. Draws are folded into the batch, draw-major:
 inputs are `[S·B, T, in]` and rows `s·B … (s+1)·B` see draw s.
 """
 
@@ -29,7 +29,7 @@ _READS_WEIGHTS = ("ParamWrapper", "MultiheadAttention", "Embedding", "_ConvNd", 
 
 
 class DrawLinear(nn.Linear):
-    """A linear that uses `stack[s]` for the s-th block of its batch, or its own weight when there is none."""
+    """A linear that uses `stack[s]` for the s-th block of its batch, or its own weight without a stack."""
 
     stack: Tensor | None  # [S, out, in]
     perturbation: Perturbation | None
@@ -49,7 +49,7 @@ class DrawLinear(nn.Linear):
 
     @staticmethod
     def convert(linear: nn.Linear) -> DrawLinear:
-        """In place: parameters, hooks and the module tree stay what they are."""
+        """Convert a linear in place; parameters, hooks and the module tree do not change."""
         linear.__class__ = DrawLinear
         draw_linear = cast(DrawLinear, linear)
         draw_linear.stack = draw_linear.perturbation = draw_linear.transform = None
@@ -75,7 +75,7 @@ class LoraStack:
     """All trained LoRA tensors of a PEFT model, by the names under which PEFT saves them.
 
     Args:
-        model: with exactly one active adapter. Its `lora_A` and `lora_B` become `DrawLinear`s in place.
+        model: a PEFT model with exactly one active adapter; its `lora_A` and `lora_B` become `DrawLinear`s in place.
 
     Example:
         >>> from uqharness.testing import tiny_adapter
@@ -101,22 +101,22 @@ class LoraStack:
 
     @property
     def trained(self) -> list[nn.Parameter]:
-        """The parameters that training may change."""
+        """Return the parameters that training may change."""
         return [parameter for parameter in self.parameters.values() if parameter.requires_grad]
 
     def mean(self) -> dict[str, Tensor]:
-        """Everything that PEFT saves of the adapter, as fp32 copies on the CPU."""
+        """Return all tensors that PEFT saves of the adapter, as fp32 copies on the CPU."""
         state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
         return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Copy weights into the adapter, whatever their number; names must be ours."""
+        """Copy weights into the adapter; any subset of its names is allowed."""
         with torch.no_grad():
             for name, tensor in tensors.items():
                 self._parameter(name).copy_(tensor)
 
     def adopt(self, mean: Mapping[str, Tensor]) -> None:
-        """Load a trained adapter's mean: all of it, and into places of its shape."""
+        """Load a trained adapter's complete mean; refuse missing names and other shapes."""
         theirs = {name: tuple(tensor.shape) for name, tensor in mean.items()}
         ours = {name: tuple(tensor.shape) for name, tensor in self.mean().items()}
         for name in {**ours, **theirs}:
@@ -130,7 +130,7 @@ class LoraStack:
 
     @contextmanager
     def functions(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within: a batch of S·B rows goes through S weight vectors; `tensors` are `[S, …]`."""
+        """Run batches of S·B rows through S weight vectors inside this context; `tensors` are `[S, …]`."""
         try:
             for name, tensor in tensors.items():
                 self.layers[name].stack = tensor
@@ -141,7 +141,7 @@ class LoraStack:
 
     @contextmanager
     def inputs(self, transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-        """Within: these layers see their input through a function (token masks, a matrix before B)."""
+        """Transform the inputs of these layers inside this context (token masks, a matrix before B)."""
         if transforms and self.unfoldable:
             raise InputError(f"{self.unfoldable} layers read their weights: their input cannot be changed")
         try:
@@ -154,7 +154,7 @@ class LoraStack:
 
     @contextmanager
     def weights(self, tensors: Mapping[str, Tensor]) -> Iterator[None]:
-        """Within: the adapter holds `tensors` itself (for layers that read their weights)."""
+        """Put `tensors` into the adapter inside this context (for layers that read their weights)."""
         before = {name: self._parameter(name).detach().clone() for name in tensors}
         try:
             self.load(tensors)
@@ -163,7 +163,7 @@ class LoraStack:
             self.load(before)
 
     def perturb(self, perturbations: Mapping[str, Perturbation]) -> None:
-        """Flipout until `clear`: the noise is kept until after the backward pass."""
+        """Add flipout noise until `clear`, which must come after the backward pass."""
         for name, perturbation in perturbations.items():
             self.layers[name].perturbation = perturbation
 
@@ -172,12 +172,12 @@ class LoraStack:
             layer.perturbation = None
 
     def why_one_by_one(self, names: Iterable[str]) -> str | None:
-        """Why draws of these tensors cannot share one forward; None where they can."""
+        """Return why draws of these tensors cannot share one forward; None if they can."""
         whole = next((f"trained {name}" for name in names if name not in self.layers), None)
         return self.unfoldable or whole
 
     def on_device(self, name: str, tensor: Tensor) -> Tensor:
-        """A draw's tensor where and as the layer wants it."""
+        """Return a draw's tensor on the layer's device and in its type."""
         parameter = self._parameter(name)
         return tensor.to(device=parameter.device, dtype=parameter.dtype)
 

@@ -1,10 +1,10 @@
-"""How an adapter answers: p(y | x) ≈ 1/S Σ_s p(y | x, θ_s), θ_s ~ q (BLoB, arXiv:2406.11675, Eq. 1), or otherwise.
+"""Predictives: p(y | x) ≈ 1/S Σ_s p(y | x, θ_s), θ_s ~ q (BLoB, arXiv:2406.11675, Eq. 1), and other ways to answer.
 
     DrawAverage(posterior, rule)            S rows, averaged as probabilities (default) or logits
     Tempered(inner, temperature, …)         one row: the inner predictive's average at a temperature
     curvature.linearised.Linearised         one row: the linearised model, averaged over its Gaussian logits
 
-The lm-eval model, the exporter and the record ask the predictive, and nothing else knows how a method answers.
+The lm-eval model, the exporter and the record use the predictive; nothing else depends on how a method answers.
 
 A predictive whose noise depends on the input (C-LoRA) is a `DrawAverage` with `inputs`: a transform for each layer
 whose input varies, which gets the input itself, the draw and a hash of each token's prefix.
@@ -30,17 +30,17 @@ WHERE = "uq_config.json: predictive"
 
 
 class Predictive(ABC):
-    """How a posterior answers questions.
+    """Compute answers to questions from a posterior.
 
     Attributes:
-        posterior: what varies; its mean is the PEFT part of the adapter folder, and answers at `samples=0` (member 0
-            where `mean_is_member`).
-        rule: how the rows of a record are averaged: `probs`, `logits`, or `given` for one row that is combined already.
+        posterior: the distribution over weights; its mean is the PEFT part of the adapter folder, and answers at
+            `samples=0` (member 0 if `mean_is_member`).
+        rule: how the rows of a record are averaged: `probs`, `logits`, or `given` for one row that is already combined.
         whole_questions: an answer needs all choices of its question in one batch.
         stops_early: `samples=auto` is allowed; its bound is on averaged probabilities.
-        finite: how many different draws there are, None for as many as one likes.
+        finite: the number of different draws; None if unlimited.
         mean_is_member: the mean is a stand-in, one of the members.
-        draws_weights: draws differ in weights; else only in what happens to layers' inputs.
+        draws_weights: draws differ in weights; otherwise only in the transforms of layer inputs.
 
     Example:
         >>> from uqharness.posterior import Members
@@ -69,23 +69,23 @@ class Predictive(ABC):
         return self.posterior.mean_is_member
 
     def rows(self, samples: int) -> int:
-        """Rows of a record for this many samples, beside the mean's."""
+        """Return the number of rows of a record for this many samples, without the mean's row."""
         return min(1, samples)
 
     @abstractmethod
     def engine(self, model: PeftModel, samples: int = 10, seed: int = 0, **how: Any) -> Engine:
-        """What runs the model for these answers. how: as `Engine`'s arguments of the same names."""
+        """Return the engine that computes these answers. how: arguments of `Engine`."""
 
     @abstractmethod
     def open_form(self) -> Predictive:
-        """The predictive that answers what has no choices: likelihoods of open-ended texts, and generation."""
+        """Return the predictive for requests without choices: likelihoods of open-ended texts, and generation."""
 
     def exportable(self) -> Posterior:
-        """The posterior whose draws are weights and nothing else, for servers that know PEFT alone."""
+        """Return a posterior whose draws are weights only, for servers that support PEFT only."""
         return self.open_form().exportable()
 
     def settings(self) -> dict[str, Any]:
-        """What `restore` needs beside the posterior (goes to uq_config.json)."""
+        """Return the settings that `restore` needs besides the posterior (stored in uq_config.json)."""
         return {}
 
     @classmethod
@@ -94,7 +94,7 @@ class Predictive(ABC):
         """The inverse of `settings`. source: the restored posterior, or the predictive that `inner` describes."""
 
     def record(self) -> dict[str, Any]:
-        """What the adapter folder says of it."""
+        """Return its entry in the adapter folder's record."""
         return {"kind": self.kind, "rule": self.rule, **self.settings()}
 
 
@@ -106,7 +106,7 @@ class DrawAverage(Predictive):
     """The average over draws of the posterior, one row of a record for each.
 
     Args:
-        posterior: where the draws come from.
+        posterior: source of the draws.
         rule: `probs` averages the softmax over a question's choices, `logits` the log-probabilities before it.
 
     Example:
@@ -133,7 +133,7 @@ class DrawAverage(Predictive):
         self.stops_early = rule == "probs"
 
     def inputs(self, seed: int) -> Mapping[str, InputTransform]:
-        """Transforms of layers' inputs that belong to the functions, by the name of the layer's tensor.
+        """Return transforms of layer inputs that are part of the functions, by the name of the layer's tensor.
 
         A transform maps `(x [R, T, n], draw, prefix [R, T])` to x's like; draw is None for the mean.
         """
@@ -170,10 +170,10 @@ class Tempered(Predictive):
     """softmax(log p̄ / T), p̄ the inner predictive's averaged answer from its first `samples` draws.
 
     Args:
-        inner: whose answer is scaled.
-        temperature: T; above 1 the answers are less sure than the inner's.
-        samples: draws of the inner that are averaged, whatever an evaluation asks for.
-        seed: of those draws.
+        inner: the predictive whose answer is scaled.
+        temperature: T; above 1 the answers are less confident than the inner's.
+        samples: draws of the inner that are averaged, independent of the evaluation's `samples`.
+        seed: seed of those draws.
 
     Example:
         >>> from uqharness.engine.lora import LoraStack
@@ -223,5 +223,5 @@ class Tempered(Predictive):
 
 
 def as_predictive(made: Posterior | Predictive) -> Predictive:
-    """What a method made, as a predictive: a posterior alone answers by the average over its draws."""
+    """Return the result of a method as a predictive; wrap a posterior in the average over its draws."""
     return made if isinstance(made, Predictive) else DrawAverage(made)

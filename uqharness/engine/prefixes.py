@@ -1,4 +1,4 @@
-"""Random numbers for each token of a row, keyed by the tokens before it: what noise on a layer's input is made of.
+"""Random numbers for each token of a row, keyed by the tokens before it, for noise on a layer's input.
 
 Counter-based: a number depends on its key and on the hash of the unpadded tokens up to its own alone, so padding,
 chunking, batching and ranks cannot change it. Integers wrap in 64 bits alike on every device.
@@ -15,7 +15,7 @@ from uqharness.engine.rows import Rows
 
 
 def signed(value: int) -> int:
-    """The 64 bits of `value` as torch's int64."""
+    """Return the 64 bits of `value` as torch's int64."""
     value %= 1 << 64
     return value - (1 << 64) if value >> 63 else value
 
@@ -25,7 +25,7 @@ STEP, FIRST, SECOND = map(signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D
 
 
 def key64(*key: object) -> int:
-    """64 bits from `key`."""
+    """Return 64 bits derived from `key`."""
     return signed(int.from_bytes(hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()[:8], "little"))
 
 
@@ -37,18 +37,18 @@ def mix(z: Tensor) -> Tensor:
 
 
 def uniform53(prefix: Tensor, key: int, width: int) -> Tensor:
-    """Integers below 2^53, `width` for each prefix: `[…]` -> `[…, width]`."""
+    """Return integers below 2^53, `width` for each prefix: `[…]` -> `[…, width]`."""
     stream = mix(prefix ^ key)[..., None]
     return _right(mix(stream + torch.arange(1, width + 1, device=prefix.device) * STEP), 11)
 
 
 def normal(prefix: Tensor, key: int, width: int) -> Tensor:
-    """Standard normal numbers, `width` for each prefix: `[…]` -> `[…, width]` float64."""
+    """Return standard normal numbers, `width` for each prefix: `[…]` -> `[…, width]` float64."""
     return torch.special.ndtri((uniform53(prefix, key, width) + 0.5) / 2**53)
 
 
 def prefix_hashes(rows: Rows) -> Tensor:
-    """Hash of each token and those before it on its way from the start: `[R, T]` int64."""
+    """Return a hash of each token and the tokens before it on its path: `[R, T]` int64."""
     ids, depth = rows.input_ids.cpu(), rows.depth.cpu()
     hashes = torch.empty_like(ids)
     state = torch.zeros(len(ids), int(depth.max()) + 2, dtype=torch.long)  # by depth, of the newest token there
@@ -60,7 +60,7 @@ def prefix_hashes(rows: Rows) -> Tensor:
 
 
 def prefix_tables(rows: Rows) -> dict[tuple[int, int], Tensor]:
-    """Hashes by the shape of what a layer sees: all tokens inside the model, those read at its head."""
+    """Return hashes by the shape of a layer's input: all tokens inside the model, the read positions at its head."""
     hashes = prefix_hashes(rows)
     read = hashes[rows.row, rows.pos][:, None]
     return {(read.shape[0], 1): read, (hashes.shape[0], hashes.shape[1]): hashes}

@@ -1,4 +1,4 @@
-"""A reader says which outputs of a model are answers; training loss, engine and Fisher read through the same one.
+"""A reader selects the outputs of a model that are answers; training loss, engine and Fisher share it.
 
 `Continuations` reads next-token logits where a continuation's tokens are predicted. `Classes` reads the class logits of
 a sequence classifier, which fit the same tables: one row for each question, read n being class `token[n]` of it.
@@ -22,7 +22,7 @@ from uqharness.errors import InputError
 
 
 class Reader(ABC):
-    """Which logits of a forward are answers, and what they say of each continuation (or class).
+    """Select the logits of a forward that are answers, and compute values of each continuation (or class).
 
     K answers belong to Q questions: answer k is choice `rows.choice[k]` of question `rows.question[k]`. Each is read at
     one place or several; U is the number of distinct places of all rows, S that of functions.
@@ -32,24 +32,24 @@ class Reader(ABC):
     def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
         """Run the rows, repeated for `draws` functions, and return the logits where an answer is read: `[S, U, V]`.
 
-        skip: leave out computation whose result is not read.
+        skip: omit computation whose result is not read.
         """
 
     def log_likelihoods(self, logits: Tensor, rows: Rows) -> Tensor:
-        """log p(answer), summed over its tokens in float64: `[S, U, V]` -> `[S, K]`."""
+        """Return log p(answer), summed over its tokens in float64: `[S, U, V]` -> `[S, K]`."""
         logits = logits.float()
         read = logits[:, rows.at, rows.token] - logits.logsumexp(-1)[:, rows.at]  # [S, N]
         total = torch.zeros(len(logits), len(rows.question), dtype=torch.float64, device=logits.device)
         return total.index_add(1, rows.slot, read.double())
 
     def greedy(self, mixture: Tensor, rows: Rows) -> Tensor:
-        """Whether every token of an answer is the most probable one: `[U, V]` -> `[K]`."""
+        """Return whether every token of an answer is the most probable one: `[U, V]` -> `[K]`."""
         hit = mixture.argmax(-1)[rows.at] == rows.token
         flags = torch.ones(len(rows.question), dtype=torch.bool, device=hit.device)
         return flags.index_put((rows.slot[~hit],), torch.tensor(False, device=hit.device))
 
     def choice_logits(self, logits: Tensor, rows: Rows) -> Tensor:
-        """f_c(x), whose softmax is p(choice | question): `[U, V]` -> `[Q, C]`, −inf where there is no such choice.
+        """Return f_c(x), whose softmax is p(choice | question): `[U, V]` -> `[Q, C]`, −inf for absent choices.
 
         The logit itself where all of a question's answers are one token read at one place (as in Laplace-LoRA), else
         the sum of the tokens' log-probabilities: the two differ by a constant.
@@ -68,10 +68,10 @@ class Continuations(Reader):
     """Continuations under a causal language model's output head."""
 
     def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
-        """Logits of the output head at the positions that are read.
+        """Return logits of the output head at the positions that are read.
 
         A pre-hook on the head picks the hidden states, so any architecture works and whatever follows the head
-        (soft-capping, scaling) stays the model's business. No attention mask where rows do not branch: they are
+        (soft-capping, scaling) is left to the model. No attention mask where rows do not branch: they are
         right-padded and causal.
         """
         attention = {name: t.repeat(draws, *[1] * (t.ndim - 1)) for name, t in rows.attention(model.dtype).items()}
@@ -89,7 +89,7 @@ class Classes(Reader):
     """Class logits of a sequence classifier: one row is one question, whose "tokens" are its classes."""
 
     def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
-        """Run the rows, each up to the place of its read. What is behind it is padding, and masked."""
+        """Run the rows, each up to its read position. Later positions are padding and masked."""
         ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
         ends = ends.index_copy(0, rows.row, rows.pos)
         real = torch.arange(rows.input_ids.shape[1], device=ends.device) <= ends[:, None]
@@ -110,12 +110,12 @@ def with_types(ids: Sequence[int], types: Sequence[int]) -> tuple[int, ...]:
 
 
 def is_classifier(model: nn.Module) -> bool:
-    """Whether a base model is a sequence classifier of transformers."""
+    """Return whether a base model is a sequence classifier of transformers."""
     return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def reader_of(model: PeftModel) -> Reader:
-    """The reader of a model's answers, by its head."""
+    """Return the reader that fits a model's head."""
     base = model.get_base_model()
     if is_classifier(base):
         return Classes()
@@ -125,7 +125,7 @@ def reader_of(model: PeftModel) -> Reader:
 
 
 def choice_table(values: Tensor, rows: Rows) -> Tensor:
-    """Values of answers by question and choice: `[S, K]` -> `[S, Q, C]`, −inf where there is no such choice."""
+    """Arrange values of answers by question and choice: `[S, K]` -> `[S, Q, C]`, −inf for absent choices."""
     table = values.new_full((len(values), int(rows.question.max()) + 1, int(rows.choice.max()) + 1), -math.inf)
     return table.index_put(
         (torch.arange(len(values), device=table.device)[:, None], rows.question, rows.choice), values
@@ -133,5 +133,5 @@ def choice_table(values: Tensor, rows: Rows) -> Tensor:
 
 
 def choice_logprobs(log_likelihoods: Tensor, rows: Rows) -> Tensor:
-    """log p(choice | the question's choices): `[S, K]` -> `[S, Q, C]`, −inf where there is no such choice."""
+    """Return log p(choice | the question's choices): `[S, K]` -> `[S, Q, C]`, −inf for absent choices."""
     return choice_table(log_likelihoods, rows).log_softmax(-1)

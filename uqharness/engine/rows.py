@@ -1,7 +1,7 @@
-"""Token rows of questions and what is read from them; a question's inputs can share what they begin with.
+"""Token rows of questions and the reads from them; a question's inputs can share a prefix.
 
 A row is then a trie in depth-first order: token i sees token j iff j <= i <= last[j], that is, iff j is on its way from
-the root. The prompt is there once for all choices, whose keys and values are those of the prompt's one pass.
+the root. The prompt occurs once for all choices, which share its keys and values.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ Pair = tuple[Sequence[int], Sequence[int]]  # (context ids, continuation ids)
 
 @dataclass
 class Rows:
-    """Token rows, right-padded, and what is read from them.
+    """Token rows, right-padded, and the reads from them.
 
     Read n looks at position `pos[at[n]]` of row `row[at[n]]` for token `token[n]` and counts towards continuation
     `slot[n]`; continuation k is choice `choice[k]` of question `question[k]`.
@@ -47,7 +47,7 @@ class Rows:
         return Rows(**{name: tensor.to(device) for name, tensor in vars(self).items()})
 
     def take(self, questions: Tensor) -> tuple[Rows, Tensor, Tensor]:
-        """Only these questions (`[Q]` bool), and which continuations `[K]` and read places `[U]` that leaves."""
+        """Select questions (`[Q]` bool); also return which continuations `[K]` and read places `[U]` remain."""
         slots, inputs = questions[self.question], questions[self.example]
         places, reads = inputs[self.row], slots[self.slot]
         q, r, u, k = (keep.cumsum(0) - 1 for keep in (questions, inputs, places, slots))  # new numbers
@@ -72,7 +72,7 @@ class Rows:
         return {len(self.row): self.example[self.row], len(self.example): self.example}
 
     def attention(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """What a model must be told of rows that branch: positions and who sees whom; nothing of others."""
+        """Return position ids and attention mask for rows that branch; nothing for other rows."""
         width = self.input_ids.shape[1]
         if bool((self.last == width - 1).all()):
             return {}
@@ -84,7 +84,7 @@ class Rows:
 
 @dataclass
 class Trie:
-    """One row while it is made; inputs must come sorted, so that what is shared is shared with the one before."""
+    """A row under construction; inputs must be added in sorted order, so that prefixes are shared with the last one."""
 
     tokens: list[int]
     depth: list[int]
@@ -103,7 +103,7 @@ class Trie:
 
 
 def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0, branch: bool = False) -> Rows:
-    """Rows for questions, each a list of (context, continuation).
+    """Return rows for questions, each a list of (context, continuation).
 
     Continuations of one question that need the same input share its row, so single-token choices cost one row;
     with `branch` each question is one row. Inputs that are too long lose tokens on the left, as in lm-eval's HFLM.
@@ -133,7 +133,7 @@ def make_rows(questions: Sequence[Sequence[Pair]], max_length: int, pad: int = 0
 
 
 def _padded(tries: Sequence[Trie], pad: int) -> list[Tensor]:
-    """Tokens, depth and last `[R, T]`; nobody reads the padding.
+    """Return tokens, depth and last `[R, T]`; padding is never read.
 
     Its depth is 0: a place that no input has could change what a model makes of the others (dynamic RoPE).
     """
@@ -145,7 +145,7 @@ def _padded(tries: Sequence[Trie], pad: int) -> list[Tensor]:
 
 
 def model_input(context: Sequence[int], continuation: Sequence[int], max_length: int) -> tuple[int, ...]:
-    """What the model sees of (context, continuation): all but the last token, cut on the left."""
+    """Return the model's input for (context, continuation): all but the last token, truncated on the left."""
     if not continuation:
         raise InputError("an answer choice tokenises to nothing: give it at least one token")
     if not context:

@@ -1,4 +1,4 @@
-"""Computation that need not run, with the same numbers: what nobody reads, and what all draws share.
+"""Skip computation whose result is not read or that all draws share, without changing the numbers.
 
 - In the last layer only the positions matter at which the output head is read (`skip_unread`).
 - Layers below the first one that differs between draws have the same hidden states in all draws (`Trunk`).
@@ -29,7 +29,7 @@ _HEAD = "base_model.model.lm_head."
 
 
 def may_branch(model: PeftModel, max_length: int) -> bool:
-    """Whether rows may be tries: the model takes any mask, and no layer has a window of its own."""
+    """Return whether rows may be tries: the model takes any mask, and no layer has a window of its own."""
     config: Any = model.get_base_model().config
     window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     free = config._attn_implementation in ("sdpa", "eager") and (window is None or window >= max_length)
@@ -37,7 +37,7 @@ def may_branch(model: PeftModel, max_length: int) -> bool:
 
 
 def drops(model: nn.Module, config: object) -> bool:
-    """Whether a forward of `model` in training mode has dropout, that is, random numbers for each token."""
+    """Return whether a forward of `model` in training mode has dropout, that is, random numbers for each token."""
     own = float(getattr(config, "attention_dropout", 0) or 0)
     return own > 0 or any(module.p > 0 for module in model.modules() if isinstance(module, nn.Dropout))
 
@@ -46,14 +46,14 @@ def drops(model: nn.Module, config: object) -> bool:
 
 
 def pick_read(hidden: Tensor, rows: Rows, draws: int) -> Tensor:
-    """The positions that are read: `[S·R, T, H]` -> `[S·U, 1, H]`, draw-major."""
+    """Select the positions that are read: `[S·R, T, H]` -> `[S·U, 1, H]`, draw-major."""
     blocks = hidden.view(draws, *rows.input_ids.shape, hidden.shape[-1])
     return blocks[:, rows.row.to(hidden.device), rows.pos.to(hidden.device)].flatten(0, 1).unsqueeze(1)
 
 
 @contextmanager
 def skip_unread(model: PeftModel, rows: Rows, draws: int, keep: Collection[nn.Module] = ()) -> Iterator[None]:
-    """Within: a forward of `rows`, repeated for `draws`, runs the last layer's q, o and MLP where they are read.
+    """Run the last layer's q, o and MLP only at read positions, inside this context.
 
     Its k and v run at all positions, as everyone attends to them. keep: modules that run in full.
     """
@@ -87,7 +87,7 @@ class Trunk:
     """The first `depth` layers of a model, which run once per batch of rows.
 
     The model's own forward does the rest: these layers hand on the stored states, so that masks and rotary embeddings
-    stay its business. Without a KV cache; layers that get something from other layers (keys, values, embeddings of
+    are handled there. Without a KV cache; layers that get something from other layers (keys, values, embeddings of
     their own) would not see it.
     """
 
@@ -116,7 +116,7 @@ class Trunk:
 
     @contextmanager
     def replaced(self, state: Tensor | None, draws: int) -> Iterator[None]:
-        """Within: a forward of the rows of `state`, repeated draw-major, starts with it. None: everything runs."""
+        """Start forwards from `state`, repeated draw-major, inside this context; None: run everything."""
         if state is None:
             yield
             return
@@ -136,18 +136,18 @@ class Trunk:
 
 
 class _Captured(Exception):
-    """The last of the shared layers has run."""
+    """Raised when the last of the shared layers has run."""
 
 
 def trunk(model: PeftModel, varied: Iterable[str]) -> Trunk | None:
-    """What comes before the first of these tensors; None where that is nothing, or the architecture is not known."""
+    """Return the layers before the first of these tensors; None if there are none or the architecture is unknown."""
     base: Any = model.get_base_model()
     if base.config.model_type not in SHARES:
         return None
     layers = len(base.model.layers)
 
     def place(name: str) -> int:
-        """The layer of a tensor; the output head comes after the last, and what is not known before the first."""
+        """Return the layer index of a tensor; the output head is after the last, unknown names before the first."""
         if layer := _LAYER.match(name):
             return int(layer[1])
         return layers if name.startswith(_HEAD) else 0
@@ -157,7 +157,7 @@ def trunk(model: PeftModel, varied: Iterable[str]) -> Trunk | None:
 
 
 def agree(one: Tensor, other: Tensor) -> bool:
-    """Whether logits are equal to the rounding of their type."""
+    """Return whether logits are equal up to the rounding of their type."""
     tolerance = 1e-4 if one.dtype in (torch.float32, torch.float64) else 3e-2
     scale = float(one.float().abs().max()) or 1.0
     return bool(((one - other).float().abs() <= tolerance * scale).all())

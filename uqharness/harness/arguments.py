@@ -1,4 +1,4 @@
-"""The arguments of `--model bayeslora`: refused with a suggestion where nobody knows them."""
+"""Check the arguments of `--model bayeslora`; refuse unknown ones with a suggestion."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
 
 
 def check_arguments(cls: type, adapter: str, base: str | None, kwargs: dict[str, Any]) -> dict[str, Any]:
-    """What HFLM gets, its booleans as such. What neither `cls`, HFLM nor transformers' loading knows is refused."""
+    """Return HFLM's arguments with parsed booleans; refuse those unknown to `cls`, HFLM and transformers."""
     ours = [n for n in inspect.signature(cls).parameters if n != "kwargs"]
     theirs = [n for n in inspect.signature(HFLM).parameters if n not in ("kwargs", "pretrained", "peft", "delta")]
     known = [*ours, *theirs, *_LOADING]
@@ -56,12 +56,12 @@ def _is_switch(annotation: object) -> bool:
 
 
 def switch(name: str, value: object) -> bool | None:
-    """A boolean from `--model_args`, where lm-eval reads `true` and `false` alone and leaves `no` a text."""
+    """Parse a boolean of `--model_args`; lm-eval itself parses only `true` and `false`."""
     return None if value is None or str(value).lower() == "none" else boolean(name, value)
 
 
 def whole_number(name: str, value: object, low: int = 0, high: int = 2**53) -> int:
-    """A count from `--model_args`, which may come as text."""
+    """Parse a count of `--model_args`, which may be text."""
     number = count_of(str(value), low, high) if type(value) in (int, str) else None
     if number is None:
         raise InputError(f"{name}={value!r:.60}: must be an integer from {low} to {high:,}")
@@ -69,7 +69,7 @@ def whole_number(name: str, value: object, low: int = 0, high: int = 2**53) -> i
 
 
 def check_values(kwargs: Mapping[str, Any]) -> None:
-    """Refuse what HFLM takes and fails on later, or would work on for ever."""
+    """Refuse values that HFLM accepts but fails on later or never finishes with."""
     given = {name: value for name, value in kwargs.items() if value is not None}
     if (backend := given.get("backend", "causal")) not in ("default", "causal"):
         raise InputError(f"backend={str(backend)[:60]!r}: bayeslora takes causal language models; remove it")
@@ -87,7 +87,7 @@ def check_values(kwargs: Mapping[str, Any]) -> None:
 
 
 def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[int, float | None]:
-    """(how many draws at most, how far an average may still move where draws stop by themselves)."""
+    """Return (largest number of draws, tolerance of `samples=auto`)."""
     if draws not in DRAWS:
         raise InputError(f"draws={draws!r}: there are {' and '.join(DRAWS)}")
     if draws == "antithetic" and samples == "auto":
@@ -104,7 +104,7 @@ def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[in
 
 
 def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
-    """The base model that an adapter was trained on, by our record or PEFT's."""
+    """Return the base model that an adapter was trained on, from our record or PEFT's."""
     name = record["base"].get("name") if record else read_config(folder).base_model_name_or_path
     if not name:
         raise InputError(f"{folder} does not name its base model: add base=MODEL")
@@ -112,7 +112,7 @@ def recorded_base(folder: Path, record: dict[str, Any] | None) -> str:
 
 
 def with_gguf(base: str, gguf_file: str | None) -> str:
-    """`base=FOLDER,gguf_file=x.gguf` as the one name that it has everywhere else: FOLDER/x.gguf."""
+    """Return `base=FOLDER,gguf_file=x.gguf` as one name, FOLDER/x.gguf."""
     if gguf_file is None:
         return base
     if base.lower().endswith(".gguf"):

@@ -42,7 +42,7 @@ OF_TASK = tuple(
 
 
 def doc_hash(doc: Mapping[str, Any]) -> str:
-    """Of a document's content, wherever it stands in its split."""
+    """Return a hash of a document's content, independent of its place in the split."""
     return digest({key: value for key, value in doc.items() if key != "uq_id"})
 
 
@@ -64,7 +64,7 @@ class ChoiceTask(ConfigurableTask):
         return (self.config.metadata or {}).get("uq") or {}
 
     def labelled(self, doc: Mapping[str, Any], role: str = "this split") -> tuple[list[str], int]:
-        """An item's answer strings and the index of the right one."""
+        """Return an item's answer strings and the index of the right one."""
         target = self.doc_to_text(doc) if getattr(self, "multiple_input", 0) else self.doc_to_target(doc)
         choices = list(self.doc_to_choice(doc))
         gold = choices.index(target) if isinstance(target, str) and target in choices else target
@@ -79,7 +79,7 @@ class ChoiceTask(ConfigurableTask):
     # ---------------------------------------------------------------- requests
 
     def doc_iterator(self, **kwargs: Any) -> Iterator[tuple[int, Any]]:
-        """Documents with their place as `uq_id`, by which an answer finds its question."""
+        """Yield documents with their position as `uq_id`, which identifies the question of an answer."""
         for doc_id, doc in super().doc_iterator(**kwargs):
             yield doc_id, doc if "uq_id" in doc else {**doc, "uq_id": doc_id}
 
@@ -105,7 +105,7 @@ class ChoiceTask(ConfigurableTask):
     # ---------------------------------------------------------------- answers
 
     def apply_filters(self) -> Any:
-        """lm-eval calls this between the model's answers and `process_results`: score all items at once."""
+        """Score all items at once; lm-eval calls this between the model's answers and `process_results`."""
         out = super().apply_filters()
         self._answers = {}
         if "bypass" in self._metric_fn_list:  # --predict_only
@@ -154,7 +154,7 @@ class ChoiceTask(ConfigurableTask):
 
     @property
     def of_task(self) -> tuple[str, ...]:
-        """What lm-eval prints of the whole task: `OF_TASK`, and the metrics that `metadata.uq.show` names."""
+        """Return the metrics that lm-eval prints: `OF_TASK`, and the metrics that `metadata.uq.show` names."""
         more = [find(name).name for name in self.uq.get("show") or ()]
         return (*OF_TASK, *(each for name in more for each in (name, f"{name}_stderr")))
 
@@ -163,7 +163,7 @@ class ChoiceTask(ConfigurableTask):
 
     @property
     def normalise(self) -> str | None:
-        """The YAML's rule, or `--metadata '{"normalise": "bytes"}'` of the command line."""
+        """Return the YAML's rule, or that of `--metadata '{"normalise": "bytes"}'` of the command line."""
         rule = (self.config.metadata or {}).get("normalise", self.uq.get("normalise"))
         if rule not in (None, "bytes"):
             raise InputError(f"{self.task_name}: normalise is {rule!r}: write bytes, or remove it")
@@ -194,7 +194,7 @@ class ChoiceTask(ConfigurableTask):
         return {**packed, "metrics": {name: None if math.isnan(v) else v for name, v in self._values.items()}}
 
     def about_training(self) -> dict[str, Any]:
-        """What `pack` takes of the training split."""
+        """Return the fields of the training split for `pack`."""
         return {}
 
     def _value(self, name: str, _: Any) -> float | str | None:
@@ -205,7 +205,7 @@ class ChoiceTask(ConfigurableTask):
     # ---------------------------------------------------------------- protocol
 
     def protocol(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """All that defines the evaluation: not the model, not the training, not the settings of a metric."""
+        """Return everything that defines the evaluation; model, training and metric settings are not part of it."""
         config, arguments = self.config, self._asked_with
         path, chat = str(config.dataset_path), template_entry(arguments) or {}
         return {
@@ -232,7 +232,7 @@ class ChoiceTask(ConfigurableTask):
         }
 
     def evaluated_rows(self) -> list[int]:
-        """First row and row after the last of the evaluated split."""
+        """Return the first row and the row after the last of the evaluated split."""
         return [0, len(self.eval_docs)]
 
     def _fewshot(self) -> dict[str, Any] | None:
@@ -250,7 +250,7 @@ class ChoiceTask(ConfigurableTask):
 
 
 def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Hashes of an item's prompt (or prompts, where they differ by choice) and of its answer strings."""
+    """Return hashes of an item's prompt (or prompts, where they differ by choice) and of its answer strings."""
     prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
     return digest(prompts[0] if len(set(prompts)) == 1 else prompts), digest(answers)
 
@@ -260,7 +260,7 @@ def optional_digest(text: str | None) -> str | None:
 
 
 def template_entry(arguments: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The chat template where one is applied; lm-eval hands over the model's method and not the text."""
+    """Return the entry of the chat template, if one is applied; lm-eval passes the model's method, not the text."""
     if not arguments.get("apply_chat_template"):
         return None
     return prompts.described(arguments.get("chat_template"), str(arguments.get("tokenizer_name", "")))

@@ -1,4 +1,4 @@
-"""Text under averaging: the next token comes from the mixture p(y_t | y_<t, x) = 1/S Σ_s p(y_t | y_<t, x, θ_s).
+"""Generate text under averaging: next tokens come from the mixture p(y_t | y_<t, x) = 1/S Σ_s p(y_t | y_<t, x, θ_s).
 
 All draws read the same tokens, each with a KV cache of its own, and one token is chosen from the average. This is
 not the mixture over whole texts (`loglikelihood` is): see docs/decisions/averaging.md.
@@ -26,7 +26,7 @@ _REFUSED = {"num_beams": 1, "num_return_sequences": 1, "penalty_alpha": None, "a
 
 
 class Mixture(LogitsProcessor):
-    """Replaces the scores of all draws by the mixture's, so that every draw goes on with the same token."""
+    """Replace the scores of all draws by the mixture's, so that every draw continues with the same token."""
 
     def __init__(self, draws: int, sampler: Sampler | None) -> None:
         self.draws, self.sampler = draws, sampler
@@ -40,7 +40,7 @@ class Mixture(LogitsProcessor):
 
 
 class Sampler:
-    """Draws one token per row from warped scores, with one generator per prompt: any batch gives the same text."""
+    """Sample one token per row from warped scores, with one generator per prompt: batching does not change a text."""
 
     def __init__(self, seed: int, prompts: list[list[int]], settings: dict[str, Any]) -> None:
         self.generators = [keyed_generator("generate", seed, *prompt) for prompt in prompts]
@@ -65,7 +65,7 @@ class Sampler:
 
 
 def split_settings(generation: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(what `generate` gets, how the mixture is sampled); refuses what averaging cannot do."""
+    """Return (arguments of `generate`, sampling of the mixture); refuse settings that averaging does not support."""
     for name, allowed in _REFUSED.items():
         if generation.get(name, allowed) not in (allowed, None):
             raise InputError(f"{name}={generation[name]} cannot be averaged over draws: use greedy or sampling")
@@ -80,7 +80,7 @@ def split_settings(generation: dict[str, Any]) -> tuple[dict[str, Any], dict[str
 
 
 def unpadded(context: Tensor, mask: Tensor | None) -> list[list[int]]:
-    """The prompts of a left-padded batch."""
+    """Return the prompts of a left-padded batch."""
     rows = context.tolist()
     if mask is None:
         return rows

@@ -1,4 +1,4 @@
-"""Start-up hook for lm-eval 0.4.13 and older, which read no entry points: see _lm_eval_plugins.py.
+"""Start-up hook for lm-eval 0.4.13 and older, which read no entry points: see bridge.py.
 
 Runs at every start of Python, compiled anew where bytecode is not written: few lines, no import but `sys`.
 """
@@ -35,6 +35,6 @@ class Finder:
 
 
 def install() -> None:
-    """Put the finder in front, once."""
+    """Insert the finder first in `sys.meta_path`, once."""
     if not any(isinstance(finder, Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, Finder())

@@ -1,7 +1,7 @@
-"""`metadata.uq.keep`: the evaluated items that a protocol leaves out, by rule and counted. Knows no task.
+"""`metadata.uq.keep`: rules by which a protocol removes evaluated items, with counts.
 
-Trimming is never the default. Papers' code does trim: laplace-lora drops ARC's items with 3 or 5 choices, and
-bayesian-peft the last batch, where it is not full. Rules of ours, applied in this order:
+Removing items is never the default, but papers' code does: laplace-lora drops ARC's items with 3 or 5 choices, and
+bayesian-peft the last batch if it is not full. Rules of ours, applied in this order:
   choices           only items with so many choices
   full_batches_of   only the first k·n items, k = floor(items / n)
 """
@@ -18,7 +18,7 @@ RULES = ("choices", "full_batches_of")
 
 
 def read_rule(metadata: Mapping[str, Any] | None) -> dict[str, int]:
-    """The YAML's rule, and over it `--metadata '{"keep": {…}}'` of the command line."""
+    """Return the YAML's rule, overridden by `--metadata '{"keep": {…}}'` of the command line."""
     given = metadata or {}
     rule: dict[str, Any] = {}
     for part in ((given.get("uq") or {}).get("keep"), given.get("keep")):
@@ -34,7 +34,7 @@ def read_rule(metadata: Mapping[str, Any] | None) -> dict[str, int]:
 
 
 def apply(rule: Mapping[str, int], sizes: Sequence[int]) -> tuple[list[int], dict[str, Any]]:
-    """(indices that stay, what is left out and how often), from the items' numbers of choices."""
+    """Return (indices that remain, counts of removed items by rule), from the items' numbers of choices."""
     indices = list(range(len(sizes)))
     left_out: dict[str, Any] = {}
     if (wanted := rule.get("choices")) is not None:

@@ -2,7 +2,7 @@
 
 log p(y | x) = log 1/S Σ_s p(y | x, θ_s), normalised over the full vocabulary   (decisions/averaging.md)
 
-Everything HFLM takes works here too; this file only loads the adapter and answers the three request types.
+All arguments of HFLM work here; this module loads the adapter and answers the three request types.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ Asked = tuple[Question, tuple[int, ...], tuple[int, ...]]  # (question, context,
 class BayesLoRA(HFLM):
     """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean).
 
-    samples="auto": for each question until the averaged probabilities move by no more than `tolerance` (`auto.py`).
-    draws="antithetic": in pairs that are mirrored at the mean.
+    samples="auto": stop drawing for a question when its averaged probabilities move by no more than `tolerance`.
+    draws="antithetic": take draws in pairs that are mirrored at the mean.
     """
 
     _model: Any  # HFLM's
@@ -101,9 +101,9 @@ class BayesLoRA(HFLM):
             raise InputError(f"base model {base!r} cannot be loaded: {str(error).splitlines()[0]}") from error
 
     def _create_model(self, pretrained: str, dtype: Any = None, quantization_config: Any = None, **kwargs: Any) -> None:
-        """The base as training loads it, and the adapter on it.
+        """Load the base as training does, and put the adapter on it.
 
-        HFLM's own `peft=` shortens padded embeddings to the tokenizer and ties a tied head again, which fails.
+        HFLM's own `peft=` shrinks padded embeddings to the tokenizer's size and re-ties a tied head, which fails.
         """
         if self.backend != "causal":
             raise InputError(f"{self.base_name} is a {self.backend} model: bayeslora takes causal ones and encoders")
@@ -136,7 +136,7 @@ class BayesLoRA(HFLM):
         self._model = adapter_io.attach(base, self.folder, self.base_name)
 
     def set_samples(self, samples: int | str) -> None:
-        """Average another number of draws from now on; the first of them are the same."""
+        """Set the number of draws to average; the first draws stay the same."""
         self.samples, self.tolerance = draws_asked(samples, self._tolerance, self.draws)
         self.engine = self._engine()
 
@@ -165,7 +165,7 @@ class BayesLoRA(HFLM):
         return self.answer(requests, disable_tqdm)
 
     def answer(self, requests: list[Instance], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """`loglikelihood` without the checks of a task: for prompts that belong to none."""
+        """Answer requests like `loglikelihood`, without checks of a task, for prompts that belong to none."""
         self._questions = [(request.task_name, request.doc_id) for request in requests]
         self._ours = {request.task_name for request in requests if hasattr(request, "uq_task")}
         for request in requests:
@@ -176,7 +176,7 @@ class BayesLoRA(HFLM):
         return self._loglikelihood_tokens(self._as_classes(requests), disable_tqdm)
 
     def _as_classes(self, requests: list[Instance]) -> list[tuple[tuple[str, str], list[int], list[int]]]:
-        """Requests as HFLM has them once they are tokens; the "continuation" is the number of a class."""
+        """Return requests as HFLM's tokenised ones, whose "continuation" is the number of a class."""
         choices: dict[str | None, dict[int, str]] = {}
         for request in requests:
             choices.setdefault(request.task_name, {})[request.idx] = str(request.args[1]).strip()
@@ -210,7 +210,7 @@ class BayesLoRA(HFLM):
 
     @contextmanager
     def _open_form(self) -> Iterator[None]:
-        """Within: the predictive's open form answers, as these requests have no choices."""
+        """Answer with the predictive's open form inside this context, for requests without choices."""
         before = self.predictive, self.engine
         if self._whole_questions:
             log.info("bayeslora: no answer choices here: %s answers by draws of its weights", self.predictive.kind)
@@ -223,7 +223,7 @@ class BayesLoRA(HFLM):
 
     @property
     def _whole_questions(self) -> bool:
-        """Whether an answer is about all choices of a question at once; that of the mean alone never is."""
+        """Return whether an answer needs all choices of a question at once; that of the mean alone does not."""
         return self.predictive.whole_questions and self.engine.samples > 0
 
     def _loglikelihood_tokens(
@@ -248,7 +248,7 @@ class BayesLoRA(HFLM):
         return [answers[key] for key in keys]
 
     def _check_letters(self, requests: Sequence[tuple[tuple[str, str], list[int], list[int]]]) -> None:
-        """A `_uq` task whose answers are letters needs a tokenizer that has them."""
+        """Refuse tokenizers that split answer letters unequally in `_uq` tasks."""
         by_question: dict[Question, dict[str, Pair]] = {}
         for question, (strings, context, continuation) in zip(self._questions, requests, strict=True):
             if question[0] in self._ours:
@@ -257,7 +257,7 @@ class BayesLoRA(HFLM):
             check_letters(list(pairs.values()), list(pairs), f"{task}, item {doc}")
 
     def _answers(self, keys: Sequence[Asked], disable_tqdm: bool) -> dict[Asked, tuple[float, bool]]:
-        """One answer for each (question, context, continuation), none of them twice."""
+        """Return one answer for each distinct (question, context, continuation)."""
         if not keys:
             return {}
         scores = self._score([key[1:] for key in keys], disable_tqdm, [key[0] for key in keys])
@@ -265,7 +265,7 @@ class BayesLoRA(HFLM):
         return dict(zip(keys, zip(averages, map(bool, scores.greedy), strict=True), strict=True))
 
     def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:
-        """Joint: log-mean-exp over draws of the whole document's log-likelihood."""
+        """Return the joint log-likelihood: log-mean-exp over draws of the whole document's log-likelihood."""
         if self.classes:
             self._refuse_kind(str(requests[0].task_name))
         with self._open_form():
@@ -302,7 +302,7 @@ class BayesLoRA(HFLM):
         return list(answers)
 
     def _average(self, draws: Tensor, mean: Tensor | None, k: int, taken: int | None = None) -> BMALogProb:
-        """log 1/S Σ_s exp(draws_s) that still knows its draws; the mean's own value where S = 0."""
+        """Return log 1/S Σ_s exp(draws_s) together with its draws; the mean's own value if S = 0."""
         at_mean, drawn = None if mean is None else float(mean[k]), draws[:taken]
         value = float(drawn.logsumexp(0) - torch.tensor(len(drawn)).double().log()) if len(drawn) else at_mean
         assert value is not None
@@ -310,7 +310,7 @@ class BayesLoRA(HFLM):
         return BMALogProb(value, terms, mean=at_mean, combine=self.predictive.rule)
 
     def _score(self, pairs: Sequence[Pair], disable_tqdm: bool, questions: Sequence[Question]) -> Scores:
-        """Scores of all pairs, in their order; a question's pairs share a row or what they can (`logits_cache`).
+        """Return scores of all pairs, in order; pairs of a question share a row or a prefix (`logits_cache`).
 
         A batch is `batch_size` such groups (questions, where answers are about whole ones).
         """
@@ -375,7 +375,7 @@ class BayesLoRA(HFLM):
     # ------------------------------------------------------------------ chats
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
-        """lm-eval asks for the text by `--apply_chat_template`'s name, for its results file."""
+        """Return the template's text by the name in `--apply_chat_template`, for lm-eval's results file."""
         if not chat_template:
             return None
         name = chat_template if isinstance(chat_template, str) else None
@@ -384,24 +384,24 @@ class BayesLoRA(HFLM):
 
     @property
     def template(self) -> ChatTemplate:
-        """The tokenizer's, unless `--apply_chat_template` named another."""
+        """Return the tokenizer's template, or the one that `--apply_chat_template` names."""
         self._template = self._template or ChatTemplate.of(self.tokenizer, self.chat_template_args, base=self.base_name)
         return self._template
 
     def apply_chat_template(self, chat_history: list[Message], add_generation_prompt: bool = True) -> ChatText:
-        """The prompt as training renders it."""
+        """Render the prompt as training does."""
         return self.template(chat_history, add_generation_prompt)
 
     # ------------------------------------------------------------------ bookkeeping
 
     @property
     def fingerprint(self) -> str:
-        """What a cached answer depends on."""
+        """Return a hash of everything that a cached answer depends on."""
         parts = [adapter_io.content_hash(self.folder), self.base_name, self.engine.samples, self.seed]
         return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance, self.draws])
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """lm-eval's --use_cache does not know which model answered: stamp the file, refuse another's."""
+        """Stamp the file of --use_cache with the model's fingerprint; refuse the file of another model."""
         stamp = "uqharness: made by"
         if cache_hook.dbdict is not None:
             if self._whole_questions:

@@ -1,6 +1,6 @@
-"""Results files of lm-eval that are whole or absent: a place that cannot be written is refused before the work.
+"""Write lm-eval's results files completely or not at all; refuse an unwritable location before the work starts.
 
-lm-eval writes its files in place and only logs what goes wrong. Here its tracker writes to a temporary folder, from
+lm-eval writes its files in place and only logs errors. Here its tracker writes to a temporary folder, from
 where whole files are moved to --output_path. Where that fails, a copy is rescued and the command ends with exit code 1.
 Knows the tracker's three methods, no model and no task.
 """
@@ -32,14 +32,14 @@ _always = False
 
 
 def concerns_us() -> bool:
-    """Whether this lm-eval run uses our model or tasks; what others run stays as lm-eval has it."""
+    """Return whether this lm-eval run uses our model or tasks; other runs are not changed."""
     loaded = "uqharness.harness.model" in sys.modules or "uqharness.harness.task" in sys.modules
     return _always or loaded or any(_OURS.search(word) for word in sys.argv[1:])
 
 
 @contextlib.contextmanager
 def collect(always: bool = False) -> Iterator[None]:
-    """Within: what cannot be saved is noted, so that the table is still printed, and raised at the end."""
+    """Collect errors of saving inside this context and raise them at its end, after the table is printed."""
     global _failures, _always
     before = _failures, _always
     _failures, _always = [], always
@@ -52,7 +52,7 @@ def collect(always: bool = False) -> Iterator[None]:
 
 
 def check_place(output_path: str) -> None:
-    """Refuse an --output_path where nothing can be written, before anything is computed."""
+    """Refuse an --output_path that cannot be written, before anything is computed."""
     given = Path(output_path).expanduser()
     folder = given.parent if given.suffix == ".json" else given
     said = f"--output_path {output_path}"
@@ -172,7 +172,7 @@ def _staged(tracker: Any, module: ModuleType) -> Iterator[Move]:
 
 
 def _roomiest(real: Path) -> str:
-    """The folder with more free space: the temporary one or the nearest one above `real`."""
+    """Return the folder with more free space: the temporary one or the nearest one above `real`."""
     nearest = next(path for path in (real.absolute(), *real.absolute().parents) if path.is_dir())
     places = [folder for folder in (tempfile.gettempdir(), str(nearest)) if os.access(folder, os.W_OK)]
     return max(places or [tempfile.gettempdir()], key=lambda folder: shutil.disk_usage(folder).free)
@@ -187,7 +187,7 @@ def _is_json(data: bytes) -> bool:
 
 
 def _write(place: Path, data: bytes) -> None:
-    """Write a file whole; else a copy in the current or the temporary folder, and say where."""
+    """Write a file completely, or else a copy in the current or the temporary folder, and report its path."""
     try:
         return write_atomic(place, data)
     except OSError as error:

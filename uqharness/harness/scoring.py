@@ -28,7 +28,7 @@ class Answer(NamedTuple):
 
 
 def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequence[str]) -> list[Answer]:
-    """Answers to items from the log-likelihoods of their choices (`BMALogProb`, or floats: one draw)."""
+    """Return answers to items from the log-likelihoods of their choices (`BMALogProb`, or floats: one draw)."""
     parsed = [item_rows(choices) for choices in scores]
     kinds = {(len(rows), rule) for rows, rule in parsed}
     if len(kinds) != 1:
@@ -59,7 +59,7 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
 
 
 def per_byte(scores: Sequence[float], answers: Sequence[str]) -> list[float]:
-    """log p(answer) / bytes of the answer, in every draw: lm-eval's `acc_bytes`, as a distribution over the choices."""
+    """Return log p(answer) / bytes for every draw: lm-eval's `acc_bytes`, as a distribution over the choices."""
     return [_divided(score, len(answer.encode())) for score, answer in zip(scores, answers, strict=True)]
 
 

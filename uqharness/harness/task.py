@@ -3,10 +3,10 @@
 Metrics and record are those of `ChoiceTask`; this task adds checked documents, in parts of splits, for training too.
 Keys of its own, under `metadata.uq` in the YAML:
   protocol       name of the protocol (ours: uq-v1)
-  train_choices  training items with another number of choices are left out (counted in `train_dropped`)
+  train_choices  training items with another number of choices are removed (counted in `train_dropped`)
   normalise      bytes: log p(answer) is divided by the answer's length before the softmax; nothing without it
   slices         {role: [a, b, c]}: the role is rows a*n//c ... b*n//c of its split of n rows
-  keep           evaluated items that are left out, by rule and counted (`keep.py`); none without it
+  keep           rule by which evaluated items are removed and counted (`keep.py`); default: none
   pair           the one or two fields of a document that a sequence classifier reads, its choices being the classes
   show           more metrics that lm-eval prints, beside those of every task
 """
@@ -55,7 +55,7 @@ class UQTask(ChoiceTask):
         return self._docs("test") if self.has_test_docs() else None
 
     def tuning_docs(self) -> Any:
-        """What settings may be chosen on: the validation split, or None where it is the one evaluated."""
+        """Return the documents for tuning: the validation split, or None if it is the evaluated one."""
         return self.validation_docs() if self.eval_role == "test" else None
 
     def _docs(self, role: str) -> Any:
@@ -79,7 +79,7 @@ class UQTask(ChoiceTask):
         return self._roles[role]
 
     def _drop(self, rows: Any, choices: Sequence[Sequence[str]]) -> Any:
-        """Leave out training items with another number of choices, and those where two answers are the same text."""
+        """Remove training items with another number of choices, and those with two identical answers."""
         wanted = self.uq.get("train_choices")
         other = [wanted is not None and len(answers) != wanted for answers in choices]
         repeated = [len(set(answers)) < len(answers) and not out for answers, out in zip(choices, other, strict=True)]
@@ -97,13 +97,13 @@ class UQTask(ChoiceTask):
         return rows.select(indices)
 
     def bounds(self, role: str) -> tuple[int, int]:
-        """First row and row after the last of a role in its split (`metadata.uq.slices`)."""
+        """Return the first row and the row after the last of a role in its split (`metadata.uq.slices`)."""
         rows = len(self.dataset[self.config[f"{role}_split"]])
         start, stop, parts = (self.uq.get("slices") or {}).get(role, (0, 1, 1))
         return rows * start // parts, rows * stop // parts
 
     def split_record(self, role: str) -> dict[str, Any]:
-        """What a role's items are, for the record of whoever uses them."""
+        """Return the record's entry of a role's items."""
         docs = self._docs(role)
         start, stop = self.bounds(role)
         whole = stop - start == len(self.dataset[self.config[f"{role}_split"]])

@@ -1,6 +1,6 @@
-"""From log-likelihoods of choices under each draw to `Answers`: softmax over a question's choices, then a mean.
+"""Turn log-likelihoods of choices under each draw into `Answers`: softmax over a question's choices, then a mean.
 
-One set of draws, the first 1, 2 … N of them, and N of them in other orders differ in the mean that is passed.
+One set of draws, the first 1, 2 … N draws, and N draws in other orders differ only in the mean that is passed.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ def log_probabilities(logp: ArrayLike) -> tuple[Floats, Bools]:
 
 
 def softmax_draws(logp: ArrayLike) -> Floats:
-    """Softmax over the choices of each draw, [S, D, C]; all draws that were taken must have the same choices."""
+    """Softmax each draw over its choices, [S, D, C]; all draws that were taken must have the same choices."""
     log_p, mask = log_probabilities(logp)
     return np.where(mask, np.exp(log_p), np.nan)
 
 
 def average(logp: ArrayLike, gold: ArrayLike, rule: str = "probs", mean: Mean = mean_of_taken) -> Answers:
-    """Answers from the log-likelihoods of the choices, logp [S, D, C], NaN where there is none.
+    """Return answers from the log-likelihoods of the choices, logp [S, D, C], NaN where there is none.
 
     probs:  mean_s softmax_c(logp_s), the Bayesian model average.
     logits: softmax_c(mean_s log_softmax_c(logp_s)); a constant per draw cancels, so raw logits give the same.
     given:  softmax_c(logp_0), the predictive has already combined its draws into this one row.
 
-    `mean` says which draws each entry of the answers' leading axes averages; without it all of them.
+    `mean` defines which draws each entry of the answers' leading axes averages; without it all of them.
     """
     log_p, mask = log_probabilities(logp)
     draws = Draws(np.exp(log_p), mean)
@@ -80,18 +80,18 @@ def average(logp: ArrayLike, gold: ArrayLike, rule: str = "probs", mean: Mean = 
 
 
 def combine_draws(logp: ArrayLike, rule: str = "probs") -> Floats:
-    """The averaged probabilities [D, C] of `average`, NaN where a question has no such choice."""
+    """Return the averaged probabilities [D, C] of `average`, NaN where a question has no such choice."""
     answers = average(logp, np.zeros(np.shape(logp)[1:2]), rule)
     return np.where(answers.mask, answers.p, np.nan)
 
 
 def first_draws(has_mean: bool) -> Mean:
-    """Means over the first 1 … S draws, [S, D, …]; the posterior mean's own row may stand before them."""
+    """Return means over the first 1 … S draws, [S, D, …]; the posterior mean's own row may stand before them."""
     return partial(_first, start=int(has_mean))
 
 
 def first_in_orders(orders: Sequence[np.ndarray]) -> Mean:
-    """Means over the first 1 … S draws in each of these orders, [O, S, D, …]."""
+    """Return means over the first 1 … S draws in each of these orders, [O, S, D, …]."""
     return lambda values: np.stack([_first(values[order], 0) for order in orders])
 
 

@@ -1,4 +1,4 @@
-"""What a metric is, and the answers that it is computed from.
+"""`Metric`, and the `Answers` that it is computed from.
 
 A `Metric` is one definition: formula, direction, interval, paired test, and one sentence of meaning. A formula maps
 `Answers` to a number, over any leading axes: one set of draws and the first 1, 2 … N draws are the same code.
@@ -39,7 +39,7 @@ class Draws:
 
     @cached_property
     def average(self) -> Floats:
-        """Probabilities averaged over draws, […, D, C]."""
+        """Return probabilities averaged over draws, […, D, C]."""
         return self.mean(self.p)
 
     @classmethod
@@ -85,7 +85,7 @@ class Answers:
 
 
 def as_distributions(p: Floats) -> Floats:
-    """Refuse rows that are no distributions over the choices."""
+    """Refuse rows that are not distributions over the choices."""
     total = p.sum(axis=-1)
     if not np.allclose(total, 1.0, atol=1e-3) or p.min() < 0:
         bad = total.ravel()[np.argmax(np.abs(total.ravel() - 1.0))]
@@ -94,13 +94,13 @@ def as_distributions(p: Floats) -> Floats:
 
 
 def mean_of_taken(values: Floats, axis: int = 0) -> Floats:
-    """Mean over an axis of draws; NaN stands for a draw that was not taken."""
+    """Return the mean over an axis of draws; NaN stands for a draw that was not taken."""
     taken = ~np.isnan(values)
     return np.asarray(np.where(taken, values, 0.0).sum(axis) / np.maximum(taken.sum(axis), 1))
 
 
 def once(fn: Callable[Concatenate[Answers, P], T]) -> Callable[Concatenate[Answers, P], T]:
-    """Compute a function of answers once for each `Answers`: metrics share sorts, bins and logarithms."""
+    """Cache a function of `Answers` per instance, so that metrics share sorts, bins and logarithms."""
 
     @wraps(fn)
     def remembered(answers: Answers, *args: P.args, **kwargs: P.kwargs) -> T:
@@ -153,11 +153,11 @@ class Metric:
     def __call__(
         self, p: ArrayLike, gold: ArrayLike, mask: ArrayLike | None = None, draws: ArrayLike | None = None
     ) -> Floats:
-        """The metric of p […, D, C], one value for each entry of the leading axes."""
+        """Return the metric of p […, D, C], one value for each entry of the leading axes."""
         return self.value(Answers.of(p, gold, mask, draws))
 
     def value(self, answers: Answers) -> Floats:
-        """One value for each entry of the leading axes, NaN without the draws that it needs."""
+        """Return one value for each entry of the leading axes, NaN without the draws that it needs."""
         if self.needs_draws and answers.draws is None:
             return np.full(answers.p.shape[:-2], np.nan)
         if self.formula is not None:
@@ -165,7 +165,7 @@ class Metric:
         return self.per_item(answers).mean(axis=-1)
 
     def per_item(self, answers: Answers) -> Floats:
-        """A value for each question, […, D]."""
+        """Return a value for each question, […, D]."""
         if self.items is None:
             raise InputError(f"{self.name} has no values of single questions: it is a metric of all of them together")
         if self.needs_draws and answers.draws is None:
@@ -173,14 +173,14 @@ class Metric:
         return np.asarray(self.items(answers), dtype=np.float64)
 
     def spread(self, answers: Answers) -> dict[str, float]:
-        """Return what is reported beside the value of one set of draws, by the end of its name."""
+        """Return the numbers reported beside the value of one set of draws, by name suffix."""
         low_high = self.confidence_interval(answers) if self.biased else ()
         numbers = (*low_high, *([] if self.biased or not self.has_interval else [self.standard_error(answers)]))
         return dict(zip(self.ends, (*numbers, *(fn(answers) for fn in self.beside.values())), strict=True))
 
     @property
     def ends(self) -> tuple[str, ...]:
-        """The names in `spread`."""
+        """Return the names in `spread`."""
         own = ("low", "high") if self.biased else ("stderr",) if self.has_interval else ()
         return (*own, *self.beside)
 
@@ -193,7 +193,7 @@ class Metric:
         return self.higher_is_better is not None and (self.paired is not None or self.items is not None)
 
     def standard_error(self, answers: Answers) -> float:
-        """Standard error over questions; NaN where it is not defined."""
+        """Return the standard error over questions; NaN where it is not defined."""
         if self.stderr is not None:
             return self.stderr(answers)
         if self.items is None or (self.needs_draws and answers.draws is None):
@@ -201,7 +201,7 @@ class Metric:
         return mean_stderr(self.per_item(answers))
 
     def confidence_interval(self, answers: Answers, level: float = 0.95) -> Interval:
-        """(low, high), which covers the true value with probability `level`; NaN where it is not defined."""
+        """Return (low, high), which covers the true value with probability `level`; NaN where it is not defined."""
         if not 0 < level < 1:
             raise InputError(f"level must be between 0 and 1: found {level}; 0.95 is usual")
         if self.needs_draws and answers.draws is None:

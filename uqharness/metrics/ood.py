@@ -1,7 +1,8 @@
-"""How well uncertainty tells shifted questions from those of the training distribution, and what a shift costs.
+"""Detect shifted questions by uncertainty, and compute how a shift changes metrics.
 
-A score is larger where a model is less sure. Shifted questions are the positives of AUROC and AUPR; FPR95 is the share
-of them that passes where 95 % of the in-distribution questions do (Liang et al. 2018, arXiv:1706.02690). All three are
+A score is larger where a model is less confident. Shifted questions are the positives of AUROC and AUPR; FPR95 is the
+share of them that is accepted where 95 % of the in-distribution questions are (Liang et al. 2018, arXiv:1706.02690). All
+three are
 those of scikit-learn on the same scores.
 """
 
@@ -23,7 +24,7 @@ SCORES = ("confidence", "entropy", "mutual_information")
 
 @dataclass(frozen=True)
 class Detection:
-    """Shifted questions told from in-distribution ones by one score."""
+    """Detection of shifted questions by one score."""
 
     auroc: float
     auroc_interval: Interval
@@ -42,9 +43,9 @@ class Change:
 
 
 def scores(answers: Answers) -> dict[str, Floats]:
-    """Uncertainty of each answer, [D], by the names of `SCORES`.
+    """Return the uncertainty of each answer, [D], by the names of `SCORES`.
 
-    Without two draws at least there is no mutual information.
+    Mutual information needs at least two draws.
     """
     scores = {"confidence": -sure(answers), "entropy": total_uncertainty(answers)}
     if answers.draws is not None and len(answers.draws.p) > 1:
@@ -53,7 +54,7 @@ def scores(answers: Answers) -> dict[str, Floats]:
 
 
 def detect(inside: ArrayLike, shifted: ArrayLike, level: float = 0.95) -> Detection:
-    """How well scores [D] in distribution and [D'] under shift are told apart."""
+    """Return how well scores separate [D] in-distribution and [D'] shifted questions."""
     a, b = np.asarray(inside, dtype=np.float64), np.asarray(shifted, dtype=np.float64)
     if not len(a) or not len(b):
         raise InputError(f"need scores of both sets: found {len(a)} in distribution and {len(b)} shifted")
@@ -73,13 +74,13 @@ def average_precision(inside: Floats, shifted: Floats) -> float:
 
 
 def fpr95(inside: Floats, shifted: Floats) -> float:
-    """Share of shifted questions whose score is no larger than that of 95 % of the in-distribution ones."""
+    """Return the share of shifted questions whose score is no larger than that of 95 % of the in-distribution ones."""
     threshold = np.sort(inside)[int(np.ceil(0.95 * len(inside) - 1e-9)) - 1]
     return float((shifted <= threshold).mean())
 
 
 def change(metric: Metric, inside: Answers, shifted: Answers, level: float = 0.95) -> Change:
-    """What a shift does to a metric, from two sets of different questions.
+    """Return the change of a metric under a shift, from two sets of different questions.
 
     The interval is made of those of the two values: d - sqrt((b - l_b)^2 + (u_a - a)^2) and the like (MOVER; Newcombe
     1998), so that skewed intervals (a proportion's, ECE's) are used as they are.
@@ -94,7 +95,7 @@ def change(metric: Metric, inside: Answers, shifted: Answers, level: float = 0.9
 def change_against(
     metric: Metric, inside: tuple[Answers, Answers], shifted: tuple[Answers, Answers], level: float = 0.95
 ) -> tuple[float, Interval]:
-    """How much more a shift changes a metric of the first model than of the second, paired by question."""
+    """Return how much more a shift changes a metric of the first model than of the second, paired by question."""
     means, variances = zip(*(_paired_difference(metric, *pair) for pair in (inside, shifted)), strict=True)
     difference, half = means[1] - means[0], z_value(level) * float(np.sqrt(sum(variances)))
     return difference, UNDEFINED if np.isnan(half) else (difference - half, difference + half)

@@ -1,6 +1,6 @@
-"""Every metric by name, and all of them from the answers of draws.
+"""All metrics by name, and their values from the answers of draws.
 
-The one door to the metrics. Built-ins and third parties register in the entry-point group `uqharness.metrics`: each
+Built-ins and third parties register in the entry-point group `uqharness.metrics`: each
 entry is a `Metric`, or a sequence of them. Knows nothing of models, tasks or files.
 """
 
@@ -92,7 +92,7 @@ FIRST = ("acc", "nll", "ece", "brier")  # in lists, as in papers
 
 
 class Metrics(dict[str, Metric]):
-    """Metrics by name; `METRICS["ece:bins=20"]` is ECE with another option, and not in the list."""
+    """Metrics by name; `METRICS["ece:bins=20"]` is ECE with another option, which iteration does not list."""
 
     def __missing__(self, name: str) -> Metric:
         stem, *given = name.split(":")
@@ -109,7 +109,7 @@ class Metrics(dict[str, Metric]):
 
 
 def installed() -> Metrics:
-    """The metrics of all packages by name, built-ins first; one that cannot be used costs a line in the log."""
+    """Return the metrics of all packages by name, built-ins first; log a warning for one that cannot be used."""
     metrics: dict[str, Metric] = {}
     for point in sorted(plugins.installed(plugins.METRICS).values(), key=lambda p: not plugins.built_in(p)):
         try:
@@ -130,7 +130,7 @@ METRICS = installed()
 
 
 def find(name: str) -> Metric:
-    """The metric of this name, with options or without; an error that names the others."""
+    """Return the metric of this name, with or without options; for an unknown name list the others."""
     try:
         return METRICS[name]
     except KeyError:
@@ -139,7 +139,7 @@ def find(name: str) -> Metric:
 
 
 def tested(name: str) -> Metric | None:
-    """The metric whose paired test ranks this one; None where nothing does."""
+    """Return the metric whose paired test ranks this one, or None."""
     metric = find(name)
     if metric.compared_by is not None:
         return tested(metric.compared_by) if metric.compared_by else None
@@ -163,7 +163,7 @@ def compute_all(logp: ArrayLike, gold: ArrayLike, rule: str = "probs") -> dict[s
 def every_n(
     logp: Floats, gold: ArrayLike, rule: str = "probs", has_mean: bool = True, names: Collection[str] | None = None
 ) -> tuple[list[int], dict[str, Floats]]:
-    """The numbers of draws in logp [S + 1, D, C], 0 … S (1 … S without the mean's row), and each metric, [M]."""
+    """Return the numbers of draws in logp [S + 1, D, C], 0 … S (1 … S without the mean's row), and each metric, [M]."""
     draws = len(logp) - 1
     if rule == "given" and draws > 1:
         raise InputError(f"{draws} draws under the rule 'given', which has one row; evaluate again")
@@ -175,7 +175,7 @@ def every_n(
 def in_orders(
     logp: Floats, gold: ArrayLike, rule: str, orders: Sequence[np.ndarray], names: Collection[str]
 ) -> dict[str, Floats]:
-    """Each metric of the first 1 … S draws logp [S, D, C] in each order, [O, S]."""
+    """Return each metric of the first 1 … S draws logp [S, D, C] in each order, [O, S]."""
     at_once = max(AT_ONCE // logp.size, 1)
     parts = []
     for k in range(0, len(orders), at_once):

@@ -1,4 +1,4 @@
-"""How well confidence tells right answers from wrong ones: AUROC and the risk-coverage curve."""
+"""How well confidence separates right from wrong answers: AUROC and the risk-coverage curve."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from uqharness.metrics.points import confidence, correct, right, sure
 
 
 def midranks(x: Floats) -> Floats:
-    """1-based ranks along the last axis, ties get their mean rank."""
+    """Return 1-based ranks along the last axis, ties get their mean rank."""
     from scipy.stats import rankdata  # half a second, so not before it is needed
 
     return np.asarray(rankdata(x, axis=-1))

@@ -1,4 +1,4 @@
-"""A results file as the leaderboard reads it: its runs, and what is wrong with it. Nothing here raises for a bad file.
+"""Read a results file for the leaderboard: its runs and its problems. A bad file never raises.
 
 A task whose record cannot be used, or a file that is none of ours, becomes a problem with its reason; the other tasks
 of that file stay.
@@ -16,7 +16,7 @@ from uqharness.results.runs import MAX_LINE, SUSPECT, RunSummary, plain_text, su
 
 @dataclass(frozen=True)
 class Problem:
-    """What keeps a file, or a task of it, off the board, or makes its numbers unreliable."""
+    """A reason why a file, or one of its tasks, is not on the leaderboard or has unreliable numbers."""
 
     file: str
     kind: str  # broken, foreign, mismatch, range, duplicate, conflict
@@ -34,7 +34,7 @@ class Contents:
 
 
 def read_file(path: str) -> Contents:
-    """Everything that is in `path`; never raises for what is in it."""
+    """Return the content of `path`; never raise for its content."""
     contents, name = Contents(), shown_path(path)
     try:
         content = content_of(path)
@@ -60,12 +60,12 @@ def read_file(path: str) -> Contents:
 
 
 def suspicions(run: RunSummary, file: str) -> list[Problem]:
-    """Problems of a run that is shown all the same."""
+    """Return problems of a run that is shown nevertheless."""
     return [problem(file, kind, run.remarks[kind], run.task) for kind in SUSPECT if kind in run.remarks]
 
 
 def record_in(path: str, task: str) -> Record:
-    """The answers of every draw to one task of a file."""
+    """Return the answers of every draw to one task of a file."""
     data = parse(content_of(path), path)
     for name, values, packed in packed_records(data):
         if name == task:
