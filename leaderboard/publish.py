@@ -28,7 +28,7 @@ from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
 from uqharness.leaderboard.cache import refresh, result_files
 from uqharness.leaderboard.columns import OPTIONAL, SCHEMA, to_runs, to_table
-from uqharness.loose_json import check, flatten, parse, text_of, value_of
+from uqharness.loose_json import check, flatten, nest, parse, text_of, value_of
 from uqharness.metrics.registry import brier_items, combine_draws, correct, log_softmax, nll_items
 from uqharness.results.files import Problem, problem, reason_of, record_in, shown_path, suspicions
 from uqharness.results.reading import MAX_BYTES, content_of
@@ -344,6 +344,7 @@ def compared(run: RunSummary, arrays: Arrays) -> RunSummary:
     """The run, with a remark where it says other numbers than those of its answers, as far as their steps tell."""
     if run.protocol_hash != digest({key: value_of(text) for key, text in run.protocol.items()}):
         raise InputError("its protocol hash is not that of its protocol")
+    check(nest(run.adapter_record), AdapterRecord, "adapter_record")  # pages read its objects
     gold, choices, _, _ = questions(run, arrays)
     log_p = unpack_rows(arrays["answers"] or b"", choices, held(run))  # [R, D, C], R = 1 or 2
     probs, golds = np.exp(log_p).reshape(-1, log_p.shape[2]), np.tile(gold, len(log_p))

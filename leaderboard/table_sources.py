@@ -9,7 +9,6 @@ from uqharness.loose_json import value_of
 from uqharness.results.runs import RunSummary, texts
 from uqharness.settings import UNRECORDED, fields_of
 
-Source = RunSummary
 RECIPE = fields_of("recipe")
 DEFAULTS = texts(UNRECORDED)
 

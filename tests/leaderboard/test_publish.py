@@ -184,6 +184,7 @@ BAD: dict[str, tuple[Row, str]] = {
     "a setting of two lines": ({"settings": {"a": "b\nc"}}, "settings is not a short text"),
     "nothing in a map": ({"recipe": {"a": None}}, "recipe: a: expected a string, got null"),
     "protocol": ({"protocol": {"name": "other"}}, "its protocol hash is not that of its protocol"),
+    "adapter's record": ({"adapter_record": {"source.method": "x"}}, "source: method: expected an object or null"),
     "rule": ({"combine": "best"}, "how its draws are combined"),
     "finite": ({"finite": -3}, "finite is -3, less than 1"),
     "endless": ({"date": float("inf")}, "date: expected a finite number or null"),
