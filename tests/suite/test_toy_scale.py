@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.suite.test_run import in_child, run_all
-from tests.tiny import make_base
+from tests.tiny import make_base, make_encoder
+from uqharness.commands.suite import preflight
 from uqharness.suite.plan import Plan, make
 from uqharness.suite.schema import read, shipped
 from uqharness.suite.store import Store
@@ -43,6 +44,15 @@ def run(made: Plan, out: Path, methods: tuple[str, ...]) -> None:
 def test_three_suites_run_to_their_end(name: str, tiny: Path, tmp_path: Path, offline_hub: object) -> None:
     made = make(read(name), {"base": str(tiny), "steps": 10, "limit": 4, "seeds": 1})
     run(made, tmp_path, GATE[name])
+
+
+@pytest.mark.parametrize("name", ["blob-table7-roberta", "laplace-figure1-roberta"])
+def test_suites_of_encoders_run_to_their_end(name: str, tmp_path: Path, offline_hub: object) -> None:
+    """RTE by each method of a table; the first steps of a figure."""
+    base = make_encoder(tmp_path / "base", max_position_embeddings=514)
+    made = make(read(name), {"base": str(base), "steps": 10, "limit": 4, "seeds": 1})
+    preflight(made, made.chosen({"train": ["rte_uq"]}))
+    run(made, tmp_path / "out", ("map@3", "la@6") if "figure" in name else ())
 
 
 @pytest.mark.full

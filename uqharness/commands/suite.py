@@ -181,31 +181,35 @@ def preflight(made: Plan, cells: Mapping[str, Cell]) -> None:
             c for c in cells.values() if c.spec.get("method") == method and repr(c.spec["settings"]) == settings
         )
         config.build(registry.get_method(method), cell.spec["settings"])
-    for base in dict.fromkeys(c.spec["run"]["base"] for c in cells.values() if "run" in c.spec):
-        _check_base(base)
     include = next((c.spec["include_path"] for c in cells.values()), None)
     tasks = [c.spec["task"] for c in cells.values() if c.kind == "evaluate"]
     tasks += [c.spec["run"]["task"] for c in cells.values() if c.kind == "train"]
+    classes: dict[str, int] = {}  # of the tasks that an encoder answers
     if wanted := [name for name in dict.fromkeys(tasks) if not name.startswith("toyworld")]:
         from lm_eval.tasks import TaskManager
 
         from uqharness.commands.tasks_only import manager
+        from uqharness.training.pairs import classes_of
 
         found = manager(TaskManager, wanted, include, None)
         for name in wanted:
             try:
-                found.load(name)
+                loaded = found.load(name)["tasks"]
             except Exception as error:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise InputError(f"task {name} cannot be loaded: {reason}; nothing was run") from error
+            classes |= {each: len(classes_of(task)) for each, task in loaded.items()}
+    runs = [cell.spec["run"] for cell in cells.values() if "run" in cell.spec]
+    for base, count in dict.fromkeys((run["base"], classes.get(run["task"], 0)) for run in runs):
+        _check_base(base, count)
 
 
-def _check_base(name: str) -> None:
+def _check_base(name: str, classes: int) -> None:
     if name == "toyworld":
         return
     from uqharness.training.base_model import skeleton
 
-    skeleton(name)
+    skeleton(name, classes)
     path = Path(name)
     if path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise InputError(f"base {name}: no weights in this folder; nothing was run")
