@@ -1,6 +1,6 @@
-"""Settings are frozen dataclasses: their fields are the command-line flags, the YAML keys and the record.
+"""Settings as frozen dataclasses: their fields are the command-line flags, the YAML keys and the record.
 
-`Run` holds what all methods share; every method is a dataclass of its own. No method is known by name.
+`Run` has the settings shared by all methods; every method is its own dataclass. This module names no method.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ def option(
     `transformers.TrainingArguments` that it sets, if there is one.
 
     `recipe` changes what is learned; `data` does so by the items it trains on; `seed` is what rows average over;
-    `speed` gives the same numbers to rounding; `io` is where a run writes and how it goes on.
+    `speed` gives the same numbers to rounding; `io` is where a run writes and how it resumes.
     """
     return field(default=default, metadata={"help": help, "low": low, "high": high, "role": role, "trainer": trainer})
 
 
 @dataclass(frozen=True)
 class Run:
-    """What every method's training shares. The defaults: BLoB paper, Table 3 (Llama2-7B); ε is its code's."""
+    """Settings that the trainings of all methods share. Defaults: BLoB paper, Table 3 (Llama2-7B); ε is its code's."""
 
     base: str = option("", "base model: a folder, a GGUF file, a hub id, or 'toyworld'")
     task: str = option("", "multiple-choice lm-eval task with a training split", role="data")
@@ -113,17 +113,17 @@ class Run:
 
     @property
     def checkpoints(self) -> Path | None:
-        """Beside the adapter's folder, which itself is only ever written whole."""
+        """Return the checkpoint folder, beside the adapter's folder, which is written only as a whole."""
         return Path(f"{self.out.rstrip('/')}.checkpoints") if self.out else None
 
     @property
     def last_step(self) -> int:
-        """Where training ends: its schedule may be of more steps."""
+        """Return the step at which training ends; its schedule may be longer."""
         return self.stop_at or self.steps
 
     @property
     def effective_batch(self) -> int:
-        """Questions per optimiser step, over all processes of an `accelerate launch`."""
+        """Return the number of questions per optimiser step, over all processes of an `accelerate launch`."""
         return self.batch_size * self.grad_accumulation * int(os.environ.get("WORLD_SIZE", "1"))
 
     def __post_init__(self) -> None:
@@ -147,13 +147,13 @@ class Run:
 
 
 def count_of(text: str, low: int, high: int) -> int | None:
-    """The whole number that `text` spells in ASCII digits; None where it does not, or is out of range."""
+    """Return the integer that `text` spells in ASCII digits; None if it is not one or out of range."""
     spelled = text.isascii() and text.isdigit() and len(text) <= 18  # "²" is a digit to Python as well
     return int(text) if spelled and low <= int(text) <= high else None
 
 
 def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
-    """The layers of a model of `count` that `all`, `last:K` or `0,8-11` names; None: all. Unknown count: the syntax."""
+    """Return the layers that `all`, `last:K` or `0,8-11` selects of `count`; None: all. Unknown count: check syntax."""
     if text == "all":
         return None
     most = 10**6
@@ -185,18 +185,18 @@ def trainer_arguments(run: Run) -> dict[str, Any]:
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes, of those of an `accelerate launch`."""
+    """Return whether this process writes, among those of an `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"
 
 
 def check_ranges(settings: Any) -> None:
-    """Every number within the range that its field declares, and finite."""
+    """Refuse numbers that are not finite or outside the range that their field declares."""
     for spec in dataclasses.fields(settings):
         check_range(spec, getattr(settings, spec.name))
 
 
 def check_range(spec: dataclasses.Field[Any], value: Any) -> None:
-    """Refuse a number outside the range that its field declares; what is no number passes."""
+    """Refuse a number outside the range that its field declares; other values pass."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return
     low, high = spec.metadata.get("low"), spec.metadata.get("high")
@@ -207,7 +207,7 @@ def check_range(spec: dataclasses.Field[Any], value: Any) -> None:
 
 
 def check_values(cls: type, values: Mapping[str, Any]) -> None:
-    """Check some fields of `cls` by themselves: type and range."""
+    """Check type and range of some fields of `cls`."""
     kinds = field_types(cls)
     for spec in dataclasses.fields(cls):
         if spec.name in values:
@@ -215,13 +215,13 @@ def check_values(cls: type, values: Mapping[str, Any]) -> None:
 
 
 def _shown(value: Any) -> str:
-    """For a message: one line of bounded length."""
+    """Format a value for a message: one line of limited length."""
     text = f"an integer of {value.bit_length()} bits" if isinstance(value, int) and abs(value) >> 200 else repr(value)
     return text if len(text) <= 60 else f"{text[:59]}…"
 
 
 def convert(kind: Any, value: Any, name: str) -> Any:
-    """A value from a flag, YAML or JSON as the type that the field declares."""
+    """Convert a value from a flag, YAML or JSON to the type that the field declares."""
     origin, inner = typing.get_origin(kind), typing.get_args(kind)
     if origin in (typing.Union, types.UnionType):
         if value is None or str(value).lower() in ("none", "null"):
@@ -248,7 +248,7 @@ def convert(kind: Any, value: Any, name: str) -> Any:
 
 
 def boolean(name: str, value: object) -> bool:
-    """True or false from a flag, a file or `--model_args`, which may come as text."""
+    """Parse true or false from a flag, a file or `--model_args`, possibly as text."""
     word = str(value).strip().lower()
     if word not in (*TRUE, *FALSE):
         raise InputError(f"{name} is {value!r}: it must be true or false (or yes/no, on/off, 1/0)")
@@ -256,7 +256,7 @@ def boolean(name: str, value: object) -> bool:
 
 
 def build(cls: type[T], values: Mapping[str, Any]) -> T:
-    """A settings object from loose values; unknown names are refused with a suggestion."""
+    """Return a settings object from loose values; refuse unknown names with a suggestion."""
     kinds = field_types(cls)
     for name in values:
         if name not in kinds:
@@ -266,13 +266,13 @@ def build(cls: type[T], values: Mapping[str, Any]) -> T:
 
 
 def field_types(cls: type) -> dict[str, Any]:
-    """{field: type}; class variables are no settings."""
+    """Return {field: type}, without class variables."""
     hints = typing.get_type_hints(cls)
     return {spec.name: hints[spec.name] for spec in dataclasses.fields(cls)}
 
 
 def add_flags(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = ()) -> None:
-    """One flag per field. What is not given is absent, so that files and suggestions can fill in."""
+    """Add one flag per field; flags that are not given stay absent, so that files and suggestions apply."""
     kinds = field_types(cls)
     for spec in dataclasses.fields(cls):
         if spec.name in skip:
@@ -290,12 +290,12 @@ def add_flags(parser: argparse.ArgumentParser, cls: type, skip: Sequence[str] = 
 
 
 def from_flags(namespace: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """What the user gave on the command line of the fields of `cls`."""
+    """Return the fields of `cls` that were given on the command line."""
     return {name: getattr(namespace, name) for name in field_types(cls) if hasattr(namespace, name)}
 
 
 def read_file(path: str | Path) -> dict[str, Any]:
-    """A YAML or JSON file of settings."""
+    """Read a YAML or JSON file of settings."""
     try:
         text = Path(path).read_text(encoding="utf-8")
         values = json.loads(text) if str(path).endswith(".json") else yaml.safe_load(text)
@@ -309,7 +309,7 @@ def read_file(path: str | Path) -> dict[str, Any]:
 
 
 def parse_set(items: Iterable[str]) -> dict[str, str]:
-    """`--set key=value …` as a dictionary."""
+    """Parse `--set key=value …` as a dictionary."""
     pairs: dict[str, str] = {}
     for item in items:
         name, equals, value = item.partition("=")
@@ -320,7 +320,7 @@ def parse_set(items: Iterable[str]) -> dict[str, str]:
 
 
 def resolve_run(suggests: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Run, dict[str, dict[str, Any]]]:
-    """The run settings: given before suggested before default; and which suggestions the user overrode."""
+    """Return the run settings (given, else suggested, else default) and the overridden suggestions."""
     run = build(Run, {**suggests, **given})
     wanted = build(Run, {name: value for name, value in suggests.items()})
     overridden = {
@@ -332,14 +332,14 @@ def resolve_run(suggests: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[
 
 
 def as_json(value: Any) -> Any:
-    """Settings as what JSON holds."""
+    """Return settings as JSON values."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {spec.name: as_json(getattr(value, spec.name)) for spec in dataclasses.fields(value)}
     return [as_json(v) for v in value] if isinstance(value, (tuple, list)) else value
 
 
 def fields_of(*roles: Role) -> tuple[str, ...]:
-    """The run settings that have one of these roles."""
+    """Return the run settings that have one of these roles."""
     return tuple(spec.name for spec in dataclasses.fields(Run) if spec.metadata["role"] in roles)
 
 
@@ -363,7 +363,7 @@ HASH_VERSION = 2  # 1 (16 digits alone): without adam_eps and weight_decay
 
 
 def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
-    """`v2-` and 16 hex digits of how an adapter was trained, method and seed apart; only equals are ranked."""
+    """Return `v2-` and 16 hex digits that identify a training without method and seed; only equals are ranked."""
     splits = [split for split in data_record.get("splits", ()) if split["purpose"] == "fit"]
     fitted = [split.get("prompts", split["fingerprints"]) for split in splits]  # see decisions/no-hidden-leaks.md
     recipe = {name: as_json(getattr(run, name)) for name in fields_of("recipe")}
@@ -391,5 +391,5 @@ def recipe_hash(run: Run, data_record: Mapping[str, Any]) -> str:
 
 
 def digest(value: Any) -> str:
-    """The first 16 hex digits of the SHA-256 of a value's JSON."""
+    """Return the first 16 hex digits of the SHA-256 of a value's JSON."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()[:16]

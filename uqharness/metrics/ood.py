@@ -1,9 +1,8 @@
 """Detect shifted questions by uncertainty, and compute how a shift changes metrics.
 
 A score is larger where a model is less confident. Shifted questions are the positives of AUROC and AUPR; FPR95 is the
-share of them that is accepted where 95 % of the in-distribution questions are (Liang et al. 2018, arXiv:1706.02690). All
-three are
-those of scikit-learn on the same scores.
+share of them that is accepted where 95 % of the in-distribution questions are (Liang et al. 2018, arXiv:1706.02690).
+All three equal scikit-learn's values on the same scores.
 """
 
 from __future__ import annotations

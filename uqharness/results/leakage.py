@@ -1,6 +1,6 @@
 """Refuse to evaluate an adapter on items that were used to fit, tune or select it.
 
-An item is its document: the question and what its choices stand for, in whatever form they are asked. Splits that
+An item is its document: the question and the meaning of its choices, independent of the prompt. Splits that
 were published with a few questions in common are told apart from a leak by reading them
 (docs/decisions/no-hidden-leaks.md).
 """
@@ -52,12 +52,12 @@ def document_fingerprint(doc: Mapping[str, Any]) -> str:
 
 
 def normalise(text: str) -> str:
-    """One spelling of a text: NFKC, lower case, single spaces."""
+    """Normalise a text: NFKC, lower case, single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def choice_texts(doc: Mapping[str, Any]) -> list[str]:
-    """What the choices of a document stand for; none where they are only letters, or true and false."""
+    """Return the texts of a document's choices; none if they are only letters, or true and false."""
     texts = doc.get("texts", doc.get("choices", doc.get("options")))
     if isinstance(texts, Mapping):  # as in ARC: {"text": [...], "label": [...]}
         texts = texts.get("text")
@@ -72,7 +72,7 @@ def choice_texts(doc: Mapping[str, Any]) -> list[str]:
 
 
 def _texts(value: Any, name: str = "") -> Iterator[str]:
-    """Every text of a document but its ids."""
+    """Return every text of a document except its ids."""
     if isinstance(value, str) and not name.lower().endswith("id") and name.lower() != "idx":
         yield value
     elif isinstance(value, Mapping):
@@ -106,7 +106,7 @@ class Split(Seen, total=False):
 
 
 def read_splits(folder: Path) -> list[dict[str, Any]]:
-    """Which splits were used to fit, tune or select, with their items' fingerprints; none for a plain adapter."""
+    """Return the splits used to fit, tune or select, with their items' fingerprints; none for a plain adapter."""
     path = folder / SPLITS
     if not path.exists():
         return []
@@ -121,7 +121,7 @@ def read_splits(folder: Path) -> list[dict[str, Any]]:
 
 
 def seen_splits(folder: Path, record: Mapping[str, Any] | None) -> list[dict[str, Any]]:
-    """`read_splits`, which must hold all that the adapter's own record names."""
+    """Return `read_splits`; refuse if a split that the adapter's record names is missing."""
     if record is not None and not (folder / SPLITS).exists():
         raise InputError(f"{folder}: {SPLITS} is missing, so what this adapter has seen is not known: copy it again")
     splits = read_splits(folder)
@@ -142,7 +142,7 @@ def stored(split: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def count_seen(own: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any]]) -> int:
-    """How many items of `own`, which has both versions, are in `seen`, which has either."""
+    """Return how many items of `own`, which has both versions, are in `seen`, which has either."""
     known: dict[int, set[str]] = defaultdict(set)
     for split in seen:
         known[split.get("fingerprint_version", 1)].update(split["fingerprints"])
@@ -173,7 +173,7 @@ class Item:
 class LeakCheck:
     """Compare the items of a run with those that the adapter has seen.
 
-    `load` makes a task of its name, to read the training data of the task that the adapter was trained on.
+    `load` loads a task by name, to read the training data of the task that the adapter was trained on.
     `whole`: this process is asked a part of the items, so all of the evaluated split count.
     """
 
@@ -199,7 +199,7 @@ class LeakCheck:
             log.info("bayeslora: %s does not record its training items: leaks cannot be detected", folder)
 
     def check(self, requests: Sequence[Any]) -> None:
-        """Raise where an item was used before that the published splits do not share; count those that they do."""
+        """Refuse items that were used before, unless the published splits share them; count shared items."""
         groups: dict[str, list[Any]] = defaultdict(list)
         for request in requests if self.seen else ():
             groups[str(request.task_name)].append(request)
@@ -276,7 +276,7 @@ class LeakCheck:
 
 
 def asked_items(requests: Sequence[Any]) -> list[Item]:
-    """The questions that these requests ask."""
+    """Return the questions of these requests."""
     by_doc: dict[Any, dict[int, Any]] = defaultdict(dict)
     for request in requests:
         by_doc[request.doc_id][request.idx] = request
@@ -290,7 +290,7 @@ def _item(doc_id: Any, requests: Sequence[Any]) -> Item:
 
 
 def split_items(task: Any) -> list[Item]:
-    """All documents of the split that a task evaluates."""
+    """Return all documents of the split that a task evaluates."""
     numbered = enumerate(docs(task, evaluated_role(task)))
     return [Item(int(doc.get("uq_id", k)), {VERSION: document_fingerprint(doc)}) for k, doc in numbered]
 
@@ -312,12 +312,12 @@ def docs(task: Any, role: str) -> Iterable[Mapping[str, Any]]:
 
 
 def rows(task: Any, role: str) -> tuple[Any, float, float]:
-    """Where a role's documents come from, the first row and the row after the last."""
+    """Return the split of a role, its first row and the row after its last."""
     config = task.config
     where = (config.dataset_path, config.dataset_name, config.dataset_kwargs, getattr(config, f"{role}_split"))
     return (where, *(task.bounds(role) if hasattr(task, "bounds") else (0, float("inf"))))
 
 
 def same_rows(one: tuple[Any, float, float], other: tuple[Any, float, float]) -> bool:
-    """Whether two roles have rows in common."""
+    """Return whether two roles have rows in common."""
     return bool(one[0] == other[0] and max(one[1], other[1]) < min(one[2], other[2]))

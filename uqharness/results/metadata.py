@@ -3,7 +3,7 @@
     uqharness table results --format model-index
 
 Both hold numbers of one set of draws: `model-index` of any metrics, an entry of `.eval_results` one value, which is the
-accuracy; its notes name the other metrics. What is trimmed, leaked or contradicts itself is left out.
+accuracy; its notes name the other metrics. Runs that are trimmed, leaked or contradictory are omitted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ log = logging.getLogger("uqharness.results")
 
 
 def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
-    """The runs whose numbers may be stated outside of their context; why others are left out is logged."""
+    """Return the runs whose numbers may be published without context; log why others are omitted."""
     kept = []
     for run in runs:
         reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", "mismatch", "range") if kind in run.remarks]
@@ -35,7 +35,7 @@ def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
 
 
 def model_index(name: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
-    """The entry of one model in a card's `model-index`."""
+    """Return the entry of one model in a card's `model-index`."""
     return {"name": name, "results": [_result(run) for run in runs]}
 
 
@@ -61,7 +61,7 @@ def _result(run: RunSummary) -> dict[str, Any]:
 
 
 def eval_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
-    """Entries of `.eval_results/*.yaml` for runs whose data set is on the hub; the value is accuracy in per cent."""
+    """Return `.eval_results/*.yaml` entries of runs whose data set is on the hub; value: accuracy in per cent."""
     return [
         {
             "dataset": {"id": dataset_id(run), "task_id": str(value_of(run.protocol.get("subset", "")) or "default")},
@@ -77,7 +77,7 @@ def eval_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:
 
 
 def dataset_id(run: RunSummary) -> str:
-    """The hub's id of the data set; empty where it is not there."""
+    """Return the hub's id of the data set; empty if it is not on the hub."""
     name = str(value_of(run.protocol.get("dataset", "")))
     return name if HUB_ID.fullmatch(name) else ""
 

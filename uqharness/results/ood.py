@@ -1,4 +1,4 @@
-"""Each adapter on its own data set against each shifted one, from recorded answers: pure, for tables and pages.
+"""Compare each adapter on its own data set with each shifted one, from recorded answers; pure functions.
 
 for inside, shifted in pairs(board.runs):
     row = compare(inside, board.record(inside.run_id), shifted, board.record(shifted.run_id))
@@ -23,7 +23,7 @@ CHANGES = ("acc", "ece", "nll")
 
 @dataclass(frozen=True)
 class Shift:
-    """One adapter with N draws: what tells shifted questions apart, and what the shift changes."""
+    """One adapter with N draws: detection of shifted questions, and changes under the shift."""
 
     inside: RunSummary
     shifted: RunSummary
@@ -38,7 +38,7 @@ class Shift:
 
 
 def pairs(runs: Sequence[RunSummary]) -> list[tuple[RunSummary, RunSummary]]:
-    """(in-distribution run, shifted run) of each adapter, by tasks/shifts.yaml; of equal runs the latest counts."""
+    """Return (in-distribution, shifted) runs of each adapter, by tasks/shifts.yaml; of equal runs the latest counts."""
     latest: dict[tuple[object, ...], RunSummary] = {}
     for run in sorted(runs, key=lambda run: run.date or 0.0):
         if run.trained_on and run.shift:
@@ -58,7 +58,7 @@ def _adapter(run: RunSummary) -> tuple[object, ...]:
 
 
 def answers(run: RunSummary, record: Record, draws: int | None = None) -> Answers:
-    """The averaged answers of the first `draws` draws (None: all)."""
+    """Return the averaged answers of the first `draws` draws (None: all)."""
     return average(record.rows(draws), record.gold, record.combine)
 
 
@@ -70,7 +70,7 @@ def compare(
     draws: int | None = None,
     metrics: Sequence[str] = CHANGES,
 ) -> Shift | None:
-    """One adapter's answers to the two sets with `draws` draws (None: all); None where a run holds fewer."""
+    """Compare one adapter's answers to the two sets with `draws` draws (None: all); None if a run has fewer."""
     used = inside.used(draws), shifted.used(draws)
     if draws is None and None not in used:
         used = (min(used), min(used))  # type: ignore[type-var]
@@ -93,7 +93,7 @@ def against(
     reference: Shift,
     reference_records: tuple[Record, Record],
 ) -> dict[str, tuple[float, tuple[float, float]]]:
-    """How much more the shift changes each metric than it does for a reference, paired by question.
+    """Return how much more the shift changes each metric than for a reference, paired by question.
 
     Of metrics with a paired test; ECE's is that of its debiased value. `records`: in distribution, shifted.
     """

@@ -1,4 +1,4 @@
-"""An imported adapter was trained under other prompts and labels: under those of another protocol it is elsewhere."""
+"""Imported adapters were trained under other prompts and labels; warn if they are evaluated under another protocol."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ log = logging.getLogger("lm_eval.uqharness")
 
 
 def imported(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
-    """What the record, or that of the adapter it was built on, says of its import."""
+    """Return the import entry of the record, or of the adapter that it was built on."""
     while record:
         if record.get("imported"):
             imported: Mapping[str, Any] = record["imported"]
@@ -20,7 +20,7 @@ def imported(record: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 
 
 def other_protocol(record: Mapping[str, Any] | None, evaluated: str | None) -> str | None:
-    """What is wrong with evaluating this adapter under the protocol `evaluated`; None: nothing."""
+    """Return the problem of evaluating this adapter under the protocol `evaluated`, or None."""
     origin = imported(record)
     if origin is None or origin.get("protocol") == evaluated:
         return None
@@ -31,7 +31,7 @@ def other_protocol(record: Mapping[str, Any] | None, evaluated: str | None) -> s
 
 
 class ProtocolCheck:
-    """Says once per protocol that the numbers are not comparable, and keeps it for the results."""
+    """Warn once per protocol that the numbers are not comparable, and record it for the results."""
 
     def __init__(self, record: Mapping[str, Any] | None) -> None:
         self.record, self.found = record, dict[str, str]()

@@ -1,4 +1,4 @@
-"""Results: read them, compute their metrics again, and compare only what is comparable.
+"""Read results, recompute their metrics, and compare only comparable ones.
 
 Two results are comparable when their protocol hashes are equal: the same documents, prompts and answer
 strings in the same order, scored the same way.  How the model was trained is not in that hash; neither are
@@ -83,17 +83,17 @@ class Run:
 
 
 def metrics(record: Record, draws: int | None = None) -> dict[str, float]:
-    """Every metric from a record's first n draws (None: all; 0: the posterior mean), by its own rule."""
+    """Return every metric from a record's first n draws (None: all; 0: the posterior mean), by its own rule."""
     return formulas.compute_all(record.rows(draws), record.gold, record.combine)
 
 
 def every_n(record: Record, names: Collection[str] | None = None) -> tuple[list[int], dict[str, formulas.Floats]]:
-    """The numbers of draws there are, 0 (the mean) or 1 … S, and metrics (None: every one) for each of them."""
+    """Return the available numbers of draws, 0 (the mean) or 1 … S, and metrics (None: every one) for each of them."""
     return formulas.every_n(record.logp, record.gold, record.combine, record.has_mean, names)
 
 
 def parse_model_args(given: Any) -> dict[str, Any]:
-    """lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
+    """Return lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
     if isinstance(given, Mapping):
         return dict(given)
     pairs = (part.partition("=") for part in str(given or "").split(",") if part.strip())
@@ -101,13 +101,13 @@ def parse_model_args(given: Any) -> dict[str, Any]:
 
 
 def model_protocol(config: Mapping[str, Any]) -> dict[str, str]:
-    """BOS and truncation where they were set by hand: they change the prompt that the model saw."""
+    """Return BOS and truncation settings if they were set, because they change the model's prompt."""
     given = parse_model_args(config.get("model_args"))
     return {key: str(given[key]) for key in MODEL_ARGS if str(given.get(key, "")).lower() not in AS_USUAL}
 
 
 def read_results(source: str | Path | Mapping[str, Any]) -> list[Run]:
-    """The runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
+    """Return the runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
     if isinstance(source, Mapping):
         return _runs(source, "results") or _nothing("the results given")
     if not os.path.exists(source):
@@ -126,7 +126,7 @@ def _load(path: Path) -> Mapping[str, Any]:
 
 
 def content_of(path: str | Path) -> bytes:
-    """Return the bytes of a results file: the one door through which such files are read."""
+    """Return the bytes of a results file; all such files are read through this function."""
     return loose_json.read_bytes(path, MAX_BYTES)
 
 
@@ -157,7 +157,7 @@ def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
 
 
 def packed_records(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:
-    """(task, lm-eval's values, packed record) of each task that has one."""
+    """Yield (task, lm-eval's values, packed record) of each task that has a record."""
     for task, values in (data.get("results") or {}).items():
         for key, packed in values.items() if isinstance(values, Mapping) else ():
             if key.partition(",")[0] == RECORD:
@@ -194,7 +194,7 @@ def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[st
 
 
 def require_comparable(runs: Sequence[Run | Record]) -> str:
-    """The protocol hash that all share; otherwise an error that names what differs."""
+    """Return the protocol hash that all share; otherwise raise an error that names the differences."""
     if not runs:
         raise InputError("nothing to compare; give at least one result")
     first = runs[0]
@@ -229,7 +229,7 @@ def shifts() -> dict[str, dict[str, list[str]]]:
 
 
 def shift(trained_on: str, evaluated_on: str) -> str | None:
-    """ "id", "small" or "large" for a pair of tasks, None where nobody said; `_test` counts as the same."""
+    """ "id", "small" or "large" for a pair of tasks, None if not listed; `_test` counts as the same."""
     source, target = trained_on.removesuffix("_test"), evaluated_on.removesuffix("_test")
     if source == target:
         return "id"
@@ -245,7 +245,7 @@ HINT = (
 
 
 def is_kept(argv: Sequence[str]) -> bool:
-    """Whether this command keeps its results: true of any but lm-eval's and ours without an output path."""
+    """Return whether this command saves its results: false for lm-eval's and ours without an output path."""
     program = Path(argv[0]).parts[-2:] if argv else ()
     command = program[-1:] in (("lm_eval",), ("lm-eval",)) or program == ("lm_eval", "__main__.py")
     command |= program[-1:] == ("uqharness",) and list(argv[1:2]) == ["eval"]
@@ -255,6 +255,6 @@ def is_kept(argv: Sequence[str]) -> bool:
 
 @lru_cache(maxsize=1)
 def say_if_not_kept() -> None:
-    """As the last line of an lm-eval command that throws the record away (at exit: after lm-eval's table)."""
+    """Print a note at exit, after lm-eval's table, if the command does not save the record."""
     if not is_kept(sys.argv):
         atexit.register(print, HINT, file=sys.stderr)

@@ -1,8 +1,8 @@
 """The compact record of an evaluation: log p_s(choice | question) for every draw s, question and choice.
 
 A model answers each continuation with one float, log (1/S) sum_s p_s(continuation | prompt), that carries
-its S terms (`BMALogProb`); the record keeps all of them, so that every metric can be computed again from it,
-for any number of draws up to S, without a model.  This module knows neither lm-eval nor torch.
+its S terms (`BMALogProb`); the record stores all of them, so that every metric can be recomputed from it,
+for any number of draws up to S, without a model. This module uses neither lm-eval nor torch.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ class Record:
 
     @property
     def taken(self) -> np.ndarray:
-        """[D] how many draws each question has: S, or with samples=auto what was enough for it."""
+        """Return the number of draws of each question, [D]: S, or fewer with samples=auto."""
         return np.asarray((~np.isnan(self.logp[1:, :, 0])).sum(0))
 
     @property
@@ -93,7 +93,7 @@ class Record:
         return count_choices(self.choices)
 
     def only(self, indices: np.ndarray) -> Record:
-        """The record of some of its questions, [D] booleans."""
+        """Return the record of the selected questions, [D] booleans."""
         hashes = [name for name, stays in zip(self.doc_hashes, indices, strict=True) if stays]
         return replace(
             self,
@@ -107,7 +107,7 @@ class Record:
     def rows(self, draws: int | None = None) -> np.ndarray:
         """Log-likelihoods `[n, D, C]` of the first n draws (None: all there are; 0: the posterior mean).
 
-        With samples=auto these are n draws at most: NaN where a question had enough before.
+        With samples=auto these are at most n draws: NaN where a question had stopped before.
         """
         wanted = self.draws if draws is None else draws
         if not 0 <= wanted <= self.draws:
@@ -125,12 +125,12 @@ class Record:
 
 
 def canonical(value: Any) -> str:
-    """JSON with one spelling only, to be hashed."""
+    """Return canonical JSON, to be hashed."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
 
 
 def digest(value: Any) -> str:
-    """First 16 hex digits of SHA-256 of a string, or of the canonical JSON of anything else."""
+    """Return the first 16 hex digits of SHA-256 of a string, or of the canonical JSON of anything else."""
     text = value if isinstance(value, str) else canonical(value)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
@@ -140,7 +140,7 @@ def count_choices(choices: Sequence[int] | np.ndarray) -> dict[str, int]:
 
 
 def item_rows(scores: Sequence[float]) -> tuple[list[list[float] | None], str]:
-    """One question's choices as rows, the mean's first, then each draw's (None: not computed); and their rule."""
+    """Arrange a question's choices as rows, the mean's first, then each draw's (None: not computed); and their rule."""
     rules = {getattr(score, "combine", "probs") for score in scores}
     lengths = {len(score.draws) if isinstance(score, BMALogProb) else 1 for score in scores}
     if len(rules) != 1 or len(lengths) != 1:
@@ -159,7 +159,7 @@ def item_rows(scores: Sequence[float]) -> tuple[list[list[float] | None], str]:
 
 
 def _single(row: Sequence[Any] | None) -> list[float] | None:
-    """Rounded to float32 before anything is computed, so that the record gives the same numbers again."""
+    """Round to float32 before anything is computed, so that the record reproduces the same numbers."""
     return None if row is None or row[0] is None else [float(np.float32(value)) for value in row]
 
 
@@ -170,7 +170,7 @@ def pack(
     protocol: Mapping[str, Any] | None = None,
     train_dropped: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """Items (`id gold logp combine doc_hash`) -> one JSON record; sorted by id, repeated ids refused."""
+    """Pack items (`id gold logp combine doc_hash`) into one JSON record, sorted by id; refuse repeated ids."""
     if not items:
         raise RunError(f"{task or 'record'}: no items to record")
     items = sorted(items, key=lambda item: item["id"])
@@ -252,7 +252,7 @@ class Packed(_Needed, total=False):
 
 
 def unpack(packed: Mapping[str, Any]) -> Record:
-    """The record of `pack`, checked: anything that does not fit is an `InputError` that says what."""
+    """Return the checked record of `pack`; refuse an invalid one with an `InputError`."""
     schema = packed.get("schema")
     if schema != SCHEMA:
         raise InputError(
@@ -290,7 +290,7 @@ def unpack(packed: Mapping[str, Any]) -> Record:
 
 
 def claimed(packed: Any) -> int:
-    """Return how many answers a packed record says it holds; 0 where `unpack` refuses it for that."""
+    """Return how many answers a packed record says it contains; 0 where `unpack` refuses it."""
     try:
         answers = packed["items"] * (packed["draws"] + 1) * max(map(int, packed["choice_counts"]))
     except (KeyError, TypeError, ValueError):
@@ -299,7 +299,7 @@ def claimed(packed: Any) -> int:
 
 
 def check(record: Record, error: type[InputError] | type[RunError]) -> None:
-    """Everything that must hold in a record, each with its own line."""
+    """Check everything that must hold in a record, with one message for each problem."""
     task, where = record.task or "record", np.arange(record.logp.shape[2])[None, :]  # [1, C]
     inside = where < record.choices[:, None]  # [D, C]
     rows = record.logp if record.has_mean else record.logp[1:]

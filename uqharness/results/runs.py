@@ -1,11 +1,11 @@
 """One run as one record: `RunSummary` is the schema of a run, from the results file to the pages of the leaderboard.
 
 The reader makes it here from one task of a results file. The cached table and published files are its columns
-(`leaderboard.columns` derives the Arrow schema), tables and pages read its attributes. The answers themselves live
-apart: `leaderboard.board.Board.record` reads them where they are needed.
+(`leaderboard.columns` derives the Arrow schema), tables and pages read its attributes. The answers are stored
+separately: `leaderboard.board.Board.record` reads them when they are needed.
 
-A results file comes from anyone: it is checked here, once. What contradicts itself is an `InputError`; what can be used
-and not relied on is a remark of the run.
+Results files are untrusted and are checked here, once. A contradictory file raises an `InputError`; a run whose numbers
+are usable but unreliable gets a remark.
 
     for run in read_runs(["results"]):
         run.number("nll", 0), run.number("nll", run.draws)
@@ -98,7 +98,7 @@ class Costs(TypedDict, total=False):
 
 
 class AdapterRecord(TypedDict, total=False):
-    """What an adapter's folder says of itself; `source` is that of the adapter it was built on."""
+    """The record of an adapter folder; `source` is that of the adapter it was built on."""
 
     method: Method | None
     run: dict[str, Any] | None
@@ -127,7 +127,7 @@ class OfSplit(TypedDict):
 
 
 class Info(TypedDict, total=False):
-    """What our model adds to lm-eval's config."""
+    """The fields that our model adds to lm-eval's config."""
 
     adapter: str | None
     adapter_hash: str | None
@@ -150,7 +150,7 @@ class Config(TypedDict, total=False):
 
 
 def _here(default: Any = "") -> Any:
-    """A field that says where the run was found: no column of a file."""
+    """A field for the location of the run, which is not a column of a file."""
     return field(default=default, metadata={"column": False})
 
 
@@ -204,16 +204,16 @@ class RunSummary:
 
     @property
     def counts(self) -> range:
-        """The numbers of draws there are; 0 is the posterior's mean."""
+        """Return the available numbers of draws; 0 is the posterior's mean."""
         return range(0 if self.has_mean else 1, self.draws + 1)
 
     def number(self, metric: str, draws: int) -> float:
-        """A metric of the first `draws` draws; NaN where a file of before does not have it."""
+        """Return a metric of the first `draws` draws; NaN if an older file does not have it."""
         values = self.metrics.get(metric)
         return math.nan if values is None else float(values[draws - self.counts.start])
 
     def used(self, asked: int | None) -> int | None:
-        """How many draws a row of `asked` uses (None: all); None where this run does not hold them."""
+        """Return how many draws a row of `asked` uses (None: all); None if this run has fewer."""
         one = self.finite == 1 or (self.combine == "given" and asked != 0)
         if asked is None or (one and self.draws):  # a point is one row, whatever is asked; so is a combined answer
             return self.draws
@@ -222,7 +222,7 @@ class RunSummary:
 
     @cached_property
     def row(self) -> tuple[str, str]:
-        """What makes it a row of a table."""
+        """Return the fields that identify its row of a table."""
         return self.method, as_text(self.settings)
 
     @cached_property
@@ -235,12 +235,12 @@ class RunSummary:
 
     @property
     def shift(self) -> str | None:
-        """ "id", "small" or "large"; None where nobody said."""
+        """Return "id", "small" or "large"; None if unknown."""
         return shift(self.trained_on, self.task) if self.trained_on else None
 
     @property
     def suspect(self) -> tuple[str, ...]:
-        """Why its numbers are not to be relied on."""
+        """Return why its numbers are unreliable."""
         return tuple(REMARKS[kind] for kind in SUSPECT if kind in self.remarks)
 
     @property
@@ -266,7 +266,7 @@ def as_text(texts: Mapping[str, str]) -> str:
 
 
 def checked(run: RunSummary) -> RunSummary:
-    """The run if every field is what the schema says, else an `InputError` that names the first that is not."""
+    """Return the run if every field fits the schema; otherwise raise an `InputError` that names the first."""
     for name, hint in hints().items():
         value = getattr(run, name)
         check(value, dict if name == "metrics" else hint, name)
@@ -297,13 +297,13 @@ def checked(run: RunSummary) -> RunSummary:
 
 @lru_cache(maxsize=4)
 def hints(schema: type = RunSummary) -> dict[str, Any]:
-    """Name and type of each column."""
+    """Return name and type of each column."""
     types = get_type_hints(schema)
     return {f.name: types[f.name] for f in dataclasses.fields(schema) if f.metadata.get("column", True)}
 
 
 def plain_text(text: str, limit: int = MAX_NAME) -> str:
-    """What any file format and terminal can take: no lone surrogates, no control characters, not endless."""
+    """Return text that any file format and terminal accepts: no lone surrogates or control characters, and short."""
     cut = text[:limit]
     clean = cut if cut.isprintable() else "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in cut)
     return clean if len(text) <= limit else f"{clean}…"
@@ -313,9 +313,9 @@ def plain_text(text: str, limit: int = MAX_NAME) -> str:
 
 
 def read_runs(paths: Iterable[str | Path], more: Sequence[str] = ()) -> list[RunSummary]:
-    """The runs of these results files and folders, each once; an `InputError` where one cannot be used.
+    """Return the runs of these results files and folders, each once; raise an `InputError` for an invalid one.
 
-    `more` are metrics beside those that are listed: ece:bins=20.
+    `more` are additional metrics such as ece:bins=20.
     """
     runs = {(run.source, run.task): run for path in dict.fromkeys(paths) for run in read_results(path)}
     summaries = []
@@ -328,7 +328,7 @@ def read_runs(paths: Iterable[str | Path], more: Sequence[str] = ()) -> list[Run
 
 
 def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummary:
-    """The summary of a run that was read; `sha256` is the hash of its file."""
+    """Return the summary of a run; `sha256` is the hash of its file."""
     config: Config = check(run.config, Config, "config")
     info: Info = config.get("uqharness") or {}
     record: AdapterRecord = info.get("record") or {}
@@ -393,7 +393,7 @@ def texts(values: Mapping[str, Any]) -> dict[str, str]:
 
 
 def chain(record: AdapterRecord) -> Iterator[AdapterRecord]:
-    """The adapter's record and those of the adapters it was built on."""
+    """Return the adapter's record and those of the adapters that it was built on."""
     link: AdapterRecord | None = record
     while link:
         yield link
@@ -401,7 +401,7 @@ def chain(record: AdapterRecord) -> Iterator[AdapterRecord]:
 
 
 def recipe_of(run: Mapping[str, Any]) -> dict[str, str]:
-    """The settings that change what is learned, as far as they are not those of a record without them."""
+    """Return the settings that change what is learned and differ from the defaults of older records."""
     recipe = {key: run[key] for key in fields_of("recipe") if key in run and run[key] != UNRECORDED.get(key)}
     if recipe.get("select", "last") == "last":  # then nothing was selected
         recipe = {key: value for key, value in recipe.items() if key not in ("select_split", "eval_every")}
@@ -413,14 +413,14 @@ def recipe_of(run: Mapping[str, Any]) -> dict[str, str]:
 
 
 def labels_seen(links: Iterable[AdapterRecord]) -> int | None:
-    """Items of all splits that were used; a split that an adapter shares with its source counts once."""
+    """Return the number of items in all used splits; a split shared with the source counts once."""
     splits = [split for link in links for split in (link.get("data") or {}).get("splits") or ()]
     sizes = {split.get("hash") or (split.get("split"), split.get("purpose")): split.get("items", 0) for split in splits}
     return sum(sizes.values()) if splits else None
 
 
 def training_passes(links: list[AdapterRecord]) -> int | None:
-    """LoRAs that were trained; what only fits or tunes on top of one (0 steps) trains none."""
+    """Return the number of trained LoRAs; fitting or tuning on top of one (0 steps) trains none."""
     counts = [
         (link.get("posterior") or {}).get("members") or 1
         for link in links
@@ -430,14 +430,14 @@ def training_passes(links: list[AdapterRecord]) -> int | None:
 
 
 def _cost(links: Iterable[AdapterRecord], name: str, together: Any) -> float | None:
-    """What an adapter cost together with the one that it was built on: without that it would not be there."""
+    """Return the cost of an adapter, including that of the adapter that it was built on."""
     parts = [(link.get("costs") or {}).get(name) for link in links]
     known = [float(part) for part in parts if isinstance(part, (int, float))]
     return float(together(known)) if known else None
 
 
 def base_of(run: Run, info: Mapping[str, Any] | None = None) -> str:
-    """What the base's folder called itself where the results say so, else the last part of its name."""
+    """Return the base's own label if the results contain it, else the last part of its name."""
     info = run.config.get("uqharness") or {} if info is None else info
     record = info.get("record") or {}
     recipe = record.get("recipe") or record.get("run") or {}
@@ -446,7 +446,7 @@ def base_of(run: Run, info: Mapping[str, Any] | None = None) -> str:
 
 
 def _unrecorded(model: str, base: str, adapter: object) -> str:
-    """A name for a model without our record: a plain adapter by its folder, a base alone as zero-shot."""
+    """Return a name for a model without our record: the folder of a plain adapter, or zero-shot for a base."""
     if adapter:
         return f"{last(adapter)} on {base}"
     return model if base == model else f"{base} (zero-shot)"
@@ -457,7 +457,7 @@ def last(path: Any, separator: str = "/") -> str:
 
 
 def number_of(value: object, what: str) -> float | None:
-    """lm-eval writes some numbers as text."""
+    """Parse a number, which lm-eval sometimes writes as text."""
     try:
         number = float(value) if isinstance(value, (int, float, str)) and not isinstance(value, bool) else math.nan
     except (ValueError, OverflowError):
@@ -471,7 +471,7 @@ def number_of(value: object, what: str) -> float | None:
 
 
 def refuse(run: Run, info: Mapping[str, Any]) -> None:
-    """Raise where the record contradicts itself: then it is not what a model answered."""
+    """Refuse a record that contradicts itself."""
     record, said = run.record, run.record.protocol
     if np.nanmax(record.logp) > ABOVE_ONE:
         raise InputError(f"a log-likelihood of {np.nanmax(record.logp):.6g}: no probability is above 1")
@@ -491,7 +491,7 @@ def refuse(run: Run, info: Mapping[str, Any]) -> None:
 def remarks_of(
     run: Run, info: Info, computed: Mapping[str, float], without: Mapping[str, float]
 ) -> Iterator[tuple[str, str]]:
-    """(kind, what is to be known), each kind once."""
+    """Return (kind, remark), each kind once."""
     record = info.get("record") or {}
     if leaked(info, run.task):
         yield "leaked", "fitted, tuned or selected on these questions"
@@ -529,7 +529,7 @@ def remarks_of(
 
 
 def printed(metric: str, number: float) -> str:
-    """A number with the digits and the scale that its metric has in tables."""
+    """Format a number with the digits and the scale of its metric in tables."""
     return f"{number * METRICS[metric].scale:.{METRICS[metric].decimals}f}"
 
 
@@ -542,7 +542,7 @@ def rows_of(protocol: Mapping[str, Any]) -> int | None:
 
 
 def leaked(info: Info, task: str) -> bool:
-    """Whether the model's adapter has seen questions of this task that no published training data hold."""
+    """Return whether the adapter has seen questions of this task that are not in the published training data."""
     overlap = (info.get("leaks") or {}).get(task)
     if isinstance(overlap, dict):
         return overlap["leaked"] > 0 or overlap["natural"] > LIMIT * overlap["items"]
@@ -550,9 +550,9 @@ def leaked(info: Info, task: str) -> bool:
 
 
 def without_shared(run: Run, info: Info) -> dict[str, float]:
-    """Without the questions that the published training data hold: how many are left, and their metrics.
+    """Return the count and the metrics of the questions that are not in the published training data.
 
-    Empty where it holds none.
+    Empty if it contains none.
     """
     overlap = (info.get("leaks") or {}).get(run.task)
     ids = overlap.get("natural_ids") if isinstance(overlap, dict) else None
