@@ -84,7 +84,8 @@ def landing(view: View) -> Page:
         )
     if not any(not _synthetic(table) for table in tables):  # nothing real was measured: the papers lead
         blocks = [Text("What the papers report", "heading"), *_first_paper(view, metric), *blocks]
-    return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *blocks])
+    where = f"{_summary(results)} · What papers report is on the page Papers."
+    return view.page("Leaderboard", PURPOSE, [Text(where, "caption"), *blocks])
 
 
 def papers(view: View) -> Page:
@@ -202,9 +203,9 @@ def _headline(view: View, table: Table, fake: bool) -> list[Block]:
     if len(points.rows) < 2:
         return []
     caption = headline.caption(view.results, table, names.index(data), points)
-    label = "Synthetic world: " * fake + f"difference from MLE on {data}"
+    label = f"{'Synthetic world: d' if fake else 'D'}ifference from MLE on {data}"
     return [
-        Text(f"{label}: NLL and ECE, lower is better", "caption"),
+        Text(f"{label}: NLL and ECE, left of the line is better", "heading"),
         Figure(charts.headline(points), f"headline{'-synthetic' * fake}", label),
         Text(caption, "caption"),
         Grid(*headline.as_rows(points), f"{label}, the figure as a table", folded=True),
@@ -218,7 +219,6 @@ def _first_paper(view: View, metric: str) -> list[Block]:
     block = reported_table.build(reported, name, [shown])
     return [
         replace(block, caption=f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED}"),
-        Text("All tables of the papers are on the page Papers.", "caption"),
     ]
 
 

@@ -155,9 +155,10 @@ def test_real_models_come_first_and_the_synthetic_world_is_last_and_says_so(tmp_
         of_toyworld(tmp_path, method, numbers=len(method))
     only = opened(Results(build([tmp_path])), "table")
     headings = [b.text for b in of(only, Text) if b.kind == "heading"]
-    assert headings == ["What the papers report", "Synthetic world"] and "says nothing about a language model" in said(
-        only
-    )
+    assert headings[:2] == [
+        "What the papers report",
+        "Synthetic world",
+    ] and "says nothing about a language model" in said(only)
     assert [b.measured for b in of(only, Methods)] == [False, True]
     result(tmp_path, "MLE", numbers=7)
     both = opened(Results(build([tmp_path])), "table")
@@ -176,13 +177,13 @@ def test_the_headline_is_the_difference_from_mle_with_early_stopping_among_the_r
     shared = Results(build([tmp_path]))
     page = opened(shared, "table")
     (figure,) = of(page, Figure)
-    grid = next(b for b in of(page, Grid) if b.caption.startswith("difference from MLE"))
+    grid = next(b for b in of(page, Grid) if b.caption.startswith("Difference from MLE"))
     rows = {(row[0], row[1]): row[2:] for row in grid.rows}
     assert set(rows) == {("MLE", "1"), ("MLE, stopped early", "1"), ("BLoB", "4"), ("BLoB", "0")}
     first = of(page, Methods)[0]
     cells = {first.table.rows[i][0]: cell.mean for (_, i, _), cell in first.table.cells.items()}
     assert rows["BLoB", "4"][0].lstrip("+") == number(cells["BLoB"] - cells["MLE"], "nll")
-    assert rows["MLE", "1"][0] == "0.00" and figure.alt.startswith("difference from MLE on arc_easy_uq")
+    assert rows["MLE", "1"][0] == "0.00" and figure.alt.startswith("Difference from MLE on arc_easy_uq")
     assert "40 test questions, 2 training seeds" in said(page)
 
 
