@@ -14,7 +14,8 @@
 
   function sort(head) {
     const table = head.closest("table");
-    const down = head.getAttribute("aria-sort") === "ascending";
+    const now = head.getAttribute("aria-sort");
+    const down = now ? now === "ascending" : head.dataset.down === "1"; // best first
     for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
     head.setAttribute("aria-sort", down ? "descending" : "ascending");
     for (const body of table.tBodies) {

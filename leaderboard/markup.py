@@ -65,7 +65,8 @@ def methods(block: Methods) -> str:
         blocks.append({"title": title, "meaning": METRICS[metric].meaning, "rows": rows})
     ranked = bool(block.ranks or block.pending)
     width = 2 + block.measured + len(block.extra) + len(table.columns) + ranked
-    heads = [(column.task, _below(column), _hashes(column)) for column in table.columns]
+    best_down = len(table.metrics) == 1 and bool(METRICS[table.metrics[0]].higher_is_better)
+    heads = [(column.task, _below(column), _hashes(column), best_down) for column in table.columns]
     names = [column.name for column in table.columns]
     made = environment().get_template("blocks.html.j2").make_module({"heads": heads, "names": names, "width": width})
     return str(made.methods(block, table, table_formats.latex([table]), blocks))  # type: ignore[attr-defined]
@@ -75,10 +76,10 @@ def _any(block: Methods, metric: str, i: int) -> bool:
     return any((metric, i, j) in block.table.cells for j in range(len(block.table.columns)))
 
 
-def _attributes(column: int, title: str = "") -> Markup:
+def _attributes(column: int, title: str = "", down: bool = False) -> Markup:
     """Of the cells of a data set: on a phone one data set is shown at a time."""
     told = f' title="{escape(title)}"' if title else ""
-    return Markup(f' data-j="{column}"{" class=other" if column else ""}{told}')
+    return Markup(f' data-j="{column}"{" class=other" if column else ""}{" data-down=1" if down else ""}{told}')
 
 
 def _below(column: Column) -> list[str]:
