@@ -1,4 +1,4 @@
-"""Text for a terminal: names of strangers cannot steer it, and an encoding that lacks a character is no error."""
+"""Text for a terminal: escape control characters in untrusted names, and tolerate encodings without a character."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def printable(text: str) -> str:
 
 
 def say(message: str) -> None:
-    """Print how a command ended, as its last line: bars that are still open would print themselves after it."""
+    """Print a command's last line after closing progress bars, which would otherwise print after it."""
     bars = getattr(getattr(sys.modules.get("tqdm"), "tqdm", None), "_instances", ())
     for bar in list(bars):
         with contextlib.suppress(Exception):

@@ -39,7 +39,7 @@ TINY = Run(
 
 
 def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
-    """A random Llama: 2 layers, width 32, 64 tokens."""
+    """Return a random Llama: 2 layers, width 32, 64 tokens."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -50,7 +50,7 @@ def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
 
 
 def tiny_encoder(seed: int = 0, kind: str = "roberta", **settings: Any) -> nn.Module:
-    """A random sequence classifier of 3 classes: 2 layers, width 32, 64 tokens, no dropout of its own."""
+    """Return a random sequence classifier of 3 classes: 2 layers, width 32, 64 tokens, no dropout of its own."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     shape = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
@@ -64,7 +64,7 @@ def tiny_encoder(seed: int = 0, kind: str = "roberta", **settings: Any) -> nn.Mo
 
 
 def tiny_data(items: int = 16, seed: int = 0, encoder: bool = False) -> ChoiceData:
-    """Learnable questions: the right letter follows from the first token. Some answers have two tokens.
+    """Return learnable questions: the right letter follows from the first token. Some answers have two tokens.
 
     encoder: the answers are the classes 0, 1 and 2.
     """
@@ -91,7 +91,7 @@ def tiny_data(items: int = 16, seed: int = 0, encoder: bool = False) -> ChoiceDa
 
 
 def tiny_adapter(seed: int = 0) -> PeftModel:
-    """`tiny_llama` with a LoRA whose weights, B included, are random."""
+    """Return `tiny_llama` with a LoRA whose weights, B included, are random."""
     model = inject(tiny_llama(), dataclasses.replace(TINY, target_modules=("q_proj", "v_proj"))).eval()
     for name, parameter in model.named_parameters():
         if ".lora_" in name:
@@ -102,7 +102,7 @@ def tiny_adapter(seed: int = 0) -> PeftModel:
 def fit_tiny(
     method: Method, run: Run = TINY, source: Posterior | Predictive | None = None, encoder: bool = False
 ) -> tuple[Any, PeftModel, ChoiceData]:
-    """What the method makes of the tiny data, the model and the data."""
+    """Fit a method on the tiny data; return its result, the model and the data."""
     model, data = inject(tiny_encoder() if encoder else tiny_llama(), run), tiny_data(encoder=encoder)
     return method.fit(model, data, run, None if source is None else as_predictive(source)), model, data
 
@@ -114,7 +114,7 @@ def check_method(
     encoder: bool = False,
     **settings: Any,
 ) -> Any:
-    """Run the contract of docs/plugin.md; raise AssertionError, which names the clause, where a method breaks it.
+    """Run the contract of docs/plugin.md; raise an AssertionError that names the violated clause.
 
     Args:
         cls: the method.
@@ -124,7 +124,7 @@ def check_method(
         settings: the method's own.
 
     Returns:
-        What `fit` made.
+        The result of `fit`.
 
     Example:
         >>> from uqharness.registry import get_method
@@ -146,7 +146,7 @@ def check_method(
 
 
 def check_base_untouched(model: PeftModel, before: dict[str, Tensor]) -> None:
-    """Training changes the adapter and nothing else, bit for bit."""
+    """Check that training changes the adapter and nothing else, bit for bit."""
     after = {
         name.removeprefix("base_model.model.").replace(".base_layer.", ".").replace(".original_module.", "."): t
         for name, t in model.state_dict().items()
@@ -163,7 +163,7 @@ def check_loss_falls(data: ChoiceData) -> None:
 
 
 def check_draws(posterior: Posterior) -> None:
-    """Reproducible; the first of many are the few; a chunk is the same chunk; the seed matters."""
+    """Check that draws are reproducible, independent of count and chunk, and dependent on the seed."""
     count = posterior.usable(10)
     whole, again = posterior.draws(0, count, 3), posterior.draws(0, count, 3)
     first, later = posterior.draws(0, min(5, count), 3), posterior.draws(min(2, count - 1), count, 3)
@@ -182,7 +182,7 @@ def check_draws(posterior: Posterior) -> None:
 
 
 def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: ChoiceData, folder: Path) -> None:
-    """Save, load: the same numbers, exactly; PEFT alone loads the mean and answers as N = 0 does."""
+    """Check that loading restores the saved numbers exactly, and that PEFT loads the mean and gives N = 0."""
     cls, out = type(method), folder / "adapter"
     record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
     save_adapter(out, model, predictive, record)
@@ -212,7 +212,7 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
 
 
 def _restore(cls: type[Method], out: Path) -> Predictive:
-    """As `load_predictive`, for a method that need not be registered yet."""
+    """Load like `load_predictive`, for a method that need not be registered."""
     from unittest import mock
 
     installed = registry.get_method
@@ -227,7 +227,7 @@ def _restore(cls: type[Method], out: Path) -> Predictive:
 def check_resume(
     method: Method, posterior: Posterior, run: Run, source: Any, folder: Path, encoder: bool = False
 ) -> None:
-    """Stopped half-way and resumed, it ends where the uninterrupted run ended, bit for bit."""
+    """Check that a resumed run equals the uninterrupted one, bit for bit."""
     stop = run.steps // 2
     saving = dataclasses.replace(run, out=str(folder / "resumed"), save_every=stop)
     fit_tiny(method, saving, source, encoder)

@@ -1,7 +1,7 @@
-"""Cells as jobs of Slurm (submitit) and as tasks of Ray. Both are optional extras and imported here alone.
+"""Cells as jobs of Slurm (submitit) and as tasks of Ray. Both are optional extras and imported only here.
 
-The folder of the suite must lie where all machines see it; there the cells tell how they ended, and a job that is
-killed, preempted or out of time is simply run again.
+The suite's folder must be on a shared file system; cells record their result in it, and a job that is
+killed, preempted or out of time is run again.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from uqharness.suite.store import Store
 
 @dataclass(frozen=True)
 class SlurmOptions:
-    """What sbatch is given."""
+    """Options of sbatch."""
 
     partition: str | None = None
     account: str | None = None
@@ -36,7 +36,7 @@ class SlurmOptions:
     max_parallel: int = 64
 
     def parameters(self) -> dict[str, Any]:
-        """As submitit calls them."""
+        """Return the options by submitit's names."""
         given = {"partition": self.partition, "account": self.account, "gres": self.gres}
         shared = {"time": self.time, "array_parallelism": self.max_parallel, "job_name": "uqharness-suite"}
         own = {"cpus_per_task": 1, "additional_parameters": {"requeue": True}, "stderr_to_stdout": True}
@@ -57,14 +57,14 @@ class SlurmTask:
                 self.work(self.out, name)
 
     def checkpoint(self, names: list[str]) -> Any:
-        """Preempted or out of time: submitit queues the same again; what is done stays done."""
+        """Let submitit queue the task again if it is preempted or out of time; finished cells stay finished."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self, names)
 
 
 def stages(cells: Mapping[str, Cell]) -> list[list[list[str]]]:
-    """Groups of cells for one job each, in stages: those of a stage need only what earlier ones make."""
+    """Return groups of cells, one job each, in stages; cells of a stage depend only on earlier stages."""
     depth: dict[str, int] = {}
     groups: dict[str, list[str]] = {}
     for name, cell in cells.items():  # each after those that it needs
@@ -80,7 +80,7 @@ def stages(cells: Mapping[str, Cell]) -> list[list[list[str]]]:
 
 
 def sbatch_script(options: SlurmOptions, jobs: int, out: Path) -> str:
-    """What submitit would hand to sbatch, the command apart, which it makes as it submits."""
+    """Return the script that submitit would pass to sbatch, without the command."""
     from submitit.slurm.slurm import _make_sbatch_string
 
     command = f"python -m submitit.core._submit {out / 'slurm'}"
@@ -122,7 +122,7 @@ def slurm(graph: Graph, options: SlurmOptions, work: Work, tell: Callable[[Cell]
 
 
 def check_slurm() -> None:
-    """Refuse to plan jobs where submitit or a controller is missing."""
+    """Refuse to plan jobs if submitit or a controller is missing."""
     try:
         import submitit  # noqa: F401
     except ImportError as error:
@@ -139,7 +139,7 @@ def check_slurm() -> None:
 
 
 def _queued(jobs: list[str]) -> bool:
-    """Whether Slurm still has one of these jobs; where it does not answer, they count as there."""
+    """Return whether Slurm still has one of these jobs; if it does not answer, assume that it does."""
     done = subprocess.run(["squeue", "-h", "-j", ",".join(jobs), "-o", "%i"], capture_output=True, text=True)
     return bool(done.stdout.strip()) or (done.returncode != 0 and "Invalid job id" not in done.stderr)
 
@@ -148,7 +148,7 @@ def _queued(jobs: list[str]) -> bool:
 
 
 def ray(graph: Graph, address: str | None, jobs: int, work: Work, tell: Callable[[Cell], None]) -> None:
-    """A task for each cell once it can start; Ray runs the task of a dead worker again."""
+    """Run each cell as a task once it can start; Ray runs the task of a dead worker again."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
         import ray as library
@@ -188,14 +188,14 @@ def _ray_task(work: Work, folder: str, out: str, name: str) -> None:
 
 
 def _inherited() -> dict[str, str]:
-    """What cells depend on and a worker that runs already does not have: where data, models and worlds are."""
+    """Return environment variables that cells need: locations of data, models and worlds."""
     names = ("UQHARNESS_", "HF_", "OMP_NUM_THREADS", "MKL_NUM_THREADS", "TRANSFORMERS_")
     own = {"OMP_NUM_THREADS": "1"} if not gpus() else {}
     return {**own, **{name: value for name, value in os.environ.items() if name.startswith(names)}}
 
 
 def _check_address(address: str | None) -> None:
-    """Ray itself waits for minutes."""
+    """Refuse an unreachable address at once; Ray itself waits for minutes."""
     if address in (None, "auto", "local"):
         return
     host, colon, port = str(address).removeprefix("ray://").rpartition(":")

@@ -1,4 +1,4 @@
-"""What a plan costs, before anything runs: forward passes with and without sharing, time and disk.
+"""Estimate the cost of a plan: forward passes with and without sharing, time and disk.
 
 A forward is one question through the base, its choices included. A training question counts three (forward and
 backward), a fit after training one training pass over the training split, an evaluation of N draws N + 1 per question
@@ -37,7 +37,7 @@ ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one 
 
 @functools.cache
 def items(task: str) -> tuple[int, int]:
-    """(items to train on, items that are evaluated) of a task."""
+    """Return (training items, evaluated items) of a task."""
     name = re.sub(r"_(bp|ll)$", "", task)
     test = "_test" if name.endswith("_test") else ""
     name = re.sub(r"(_cloze)?_uq$", "", name.removesuffix("_test"))
@@ -67,7 +67,7 @@ def forwards(cell: Cell, plan: Plan, draws: int | None = None, alone: bool = Fal
 
 
 def _rows(cell: Cell, plan: Plan, samples: int, alone: bool) -> int:
-    """Forwards of a question that is asked with this many draws; in one run the mean's row comes with them."""
+    """Return the forwards of a question with this many draws, including the mean's row."""
     if cell.source is None:
         return 1
     trained = plan.cells[cell.source].spec
@@ -78,7 +78,7 @@ def _rows(cell: Cell, plan: Plan, samples: int, alone: bool) -> int:
 
 
 def compare(plan: Plan, cells: Mapping[str, Cell]) -> tuple[float, float]:
-    """Forwards of these cells, and of the same table where each place of it trains and evaluates by itself."""
+    """Return the forwards of these cells, and of the same table without sharing."""
     together = sum(forwards(cell, plan) for cell in cells.values())
     apart, trained = 0.0, set()
     for entry in plan.entries:
@@ -98,7 +98,7 @@ def compare(plan: Plan, cells: Mapping[str, Cell]) -> tuple[float, float]:
 
 
 def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) -> tuple[float | None, str]:
-    """(seconds of these cells one after the other, where that comes from)."""
+    """Return (seconds of these cells in sequence, basis of the estimate)."""
     total, unknown, measured = 0.0, 0, 0
     speeds = _measured(plan, store)
     for cell in cells.values():
@@ -120,7 +120,7 @@ def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) ->
 
 
 def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
-    """Seconds per forward of the cells that are done, by kind and base."""
+    """Return seconds per forward of finished cells, by kind and base."""
     found: dict[tuple[str, str], list[float]] = {}
     done = [name for name, state in store.states().items() if state == "done" and name in plan.cells]
     for name in done[:200]:

@@ -1,8 +1,8 @@
-"""From a suite to a graph of cells: what is trained, what is evaluated, and which cell needs which.
+"""Turn a suite into a graph of cells: trainings, evaluations and their dependencies.
 
 A cell's hash covers all that determines its numbers: the settings whose role is recipe, data or seed, the method's own
 settings with their defaults, the contents of base and task, the cell that it builds on, and `NUMERICS`. So two rows
-that need the same training share it, and what is done is never done again. No method is imported: a plan of 10,000
+that need the same training share it, and a finished cell never runs again. No method is imported: a plan of 10,000
 cells takes about a second.
 """
 
@@ -39,7 +39,7 @@ OF_SUITE = ("base", "seeds", "draws", "limit")  # what --set changes of the suit
 
 @dataclass(frozen=True)
 class Cell:
-    """One training or one evaluation. `spec` is all that is needed to carry it out."""
+    """One training or one evaluation. `spec` contains everything that is needed to run it."""
 
     hash: str
     kind: str  # "train" or "evaluate"
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Entry:
-    """A place in the grid and the cells that fill it."""
+    """An entry of the grid and its cells."""
 
     base: str
     method: str  # the row's name
@@ -74,7 +74,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Plan:
-    """All cells, each after those that it needs, and the grid that they fill."""
+    """All cells, each after those that it needs, and the entries of the grid."""
 
     suite: str
     file: str
@@ -118,7 +118,7 @@ class Plan:
 
 
 def make(suite: Suite, given: Mapping[str, Any] | None = None) -> Plan:
-    """The plan of a suite with --set's settings; refuses what no cell could be made with."""
+    """Return the plan of a suite with the settings of --set; refuse invalid settings."""
     given = dict(given or {})
     if not suite.train:
         raise InputError(f"{suite.file}: no train: a suite needs at least one training task")
@@ -133,7 +133,7 @@ def make(suite: Suite, given: Mapping[str, Any] | None = None) -> Plan:
 
 
 def tasks(suite: Suite) -> list[str]:
-    """The names of all tasks and groups that the suite trains on or evaluates."""
+    """Return the names of all tasks and groups that the suite trains on or evaluates."""
     named = [*suite.evaluate.values(), *(row.evaluate or () for row in suite.rows.values())]
     named += [point.where.get("evaluate", ()) for point in suite.include]
     return [
@@ -142,7 +142,7 @@ def tasks(suite: Suite) -> list[str]:
 
 
 def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
-    """The suite with the parts that --set replaces: base, seeds, draws and limit; `at` moves along with steps."""
+    """Return the suite with the parts that --set changes: base, seeds, draws and limit; `at` moves along with steps."""
     parts: dict[str, Any] = {}
     if given.get("base"):
         parts["bases"] = {str(name): {"base": str(name)} for name in _list(given["base"])}
@@ -164,7 +164,7 @@ def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
 
 
 def _scaled(suite: Suite, row: Row, new: int) -> tuple[int, ...]:
-    """The row's `at` at the same fractions of another number of steps."""
+    """Return the row's `at` at the same fractions of another number of steps."""
     old = config.convert(int, row.settings.get("steps", suite.run.get("steps", Run.steps)), "steps")
     return tuple(sorted({at if at > old else max(1, -(-at * new // old)) for at in row.at}))
 
@@ -214,7 +214,7 @@ class _Maker:
         return [name for row in rows for name in (row.name, *(each.name for each, _ in self._steps(row)))]
 
     def _steps(self, row: Row) -> list[tuple[Row, int | None]]:
-        """The rows that `at` makes of a row, or of the row that it builds on, with their step."""
+        """Return the rows that `at` creates from a row or its source, with their steps."""
         origin = row
         while not origin.at and origin.source:
             origin = self.suite.rows[origin.source]
@@ -225,7 +225,7 @@ class _Maker:
     # ------------------------------------------------------------ the grid
 
     def places(self) -> Iterator[dict[str, Any]]:
-        """The grid less `exclude`, then `include`."""
+        """Yield the grid without `exclude`, then `include`."""
         suite = self.suite
         for base in suite.bases:
             for train in suite.train:
@@ -339,7 +339,7 @@ class _Maker:
         return self.cells.setdefault(code, Cell(code, kind, name, spec, source, after))
 
     def _resolve(self, row: Row, base: str, train: str) -> dict[str, Any]:
-        """The settings of a row on a base and a task, in all their layers; the seed apart."""
+        """Return the settings of a row on a base and a task from all layers, without the seed."""
         suite = self.suite
         layers = [suite.run, suite.bases[base], suite.train[train], row.settings]
         point = {"base": base, "train": train, "method": row.name.partition("@")[0]}
@@ -367,7 +367,7 @@ class _Maker:
         return self._settle(row, declared, mine, {**theirs, "task": train})
 
     def _settle(self, row: Row, declared: Any, mine: Mapping[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
-        """The layers as what is run, what is given to `train` and what is hashed."""
+        """Resolve the layers into the run, the arguments of `train` and the hashed settings."""
         theirs["base"] = resolved_base(str(theirs["base"]))
         if row.source:
             theirs = {name: value for name, value in theirs.items() if name not in OF_SOURCE}
@@ -394,7 +394,7 @@ class _Maker:
 
 
 def resolved_base(name: str) -> str:
-    """A folder or file by its full path; a hub id and toyworld as they are."""
+    """Return the full path of a folder or file; hub ids and toyworld unchanged."""
     path = Path(name).expanduser()
     if name != "toyworld" and path.exists():
         return str(path.resolve())
@@ -404,7 +404,7 @@ def resolved_base(name: str) -> str:
 
 
 def base_identity(name: str) -> str:
-    """A hub id as it is; of files their names, sizes and samples of their contents."""
+    """Return a hub id, or names, sizes and samples of the contents of files."""
     return f"toyworld {world_hash()}" if name == "toyworld" else _contents(name)
 
 
@@ -434,7 +434,7 @@ def _sampled(path: Path, block: int = 2**16, count: int = 16) -> str:
 
 
 def task_digest(name: str, include_path: str | None = None) -> str:
-    """Of the text of the YAMLs that define a task of ours or of `include_path`; lm-eval's by name and version."""
+    """Hash the YAMLs of a task of ours or of `include_path`; identify lm-eval's tasks by name and version."""
     found = _texts(name, include_path)
     return f"{found} {world_hash()}" if "toyworld" in name else found
 
@@ -451,7 +451,7 @@ def _texts(name: str, include_path: str | None) -> str:
 
 
 def _collect(name: str, known: Mapping[str, Path], texts: dict[str, str]) -> None:
-    """The texts of a task or a group: its own, of its `include`s and of its members."""
+    """Collect the texts of a task or a group: its own, of its `include`s and of its members."""
     path = known.get(name)
     if name in texts or path is None:
         return
@@ -488,7 +488,7 @@ def _task_files(include_path: str | None) -> dict[str, Path]:
 
 
 def world_hash() -> str:
-    """Of the embedded world that is in use."""
+    """Return a hash of the embedded world in use."""
     from uqharness.toyworld import data_path
 
     return _manifest_hash(data_path())

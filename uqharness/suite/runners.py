@@ -1,7 +1,7 @@
-"""Where cells run: in processes of this machine, as jobs of Slurm, as tasks of Ray.
+"""Run cells in processes of this machine, as Slurm jobs or as Ray tasks.
 
 All of them call `work(out, hash)` of the command, which runs one cell, records its end in the store and never raises
-for a cell that fails. What is done is read from the store: a runner may be killed at any moment.
+for a cell that fails. Progress is read from the store, so a runner may be killed at any moment.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Work = Callable[[str, str], None]
 
 
 class Graph:
-    """Cells that are still to do, in the order of their weights, and which of them can start."""
+    """Remaining cells, in the order of their weights, and which of them can start."""
 
     def __init__(self, cells: Mapping[str, Cell], store: Store, weight: Callable[[Cell], float]) -> None:
         self.store, self.cells = store, cells
@@ -38,7 +38,7 @@ class Graph:
                     self.path[needed] = max(self.path[needed], own + self.path[cell.hash])
 
     def ready(self, base: str | None = None) -> Cell | None:
-        """The next cell to start: of those on this base if there are any, what most waits for."""
+        """Return the next cell to start: prefer this base, then the cell that most others wait for."""
         waiting = {*self.left, *self.running}
         able = [cell for cell in self.left.values() if not waiting.intersection(cell.needs)]
         return max(able, key=lambda cell: (_base(cell) == base, self.path[cell.hash]), default=None)
@@ -47,7 +47,7 @@ class Graph:
         self.running[cell.hash] = self.left.pop(cell.hash)
 
     def end(self, name: str) -> None:
-        """Take the end of a cell from the store; what needs a cell that failed is given up."""
+        """Read the result of a cell from the store; give up cells that need a failed one."""
         cell = self.running.pop(name)
         if self.store.is_done(name):
             return
@@ -69,7 +69,7 @@ def _base(cell: Cell) -> str | None:
 
 
 def local(graph: Graph, jobs: int, work: Work, tell: Callable[[Cell], None]) -> None:
-    """A process for each of `jobs`, with a GPU of its own where there are some."""
+    """Run cells in `jobs` processes, each with its own GPU if GPUs exist."""
     context = multiprocessing.get_context("spawn")
     workers: dict[connection.Connection, _Worker] = {}
     devices = _devices(jobs)
@@ -112,7 +112,7 @@ class _Worker:
         self.pipe.send((str(store.out), cell.hash))
 
     def end(self) -> Cell | None:
-        """The cell that has ended; None where the process has."""
+        """Return the cell that has ended; None if the process has ended."""
         try:
             self.pipe.recv()
         except (EOFError, ConnectionError):
@@ -139,7 +139,7 @@ def _serve(pipe: connection.Connection, work: Work) -> None:
 
 
 def _end_with_parent() -> None:
-    """Wait for the end of the parent, however it comes, and end this process."""
+    """Wait until the parent ends for any reason, then end this process."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         connection.wait([parent.sentinel])
@@ -147,7 +147,7 @@ def _end_with_parent() -> None:
 
 
 def gpus() -> list[str]:
-    """The GPUs that this process may use, without loading CUDA into it."""
+    """Return the GPUs that this process may use, without loading CUDA into it."""
     if given := os.environ.get("CUDA_VISIBLE_DEVICES"):
         return given.split(",")
     root = "/proc/driver/nvidia/gpus"
@@ -155,14 +155,14 @@ def gpus() -> list[str]:
 
 
 def _devices(jobs: int) -> list[str]:
-    """A name for each process: a GPU's number and which of those on it, or the processor's."""
+    """Return a name for each process: the GPU's number and an index on it, or the CPU."""
     cards = gpus() or ["cpu"]
     return [f"{cards[k % len(cards)]}:{k // len(cards)}" for k in range(jobs)]
 
 
 @contextlib.contextmanager
 def _environment(device: str) -> Iterator[None]:
-    """A process gets one GPU, or one thread: two on two cores are faster than two threads in each of two."""
+    """Give a process one GPU or one thread; one thread per process is faster than two on two cores."""
     card = device.partition(":")[0]
     names = {"CUDA_VISIBLE_DEVICES": card} if card != "cpu" else {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     before = {name: os.environ.get(name) for name in names}

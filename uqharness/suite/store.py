@@ -1,14 +1,14 @@
-"""The folder of a suite: what is planned, what is done, what failed, what is running.
+"""The folder of a suite: the plan, and done, failed and running cells.
 
-    OUT/suite.json              the plan that was last asked for
-    OUT/adapters/HASH/          the adapter of a training cell (HASH.checkpoints until it is there)
+    OUT/suite.json              the plan of the last command
+    OUT/adapters/HASH/          the adapter of a training cell (HASH.checkpoints while it is trained)
     OUT/results/HASH/           lm-eval's files of an evaluation
     OUT/cells/HASH.json         the cell is done: its name, command, commit, host and seconds
     OUT/cells/HASH.failed.json  its error; HASH.lock: held by the process that runs it
-    OUT/logs/HASH.txt           what the cell printed
+    OUT/logs/HASH.txt           the output of the cell
 
-Adapters and results are renamed into place when they are whole, the marker comes after them. A kill at any moment
-leaves a cell that is done, or one that is made (or gone on with) again.
+Adapters and results are renamed into place when they are complete, then the marker is written. After a kill at any
+moment a cell is either done, or it runs (or continues) again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ DONE, FAILED, LOCK = ".json", ".failed.json", ".lock"
 
 
 class Store:
-    """Where the cells of a suite are kept."""
+    """The stored cells of a suite."""
 
     def __init__(self, out: str | Path) -> None:
         self.out = Path(out)
@@ -64,7 +64,7 @@ class Store:
             raise InputError(f"{path} cannot be read: {error}; `uqharness suite run` writes it again") from None
 
     def write(self, plan: Plan) -> list[str]:
-        """Store a plan; return what differs from the one before, in lines."""
+        """Store a plan; return its differences from the previous one, as lines."""
         lines: list[str] = []
         if (self.out / "suite.json").exists():
             lines = differences(self.read(), plan)
@@ -74,7 +74,7 @@ class Store:
     # ------------------------------------------------------------ states
 
     def states(self) -> dict[str, str]:
-        """{hash: done, failed or running}, from one look at a folder; what is not in it has not begun."""
+        """{hash: done, failed or running}, from one listing of the folder; other cells have not started."""
         found: dict[str, str] = {}
         order = {FAILED: "failed", LOCK: "running", DONE: "done"}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.out / "cells") as entries:
@@ -95,7 +95,7 @@ class Store:
         return {"error": "its record cannot be read"}
 
     def record(self, name: str) -> dict[str, Any]:
-        """What the marker of a finished cell says."""
+        """Return the marker of a finished cell."""
         return dict(json.loads(self.mark(name, DONE).read_text(encoding="utf-8")))
 
     def finish(self, cell: Cell, about: Mapping[str, Any]) -> None:
@@ -107,20 +107,20 @@ class Store:
         write_atomic(self.mark(cell.hash, FAILED), json.dumps(about) + "\n")
 
     def evaluated(self) -> Iterator[tuple[Entry, Path]]:
-        """The places of the grid whose evaluation is done, with its results folder."""
+        """Return the entries of the grid whose evaluation is done, with their results folders."""
         made, states = self.read(), self.states()
         for entry in made.entries:
             if entry.evaluate and states.get(entry.cell) == "done":
                 yield entry, self.results(entry.cell)
 
     def forget_failures(self, names: Iterable[str]) -> None:
-        """Before another try; the logs stay."""
+        """Delete the records of failures before another attempt; keep the logs."""
         for name in names:
             self.mark(name, FAILED).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def lock(self, name: str) -> Iterator[None]:
-        """Held by the one process that runs a cell; another waits. A killed process gives it back."""
+        """Hold the lock of a cell while this process runs it; a killed process releases it."""
         path = self.mark(name, LOCK)
         path.parent.mkdir(parents=True, exist_ok=True)
         with open(path, "w") as file:
@@ -141,7 +141,7 @@ class Store:
 
 
 def differences(before: Plan, after: Plan) -> list[str]:
-    """What a changed suite means for a folder that has begun: settings that differ, places that came and went."""
+    """Return how a changed suite differs from the stored one: changed settings, added and removed entries."""
     old, new = ({entry.name: entry for entry in plan.entries} for plan in (before, after))
     if before.suite != after.suite:
         raise InputError(f"this folder contains the suite {before.suite}, not {after.suite}: give another --out")
@@ -164,7 +164,7 @@ def _some(names: list[str], most: int = 3) -> str:
 
 
 def _why(before: Plan, old: str, after: Plan, new: str) -> str:
-    """Which settings make two cells of one place differ."""
+    """Return the settings in which two cells of one entry differ."""
     one, other = _all_settings(before, old), _all_settings(after, new)
     differ = [
         f"{key} was {one.get(key, 'not set')}, is {other.get(key, 'not set')}"
@@ -175,7 +175,7 @@ def _why(before: Plan, old: str, after: Plan, new: str) -> str:
 
 
 def _all_settings(plan: Plan, name: str) -> dict[str, Any]:
-    """The settings of a cell and of what it builds on, which prefixes tell apart."""
+    """Return the settings of a cell and, with a prefix, of the cells that it builds on."""
     found: dict[str, Any] = {}
     cell: Cell | None = plan.cells[name]
     prefix = ""

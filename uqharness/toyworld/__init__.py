@@ -1,7 +1,7 @@
 """The embedded world: a synthetic multiple-choice task whose label distribution is known, and its tiny base.
 
-Everything here was made by `python -m tools.toyworld --full` (in a checkout) from one seed;
-`data/MANIFEST.json` says how.
+`python -m tools.toyworld --full` (in a checkout) generated everything here from one seed;
+`data/MANIFEST.json` describes how.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ SIZES = {
 
 
 def data_path() -> Path:
-    """The folder with base model, questions and manifest: the shipped one, or what UQHARNESS_TOYWORLD names."""
+    """Return the folder with base model, questions and manifest: the shipped one, or UQHARNESS_TOYWORLD."""
     other = os.environ.get("UQHARNESS_TOYWORLD")
     return Path(other) if other else Path(__file__).parent / "data"
 
 
 def base_path() -> Path:
-    """The shipped base model, as `from_pretrained` and `--model_args pretrained=` want it."""
+    """Return the path of the base model, for `from_pretrained` and `--model_args pretrained=`."""
     return data_path() / "base"
 
 
 def questions_path(name: str, split: str) -> Path:
-    """The gzipped JSON lines of one split, as `load_dataset("json", data_files=...)` wants them."""
+    """Return the path of one split's gzipped JSON lines, for `load_dataset("json", data_files=...)`."""
     if split not in SIZES.get(name, {}):
         known = ", ".join(f"{n}/{s}" for n, splits in SIZES.items() for s in splits)
         raise InputError(f"the toy world has no questions '{name}/{split}': take one of {known}")
@@ -46,11 +46,11 @@ def questions_path(name: str, split: str) -> Path:
 
 
 def questions(name: str, split: str) -> list[dict[str, Any]]:
-    """The questions of one split, each a dict (see tools/toyworld/world.py)."""
+    """Return the questions of one split, each a dict (see tools/toyworld/world.py)."""
     with gzip.open(questions_path(name, split), "rt", encoding="utf-8") as lines:
         return [json.loads(line) for line in lines]
 
 
 def oracle(name: str, split: str) -> list[list[float]]:
-    """log p(choice | question) of the best predictor there is, for every question of a split."""
+    """Return log p(choice | question) of the optimal predictor for every question of a split."""
     return [row["oracle"] for row in questions(name, split)]

@@ -14,7 +14,7 @@ from uqharness.errors import InputError
 
 
 class Oracle(LM):
-    """`--model toyworld_oracle`: reads the answer distribution that each toy-world question carries."""
+    """`--model toyworld_oracle`: answer with the true distribution of each toy-world question."""
 
     def __init__(self, pretrained: str = "toyworld_oracle", **_: Any) -> None:
         super().__init__()

@@ -38,13 +38,13 @@ MOST_LAYERS, MOST_ROWS = 4096, 2**24
 
 
 def build_model(run: Run) -> tuple[PeftModel, Any]:
-    """The base with a fresh adapter, and its tokenizer."""
+    """Return the base with a new adapter, and its tokenizer."""
     base, tokenizer = load_base(run)
     return inject(base, run), tokenizer
 
 
 def load_base(run: Run, classes: int = 0) -> tuple[nn.Module, Any]:
-    """The base where and as the run wants it, and its tokenizer.
+    """Load the base on the run's device and in its precision, and its tokenizer.
 
     classes: of the task, where a sequence classifier answers it; 0: a causal language model does.
     """
@@ -91,7 +91,7 @@ def load_base(run: Run, classes: int = 0) -> tuple[nn.Module, Any]:
 
 
 def base_location(name: str) -> tuple[str, str | None]:
-    """Where transformers finds a base model, and the GGUF file there that it reads, if any.
+    """Return the location of a base model for transformers, and its GGUF file, if any.
 
     `toyworld` is the base that comes with this package; GGUF files are named `FOLDER/x.gguf` or `user/name/x.gguf`.
     """
@@ -118,7 +118,7 @@ _kept: dict[Any, nn.Module] | None = None  # the base that the cells of a suite 
 
 
 def keep_base() -> None:
-    """From now on, keep the last base of this process: the next adapter on it need not load it again."""
+    """Cache the last base of this process from now on, so that the next adapter on it need not load it."""
     global _kept
     _kept = {} if _kept is None else _kept
 
@@ -139,7 +139,7 @@ def shared(key: tuple[Any, ...] | None, load: Callable[[], nn.Module]) -> Any:
 
 
 def is_encoder(config: Any) -> bool:
-    """Whether a configuration is that of an encoder (RoBERTa, BERT, DeBERTa, ModernBERT), which classifies."""
+    """Return whether a configuration is that of an encoder (RoBERTa, BERT, DeBERTa, ModernBERT), which classifies."""
     kinds = transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING, transformers.MODEL_FOR_MASKED_LM_MAPPING
     other = getattr(config, "is_encoder_decoder", False) or getattr(config, "is_decoder", False)
     return not other and all(type(config) in kind for kind in kinds)
@@ -222,7 +222,7 @@ def init_head(model: PeftModel, seed: int) -> None:
 
 
 def skeleton(name: str, classes: int = 0) -> nn.Module:
-    """The base without its weights: its layers, from its configuration alone."""
+    """Return the base without its weights, built from its configuration."""
     where, file = base_location(name)
     if file:
         check_gguf(name, {})
@@ -239,7 +239,7 @@ def skeleton(name: str, classes: int = 0) -> nn.Module:
 
 @contextmanager
 def load_errors(name: str, file: str | None) -> Iterator[None]:
-    """Within: a base that cannot be loaded is an InputError of one line."""
+    """Turn errors of loading a base into a one-line InputError."""
     try:
         with gguf_errors(name, file):
             yield
@@ -269,7 +269,7 @@ def check_size(where: str, **options: Any) -> None:
 
 
 def inject(base: nn.Module, run: Run) -> PeftModel:
-    """LoRA on the run's target modules, initialised from the run's seed."""
+    """Inject a LoRA on the run's target modules, initialised from the run's seed."""
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
     config = LoraConfig(
@@ -294,13 +294,13 @@ def inject(base: nn.Module, run: Run) -> PeftModel:
 
 
 def is_tied(base: nn.Module) -> bool:
-    """Whether the output head's weight is the embedding's."""
+    """Return whether the output head's weight is the embedding's."""
     head, embedding = base.get_output_embeddings(), base.get_input_embeddings()  # type: ignore[operator]
     return head is not None and head.weight is embedding.weight
 
 
 def untie(base: nn.Module) -> None:
-    """Give the output head a weight of its own: what a merge into a tied head needs, and nothing else does."""
+    """Give the output head its own weight, which is needed only to merge an adapter into a tied head."""
     if is_tied(base):
         head: Any = base.get_output_embeddings()  # type: ignore[operator]
         head.weight = nn.Parameter(head.weight.detach().clone(), requires_grad=head.weight.requires_grad)
@@ -308,7 +308,7 @@ def untie(base: nn.Module) -> None:
 
 
 def tied_head_note(model: PeftModel) -> str | None:
-    """What to say of an adapter with a LoRA on a head that its base ties to the embedding."""
+    """Return a note if the adapter has a LoRA on a head that its base ties to the embedding."""
     base: Any = model.get_base_model()
     if is_tied(base) and any("lora_" in name for name, _ in base.get_output_embeddings().named_parameters()):
         return "the base ties its output head to its embedding: the head's LoRA acts on the head only"
@@ -316,7 +316,7 @@ def tied_head_note(model: PeftModel) -> str | None:
 
 
 def settle_tying(model: PeftModel) -> None:
-    """Tied tensors stay one tensor; tying them again by name, as HFLM does, fails where PEFT wraps the head."""
+    """Keep tied tensors tied; tying them again by name, as HFLM does, fails if PEFT wraps the head."""
     base: Any = model.get_base_model()
     if is_tied(base):
         base.tie_weights = _stay_tied
@@ -328,7 +328,7 @@ def _stay_tied(*_: Any, **__: Any) -> None:
 
 @contextmanager
 def known_warnings() -> Iterator[None]:
-    """Within: PEFT's paragraph on tied heads is left out, we say it in a line; so is what it does for Conv1D."""
+    """Suppress PEFT's warnings on tied heads, which we report in one line, and on Conv1D."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="fan_in_fan_out is set to")
         warnings.filterwarnings("ignore", message="Model (has|with) `tie_word_embeddings=True`")
@@ -337,7 +337,7 @@ def known_warnings() -> Iterator[None]:
 
 @torch.no_grad()
 def fit_vocabulary(base: nn.Module, tokens: int) -> None:
-    """Longer embeddings where the tokenizer has more tokens than they have rows, never shorter ones.
+    """Grow the embeddings if the tokenizer has more tokens than rows; never shrink them.
 
     Many checkpoints are padded to a round number of rows, which stay. New rows are the mean of the others, in
     training and in evaluation.
@@ -374,7 +374,7 @@ def uniform(like: Tensor, scale: float, *key: object) -> Tensor:
 
 
 def pick_device(device: str) -> torch.device:
-    """auto: a GPU where there is one. Each process of an `accelerate launch` has a GPU of its own."""
+    """Return the device; auto: a GPU if there is one. Each process of an `accelerate launch` has a GPU of its own."""
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and not torch.cuda.is_available():
@@ -387,7 +387,7 @@ def pick_device(device: str) -> torch.device:
 
 
 def training_dtype(run: Run) -> torch.dtype:
-    """The precision of the base in training."""
+    """Return the precision of the base in training."""
     device = pick_device(run.device)
     half = device.type == "cuda" and torch.cuda.is_bf16_supported()
     dtype: torch.dtype = getattr(torch, ("bfloat16" if half else "float32") if run.dtype == "auto" else run.dtype)
@@ -395,7 +395,7 @@ def training_dtype(run: Run) -> torch.dtype:
 
 
 def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> str:
-    """The precision of the base in evaluation where none is asked for; "auto" is the checkpoint's.
+    """Return the precision of the base in evaluation if none is given; "auto" is the checkpoint's.
 
     float32 on a CPU, where bfloat16 takes many times as long; elsewhere what the adapter was trained in.
     """
@@ -441,7 +441,7 @@ def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -
 
 
 def quantised_as(config: Any) -> str | None:
-    """How a base is quantised, in a word for records."""
+    """Return how a base is quantised, in a word for records."""
     if config is None:
         return None
     config = config if isinstance(config, Mapping) else config.to_dict()
@@ -451,7 +451,7 @@ def quantised_as(config: Any) -> str | None:
 
 
 def exact_on_cpu(base: nn.Module) -> None:
-    """Keep bitsandbytes' 4-bit layers from packing themselves anew once they are in evaluation mode on a CPU.
+    """Prevent bitsandbytes' 4-bit layers from repacking themselves in evaluation mode on a CPU.
 
     The packed form rounds the scales to bfloat16, serves no layer narrower than 64 and no backward pass, so that an
     answer would depend on the mode and on the processor.
@@ -463,7 +463,7 @@ def exact_on_cpu(base: nn.Module) -> None:
 
 
 def check_gguf(name: str, options: Mapping[str, Any]) -> None:
-    """Refuse what a base in a GGUF file cannot be loaded with."""
+    """Refuse options that a base in a GGUF file does not support."""
     if importlib.util.find_spec("gguf") is None:
         raise InputError(f"base model {name}: GGUF files need the gguf package, which is missing: pip install gguf")
     if options.get("quantization_config") is not None:
@@ -474,7 +474,7 @@ def check_gguf(name: str, options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def gguf_errors(name: str, file: str | None) -> Iterator[None]:
-    """Within: a GGUF file that transformers cannot read (its architecture, or no GGUF at all) is an InputError."""
+    """Turn errors of reading a GGUF file (unknown architecture, not GGUF) into an InputError."""
     try:
         yield
     except (ImportError, ValueError, LookupError, RuntimeError, TypeError, struct.error) as error:
@@ -500,7 +500,7 @@ def forget_gguf(base: nn.Module) -> None:
 
 
 def _loading(run: Run, device: torch.device) -> dict[str, Any]:
-    """Arguments of `from_pretrained`: precision and quantisation."""
+    """Return arguments of `from_pretrained`: precision and quantisation."""
     dtype = training_dtype(run)
     version = tuple(int(part) for part in transformers.__version__.split(".")[:2])
     options: dict[str, Any] = {"dtype" if version >= (4, 56) else "torch_dtype": dtype}

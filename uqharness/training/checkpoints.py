@@ -1,7 +1,7 @@
-"""The course of one training: losses, scores, best step, costs, and checkpoints that count only when whole.
+"""The course of one training: losses, scores, best step, costs, and checkpoints, valid only when complete.
 
 A checkpoint is written in `OUT.checkpoints/.uqharness-partial` and renamed into place with a marker that lists its
-files with size and SHA-256. What no marker of this run lists is never deleted.
+files with size and SHA-256. Files that no marker of this run lists are never deleted.
 
 Knows tensors and files; not the Trainer, not methods.
 """
@@ -41,7 +41,7 @@ log = logging.getLogger(__name__)
 
 
 class Course:
-    """Follows the trained tensors through the run."""
+    """Follow the trained tensors through the run."""
 
     def __init__(
         self,
@@ -134,7 +134,7 @@ class Course:
                 self.best, self.selected = self._copies(), step
 
     def finish(self) -> None:
-        """Weights of the selected step in place; costs final."""
+        """Restore the weights of the selected step and finalise the costs."""
         self._bar.close()
         self.seconds += time.perf_counter() - self._clock
         self._note_memory()
@@ -145,7 +145,7 @@ class Course:
             raise RunError(f"{bad[0]} is not finite after step {self.step}: try a lower --lr")
 
     def _note_memory(self) -> None:
-        """The peak so far, that of the processes before this one included."""
+        """Record the peak memory so far, including that of earlier processes."""
         if any(t.is_cuda for t in self.trained.values()):
             now = torch.cuda.max_memory_allocated()
         else:
@@ -154,7 +154,7 @@ class Course:
         self.peak_memory = max(self.peak_memory, now)
 
     def record(self) -> dict[str, Any]:
-        """For the adapter's record: costs and curves."""
+        """Return costs and curves for the adapter's record."""
         return {
             "steps": self.step,
             "seconds": round(self.seconds, 3),
@@ -175,7 +175,7 @@ class Course:
             write_atomic(folder / BEST, save(self.best))
 
     def mark(self, partial: Path) -> None:
-        """Make the checkpoint in `partial` count: list its files, rename it into place, drop older ones."""
+        """Complete the checkpoint in `partial`: list its files, rename it into place, delete older ones."""
         assert self.run.checkpoints is not None
         self.look()
         self._note_memory()
@@ -204,7 +204,7 @@ class Course:
             _delete(folder)
 
     def own_checkpoints(self) -> list[Path]:
-        """The folders whose marker names this run, fewest steps first; their files are not checked."""
+        """Return the folders whose marker names this run, fewest steps first; their files are not checked."""
         return [folder for folder, marker in self._marked() if marker["settings"] == self._settings]
 
     def newest_checkpoint(self) -> Path | None:
@@ -233,7 +233,7 @@ class Course:
         return sorted(folders, key=lambda pair: int(pair[0].name.rsplit("-", 1)[-1]))
 
     def clear_partial(self) -> None:
-        """Delete what a killed run has left of a checkpoint that it was writing."""
+        """Delete the incomplete checkpoint of a killed run."""
         if self.run.checkpoints is not None and is_main_process():
             shutil.rmtree(self.run.checkpoints / PARTIAL, ignore_errors=True)
 
@@ -263,7 +263,7 @@ class Course:
 
 
 def drop_checkpoints(courses: Iterable[Course]) -> None:
-    """Delete the checkpoints of these runs. Logs (`report_to`) and all that is not theirs stay."""
+    """Delete the checkpoints of these runs. Logs (`report_to`) and other files stay."""
     for course in courses if is_main_process() else ():
         where = course.run.checkpoints
         if where is None or not where.is_dir():
@@ -288,7 +288,7 @@ def thin(values: list[float], points: int = 200) -> list[list[float]]:
 
 @contextlib.contextmanager
 def own_randomness() -> Iterator[None]:
-    """The Trainer seeds the global generators (dropout needs that); the caller gets its own back."""
+    """Restore the caller's global generators, which the Trainer seeds for dropout."""
     python, numpy_state = random.getstate(), np.random.get_state()
     with torch.random.fork_rng():
         try:
@@ -308,7 +308,7 @@ def _fingerprint(path: Path) -> dict[str, Any]:
 
 
 def _read_marker(folder: Path) -> dict[str, Any] | None:
-    """The marker of a checkpoint; None where there is none that can be read."""
+    """Return the marker of a checkpoint; None if it cannot be read."""
     try:
         marker = json.loads((folder / MARKER).read_text())
     except (OSError, ValueError, RecursionError):
@@ -317,7 +317,7 @@ def _read_marker(folder: Path) -> dict[str, Any] | None:
 
 
 def _damage(folder: Path, marker: Mapping[str, Any]) -> str | None:
-    """What keeps a checkpoint from being resumed, or None."""
+    """Return why a checkpoint cannot be resumed, or None."""
     files = marker.get("files")
     if not isinstance(files, dict) or WEIGHTS not in files:
         return f"{MARKER} does not list its files"
@@ -343,7 +343,7 @@ def _delete(folder: Path) -> None:
 
 
 def _set_aside(folder: Path) -> None:
-    """Rename what lies where a checkpoint belongs and is none of this run's."""
+    """Rename a folder at a checkpoint's path that does not belong to this run."""
     number = 1
     while os.path.lexists(place := folder.with_name(f"{folder.name}.aside{number}")):
         number += 1

@@ -1,6 +1,6 @@
-"""What a method may see: items to fit, to tune and to select on, none of which is ever the evaluated split.
+"""The items that a method may use: to fit, to tune and to select on, never those of the evaluated split.
 
-The record says which items went where, by fingerprint, so that evaluating on one of them can be refused.
+The record lists their fingerprints, so that evaluating on them can be refused.
 """
 
 from __future__ import annotations
@@ -34,13 +34,13 @@ _kept: dict[tuple[Any, ...], ChoiceData] | None = None  # questions that the tra
 
 
 def keep_questions() -> None:
-    """From now on, keep the tokenised questions of this process for the next training on them."""
+    """Cache the tokenised questions of this process from now on, for the next training on them."""
     global _kept
     _kept = {} if _kept is None else _kept
 
 
 def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
-    """The data of a training run: what the run's flags and the method's needs (`uses_tune`) say."""
+    """Return the data of a training run, by the run's flags and the method's `uses_tune`."""
     select = run.select_split if run.eval_every else None
     key = (
         run.task,
@@ -71,7 +71,7 @@ def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
 
 @dataclass
 class ChoiceData:
-    """What a method is fitted on (`train`), may tune on (`tune`), and what `--select` looks at (`select`)."""
+    """Questions that a method is fitted on (`train`), may tune on (`tune`), and that `--select` uses (`select`)."""
 
     train: list[Question]
     tune: list[Question]
@@ -125,7 +125,7 @@ class ChoiceData:
 
 @dataclass(frozen=True)
 class Part:
-    """Items and what to call them."""
+    """Items and their names."""
 
     name: str
     items: list[Question]
@@ -161,7 +161,7 @@ def divide(
 
 
 def hold_out(items: list[Question], count: int, key: str) -> tuple[list[Question], list[Question]]:
-    """(rest, held out): the `count` items whose hashed fingerprint comes first; equal items stay together."""
+    """Return (rest, held out): the `count` items whose hashed fingerprint comes first; equal items stay together."""
     ranked = sorted({q.fingerprint for q in items}, key=lambda f: hashlib.sha256(f"{key}:{f}".encode()).digest())
     sizes: dict[str, int] = {}
     for question in items:
@@ -176,7 +176,7 @@ def hold_out(items: list[Question], count: int, key: str) -> tuple[list[Question
 
 
 def held_items(split: str, total: int) -> int:
-    """How many items `train[-20%]` or `train[-500]` holds out."""
+    """Return how many items `train[-20%]` or `train[-500]` holds out."""
     match = re.fullmatch(r"train\[-(\d+(?:\.\d+)?)(%?)\]", split.replace(" ", ""))
     if match is None:
         raise InputError(f"select_split is {split!r}: write train[-20%], train[-500] or tune (never what is evaluated)")

@@ -1,4 +1,4 @@
-"""Which base model an adapter belongs to, told from its weights. Knows no adapter and no file."""
+"""Identify the base model of an adapter by the base's weights. This module knows no adapter and no file."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def base_fingerprint(model: torch.nn.Module) -> str:
-    """A checksum of the base that survives dtype and 4/8-bit loading: its vectors and first embedding rows."""
+    """Return a checksum of the base that survives dtype and 4/8-bit loading: its vectors and first embedding rows."""
     digest = hashlib.sha256()
     foreign = (".lora_", ".uq_", "modules_to_save.")
     picked = {

@@ -1,6 +1,6 @@
-"""Whether a posterior does anything: how far its draws move the answers to a few training questions.
+"""Detect inert posteriors: measure how far draws change the answers to a few training questions.
 
-A posterior whose noise never grew answers like its mean whatever N is; its numbers are those of a point.
+A posterior whose noise never grew answers like its mean for every N; its numbers are those of a point.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Faint(Posterior):
 
 
 def measure(model: PeftModel, made: Posterior | Predictive, data: ChoiceData) -> dict[str, Any] | None:
-    """For the adapter's record; None where there are no random draws whose answers are averaged.
+    """Measure the activity for the adapter's record; None if no random draws are averaged.
 
     `moved` is the mean |p(choice | draw) − p(choice | mean)|, `mutual_information` in nats, both over `questions`
     evenly spaced training questions and `draws` draws; `std` that of the drawn weights around the mean, on average.
@@ -83,7 +83,7 @@ def measure(model: PeftModel, made: Posterior | Predictive, data: ChoiceData) ->
 def answers(
     model: PeftModel, predictive: Predictive, data: ChoiceData, questions: Sequence[Any]
 ) -> tuple[float, float]:
-    """(mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
+    """Return (mean |p_s − p_mean| over draws, questions and choices; mean mutual information)."""
     engine, size, gaps, information = predictive.engine(model, DRAWS, SEED), 8, [], []
     for start in range(0, len(questions), size):
         rows, _ = collate(questions[start : start + size], data, may_branch(model, data.max_length))
@@ -104,14 +104,14 @@ def entropy(p: Tensor) -> Tensor:
 
 
 def spread(posterior: Posterior) -> float:
-    """The mean std of the drawn weights, from the draws (√(π/2) mean |deviation|)."""
+    """Return the mean std of the drawn weights, from the draws (√(π/2) mean |deviation|)."""
     drawn = posterior.draws(0, DRAWS, SEED)
     parts = [(tensor - posterior.mean[name]).abs().flatten() for name, tensor in drawn.items()]
     return float(torch.cat(parts).mean()) * math.sqrt(math.pi / 2)
 
 
 def warning(name: str, remedy: str, activity: Mapping[str, Any], courses: Sequence[Mapping[str, Any]]) -> str:
-    """One line on an inert posterior: what was seen, and how many steps make the KL count."""
+    """Return a one-line warning on an inert posterior, with the number of steps that make the KL count."""
     seen = (
         f"{name}: draws do not change the answers ({activity['moved']:.1e} in probability on average, on "
         f"{activity['questions']} training questions): the posterior is inert and N = 10 is N = 0"

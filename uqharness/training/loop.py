@@ -1,7 +1,7 @@
 """Maximise Σ log p(gold choice | question, its choices) over an adapter; Hugging Face's `Trainer` loops.
 
-A method passes in what makes it different: a loss, parameter groups, parameters of its own and a callable
-after each optimiser step. All that is random follows from (seed, step), so a resumed run equals an
+A method passes its specific parts: a loss, parameter groups, its own parameters and a callable
+after each optimiser step. All random numbers depend on (seed, step), so a resumed run equals an
 uninterrupted one.
 """
 
@@ -66,7 +66,7 @@ class Batch:
 
 @dataclass(frozen=True)
 class Learned:
-    """What a method knows of a std that it learns with a KL: for the record, and an inert posterior's warning."""
+    """Facts on a std that is learned with a KL, for the record and the warning on an inert posterior."""
 
     stds: Callable[[], Mapping[str, Tensor]]  # of the random weights now, by tensor
     rate: Callable[[int, Run], float]  # KL weight × learning rate of a step of a run
@@ -75,12 +75,12 @@ class Learned:
 
     @torch.no_grad()
     def std(self) -> float:
-        """Of all random weights now, on average."""
+        """Return the mean std of all random weights now."""
         return float(torch.cat([std.flatten() for std in self.stds().values()]).mean())
 
     @torch.no_grad()
     def layers(self) -> dict[str, float]:
-        """The mean std of each tensor now."""
+        """Return the mean std of each tensor now."""
         stds = self.stds()
         return dict(zip(stds, torch.stack([std.mean() for std in stds.values()]).tolist(), strict=True))
 
@@ -143,7 +143,7 @@ def collate(questions: Sequence[Question], data: ChoiceData, branch: bool = Fals
 
 
 def learning_rate(step: int, run: Run) -> float:
-    """The factor on every learning rate at `step`: up from 0 in the warm-up, then down to 0 (or constant)."""
+    """Return the factor on every learning rate at `step`: up from 0 in the warm-up, then down to 0 (or constant)."""
     warm = math.ceil(run.steps * run.warmup)
     if step < warm:
         return step / warm
@@ -187,7 +187,7 @@ class Stream(Dataset["tuple[int, Question]"]):
 
 
 def batches(data: ChoiceData, run: Run, branch: bool, processes: int) -> DataLoader[Any]:
-    """The batches of the whole run, over all processes; its noise is keyed by their numbers."""
+    """Yield the batches of the whole run, over all processes; noise is keyed by their numbers."""
 
     def batch(items: Sequence[tuple[int, Question]]) -> dict[str, Batch]:
         micro = items[0][0] // run.batch_size
@@ -201,7 +201,7 @@ def batches(data: ChoiceData, run: Run, branch: bool, processes: int) -> DataLoa
 
 
 class LossModel(nn.Module):
-    """The adapter, the method's own parameters, and the loss as the forward: what the Trainer trains."""
+    """The module that the Trainer trains: adapter, the method's own parameters, and the loss as forward."""
 
     def __init__(
         self,
@@ -239,10 +239,10 @@ def fit_loop(
     """Train the adapter in place.
 
     Args:
-        loss: of a batch, a scalar with a gradient.
+        loss: returns the loss of a batch, a scalar with a gradient.
         groups: AdamW's parameter groups; parameters in none of them are the method's to update in `after_step`.
-        after_step: called with the step after the optimiser's, while the gradients are still there.
-        extra: parameters of the method's own, kept in checkpoints, never in PEFT's part of the adapter.
+        after_step: called with the step after each optimiser step, before gradients are cleared.
+        extra: the method's own parameters, saved in checkpoints, never in PEFT's part of the adapter.
         method: its settings are noted in checkpoints, so that one of other settings is not resumed.
         learned: of a std that is learned with a KL, what an inert posterior's warning needs.
         per_token: the loss draws noise for each token of its rows. Then, as with dropout, every choice of several
@@ -292,7 +292,7 @@ def fit_loop(
 
 @torch.inference_mode()
 def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
-    """NLL and accuracy of the current mean on the selection split."""
+    """Return NLL and accuracy of the current mean on the selection split."""
     stack.clear()  # a method's noise has served its step
     was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
     stack.model.eval()
@@ -310,7 +310,7 @@ def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
 
 
 def tune_table(engine: Engine, data: ChoiceData, size: int = 16) -> Tensor:
-    """The averaged answer to every question of the tuning split: `[Q, C]`, −inf where there is no such choice."""
+    """Return averaged answers to all questions of the tuning split: `[Q, C]`, −inf where there is no such choice."""
     starts, branch = range(0, len(data.tune), size), may_branch(engine.model, data.max_length)
     batches = [collate(data.tune[i : i + size], data, branch)[0] for i in starts]
     parts = [engine.score(rows).average(rows) for rows in batches]

@@ -1,8 +1,8 @@
-"""`--cache-prefix GIB`: what the layers below the first LoRA make of a question, kept for when it comes again.
+"""`--cache-prefix GIB`: cache the output of the layers below the first LoRA for each question.
 
-It depends on the base, the tokens and where they branch alone: not on step, seed, noise or method. In the memory of the
-process, so that later epochs, and the later seeds of `--seeds`, start at the first layer that is trained; with
-`--cache-prefix-dir DIR` also in a file, so that other commands do.
+It depends only on the base, the tokens and where they branch, not on step, seed, noise or method. It is stored in
+memory, so that later epochs, and the later seeds of `--seeds`, start at the first trained layer; with
+`--cache-prefix-dir DIR` also in a file, for other commands.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class PrefixCache:
 
     @contextmanager
     def below(self, rows: Rows) -> Iterator[None]:
-        """Within: a forward of these rows starts with what is kept of them."""
+        """Start forwards of these rows from the cached states inside this context."""
         with self.trunk.replaced(self.state(rows), 1):
             yield
 
@@ -95,7 +95,7 @@ class PrefixCache:
         return whole
 
     def _check(self, rows: Rows, state: Tensor) -> None:
-        """Compare with a full forward, once."""
+        """Compare with a full forward once, and refuse a difference."""
         self.checked, training = True, self.model.training
         self.model.eval()  # LoRA's dropout
         full = reader_of(self.model).logits(self.model, rows)
@@ -107,7 +107,7 @@ class PrefixCache:
             raise InputError(f"cache_prefix is set, but caching changes the results of {name}: remove it")
 
     def _add(self, states: States) -> bool:
-        """Keep these too; False where the budget does not allow all of them."""
+        """Add states to the cache; return False if the budget does not allow all of them."""
         new = {key: state for key, state in states.items() if key not in self.states}
         for key, state in new.items():
             if self.size + state.nbytes > self.limit:
@@ -117,7 +117,7 @@ class PrefixCache:
         return True
 
     def save(self) -> None:
-        """Write what is new to the file, beside what other processes have written since it was read."""
+        """Write new states to the file, together with those that other processes have written since."""
         if self.file is None or len(self.states) <= self.filed:
             return
         self._add(read(self.file))
@@ -129,7 +129,7 @@ class PrefixCache:
 
 
 def read(file: Path) -> States:
-    """The states in a file; none where there is no file, or it is not whole."""
+    """Return the states in a file; none if it is missing or incomplete."""
     try:
         return load_file(file) if file.exists() else {}
     except (OSError, SafetensorError) as error:

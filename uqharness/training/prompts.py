@@ -1,7 +1,7 @@
 """How a question becomes a prompt: chat template, system instruction, shots. One code for training and evaluation.
 
 lm-eval's task builds the prompt (`fewshot_context`); this module renders its messages, keeps an item from being one of
-its own shots, and describes the form of the prompts, which an adapter's record stores.
+its own shots, and describes the prompt format, which an adapter's record stores.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class ChatTemplate:
         return cls(tokenizer, template_text(tokenizer, name, base), {"enable_thinking": False, **(arguments or {})})
 
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> ChatText:
-        """Render as HFLM does, with a fixed date. A template that takes no system message gets none."""
+        """Render as HFLM does, with a fixed date. A template without a system message gets none."""
         try:
             text = self._render(messages, add_generation_prompt)
         except jinja2.exceptions.TemplateError:
@@ -83,13 +83,13 @@ class ChatTemplate:
 
     @functools.cached_property
     def entry(self) -> dict[str, Any]:
-        """What an adapter's record and a protocol say of it: its text's hash, and the arguments that its text reads."""
+        """Return its entry in records and protocols: the text's hash and the arguments that the text reads."""
         dated = {"strftime_now": TODAY.strftime("%d %b %Y")} if "strftime_now" in self.text else {}
         return describe(self.text, {**self.arguments, **dated})
 
 
 def template_text(tokenizer: Any, name: str | None = None, base: str = "") -> str:
-    """The text of a tokenizer's chat template."""
+    """Return the text of a tokenizer's chat template."""
     templates = getattr(tokenizer, "chat_template", None)
     if not templates:
         raise InputError(
@@ -111,7 +111,7 @@ def describe(text: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def described(render: Any, tokenizer_name: str = "") -> dict[str, Any]:
-    """The entry of the template behind an lm-eval model's `apply_chat_template`, ours or another's."""
+    """Return the entry of the template behind an lm-eval model's `apply_chat_template`."""
     model = getattr(render, "__self__", None)
     if isinstance(own := getattr(model, "template", None), ChatTemplate):
         return own.entry
@@ -129,9 +129,9 @@ class _Fixed(datetime):
 
 @contextmanager
 def fixed_date() -> Iterator[None]:
-    """Within: templates that insert the date of today (`strftime_now`) insert `TODAY`.
+    """Make templates that insert today's date (`strftime_now`) insert `TODAY` inside this context.
 
-    transformers hands no function to a template: what its own `strftime_now` reads is replaced.
+    The clock of transformers' own `strftime_now` is replaced, because it cannot be passed to a template.
     """
     from transformers.utils import chat_template_utils as module
 
@@ -153,7 +153,7 @@ def _say_no_system() -> None:
 
 @dataclass(frozen=True)
 class Prompting:
-    """The settings that lm-eval builds prompts with."""
+    """The settings from which lm-eval builds prompts."""
 
     template: ChatTemplate | None = None
     system_instruction: str | None = None
@@ -162,7 +162,7 @@ class Prompting:
 
     @classmethod
     def of(cls, task: Any, tokenizer: Any, run: Run) -> Prompting:
-        """What `lm_eval` would use for the flags of a training run."""
+        """Return the settings that `lm_eval` would use for the flags of a training run."""
         if pair_of(task):
             refuse_prompts(task.config.task, run.apply_chat_template, run.system_instruction, run.num_fewshot)
         template = ChatTemplate.of(tokenizer, base=run.base) if run.apply_chat_template else None
@@ -175,7 +175,7 @@ class Prompting:
         return make_form(entry, self.system_instruction, self.num_fewshot, self.multiturn)
 
     def context(self, task: Any, doc: Mapping[str, Any]) -> Any:
-        """The prompt of an item, or one for each choice, by lm-eval's own task."""
+        """Return the prompt of an item, or one for each choice, by lm-eval's own task."""
         with without_own_shots(task, doc, self.num_fewshot):
             return task.fewshot_context(
                 doc,
@@ -208,7 +208,7 @@ def refuse_prompts(name: str, chat: object, system: object, shots: int | None) -
 
 
 def number_of_shots(task: Any, shots: int | None) -> int:
-    """As lm-eval decides: the task's own number unless another is asked for, which a 0 in the YAML rules out."""
+    """Return the number of shots as lm-eval decides: the given one, else the task's; a 0 in the YAML is final."""
     own = task.config.num_fewshot
     shots = int(own or 0) if shots is None else shots
     if own == 0 and shots:
@@ -254,7 +254,7 @@ def without_own_shots(task: Any, doc: Mapping[str, Any], shots: int = 1) -> Iter
 
 
 class Form(TypedDict, total=False):
-    """A form as an adapter's record has it; what is not there was off."""
+    """A prompt format in an adapter's record; missing fields were off."""
 
     chat_template: str | None
     chat_arguments: dict[str, Any]
@@ -266,7 +266,7 @@ class Form(TypedDict, total=False):
 def make_form(
     entry: Mapping[str, Any] | None, system_instruction: str | None, num_fewshot: int, multiturn: object
 ) -> dict[str, Any]:
-    """What a record says of its prompts."""
+    """Return the record's entry of the prompt format."""
     return {
         **(entry or {"chat_template": None, "chat_arguments": {}}),
         "system_instruction": digest(system_instruction) if system_instruction else None,
@@ -279,7 +279,7 @@ PLAIN = make_form(None, None, 0, False)
 
 
 def recorded_form(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The form that an adapter was trained in; None where nobody knows (imported, or PEFT's alone).
+    """Return the prompt format of an adapter's training; None if unknown (imported or plain PEFT).
 
     Adapters from before it was recorded were trained zero-shot and without a template.
     """
@@ -292,7 +292,7 @@ def recorded_form(record: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def flags(run: Mapping[str, Any]) -> list[str]:
-    """lm-eval's flags for the prompts of a recorded run."""
+    """Return lm-eval's flags for the prompts of a recorded run."""
     words = ["--apply_chat_template"] if run.get("apply_chat_template") else []
     if text := run.get("system_instruction"):
         words += ["--system_instruction", str(text)]
@@ -340,7 +340,7 @@ def difference(trained: Mapping[str, Any], now_form: Mapping[str, Any], run: Map
 
 
 class FormCheck:
-    """Refuse to ask an adapter in another form than it was trained in."""
+    """Refuse to evaluate an adapter with another prompt format than its training."""
 
     def __init__(self, record: Mapping[str, Any] | None) -> None:
         self.form = recorded_form(record)

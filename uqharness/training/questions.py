@@ -1,7 +1,7 @@
-"""lm-eval Task -> questions as tokens. Prompts, choices and labels come from the task object itself.
+"""Tokenise the questions of an lm-eval task. Prompts, choices and labels come from the task object itself.
 
-So training asks exactly what evaluation asks, and any multiple-choice lm-eval task with a training split will
-do. Tokenisation is lm-eval's own too (`PairEncoder`). Knows nothing of splits, models or methods.
+So training and evaluation use the same prompts, and any multiple-choice lm-eval task with a training split
+works. Tokenisation is lm-eval's own too (`PairEncoder`). Knows nothing of splits, models or methods.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ Encode = Callable[[Sequence[Instance]], list[Pair]]
 
 
 def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None = None) -> Any:
-    """One task by name or YAML file. lm-eval's own 14,000 YAMLs are indexed only if the name is not ours."""
+    """Load a task by name or YAML file. lm-eval's own 14,000 YAMLs are indexed only if the name is not ours."""
     from lm_eval.tasks import TaskManager
 
     extra = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or ())
@@ -56,14 +56,14 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
 
 
 def load_again(name: str) -> Any:
-    """A task by name, in the folders that the evaluation under way was told of (`--include_path`)."""
+    """Load a task by name from the folders of the running evaluation (`--include_path`)."""
     from lm_eval.tasks import TaskManager
 
     return load_task(name, getattr(TaskManager, "_uqharness_include", None))
 
 
 def adds_our_tasks(manager: Any) -> bool:
-    """Whether lm-eval's TaskManager knows our folder by itself: by our start-up hook, or by discovery of its own."""
+    """Return whether lm-eval's TaskManager knows our folder: by our start-up hook, or by discovery of its own."""
     module = importlib.import_module("lm_eval.tasks.manager")
     return hasattr(module, "discover_plugin_task_paths") or getattr(manager.__init__, "_uqharness", False)
 
@@ -101,7 +101,7 @@ class PairEncoder(HFLM):
 
 @dataclass(frozen=True)
 class Question:
-    """A question: one (context, continuation) of token ids per choice, which choice is right, and its fingerprints."""
+    """One (context, continuation) of token ids per choice, which choice is right, and its fingerprints."""
 
     pairs: list[Pair]
     gold: int
@@ -111,7 +111,7 @@ class Question:
 
     @property
     def tokens(self) -> int:
-        """Of its longest row."""
+        """Return the number of tokens of its longest row."""
         return max(len(context) + len(continuation) for context, continuation in self.pairs)
 
 
@@ -156,7 +156,7 @@ def read_questions(
 def _ask(
     task: Any, split: str, docs: Iterable[Mapping[str, Any]], prompting: Prompting
 ) -> tuple[list[tuple[str, int]], list[Instance], list[int]]:
-    """lm-eval's requests for each document, where it stands and which choice is right."""
+    """Yield lm-eval's requests for each document, its position and the right choice."""
     places, requests, sizes = [], [], []
     if prompting.num_fewshot:
         task.set_fewshot_seed(FEWSHOT_SEED)
@@ -185,7 +185,7 @@ def compiled_templates() -> Iterator[None]:
 
 
 def gold_choice(task: Any, doc: Mapping[str, Any], count: int, where: str) -> int:
-    """Index of the right choice: doc_to_text where inputs vary (WinoGrande), else doc_to_target."""
+    """Return the index of the right choice: doc_to_text where inputs vary (WinoGrande), else doc_to_target."""
     gold = task.doc_to_text(doc) if task.multiple_input else task.doc_to_target(doc)
     if isinstance(gold, str):
         choices = list(task.doc_to_choice(doc))
@@ -196,7 +196,7 @@ def gold_choice(task: Any, doc: Mapping[str, Any], count: int, where: str) -> in
 
 
 def check_choices(pairs: Sequence[Pair], requests: Sequence[Instance], where: str) -> None:
-    """Choices must be something, and different things, to the model."""
+    """Refuse choices that tokenise to nothing or to the same tokens."""
     seen: dict[tuple[tuple[int, ...], tuple[int, ...]], str] = {}
     for (context, continuation), request in zip(pairs, requests, strict=True):
         text = request.args[1]
@@ -209,7 +209,7 @@ def check_choices(pairs: Sequence[Pair], requests: Sequence[Instance], where: st
 
 
 def check_letters(pairs: Sequence[Pair], texts: Sequence[str], where: str) -> None:
-    """Answers that are single letters are single tokens, after the tokens that all of them begin with."""
+    """Refuse letters as answers if one of them is several tokens after the common prefix."""
     letters = [text.strip() for text in texts]
     if len(set(letters)) < len(letters) or len(letters) < 2 or any(len(letter) != 1 for letter in letters):
         return

@@ -1,4 +1,4 @@
-"""Which layers get a LoRA: those that the run names, or what its architecture is adapted at by default.
+"""Select the layers that get a LoRA: those that the run names, or the architecture's defaults.
 
 Only layers of the language model and its output head count: the vision tower of a multimodal checkpoint has a
 `q_proj` of its own, which no text passes.
@@ -20,13 +20,13 @@ FUSED = {"phi3": ("qkv_proj",), "modernbert": ("Wqkv",)}
 
 
 def architecture(base: nn.Module) -> str:
-    """The model type of the language model."""
+    """Return the model type of the language model."""
     config: Any = base.config
     return str(config.get_text_config(decoder=True).model_type)
 
 
 def default_targets(base: nn.Module) -> tuple[str, ...]:
-    """PEFT's default layers for the architecture (query and value projections) and the output head.
+    """Return PEFT's default layers for the architecture (query and value projections) and the output head.
 
     BLoB and Laplace-LoRA adapt query, value and head. An architecture that PEFT's mapping does not have is adapted at
     its q_proj and v_proj; where there are none it is refused.
@@ -43,9 +43,9 @@ def default_targets(base: nn.Module) -> tuple[str, ...]:
 
 
 def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all") -> list[str] | str:
-    """What PEFT is to adapt: the names as given, in full where layers are chosen or the base is multimodal.
+    """Return PEFT's target modules: the given names, in full if layers are chosen or the base is multimodal.
 
-    Names and not PEFT's `layers_to_transform`, which leaves out all that is in no layer.
+    Names are used instead of PEFT's `layers_to_transform`, which excludes everything outside of layers.
     """
     if targets == AUTO:
         targets = default_targets(base)
@@ -63,7 +63,7 @@ def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all")
 
 
 def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
-    """What the names of the modules in the chosen layers begin with."""
+    """Return the name prefixes of the chosen layers."""
     config: Any = base.config
     count: int = config.get_text_config(decoder=True).num_hidden_layers
     modules = _language_modules(base)
@@ -74,7 +74,7 @@ def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
 
 
 def check_targets(base: nn.Module, targets: tuple[str, ...]) -> None:
-    """Every wanted module exists and is a linear layer."""
+    """Refuse target modules that do not exist or are not linear layers."""
     if targets == ALL_LINEAR:
         return
     linear, kinds = _linears(base), dict(_language_modules(base))
@@ -90,7 +90,7 @@ def check_targets(base: nn.Module, targets: tuple[str, ...]) -> None:
 
 
 def _head(base: nn.Module) -> tuple[str, ...]:
-    """The name of the output head, () where it is no linear layer."""
+    """Return the name of the output head, () if it is not a linear layer."""
     head, linear = base.get_output_embeddings(), _linears(base)  # type: ignore[operator]
     names = [name for name, module in linear.items() if module is head]
     last = [name.rpartition(".")[2] for name in names]
@@ -103,7 +103,7 @@ def _linears(base: nn.Module) -> dict[str, nn.Module]:
 
 
 def _language_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """The modules that text passes, by their full names."""
+    """Return the modules of the language model by their full names."""
     if not _is_multimodal(base):
         yield from ((name, module) for name, module in base.named_modules() if name)
         return
@@ -127,7 +127,7 @@ def _is_multimodal(base: nn.Module) -> bool:
 
 
 def _is_end(target: str, name: str) -> bool:
-    """Whether PEFT means the module `name` by `target`."""
+    """Return whether PEFT matches the module `name` with `target`."""
     return name == target or name.endswith(f".{target}")
 
 
