@@ -102,14 +102,14 @@ def _value(text: str) -> Any:
 
 
 def _only(words: list[str] | None) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+    selection: dict[str, list[str]] = {}
     for word in words or ():
         key, equals, values = word.partition("=")
         if not equals or key not in AXES:
             hint = did_you_mean(key, AXES)
             raise InputError(f"--only {word}: give KEY=VALUE with a KEY of {', '.join(AXES)}{hint}")
-        found.setdefault(AXES[key], []).extend(values.split(","))
-    return found
+        selection.setdefault(AXES[key], []).extend(values.split(","))
+    return selection
 
 
 def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> None:
@@ -191,10 +191,10 @@ def preflight(made: Plan, cells: Mapping[str, Cell]) -> None:
         from uqharness.commands.tasks_only import manager
         from uqharness.training.pairs import classes_of
 
-        found = manager(TaskManager, wanted, include, None)
+        index = manager(TaskManager, wanted, include, None)
         for name in wanted:
             try:
-                loaded = found.load(name)["tasks"]
+                loaded = index.load(name)["tasks"]
             except Exception as error:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise InputError(f"task {name} cannot be loaded: {reason}; nothing was run") from error

@@ -209,14 +209,14 @@ def number(run: RunSummary, metric: str, draws: int | None) -> float:
 
 def best_steps(rows: Sequence[Row]) -> dict[str, tuple[str, int]]:
     """The point estimate and its most accurate step, by task: MAP where there is one, else another of one function."""
-    found = {}
+    curves = {}
     for task, group in by_task(rows).items():
         points = [row for row in group if row.run.finite == 1]
         label = next((row.label for row in points if row.label.startswith("MAP")), points[0].label if points else None)
         if label is not None:
             line = over_steps(label, [row for row in points if row.label == label], find("acc"), None)
-            found[task] = (label, int(line.x[int(np.argmax(line.y))]))
-    return found
+            curves[task] = (label, int(line.x[int(np.argmax(line.y))]))
+    return curves
 
 
 def predictive(rows: Sequence[Row], metrics: Sequence[str] = DEFAULT) -> Chart:

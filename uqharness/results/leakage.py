@@ -280,7 +280,7 @@ def asked_items(requests: Sequence[Any]) -> list[Item]:
     by_doc: dict[Any, dict[int, Any]] = defaultdict(dict)
     for request in requests:
         by_doc[request.doc_id][request.idx] = request
-    return [_item(doc_id, [found[k] for k in sorted(found)]) for doc_id, found in by_doc.items()]
+    return [_item(doc_id, [entries[k] for k in sorted(entries)]) for doc_id, entries in by_doc.items()]
 
 
 def _item(doc_id: Any, requests: Sequence[Any]) -> Item:

@@ -24,14 +24,14 @@ log = logging.getLogger("uqharness.results")
 
 def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
     """Return the runs whose numbers may be published without context; log why others are omitted."""
-    kept = []
+    entries = []
     for run in runs:
         reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", "mismatch", "range") if kind in run.remarks]
         if reasons:
             log.warning("%s: %s: left out: %s", run.file, run.task, "; ".join(reasons))
         else:
-            kept.append(run)
-    return kept
+            entries.append(run)
+    return entries
 
 
 def model_index(name: str, runs: Sequence[RunSummary]) -> dict[str, Any]:

@@ -48,9 +48,9 @@ def pairs(runs: Sequence[RunSummary]) -> list[tuple[RunSummary, RunSummary]]:
         own = run.task.removesuffix("_test") == str(run.trained_on).removesuffix("_test")
         if run.shift == "id" and (own or _adapter(run) not in inside):
             inside[_adapter(run)] = run
-    found = [(inside[_adapter(run)], run) for run in latest.values() if run.shift != "id" and _adapter(run) in inside]
+    pairs = [(inside[_adapter(run)], run) for run in latest.values() if run.shift != "id" and _adapter(run) in inside]
     order = {id(run): place for place, run in enumerate(runs)}
-    return sorted(found, key=lambda pair: order[id(pair[1])])
+    return sorted(pairs, key=lambda pair: order[id(pair[1])])
 
 
 def _adapter(run: RunSummary) -> tuple[object, ...]:
@@ -103,11 +103,11 @@ def against(
                 f"{run.method} and {other.method} were asked {run.task} in different ways: "
                 "no paired interval; evaluate both alike"
             )
-    mine = [answers(run, r, row.draws) for run, r in zip((row.inside, row.shifted), records, strict=True)]
+    both = [answers(run, r, row.draws) for run, r in zip((row.inside, row.shifted), records, strict=True)]
     runs = (reference.inside, reference.shifted)
     theirs = [answers(run, r, reference.draws) for run, r in zip(runs, reference_records, strict=True)]
     return {
-        name: change_against(metric, (mine[0], theirs[0]), (mine[1], theirs[1]))
+        name: change_against(metric, (both[0], theirs[0]), (both[1], theirs[1]))
         for name in row.changes
         if (metric := tested(name)) is not None
     }

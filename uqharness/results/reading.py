@@ -153,7 +153,7 @@ def parse(content: bytes, where: str) -> Mapping[str, Any]:
 
 
 def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
-    return [read_run(data, source, *found) for found in packed_records(data)]
+    return [read_run(data, source, *packed) for packed in packed_records(data)]
 
 
 def packed_records(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:

@@ -212,12 +212,12 @@ class RunSummary:
         values = self.metrics.get(metric)
         return math.nan if values is None else float(values[draws - self.counts.start])
 
-    def used(self, asked: int | None) -> int | None:
+    def used(self, samples: int | None) -> int | None:
         """Return how many draws a row of `asked` uses (None: all); None if this run has fewer."""
-        one = self.finite == 1 or (self.combine == "given" and asked != 0)
-        if asked is None or (one and self.draws):  # a point is one row, whatever is asked; so is a combined answer
+        one = self.finite == 1 or (self.combine == "given" and samples != 0)
+        if samples is None or (one and self.draws):  # a point is one row, whatever is asked; so is a combined answer
             return self.draws
-        wanted = asked if self.finite is None else min(asked, self.finite)
+        wanted = samples if self.finite is None else min(samples, self.finite)
         return None if wanted > self.draws or (wanted == 0 and not self.has_mean) else wanted
 
     @cached_property
@@ -523,9 +523,9 @@ def remarks_of(
     if total > 1 + ABOVE_ONE:
         yield "range", f"the choices of a question have a probability of {total:.4g} together"
     known = [counts.get("original"), None if "keep" in run.record.protocol else rows_of(run.protocol)]
-    asked = max((count for count in known if type(count) is int), default=0)
-    if asked > run.record.items:
-        yield "trimmed", f"{run.record.items} of {asked} questions"
+    largest = max((count for count in known if type(count) is int), default=0)
+    if largest > run.record.items:
+        yield "trimmed", f"{run.record.items} of {largest} questions"
 
 
 def printed(metric: str, number: float) -> str:
@@ -556,9 +556,9 @@ def without_shared(run: Run, info: Info) -> dict[str, float]:
     """
     overlap = (info.get("leaks") or {}).get(run.task)
     ids = overlap.get("natural_ids") if isinstance(overlap, dict) else None
-    kept = ~np.isin(run.record.ids, np.array(ids or (), dtype=np.float64))
-    if kept.all():
+    clean = ~np.isin(run.record.ids, np.array(ids or (), dtype=np.float64))
+    if clean.all():
         return {}
-    values = metrics(run.record.only(kept)) if kept.any() else {}
+    values = metrics(run.record.only(clean)) if clean.any() else {}
     known = {name: float(value) for name, value in values.items() if name in METRICS and math.isfinite(value)}
-    return {"items": float(kept.sum()), **known}
+    return {"items": float(clean.sum()), **known}

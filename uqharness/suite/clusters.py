@@ -73,10 +73,10 @@ def stages(cells: Mapping[str, Cell]) -> list[list[list[str]]]:
             depth[train] = 1 + max((depth[needed] for needed in cell.needs if needed in depth), default=-1)
         depth.setdefault(train, 0)
         groups.setdefault(train, []).append(name)
-    found: list[list[list[str]]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
+    stages: list[list[list[str]]] = [[] for _ in range(1 + max(depth.values(), default=-1))]
     for train, names in groups.items():
-        found[depth[train]].append(names)
-    return found
+        stages[depth[train]].append(names)
+    return stages
 
 
 def sbatch_script(options: SlurmOptions, jobs: int, out: Path) -> str:
@@ -98,8 +98,8 @@ def slurm(graph: Graph, options: SlurmOptions, work: Work, tell: Callable[[Cell]
         executor = submitit.SlurmExecutor(folder=folder, max_num_timeout=1000)
         parameters = options.parameters()
         executor.update_parameters(**parameters, **({"dependency": f"afterany:{waits}"} if waits else {}))
-        found = executor.map_array(SlurmTask(work, str(store.out)), groups)
-        waits = found[0].job_id.partition("_")[0]
+        submitted = executor.map_array(SlurmTask(work, str(store.out)), groups)
+        waits = submitted[0].job_id.partition("_")[0]
         jobs.append(waits)
     while graph.left:
         time.sleep(pause)

@@ -90,10 +90,10 @@ def compare(plan: Plan, cells: Mapping[str, Cell]) -> tuple[float, float]:
             apart += forwards(plan.cells[entry.adapter], plan, alone=True)
         if entry.evaluate:
             cell = plan.cells[entry.cell]
-            asked = {min(n, _rows(cell, plan, n, True)) if n else 0 for n in entry.draws if entry.adapter} or {1}
+            counts = {min(n, _rows(cell, plan, n, True)) if n else 0 for n in entry.draws if entry.adapter} or {1}
             one_row = entry.adapter and plan.cells[entry.adapter].spec["method"] in ONE_ROW
-            asked = {1} if one_row else asked
-            apart += sum(forwards(cell, plan, n, alone=True) for n in asked)
+            counts = {1} if one_row else counts
+            apart += sum(forwards(cell, plan, n, alone=True) for n in counts)
     return together, apart
 
 
@@ -121,14 +121,14 @@ def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) ->
 
 def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
     """Return seconds per forward of finished cells, by kind and base."""
-    found: dict[tuple[str, str], list[float]] = {}
+    seconds: dict[tuple[str, str], list[float]] = {}
     done = [name for name, state in store.states().items() if state == "done" and name in plan.cells]
     for name in done[:200]:
         cell = plan.cells[name]
-        pair = found.setdefault((cell.kind, _base(cell, plan)), [0.0, 0.0])
+        pair = seconds.setdefault((cell.kind, _base(cell, plan)), [0.0, 0.0])
         pair[0] += float(store.record(name)["seconds"])
         pair[1] += forwards(cell, plan)
-    return {key: spent / count for key, (spent, count) in found.items() if count}
+    return {key: spent / count for key, (spent, count) in seconds.items() if count}
 
 
 def _base(cell: Cell, plan: Plan) -> str:

@@ -104,17 +104,17 @@ class Plan:
                     raise InputError(
                         f"--only {axis}={value}: not in the suite{hint}; it has {', '.join(sorted(known))}"
                     )
-        found: set[str] = set()
+        chosen: set[str] = set()
         for entry in self.entries:
             if all(str(getattr(entry, axis)) in values for axis, values in only.items()):
-                self._add(entry.cell, found)
-        return {name: cell for name, cell in self.cells.items() if name in found}
+                self._add(entry.cell, chosen)
+        return {name: cell for name, cell in self.cells.items() if name in chosen}
 
-    def _add(self, name: str, found: set[str]) -> None:
-        if name not in found:
-            found.add(name)
+    def _add(self, name: str, chosen: set[str]) -> None:
+        if name not in chosen:
+            chosen.add(name)
             for needed in self.cells[name].needs:
-                self._add(needed, found)
+                self._add(needed, chosen)
 
 
 def make(suite: Suite, given: Mapping[str, Any] | None = None) -> Plan:
@@ -248,12 +248,12 @@ class _Maker:
         tasks: list[str | None] = [train if name == SAME else name for name in names]
         for each, step in self._steps(row):
             place = {"base": base, "train": train, "seed": seed, "method": row.name}
-            kept = [task for task in tasks or [None] if extra or not self._excluded({**place, "evaluate": task}, each)]
-            if not kept:
+            left = [task for task in tasks or [None] if extra or not self._excluded({**place, "evaluate": task}, each)]
+            if not left:
                 continue
             adapter = self.training(each, base, train, seed, step) if seed is not None else None
             made = adapter.hash if adapter else None
-            for task in kept:
+            for task in left:
                 cell = self.evaluation(each, base, train, task, adapter) if task else adapter
                 if cell is None:
                     raise self.fail(row, "it is neither trained nor evaluated")
@@ -287,22 +287,22 @@ class _Maker:
         key = repr((row, base, train))
         if key not in self.resolved:
             self.resolved[key] = self._resolve(row, base, train)
-        found = self.resolved[key]
-        run = {**found["run"], "seed": seed}
+        resolved = self.resolved[key]
+        run = {**resolved["run"], "seed": seed}
         spec = {
             "method": row.method,
-            "settings": found["settings"],
+            "settings": resolved["settings"],
             "run": run,
             "include_path": self.suite.include_path,
         }
-        identity = {**found["identity"], "seed": seed, "source": source.hash if source else None}
+        identity = {**resolved["identity"], "seed": seed, "source": source.hash if source else None}
         after = None
         if step is not None and not row.source:
-            if step > found["steps"]:
-                raise self.fail(row, f"at {step}: the training has {found['steps']} steps")
-            stop = step if step < found["steps"] else 0
+            if step > resolved["steps"]:
+                raise self.fail(row, f"at {step}: the training has {resolved['steps']} steps")
+            stop = step if step < resolved["steps"] else 0
             spec["run"] = {**run, "stop_at": stop} if stop else run
-            identity["run"] = {**found["identity"]["run"], "stop_at": stop}
+            identity["run"] = {**resolved["identity"]["run"], "stop_at": stop}
             steps = [pair for pair in self._steps(self.suite.rows[row.name.partition("@")[0]]) if (pair[1] or 0) < step]
             after = self.training(steps[-1][0], base, train, seed, steps[-1][1]).hash if steps else None
         name = f"{base}/{row.name}/{train}/seed{seed}"
@@ -325,10 +325,10 @@ class _Maker:
         key = repr((row, base, train))
         if key not in self.resolved:
             self.resolved[key] = self._resolve(row, base, train)
-        found = {**config.as_json(Run()), **self.resolved[key]["run"]}
-        asked = {name: found[name] for name in ("dtype", "load_in_4bit", "load_in_8bit", *config.PROMPTS)}
-        spec = {**shared, "model": row.model, "run": {**asked, "base": found["base"]}}
-        identity |= {"model": row.model, "base": base_identity(found["base"]), **asked}
+        run = {**config.as_json(Run()), **self.resolved[key]["run"]}
+        settings = {name: run[name] for name in ("dtype", "load_in_4bit", "load_in_8bit", *config.PROMPTS)}
+        spec = {**shared, "model": row.model, "run": {**settings, "base": run["base"]}}
+        identity |= {"model": row.model, "base": base_identity(run["base"]), **settings}
         return self._cell("evaluate", f"{base}/{row.name} on {task}", spec, identity)
 
     def _cell(
@@ -349,32 +349,32 @@ class _Maker:
         shared = config.field_types(Run)
         self.own.update(own)
         known = {**own, **shared}
-        mine: dict[str, Any] = {}
+        of_method: dict[str, Any] = {}
         theirs: dict[str, Any] = {"base": base}
         for number, layer in enumerate(layers):
             for key, value in layer.items():
                 name = str(key).replace("-", "_")
                 # `run`, bases and tasks say what all methods share, where a method has a setting of the same name.
-                settings = mine if name in own and (number > 2 or name not in shared) else theirs
+                settings = of_method if name in own and (number > 2 or name not in shared) else theirs
                 if name not in known or (name in NOT_SETTINGS and not (name == "base" and number == 1)):
                     hint = did_you_mean(name, [k for k in known if k not in NOT_SETTINGS])
                     raise self.fail(row, f"unknown setting {name!r}{hint}")
                 settings[name] = value
         for name, value in self.given.items():
             if name in known and name not in NOT_SETTINGS:
-                (mine if name in own and name not in shared else theirs)[name] = value
+                (of_method if name in own and name not in shared else theirs)[name] = value
                 self.used.add(name)
-        return self._settle(row, declared, mine, {**theirs, "task": train})
+        return self._settle(row, declared, of_method, {**theirs, "task": train})
 
-    def _settle(self, row: Row, declared: Any, mine: Mapping[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    def _settle(self, row: Row, declared: Any, own: Mapping[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         """Resolve the layers into the run, the arguments of `train` and the hashed settings."""
         theirs["base"] = resolved_base(str(theirs["base"]))
         if row.source:
             theirs = {name: value for name, value in theirs.items() if name not in OF_SOURCE}
         try:
-            settings = config.as_json(config.build(declared, mine)) if declared else {}
+            settings = config.as_json(config.build(declared, own)) if declared else {}
             if declared:
-                config.check_values(declared, mine)
+                config.check_values(declared, own)
             run, _ = config.resolve_run(declared.suggests if declared else {}, {**theirs, "out": "OUT"})
         except InputError as error:
             raise self.fail(row, error) from None
@@ -413,12 +413,12 @@ def _contents(name: str) -> str:
     path = Path(name)
     if not path.exists():
         return name
-    found = (
+    location = (
         [path]
         if path.is_file()
         else sorted(p for p in path.iterdir() if p.suffix in (".json", ".safetensors", ".model", ".jinja", ".bin"))
     )
-    return digest([[each.name if path.is_dir() else "", each.stat().st_size, _sampled(each)] for each in found])
+    return digest([[each.name if path.is_dir() else "", each.stat().st_size, _sampled(each)] for each in location])
 
 
 def _sampled(path: Path, block: int = 2**16, count: int = 16) -> str:
@@ -435,8 +435,8 @@ def _sampled(path: Path, block: int = 2**16, count: int = 16) -> str:
 
 def task_digest(name: str, include_path: str | None = None) -> str:
     """Hash the YAMLs of a task of ours or of `include_path`; identify lm-eval's tasks by name and version."""
-    found = _texts(name, include_path)
-    return f"{found} {world_hash()}" if "toyworld" in name else found
+    texts = _texts(name, include_path)
+    return f"{texts} {world_hash()}" if "toyworld" in name else texts
 
 
 @functools.cache
@@ -479,12 +479,12 @@ _TaskLoader.add_constructor("!function", lambda loader, node: f"!function {node.
 @functools.cache
 def _task_files(include_path: str | None) -> dict[str, Path]:
     folders = [Path(str(files("uqharness.tasks").joinpath("shifts.yaml"))).parent]
-    found: dict[str, Path] = {}
+    paths: dict[str, Path] = {}
     for folder in [*folders, *([Path(include_path)] if include_path else [])]:
         for path in sorted(folder.rglob("*.y*ml")):
             for match in re.finditer(r"^(?:task|group):[ \t]*[\"']?([\w.+-]+)", path.read_text(encoding="utf-8"), re.M):
-                found[match[1]] = path
-    return found
+                paths[match[1]] = path
+    return paths
 
 
 def world_hash() -> str:

@@ -75,7 +75,7 @@ class Store:
 
     def states(self) -> dict[str, str]:
         """{hash: done, failed or running}, from one listing of the folder; other cells have not started."""
-        found: dict[str, str] = {}
+        states: dict[str, str] = {}
         order = {FAILED: "failed", LOCK: "running", DONE: "done"}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.out / "cells") as entries:
             names = sorted(entry.name for entry in entries)
@@ -83,8 +83,8 @@ class Store:
                 for name in names:
                     code, dot, rest = name.partition(".")
                     if dot + rest == kind and (kind != LOCK or self._is_held(code)):
-                        found[code] = state
-        return found
+                        states[code] = state
+        return states
 
     def is_done(self, name: str) -> bool:
         return self.mark(name, DONE).exists()
@@ -176,13 +176,13 @@ def _why(before: Plan, old: str, after: Plan, new: str) -> str:
 
 def _all_settings(plan: Plan, name: str) -> dict[str, Any]:
     """Return the settings of a cell and, with a prefix, of the cells that it builds on."""
-    found: dict[str, Any] = {}
+    flags: dict[str, Any] = {}
     cell: Cell | None = plan.cells[name]
     prefix = ""
     while cell is not None:
         spec = dict(cell.spec)
         flat = {**spec, **spec.pop("run", {}), **spec.pop("settings", {})}
-        found |= {prefix + key: value for key, value in flat.items() if key not in ("run", "settings", "batch_size")}
+        flags |= {prefix + key: value for key, value in flat.items() if key not in ("run", "settings", "batch_size")}
         prefix += "source's " if cell.kind == "train" else ""
         cell = plan.cells[cell.source] if cell.source else None
-    return found
+    return flags
