@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,7 @@ KINDS = {
     "cost": ("results", "time, memory and parameters (Me-LoRA, Tables 1 and 6)"),
     "tradeoff": ("results", "accuracy against ECE"),
     "std-growth": ("nothing", "a std under its KL alone, two parameterisations (BLoB, Figure 2)"),
+    "embedding": ("adapters", "last-token embeddings of draws in a plane (BLoB, Figure 3)"),
     "std-layers": ("adapters", "the std of each layer against the training step"),
 }
 METRIC_KINDS = ("draws", "steps", "predictive")
@@ -46,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--method", nargs="+", metavar="METHOD", help="only these rows of the table [all]")
     parser.add_argument("--samples", metavar="N", help="use N draws; 0: the mean [all there are; embedding: 10]")
     parser.add_argument("--seed", type=int, default=0, metavar="SEED", help="of the questions that embedding shows [0]")
+    parser.add_argument("--include-path", metavar="DIR", help="a folder with the YAML of embedding's task")
     parser.add_argument("--limit", metavar="D", help="embedding: use the first D questions [all]")
 
 
@@ -69,9 +72,35 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"--samples {args.samples[:60]!r}: {wrong}")
     if args.metric and args.kind not in METRIC_KINDS:
         raise InputError(f"--metric is for {', '.join(METRIC_KINDS)}: {args.kind} takes none")
-    figure.save(drawn(args, draws), out)
-    print(out)
+    limit = None if args.limit is None else count_of(args.limit, 1, 10**9)
+    if args.limit is not None and (limit is None or args.kind != "embedding"):
+        raise InputError(f"--limit {args.limit[:60]!r}: it is a number of questions, of embedding alone")
+    if args.kind == "embedding":
+        fig, lines = embedding(args, 10 if draws is None else draws, limit)
+    else:
+        fig, lines = drawn(args, draws), []
+    figure.save(fig, out)
+    print("\n".join([*lines, str(out)]))
     return 0
+
+
+def embedding(args: argparse.Namespace, samples: int, limit: int | None) -> tuple[Any, list[str]]:
+    """The figure, and the ratio of each adapter's spreads."""
+    from uqharness.harness.model import BayesLoRA
+    from uqharness.plots import embedding as plots
+    from uqharness.training.questions import load_task
+
+    if importlib.util.find_spec("sklearn") is None:
+        raise InputError("the embedding figure needs scikit-learn: pip install uqharness[plot]")
+    records = [record_of(path) for path in args.paths]
+    names = list(dict.fromkeys(words(args.task) or [str((record.get("data") or {}).get("task")) for record in records]))
+    if len(names) != 1 or names == ["None"]:
+        raise InputError(f"embedding asks one task, here {', '.join(names)}: name it with --task TASK")
+    task, planes = load_task(names[0], args.include_path), []
+    for path, record in zip(args.paths, records, strict=True):
+        label = str((record.get("method") or {}).get("label") or Path(path).name)
+        planes.append(plots.project(plots.embed(label, BayesLoRA(adapter=path, samples=samples), task, limit)))
+    return plots.draw(planes, args.seed), [plots.said(plane) for plane in planes]
 
 
 def drawn(args: argparse.Namespace, draws: int | None) -> Any:

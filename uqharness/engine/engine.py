@@ -188,6 +188,20 @@ class Engine:
         is_mean = self.posterior.finite == 1 or self.posterior.mean_is_member
         return Scores(values, values[0] if is_mean else None, greedy, taken, self.rule)
 
+    @torch.inference_mode()
+    def states(self, rows: Rows) -> Tensor:
+        """The hidden states that the output head reads, under every function: `[F, U, H]`, the mean's first."""
+        rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
+        head, seen, parts = self.model.get_base_model().get_output_embeddings(), list[Tensor](), []
+        handle = head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
+        try:
+            for logits in self._chunks(rows):
+                parts.append(seen[-1].reshape(len(logits), logits.shape[1], -1).float().cpu())
+                seen.clear()
+        finally:
+            handle.remove()
+        return torch.cat(parts)
+
     def _run(self, rows: Rows, start: int, stop: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Functions start … stop−1: log p(continuation) `[F, K]` and the draws' summed next-token p `[U, V]`."""
         values, mixture = [], None
