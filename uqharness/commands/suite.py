@@ -200,7 +200,7 @@ def preflight(made: Plan, cells: Mapping[str, Cell]) -> None:
                 raise InputError(f"task {name} cannot be loaded: {reason}; nothing was run") from error
             classes |= {each: len(classes_of(task)) for each, task in loaded.items()}
     runs = [cell.spec["run"] for cell in cells.values() if "run" in cell.spec]
-    for base, count in dict.fromkeys((run["base"], classes.get(run["task"], 0)) for run in runs):
+    for base, count in dict.fromkeys((run["base"], classes.get(run.get("task"), 0)) for run in runs):
         _check_base(base, count)
 
 
