@@ -1,4 +1,4 @@
-"""The numbers behind the figures: answers of one run, bootstrap bands, metrics of fewer draws, Pareto fronts.
+"""The numbers behind the figures: answers of one run, bootstrap bands, shift detection.
 
 Pure functions of arrays and records; `charts` draws what they return.
 """
@@ -111,14 +111,3 @@ def decomposition(found: Answers, most: int = 600) -> dict[str, np.ndarray] | No
         "epistemic": mutual_information(found.draws, normalised=True)[kept],
         "right": correct(found.probs, found.gold)[kept],
     }
-
-
-def front(points: Sequence[Sequence[float]]) -> list[bool]:
-    """Whether no other point is at least as low in every number and lower in one; a NaN keeps a point out."""
-    values = np.array(points, dtype=np.float64).T.copy()  # [K, P]
-    keep: list[bool] = []
-    for start in range(0, values.shape[-1] if len(points) else 0, 256):  # [K, 256, P] numbers at a time
-        mine = values[:, start : start + 256, None]
-        beaten = (values[:, None] <= mine).all(axis=0) & (values[:, None] < mine).any(axis=0)
-        keep += (~beaten.any(axis=1) & ~np.isnan(mine[..., 0]).any(axis=0)).tolist()
-    return keep

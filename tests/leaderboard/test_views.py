@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import html
 import io
+import itertools
 import json
 import re
 from dataclasses import replace
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 from made_results import PROTOCOL, answers, result
 
 from uqharness.leaderboard import (
+    charts,
     comparison,
     costs,
     export,
@@ -246,6 +249,41 @@ def test_names_are_letters_on_every_page(shared: Results) -> None:
     for name in PAGES:
         assert "<script" not in markup_of(opened(shared, name)), name
     assert html.escape(EVIL) in markup_of(opened(shared, "table"))
+
+
+class Markup(HTMLParser):
+    """Tags and attributes that could run something or ask another host."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.wrong: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.wrong += [tag] * (tag in ("script", "img", "iframe", "object", "embed", "link", "meta", "base", "svg"))
+        for name, value in attrs:
+            outside = name in ("href", "src", "action") and not re.fullmatch(r"[a-z]+\?[\w=&.%-]*", value or "")
+            self.wrong += [f"{tag} {name}={value}"] * (name.startswith("on") or outside)
+
+
+def test_no_view_of_hostile_names_has_markup_of_theirs(tmp_path: Path) -> None:
+    """Every option of every control of every page, one at a time."""
+    name = "<img src=//e.invalid onerror=alert(1)>\"' onmouseover=alert(2) [x](http://e.invalid) =1+1 %{x}"
+    for k, (method, task) in enumerate(itertools.product(("MLE", name), ("arc_easy_uq", f"<b>{name}", "boolq_uq"))):
+        run = {"base": name}
+        result(tmp_path, method, k % 2, task, numbers=k, trained_on="arc_easy_uq", settings={name: name}, run=run)
+    (tmp_path / "results_<img src=x>.json").write_text("{")
+    shared, views = Results(build([tmp_path])), 0
+    for page in PAGES:
+        controls = [
+            (c.name, str(o)) for c in opened(shared, page).controls for o in [*c.options, *["1"] * (not c.options)]
+        ]
+        for params in [{}, *({key: value} for key, value in controls)]:
+            shown = opened(shared, page, **params)
+            assert Markup(markup_of(shown)).wrong == [], (page, params)
+            assert not [b for b in of(shown, Figure) if "<img" in charts.as_json(b.figure)], (page, params)
+            views += 1
+    assert views >= 71
 
 
 def test_an_export_is_the_view_with_caption_and_link(shared: Results) -> None:
