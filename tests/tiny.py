@@ -78,7 +78,12 @@ def make_encoder(path: Path, kind: str = "roberta", **config: Any) -> Path:
         single=f"{first} $A {last}", pair=f"{first} $A {between}", special_tokens=[(first, 0), (last, 2)]
     )
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", cls_token=first, sep_token=last, unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        cls_token=first,
+        sep_token=last,
+        unk_token="<unk>",
+        model_input_names=["input_ids", *["token_type_ids"] * bert, "attention_mask"],
     ).save_pretrained(path)
     settings = dict(
         vocab_size=len(words),

@@ -16,7 +16,7 @@ import os
 import re
 import struct
 import warnings
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -206,6 +206,20 @@ def fresh_modules(base: nn.Module) -> list[str] | None:
     return sorted(module for module in modules if not module.startswith(("classifier", "score"))) or None
 
 
+def refuse_head(base: nn.Module, targets: Sequence[str]) -> None:
+    """Refuse a LoRA in a classification head, which is trained whole: PEFT would leave it out in silence."""
+    if not is_classifier(base):
+        return
+    whole = ("classifier", "score", *(fresh_modules(base) or ()))
+    for target in targets:
+        ends = [name for name, _ in base.named_modules() if name == target or name.endswith(f".{target}")]
+        if ends and all(name.startswith(whole) for name in ends):
+            raise InputError(
+                f"target module {target!r} is the classification head, or a part of it, which is trained whole: "
+                "leave it out"
+            )
+
+
 @torch.no_grad()
 def init_head(model: PeftModel, seed: int) -> None:
     """Modules that the checkpoint lacks: weights N(0, initializer_range²) from `seed` alone, biases 0, scales 1."""
@@ -271,6 +285,7 @@ def check_size(where: str, **options: Any) -> None:
 def inject(base: nn.Module, run: Run) -> PeftModel:
     """Inject a LoRA on the run's target modules, initialised from the run's seed."""
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
+    refuse_head(base, run.target_modules)
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
     config = LoraConfig(
         task_type="SEQ_CLS" if is_classifier(base) else "CAUSAL_LM",

@@ -72,9 +72,9 @@ class PairReader:
         return text
 
     def _encode(self, texts: Sequence[str]) -> tuple[int, ...]:
-        options = {"return_token_type_ids": True, "return_attention_mask": False, "verbose": False}
-        made = self.tokenizer(*texts, truncation=True, max_length=self.max_length, **options)
-        ids = with_types(made["input_ids"], made["token_type_ids"])
-        if len(ids) >= self.max_length and len(self.tokenizer(*texts, **options)["input_ids"]) > self.max_length:
+        made = self.tokenizer(*texts, truncation=True, max_length=self.max_length)
+        ids = with_types(made["input_ids"], made.get("token_type_ids") or [0] * len(made["input_ids"]))
+        whole = {"truncation": False, "verbose": False}
+        if len(ids) >= self.max_length and len(self.tokenizer(*texts, **whole)["input_ids"]) > self.max_length:
             self.cut.add(ids)
         return ids
