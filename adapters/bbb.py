@@ -104,7 +104,7 @@ class BBB(Method):
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, nn.Parameter]:
-        """ρ of every random matrix, and μ, as Bayesian-Torch initialises them; B stays 0: the start is the base."""
+        """Return ρ of every random matrix and initialise μ as Bayesian-Torch does; B stays 0: the start is the base."""
         rho = {}
         for name, layer in stack.layers.items():
             if ".lora_A." in name or self.on == "AB":
@@ -116,7 +116,7 @@ class BBB(Method):
         return rho
 
     def noise(self, rho: Mapping[str, Tensor], batch: Batch, seed: int) -> dict[str, Tensor]:
-        """E ~ N(0, I) of a forward, kept until its backward pass is done."""
+        """Draw E ~ N(0, I) of a forward; it is valid until the end of its backward pass."""
         return {name: standard(r, seed, batch.micro, name) for name, r in rho.items()}
 
     def perturbations(
@@ -141,7 +141,7 @@ class BBB(Method):
         return Learned(lambda: {name: F.softplus(r) for name, r in rho.items()}, rate, needed)
 
     def weight(self, items: int, batch: int) -> float:
-        """λ, beside the mean loss of a batch."""
+        """Return λ, the weight of the KL relative to the mean loss of a batch."""
         if self.kl_reduce == "mean":
             return 1.0 / batch
         return 1.0 / items if self.kl_weight == "items" else min(1.0, batch / items)
@@ -153,7 +153,7 @@ class BBB(Method):
         return torch.stack([part / size for part, size in zip(parts, sizes, strict=True)]).sum()
 
     def layer_kl(self, mean: Tensor, std: Tensor, e: Tensor) -> Tensor:
-        """The KL of one layer, summed over its weights."""
+        """Return the KL of one layer, summed over its weights."""
         if self.prior == "gaussian":
             return gaussian_kl(mean, std, self.prior_std)
         w = mean + std * e
@@ -163,12 +163,12 @@ class BBB(Method):
 
 
 def gaussian_kl(mean: Tensor, std: Tensor, prior_std: float) -> Tensor:
-    """KL[N(mean, std²) ‖ N(0, prior_std²)], summed."""
+    """Return KL[N(mean, std²) ‖ N(0, prior_std²)], summed."""
     ratio = std / prior_std
     return 0.5 * (ratio.square() + (mean / prior_std).square() - 1.0).sum() - ratio.log().sum()
 
 
 def log_normal(x: Tensor, std: Tensor | float) -> Tensor:
-    """log N(x; 0, std²), elementwise."""
+    """Return log N(x; 0, std²), elementwise."""
     std = torch.as_tensor(std, device=x.device)
     return -0.5 * (x / std).square() - std.log() - 0.5 * math.log(2 * math.pi)

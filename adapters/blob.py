@@ -117,7 +117,7 @@ class BLoB(Method):
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> list[Random]:
-        """M and G of Algorithm 1, line 1; Ω starts as U(ε/√2, ε)² whatever the parameterisation."""
+        """Initialise M and G as in Algorithm 1, line 1; Ω starts as U(ε/√2, ε)² whatever the parameterisation."""
         random = []
         for name, layer in stack.layers.items():
             is_a = ".lora_A." in name
@@ -138,7 +138,7 @@ class BLoB(Method):
         return g.square() if self.parameterization == "square" else r.scale * F.softplus(r.g)
 
     def perturbations(self, random: Sequence[Random], batch: Batch, k: int, seed: int) -> dict[str, Perturbation]:
-        """Noise of sample k of a batch, drawn now and kept until the backward pass is done (Eq. 12)."""
+        """Draw the noise of sample k of a batch; it is valid until the end of the backward pass (Eq. 12)."""
         key = (seed, batch.micro, k)
         noise = {r.name: standard(r.g, *key, r.name) * self.std(r) for r in random}
         return perturb(self.flipout, noise, batch.rows, len(batch.gold), *key)

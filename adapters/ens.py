@@ -1,4 +1,4 @@
-"""p(y | x) = 1/K Σ_k p(y | x, θ_k), each θ_k trained by itself from its own seed (deep ensembles,
+"""p(y | x) = 1/K Σ_k p(y | x, θ_k), each θ_k trained separately from its own seed (deep ensembles,
 arXiv:1612.01474, of LoRA adapters, arXiv:2310.00035).
 
 `average=logits` averages the members' logits before the softmax, as the BLoB paper's ENS row does (Sec. 4.1).
@@ -59,7 +59,7 @@ class Ensemble(Method):
 
 
 def member_run(run: Run, k: int) -> Run:
-    """Member 0 is the run's own seed (so it is that seed's MLE), the others hash it: no shared members."""
+    """Return the run of a member: member 0 has the run's own seed (so it equals that seed's MLE), others hash it."""
     digest = hashlib.sha256(f"member {k} of {run.seed}".encode()).digest()
     seed = run.seed if k == 0 else int.from_bytes(digest[:4], "little") >> 1
     return dataclasses.replace(run, seed=seed, out=f"{run.checkpoints}/member{k}" if run.out else "")

@@ -1,8 +1,8 @@
 """q(θ) = N(θ_MAP, P⁻¹), P = λ I + F: a Gaussian around a trained LoRA from its curvature (Laplace-LoRA,
 arXiv:2308.13111, Eqs. 6–14). Answers come from the linearised model: f(x) ~ N(f_MAP(x), J P⁻¹ Jᵀ).
 
-λ maximises the Laplace evidence log p(D | θ_MAP) − ½ [log det P − log det λI + λ‖θ_MAP‖²]. Seen as a function of
-log λ that is concave, so its one maximum is found by root search where the paper takes 1,000 Adam steps.
+λ maximises the Laplace evidence log p(D | θ_MAP) − ½ [log det P − log det λI + λ‖θ_MAP‖²]. As a function of
+log λ it is concave, so its one maximum is found by root search where the paper takes 1,000 Adam steps.
 """
 
 from __future__ import annotations
@@ -104,7 +104,7 @@ class Laplace(Method):
     def posterior(
         self, mean: Tensors, curvature: Curvature, names: list[str], likelihood: float, run: Run
     ) -> LaplacePosterior:
-        """Choose the prior's precision and say how good the approximation is."""
+        """Choose the prior's precision and report the quality of the approximation."""
         norms = {name: float(mean[name].double().square().sum()) for name in names}
         precision = self.precision(curvature, norms)
         report = {
@@ -127,16 +127,16 @@ class Laplace(Method):
 
 
 def adopt(stack: LoraStack, source: Posterior) -> None:
-    """Load a trained adapter's mean, where it has one."""
+    """Load a trained adapter's mean; refuse ensembles."""
     if source.mean_is_member:
         raise InputError(f"laplace needs an adapter with one mean, found {source.finite} ensemble members: take one")
     stack.adopt(source.mean)
 
 
 def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows, Tensor]]:
-    """By length: a sum has no order, and padding costs.
+    """Return batches sorted by length, which reduces padding; a sum does not depend on the order.
 
-    Choices keep rows of their own: a Kronecker factor is a sum over tokens, in which a shared prompt would count once.
+    Every choice has its own row: a Kronecker factor is a sum over tokens, in which a shared prompt would count once.
     """
     device = next(iter(stack.parameters.values())).device
     train = sorted(data.train, key=lambda question: question.tokens)
@@ -149,7 +149,7 @@ def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows
 
 
 def best_precision(eigenvalues: Tensor, norm2: float, where: str) -> float:
-    """λ with Σ s/(λ + s) = λ‖θ‖²: the evidence's stationary point in log λ, where it is concave."""
+    """Return λ with Σ s/(λ + s) = λ‖θ‖²: the evidence's stationary point in log λ, where it is concave."""
 
     def slope(log_precision: float) -> float:
         precision = math.exp(log_precision)
@@ -170,7 +170,7 @@ def best_precision(eigenvalues: Tensor, norm2: float, where: str) -> float:
 def evidence(
     log_likelihood: float, curvature: Curvature, norms: Mapping[str, float], precision: Mapping[str, float]
 ) -> float:
-    """log p(D | θ) − ½ [Σ log(1 + s/λ) + Σ λ‖θ‖²]  (Eq. 13)."""
+    """Return log p(D | θ) − ½ [Σ log(1 + s/λ) + Σ λ‖θ‖²]  (Eq. 13)."""
     penalty = sum(precision[name] * norm2 for name, norm2 in norms.items())
     for name, s in curvature.spectra().items():
         penalty += float((s / (precision[name] if name else next(iter(precision.values())))).log1p().sum())

@@ -2,8 +2,8 @@
 
 Per training item the prior's gradient is θ / (N s²): weight decay λ = 1 / (N s²), applied decoupled from
 Adam's step (AdamW, arXiv:1711.05101): θ ← (1 − lr λ) θ. `weight_decay=1e-5`, the papers', is thus
-s² = 1 / (N λ), 156 at N = 640, and at lr 1e-4 it takes 1e-9 of a weight per step: it does nothing, and MAP
-with the papers' numbers is MLE. `prior_var` states s² instead.
+s² = 1 / (N λ), 156 at N = 640, and at lr 1e-4 it takes 1e-9 of a weight per step: it has no effect, and MAP
+with the papers' numbers is MLE. `prior_var` sets s² instead.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class MAP(Method):
         return Point(stack.mean(), train_seed=run.seed)
 
     def decay(self, items: int) -> float:
-        """λ for `items` training items."""
+        """Return λ for `items` training items."""
         return self.weight_decay if self.prior_var is None else 1.0 / (items * self.prior_var)
 
     def variance(self, items: int) -> float:
-        """s² of the prior that the decay stands for."""
+        """Return s² of the prior that corresponds to the decay."""
         decay = self.decay(items)
         return float("inf") if decay == 0 else 1.0 / (items * decay)

@@ -2,7 +2,7 @@
 
 Trained as in the papers: a fresh mask per token on the LoRA's input (`nn.Dropout`), whatever `mask` says.
 Evaluated with one mask per draw and layer on A's input columns, which is a draw of weights that all questions
-share; `mask=token` is the classic kind, counter-based so that no batching changes it (`engine/prefixes.py`).
+share; `mask=token` is the classic variant, counter-based so that batching does not change it (`engine/prefixes.py`).
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Dropped(Posterior):
         }
 
     def columns(self, name: str, draw: int, seed: int) -> Tensor:
-        """m / (1 − p) of a draw: one factor per input column `[n]`."""
+        """Return m / (1 − p) of a draw: one factor per input column `[n]`."""
         generator = keyed_generator("draw", self.train_seed, seed, draw, name)
         mask = torch.rand(self.mean[name].shape[1], generator=generator) >= self.p
         return mask / (1.0 - self.p)
@@ -81,7 +81,7 @@ class TokenMasks(DrawAverage):
         return {name: partial(self.masked, name, seed) for name in self.posterior.names}
 
     def masked(self, name: str, seed: int, x: Tensor, draw: int | None, prefix: Tensor) -> Tensor:
-        """The layer's input in a draw: `[R, T, n]`; the mean has no masks."""
+        """Return the layer's input in a draw: `[R, T, n]`; the mean has no masks."""
         if draw is None:
             return x
         p, key = self.posterior.p, key64("mask", self.posterior.train_seed, seed, draw, name)
@@ -127,7 +127,7 @@ class MCDropout(Method):
 
 
 def set_dropout(model: PeftModel, adapter: str, p: float) -> None:
-    """PEFT's own dropout, with our p: it is part of the method, not of the run that methods share."""
+    """Set PEFT's own dropout to p, which belongs to the method and not to the shared run settings."""
     model.peft_config[adapter].lora_dropout = p  # type: ignore[attr-defined,unused-ignore]
     for module in model.modules():
         if isinstance(module, LoraLayer) and adapter in module.lora_dropout:

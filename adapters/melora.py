@@ -2,11 +2,11 @@
 (Me-LoRA, anonymous, under double-blind review: Sec. 3, Eq. 8, Table 7). W = W0 + B C A, C of size r × r.
 
 AdamW takes the likelihood's gradient of A, B, M and H, SGD the KL's (closed form) of M, A and H; C is drawn once per
-batch. ε ~ U(0, 1) is drawn anew at every step. The printed Eq. 8 takes Q = C A for independent with std Ω|A|, which
-it is not (its std is sqrt(Ω² A²), its columns are correlated) and sums log Ω over C: `kl=exact` is the KL of C itself.
-Not in the paper, so ours: M = I, H ~ U(0.05/√2, 0.05) as BLoB's G, the KL's weight 1 / #mini-batches, and Adam's ε,
-which is the run's (`adam_eps`, 1e-6 as in BLoB's code). The paper keeps
-the checkpoint that is best on validation: --select best:acc --eval-every 100.
+batch. ε ~ U(0, 1) is drawn anew at every step. The printed Eq. 8 treats Q = C A as independent with std Ω|A|, which
+is wrong (its std is sqrt(Ω² A²), its columns are correlated), and sums log Ω over C: `kl=exact` is the KL of C itself.
+The paper does not specify, so our choice: M = I, H ~ U(0.05/√2, 0.05) as BLoB's G, the KL's weight 1 / #mini-batches,
+and Adam's ε, which is the run's (`adam_eps`, 1e-6 as in BLoB's code). The paper keeps the checkpoint that is best on
+validation: --select best:acc --eval-every 100.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ class MeLoRA(Method):
 
     @torch.no_grad()
     def finish(self, stack: LoraStack, cores: Mapping[str, Core], seed: int) -> CorePosterior:
-        """The adapter becomes the plain LoRA (B, M A)."""
+        """Convert the adapter to the plain LoRA (B, M A)."""
         parts: Tensors = {}
         for name, core in cores.items():
             parts[f"{name}.inner"] = core.a.weight.detach().clone()
@@ -161,7 +161,7 @@ class MeLoRA(Method):
     # ---------------------------------------------------------------- the variational distribution
 
     def start(self, layers: Mapping[str, nn.Linear], seed: int) -> dict[str, Core]:
-        """M = I and H, one pair for each (A, B); by A's name."""
+        """Return M = I and H, one pair for each (A, B), by A's name."""
         cores = {}
         for name, layer in layers.items():
             if ".lora_A." in name:
@@ -172,7 +172,7 @@ class MeLoRA(Method):
         return cores
 
     def set_noise(self, cores: Mapping[str, Core], batch: Batch, seed: int) -> None:
-        """E ∘ Ω of a batch, kept until its backward pass is done."""
+        """Draw E ∘ Ω of a batch; it is valid until the end of its backward pass."""
         key = (seed, batch.micro)
         noise = {name: standard(core.h, *key, name) * core.h.square() for name, core in cores.items()}
         for name, perturbation in perturb(self.flipout, noise, batch.rows, len(batch.gold), *key).items():
@@ -193,7 +193,7 @@ class MeLoRA(Method):
         return Learned(stds, rate, lambda now: max(0.0, 0.1 * prior - now) / 4)
 
     def sigma(self, seed: int, step: int) -> float:
-        """σp + ε of a step."""
+        """Return σp + ε of a step."""
         if not self.prior_noise:
             return self.prior_std
         return self.prior_std + float(torch.rand((), generator=keyed_generator("melora prior", seed, step)))
@@ -207,7 +207,7 @@ class MeLoRA(Method):
         return spread / (2 * sigma**2) - (std / sigma).log().sum() - 0.5 * m.numel()
 
     def kl_gradients(self, m: Tensor, h: Tensor, a: Tensor, sigma: float) -> tuple[Tensor, Tensor, Tensor]:
-        """With respect to M, H and A, of one layer or of a stack of them."""
+        """Return the KL's gradients of M, H and A, of one layer or of a stack of layers."""
         std = h.square()
         if self.kl == "exact":
             return m / sigma**2, 2 * h * (std / sigma**2 - 1 / std), torch.zeros_like(a)

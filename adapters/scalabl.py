@@ -7,7 +7,7 @@ its singular values, and B as 0; log μ and log σ are learned, σ starts as U(�
 takes the likelihood's gradient of everything, SGD the KL's of μ and σ, under BLoB's weights of the steps; the prior is
 N(0, 1); ε, kl_lr and γ are those of its script scalabl-llama-all.sh. The code's KL is KL[p ‖ q] (`kl=code`), the
 reverse of the bound's, which is the default here and in the code's other version (scalabl_td.py).
-Left out: that version's flipout and its prior of variance 0.2 (`prior_std=0.447`).
+Not implemented: that version's flipout and its prior of variance 0.2 (`prior_std=0.447`).
 """
 
 from __future__ import annotations
@@ -133,7 +133,7 @@ class ScalaBL(Method):
 
     @torch.no_grad()
     def finish(self, stack: LoraStack, diagonals: Mapping[str, Diagonal], seed: int) -> Subspace:
-        """The adapter becomes the plain LoRA (B, diag(μ) A)."""
+        """Convert the adapter to the plain LoRA (B, diag(μ) A)."""
         stack.load({name: d.log_mean.exp()[:, None] * d.a.weight for name, d in diagonals.items()})
         return Subspace(stack.mean(), {name: (d.log_std - d.log_mean).exp() for name, d in diagonals.items()}, seed)
 
@@ -141,7 +141,7 @@ class ScalaBL(Method):
 
     @torch.no_grad()
     def start(self, stack: LoraStack, seed: int) -> dict[str, Diagonal]:
-        """A = U diag(μ) Vᵀ becomes Vᵀ; U goes into B, which is 0."""
+        """Replace A = U diag(μ) Vᵀ by Vᵀ; U is absorbed by B, which is 0."""
         diagonals = {}
         for name, layer in stack.layers.items():
             if ".lora_A." not in name:
@@ -160,7 +160,7 @@ class ScalaBL(Method):
         return diagonals
 
     def set_noise(self, diagonals: Mapping[str, Diagonal], batch: Batch, seed: int) -> None:
-        """z of a batch, kept until its backward pass is done."""
+        """Draw z of a batch; it is valid until the end of its backward pass."""
         for name, d in diagonals.items():
             z = torch.randn(d.log_std.shape, generator=keyed_generator("noise", seed, batch.micro, name))
             d.z = z.to(d.log_std.device)
@@ -179,14 +179,14 @@ class ScalaBL(Method):
         return Learned(stds, rate, lambda now: max(0.0, math.log(0.1 * self.prior_std / now)), cycle)
 
     def kl_value(self, log_mean: Tensor, log_std: Tensor) -> Tensor:
-        """KL between q = N(μ, σ²) and p = N(0, σp²), summed."""
+        """Return the KL between q = N(μ, σ²) and p = N(0, σp²), summed."""
         ratio, offset = (2 * (log_std - math.log(self.prior_std))).exp(), log_mean.exp().square()
         if self.kl == "exact":
             return 0.5 * (ratio - ratio.log() - 1 + offset / self.prior_std**2).sum()
         return 0.5 * (1 / ratio + ratio.log() - 1 + offset / (2 * log_std).exp()).sum()
 
     def step(self, diagonals: Mapping[str, Diagonal], lr: float) -> None:
-        """SGD on the KL."""
+        """Apply SGD on the KL."""
         for d in diagonals.values():
             own = [d.log_mean, d.log_std]
             for p, gradient in zip(own, torch.autograd.grad(self.kl_value(*own), own), strict=True):

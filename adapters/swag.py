@@ -4,10 +4,11 @@
 θ̄ and Σ_diag are the mean and the variance of the snapshots of the trajectory's last part; the columns of D are the last
 K deviations θ_i − θ̄_i from the mean so far. z₂ is one vector for all tensors: that part is joint over the parameters.
 Maddox's defaults: a snapshot per epoch, K = 20, and a constant learning rate while averaging (start=0.5 is ours). The
-run has one schedule: `schedule=constant` is suggested and holds from the warm-up on; under another the snapshots lie
-closer together than they should, and a warning says so. The optimiser is the run's AdamW (Maddox: SGD). The variance is
-summed as squared deviations, where θ̄² subtracted from the mean of θ² would lose its digits in fp32.
-Left out: a learning rate of its own for the averaging part, ensembles of SWAGs (MultiSWAG), scaling of the covariance.
+run has one schedule: `schedule=constant` is suggested and applies after the warm-up; with another one the snapshots
+are too close together, and a warning says so. The optimiser is the run's AdamW (Maddox: SGD). The variance is summed as
+squared deviations, because subtracting θ̄² from the mean of θ² would lose precision in fp32.
+Not implemented: a separate learning rate for the averaging part, ensembles of SWAGs (MultiSWAG), scaling of the
+covariance.
 """
 
 from __future__ import annotations
@@ -97,7 +98,7 @@ class Moments:
 
     @torch.no_grad()
     def add(self, n: int, tensors: Mapping[str, Tensor]) -> None:
-        """Snapshot number n, from 0 (Welford's update)."""
+        """Add snapshot number n, from 0 (Welford's update)."""
         for name, theta in tensors.items():
             before = theta - self.mean[name]
             self.mean[name].add_(before / (n + 1))
@@ -161,7 +162,7 @@ class SWAG(Method):
         return after_step
 
     def snapshots(self, run: Run, items: int) -> list[int]:
-        """Steps after which one is taken: every so many back from the last one."""
+        """Return the steps after which a snapshot is taken, at equal distances back from the last step."""
         every = self.every or math.ceil(items / run.effective_batch)
         steps = list(range(run.steps, math.floor(self.start * run.steps), -every))[::-1]
         if len(steps) < 2:

@@ -1,11 +1,11 @@
 """p(y | x) = softmax_y(log p̄(y | x) / T),  T = argmin_T −Σ_n log p(y_n | x_n) over the tuning split
 (temperature scaling: Guo et al. 2017, arXiv:1706.04599, Sec. 4.2).
 
-p̄ is the choice probabilities of any predictive, averaged over its draws as it says itself. With one weight vector
+p̄ is the choice probabilities of any predictive, averaged over its draws by its own rule. With one weight vector
 log p̄ differs from the logits by a constant, so this is Guo's; averages have no logits, so T acts after averaging.
 Accuracy cannot change. The NLL is convex in 1/T, so its one minimum is the root of the derivative,
-where the paper takes conjugate gradients. Left out: vector and matrix scaling. The tuning split must be new to
-`source` too: an adapter that was trained on it looks surer there than it should, and T comes out too low.
+where the paper uses conjugate gradients. Not implemented: vector and matrix scaling. The tuning split must be new to
+`source` too: an adapter that was trained on it is overconfident there, and T becomes too low.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def nll(logp: Tensor, gold: Tensor, temperature: float) -> float:
 
 
 def best_temperature(logp: Tensor, gold: Tensor) -> float:
-    """The T at which d NLL / d(1/T) = Σ_n E_p[log p̄] − log p̄(gold) changes its sign; −inf: no such choice."""
+    """Return the T at which d NLL / d(1/T) = Σ_n E_p[log p̄] − log p̄(gold) changes its sign; −inf: no such choice."""
     finite = logp.double().clamp(min=-1e30)
 
     def slope(log_t: float) -> float:

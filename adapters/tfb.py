@@ -6,10 +6,10 @@ Cov[vec ΔW] = (α/r)² σ² (I ⊗ U Uᵀ). Directions in which B is 0 (an untr
 
 Defaults are those of the authors' script (bayesian-peft, scripts/tfblora/mle.sh): the NLL of pseudo-labels, which are
 the mean's own answers, may change by 0.3 % of itself; 10 draws, σ from 0.015, 5 halvings. Their code also divides the
-change by the number of items (`per=item`), so that 500 items allow 150 %. Ours: the noise is the same at every σ
-(common random numbers); the bracket moves by doubling where it does not hold the answer; the last σ that passed is
-taken (theirs: the last that failed); only a change for the worse counts; the anchor items are the tuning split.
-Left out: other families of noise.
+change by the number of items (`per=item`), so that 500 items allow 150 %. Our departures: the noise is the same at every
+σ (common random numbers); the bracket moves by doubling if it does not contain the answer; the last σ that passed is
+taken (theirs: the last that failed); only a deterioration counts; the anchor items are the tuning split.
+Not implemented: other families of noise.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TFB(Method):
-    """The most noise, in the SVD basis of B, that the answers bear."""
+    """The largest noise, in the SVD basis of B, that the answers tolerate."""
 
     name: ClassVar[str] = "tfb"
     label: ClassVar[str] = "TFB"
@@ -90,7 +90,7 @@ class TFB(Method):
         return Gaussian(rotated, spread(rotated, inverse, sigma), run.seed)
 
     def allowed(self, before: float, items: int) -> float:
-        """How much worse the score may get."""
+        """Return how much worse the score may get."""
         if self.score == "acc":
             return 0.01 if self.tolerance is None else self.tolerance
         return before * (0.003 if self.tolerance is None else self.tolerance) * (items if self.per == "item" else 1)
@@ -98,7 +98,7 @@ class TFB(Method):
     def scorer(
         self, model: PeftModel, data: ChoiceData, mean: Tensors, inverse: Tensors, seed: int
     ) -> tuple[float, Callable[[float], float]]:
-        """The mean's score, and the score as a function of σ; every σ sees the same noise."""
+        """Return the mean's score, and the score as a function of σ; every σ uses the same noise."""
         table = tune_table(Engine(model, Point(mean, seed), 1), data)  # [Q, C]
         gold = torch.tensor([q.gold for q in data.tune]) if self.labels == "gold" else table.argmax(-1)
 
@@ -114,7 +114,7 @@ class TFB(Method):
         return of(table), at
 
     def search(self, fine: Callable[[float], bool]) -> tuple[float, list[list[float]]]:
-        """The largest σ that is fine: double or halve until it is between two values, then bisect its logarithm."""
+        """Return the largest allowed σ: double or halve until it is bracketed, then bisect its logarithm."""
         tried: list[list[float]] = []
 
         def ask(sigma: float) -> bool:
@@ -143,7 +143,7 @@ def worse(score: str, now: float, before: float) -> float:
 
 
 def rotate(mean: Tensors) -> tuple[Tensors, Tensors]:
-    """(A', B') for every pair, and 1/d by A's name; 0 where B has no direction."""
+    """Return (A', B') for every pair, and 1/d by A's name; 0 where B has no direction."""
     rotated, inverse = dict(mean), {}
     for name, a in mean.items():
         other = name.replace(".lora_A.", ".lora_B.")

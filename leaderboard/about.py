@@ -1,6 +1,6 @@
-"""What a method is and how a run can be made again: pages of docs/methods.md, records, commands. Pure.
+"""Describe methods and how to reproduce runs: sections of docs/methods.md, records, commands. Pure functions.
 
-The leaderboard imports no method: what it says about one is what the adapter's record and the documentation say.
+The leaderboard imports no method: its descriptions come from the adapter's record and the documentation.
 Commands are written to be pasted into a shell, so every value from a results file is quoted.
 """
 
@@ -53,7 +53,7 @@ class Page:
 
 @lru_cache(maxsize=1)
 def pages() -> dict[str, Page]:
-    """Method name -> its section; empty where the documentation is not installed."""
+    """Return {method name: its section}; empty if the documentation is not installed."""
     shipped = files("uqharness.leaderboard").joinpath("methods.md")
     beside = Path(__file__).resolve().parent.parent / "docs" / "methods.md"
     if shipped.is_file():
@@ -72,7 +72,7 @@ def pages() -> dict[str, Page]:
 
 
 def _split(body: str) -> tuple[str, str]:
-    """The first block of code, and the rest without it and without comments."""
+    """Return the first block of code, and the rest without it and without comments."""
     match = re.search(r"```\n(.*?)\n```\n", body, re.DOTALL)
     words = body if match is None else body[: match.start()] + body[match.end() :]
     words = re.sub(r"<!--.*?-->", "", words, flags=re.DOTALL)
@@ -81,7 +81,7 @@ def _split(body: str) -> tuple[str, str]:
 
 
 def record_of(run: RunSummary) -> dict[str, Any]:
-    """The adapter's record without the losses of every step; empty for a model without one."""
+    """Return the adapter's record without the losses of every step; empty for a model without one."""
     return nest(run.adapter_record)
 
 
@@ -94,7 +94,7 @@ def paper(run: RunSummary) -> str:
 
 
 def reproduce(run: RunSummary) -> list[str]:
-    """Commands that make this run again, one block per step."""
+    """Return commands that reproduce this run, one block per step."""
     record = record_of(run)
     adapter = f"adapters/{method_name(run) or 'adapter'}-seed{run.seed or 0}"
     steps = _train(record, adapter) if record.get("method") else []
@@ -102,7 +102,7 @@ def reproduce(run: RunSummary) -> list[str]:
 
 
 def _train(record: Mapping[str, Any], out: str) -> list[str]:
-    """The adapter it was built on first, where there is one."""
+    """Return the training commands, first that of the adapter it was built on, if any."""
     source = record.get("source")
     source = source if isinstance(source, Mapping) and source.get("method") else None
     inner = f"{out}-source"
@@ -151,12 +151,12 @@ def _evaluate(run: RunSummary, adapter: str | None) -> str:
 
 
 def repeated(name: str, value: object) -> bool:
-    """Whether a command may repeat this of model_args; a value with a comma would bring further arguments with it."""
+    """Return whether a command may repeat this model argument; a comma in a value would add further arguments."""
     return name in ARGUMENTS and re.fullmatch(r"[\w.+-]{1,40}", str(value)) is not None
 
 
 def withheld(run: RunSummary) -> list[tuple[str, str]]:
-    """(name, value) of what the file says and no command repeats: models, code and addresses of strangers."""
+    """Return (name, value) of arguments that no command repeats: models, code and addresses of strangers."""
     record = record_of(run)
     given = parse_model_args((evaluation(run).get("config") or {}).get("model_args"))
     replaced = ("adapter", "peft", "pretrained") if record.get("method") else ("adapter",)
@@ -168,7 +168,7 @@ def withheld(run: RunSummary) -> list[tuple[str, str]]:
 
 
 def withheld_text(run: RunSummary) -> str:
-    """One line about `withheld`; empty where there is nothing."""
+    """Return one line about `withheld`; empty if nothing is withheld."""
     named = ", ".join(f"{key} = {value}" for key, value in withheld(run))
     return f"The file also says: {named}. No command repeats this: check it before you use it." if named else ""
 

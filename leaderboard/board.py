@@ -1,4 +1,4 @@
-"""All results as one `Board`: runs, what is wrong with their files, and what papers report.
+"""All results as one `Board`: runs, problems of their files, and numbers that papers report.
 
 board = build([Path("results")], cache)
 board.select(task="arc_easy_uq", method=["MLE", "BLoB"])   # list[RunSummary]
@@ -36,7 +36,7 @@ CLAIM = (
 
 @dataclass(frozen=True)
 class Board:
-    """Everything a page shows, at one state of the files; `snapshot` names that state."""
+    """Everything that pages show, for one state of the files; `snapshot` identifies that state."""
 
     runs: list[RunSummary]
     problems: list[Problem]
@@ -48,21 +48,21 @@ class Board:
         return self._by_id[run_id]
 
     def select(self, **wanted: Any) -> list[RunSummary]:
-        """The runs whose attributes have these values (a collection: one of them)."""
+        """Return the runs whose attributes have these values (a collection: any of them)."""
         sets = {name: set(v) if isinstance(v, (list, tuple, set, frozenset)) else {v} for name, v in wanted.items()}
         return [run for run in self.runs if all(getattr(run, name) in values for name, values in sets.items())]
 
     def label(self, run: RunSummary) -> str:
-        """The name of its row: the method, with the settings that tell its rows apart."""
+        """Return the name of its row: the method, with the settings that distinguish its rows."""
         return self._labels[run.row]
 
     def record(self, run_id: str) -> Record:
-        """The answers of every draw, read from the run's file."""
+        """Return the answers of every draw, read from the run's file."""
         return record_of(self.run(run_id))
 
     @property
     def reported(self) -> pd.DataFrame:
-        """What papers report (`leaderboard.reported`)."""
+        """Return the numbers that papers report (`leaderboard.reported`)."""
         return reported.load()
 
     @cached_property
@@ -80,9 +80,9 @@ def record_of(run: RunSummary) -> Record:
 
 
 def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:
-    """The board of these result files, folders and published files; of our own published ones where none is given.
+    """Return the board of these result files, folders and published files; default: our own published ones.
 
-    `cache` is a parquet that makes the next time quick.
+    `cache` is a parquet file that speeds up the next call.
     """
     shown = dict(result_files(paths or publish.shipped()))
     known, unread = refresh([path for path in shown if not path.endswith(publish.SUFFIX)], cache)
@@ -109,7 +109,7 @@ def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:
 
 
 def one_of_each(runs: Sequence[RunSummary], problems: list[Problem]) -> list[RunSummary]:
-    """Without those that say to be a run that another file has: the first that does not contradict itself counts."""
+    """Remove runs that another file has under the same id; the first one that is consistent counts."""
     aside: set[int] = set()
     by_id: dict[str, RunSummary] = {}
     claims: dict[Any, list[RunSummary]] = defaultdict(list)

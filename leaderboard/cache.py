@@ -1,6 +1,6 @@
-"""What was read from result files, in one parquet: the columns of `RunSummary`, found by the hash of a file.
+"""Cache of the content of result files in one parquet: the columns of `RunSummary`, by file hash.
 
-Result files are the truth and this is a cache: a file is read again when its time or size has changed, and all are
+A file is read again when its time or size has changed, and all are
 when our own code has. Many files are read by several processes.
 """
 
@@ -47,7 +47,7 @@ class Known:
 
 
 def refresh(paths: Sequence[str], cache: Path | None = None) -> tuple[Known, dict[str, list[Problem]]]:
-    """What these files hold, from the cache where they are unchanged; and the problems of files without content."""
+    """Return the content of these files, cached if unchanged, and the problems of files without content."""
     old, new = load(cache) if cache else Known(), Known()
     unread: dict[str, list[Problem]] = {}
     states = {path: state_of(path) for path in paths}
@@ -71,7 +71,7 @@ def refresh(paths: Sequence[str], cache: Path | None = None) -> tuple[Known, dic
 
 
 def state_of(path: str) -> tuple[int, int] | None:
-    """(mtime_ns, size) of a regular file, or None."""
+    """Return (mtime_ns, size) of a regular file, or None."""
     try:
         status = os.stat(path)
     except (OSError, ValueError):
@@ -100,7 +100,7 @@ def result_files(paths: Sequence[Path]) -> Iterator[tuple[str, str]]:
 
 
 def version() -> str:
-    """The hash of the code that makes the rows."""
+    """Return the hash of the code that makes the rows."""
     digest = hashlib.sha256()
     for package, names in CODE:
         folder = files(f"uqharness.{package}" if package else "uqharness")
@@ -121,7 +121,7 @@ def save(known: Known, cache: Path) -> None:
 
 
 def load(cache: Path) -> Known:
-    """Empty where there is none, where it is another version's, and where it is damaged."""
+    """Load the cache; empty if it is missing, damaged or of another version."""
     try:
         table = pq.read_table(cache)
         about = json.loads((table.schema.metadata or {})[b"uqharness"])
@@ -140,7 +140,7 @@ def load(cache: Path) -> Known:
 
 
 def read_all(paths: Sequence[str]) -> Iterator[tuple[str, Contents]]:
-    """Every file with what it holds; in several processes where there are many."""
+    """Yield every file with its content; use several processes for many files."""
     workers = min(os.cpu_count() or 1, len(paths) // FEW)
     if workers < 2:
         yield from ((path, read_file(path)) for path in paths)

@@ -15,7 +15,7 @@ KINDS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(
 
 
 def arrow_type(hint: Any) -> pa.DataType:
-    """The column of a field: a map for a dictionary, a nullable column where None is allowed."""
+    """Return the column type of a field: a map for a dictionary, nullable if None is allowed."""
     if get_origin(hint) in (Union, types.UnionType):
         return arrow_type(next(each for each in get_args(hint) if each is not type(None)))
     if get_origin(hint) is dict:
@@ -45,7 +45,7 @@ def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
 
 
 def to_runs(table: pa.Table) -> list[RunSummary]:
-    """Rows of these columns, unchecked (`results.runs.checked`)."""
+    """Return the runs of these columns, unchecked (`results.runs.checked`)."""
     columns = [_values(table[name].combine_chunks()) for name in SCHEMA.names]
     return [RunSummary(*row) for row in zip(*columns, strict=True)]
 

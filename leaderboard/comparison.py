@@ -1,4 +1,4 @@
-"""Two to four runs side by side: what they differ in, and paired tests of their answers. Pure."""
+"""Compare two to four runs: differences in their settings, and paired tests of their answers. Pure functions."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ COSTS = {
 
 
 def settings(run: RunSummary) -> dict[str, str]:
-    """What made this run, flat: `method.kl_lr`, `recipe.lr`, `protocol.fewshot` …"""
+    """Return the settings of this run, flat: `method.kl_lr`, `recipe.lr`, `protocol.fewshot` …"""
     parts: dict[str, Any] = {
         "evaluated on": run.task,
         "trained on": run.trained_on,
@@ -80,7 +80,7 @@ def differing(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 
 def not_comparable(runs: Sequence[RunSummary], records: Sequence[Record]) -> str:
-    """Why these answers cannot be paired; empty where they can."""
+    """Return why these answers cannot be paired; empty if they can."""
     if len({run.protocol_hash for run in runs}) > 1:
         keys = [key for key, _ in differing(runs) if key.startswith(("protocol.", "evaluated on"))]
         return f"They were evaluated differently ({', '.join(keys) or 'protocol'}), so there is no test."
@@ -91,9 +91,9 @@ def not_comparable(runs: Sequence[RunSummary], records: Sequence[Record]) -> str
 
 
 def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
-    """Every pair in every tested metric: difference, 95 % interval, p, p after Holm over the pairs.
+    """Test every pair in every tested metric: difference, 95 % interval, p, p after Holm over the pairs.
 
-    Also what these questions could have shown, and how many would show the difference.
+    Also return the detectable difference, and the number of questions that would show the difference.
     """
     probs = {name: [each.probs] for name, each in zip(names, given, strict=True)}
     rows = []
@@ -144,7 +144,7 @@ def shown_tests(found: pd.DataFrame) -> pd.DataFrame:
 
 
 def _count(number: float | None) -> str:
-    """Two digits of it: the difference it is computed from is an estimate."""
+    """Format a count with two digits, because it is computed from an estimated difference."""
     if number is None or number != number:
         return f"over {ranking.MOST_ITEMS:,}"
     return f"{float(f'{number:.2g}'):,.0f}"
@@ -181,7 +181,7 @@ def side_by_side(runs: Sequence[RunSummary], labels: Sequence[str]) -> tuple[lis
 
 
 def start(runs: Sequence[RunSummary]) -> list[str]:
-    """Two runs to begin with: MLE and a method with several draws on the same questions, else the first two."""
+    """Return two runs to begin with: MLE and a method with several draws on the same questions, else the first two."""
     groups: dict[Any, list[RunSummary]] = {}
     for run in runs:
         groups.setdefault((run.task, run.protocol_hash, run.recipe_hash), []).append(run)

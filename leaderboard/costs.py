@@ -1,4 +1,4 @@
-"""What runs cost, per row of a table: means over training seeds, with the hardware they were measured on."""
+"""Costs of runs, per row of a table: means over training seeds, with the hardware of the measurement."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def title(cost: str) -> str:
 
 
 def average(runs: Sequence[Used], cost: str) -> float:
-    """In the unit shown; NaN where no run says it."""
+    """Return the average cost in the displayed unit; NaN if no run records it."""
     known = [value for run, draws in runs if (value := _cost(run, cost, draws)) is not None]
     return fmean(known) * COSTS[cost][1] if known else float("nan")
 
@@ -40,7 +40,7 @@ def _cost(run: RunSummary, cost: str, draws: int) -> float | None:
 
 
 def told(value: float, cost: str) -> str:
-    """An average as text."""
+    """Format an average."""
     return "–" if isnan(value) else f"{value:,.{COSTS[cost][2]}f}"
 
 
@@ -50,7 +50,7 @@ def hardware(runs: Sequence[Used]) -> str:
 
 
 def effort(runs: Sequence[RunSummary]) -> tuple[str, str]:
-    """Labels seen and LoRAs trained, as texts: equal recipes are not equal information."""
+    """Return labels seen and LoRAs trained, as texts."""
     given = (
         [n for run in runs if (n := getattr(run, name)) is not None] for name in ("labels_seen", "training_passes")
     )
@@ -84,7 +84,7 @@ def pareto_front(points: Sequence[Mapping[str, Any]], cost: str, metric: str) ->
 
 
 def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]]]:
-    """As a table: header and texts."""
+    """Return the costs as a table: header and texts."""
     header = ["Method", "N", *(METRICS[metric].label for metric in QUALITY), *map(title, COSTS), "Hardware"]
     return header, [
         [p["row"], p["draws"], *(number(p[metric], metric) for metric in QUALITY)]

@@ -29,7 +29,7 @@ SCORES = {"entropy": "Predictive entropy", "confidence": "1 − confidence", "in
 
 @dataclass(frozen=True)
 class Answers:
-    """What one run answered: averaged, and per draw where that means anything."""
+    """Answers of one run: averaged, and per draw if the draws are available."""
 
     row: str
     probs: Floats  # [D, C], NaN beyond a question's own choices
@@ -38,7 +38,7 @@ class Answers:
 
 
 def answers(record: Record, row: str, draws: int | None = None) -> Answers:
-    """The first `draws` draws (None: all there are; 0: the posterior's mean) under the record's own rule."""
+    """Return the answers of the first `draws` draws (None: all; 0: the posterior's mean) under the record's own rule."""
     wanted = record.draws if draws is None else min(draws, record.draws)
     logp = record.rows(wanted)  # [n, D, C]
     apart = softmax_draws(logp) if record.combine != "given" and len(logp) > 1 else None
@@ -66,7 +66,7 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
 
 
 def scores(found: Answers, kind: str) -> Floats | None:
-    """How uncertain each question is, [D]: larger means less sure; per log C so that questions compare."""
+    """Return the uncertainty of each question, [D], divided by log C so that questions are comparable."""
     if kind == "information":
         return None if found.draws is None else mutual_information(found.draws, normalised=True)
     return predictive_entropy(found.probs, normalised=True) if kind == "entropy" else 1 - confidence(found.probs)

@@ -1,4 +1,4 @@
-"""Metrics against the number of draws N, and how much it matters which N of a run's draws are taken. Pure."""
+"""Metrics against the number of draws N, with their spread over random choices of N draws. Pure functions."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DrawCurve:
 def draw_curves(
     record: Record, row: str, metrics: Sequence[str] = ALL, orders: int = 30, seed: int = 0
 ) -> dict[str, DrawCurve]:
-    """By metric; none where there is nothing to vary: one draw, combined answers, draws not kept or not taken."""
+    """Return curves by metric; none without several recorded draws."""
     given = record.combine == "given" or len(record.logp) - 1 < max(record.draws, 2)
     if given or record.taken.min() < record.draws:
         return {}

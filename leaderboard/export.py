@@ -1,4 +1,4 @@
-"""Tables of a page as text to take away: CSV, Markdown, LaTeX (booktabs) or JSON, with caption and link.
+"""Export tables of a page as CSV, Markdown, LaTeX (booktabs) or JSON, with caption and link.
 
 What is on the screen, in its order. Methods x data sets are written as by `uqharness table`, with every digit in CSV
 and JSON; other tables hold the texts of the screen.
@@ -84,7 +84,7 @@ def _columns(grid: Grid) -> list[tuple[str, int]]:
 
 
 def _cautious(text: str) -> Any:
-    """A number with its sign is no formula."""
+    """Escape text that a spreadsheet would read as a formula; signed numbers are unchanged."""
     try:
         float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""The numbers of the landing page's figure: how far every method is from MLE in NLL and ECE. Pure.
+"""The numbers of the landing page's figure: differences from MLE in NLL and ECE. Pure functions.
 
 A difference is that of the printed numbers; its 95 % interval is that of the paired tests, over questions and seeds
 (for ECE: of the bootstrap that its comparison uses).
@@ -85,7 +85,7 @@ def points(results: Results, table: Table, j: int) -> Points:
 
 
 def _mean(metric: str, runs: Sequence[Floats], gold: np.ndarray) -> float:
-    """The printed number: the mean over seeds."""
+    """Return the printed number: the mean over seeds."""
     return fmean([float(METRICS[metric](probs, gold)) for probs in runs])
 
 

@@ -1,4 +1,4 @@
-"""Every question of a run: what was answered, how sure it was, and what changed against a plain LoRA. Pure."""
+"""Every question of a run: its answer, confidence and change against a plain LoRA. Pure functions."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ def _alike(one: Record, other: Record) -> bool:
 
 
 def select(found: Items, kept: str = "all", sort: str = "id") -> pd.DataFrame:
-    """The questions of a filter in an order; ties by their number."""
+    """Return the questions of a filter in an order; ties are sorted by number."""
     _, column, ascending = SORTS[sort]
     frame = found.frame[FILTERS[kept][1](found.frame)]
     return frame.sort_values([column, "id"], ascending=[ascending, True], na_position="last")

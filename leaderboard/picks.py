@@ -1,4 +1,4 @@
-"""What a figure can show together: the results of one table, on one data set, one run per row and seed.
+"""Results that one figure can show: those of one table, on one data set, one run per row and seed.
 
 The groups are those of `table.comparable`, so that a figure never mixes what the table keeps apart.
 """
@@ -28,13 +28,13 @@ class Group:
     runs: dict[str, dict[str, dict[str, RunSummary]]] = field(default_factory=dict)
 
     def rows(self, data: str) -> list[str]:
-        """Rows that have a result on this data set, the papers' methods first."""
+        """Return rows that have a result on this data set, the papers' methods first."""
         known = [*PAPERS, *OTHERS]
         place = {method: k for k, method in enumerate(known)}
         return sorted(self.runs.get(data, ()), key=lambda row: (place.get(row.split(" (")[0], len(known)), row))
 
     def start(self, data: str) -> tuple[str, ...]:
-        """What is shown before anything was chosen: a few rows, those of the papers if they are there."""
+        """Return the rows of the initial selection: a few rows, those of the papers if available."""
         rows = self.rows(data)
         return tuple([row for row in rows if row in FIRST] or rows[:4])
 
@@ -77,7 +77,7 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 
 def groups(sources: Sequence[RunSummary]) -> list[Group]:
-    """One group per table of `table.build`, in its order."""
+    """Return one group per table of `table.build`, in its order."""
     kept = newest(sources, [])
     names, parts = labels(kept), comparable(kept, False)
     out = []

@@ -1,12 +1,12 @@
-"""A folder of results in one small file that can be committed: `published/*.parquet`, `uqharness publish`.
+"""Write results as one small file that can be committed: `published/*.parquet`, `uqharness publish`.
 
 Its columns are those of `RunSummary`, exact; beside them, per run, the questions and two rows of answers to each: the
 posterior's mean and the average over all draws. Within a budget the single draws come too, of at least one run per
 method. A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP, no choice more than LIMIT below the best
 one: a probability is off by less than 0.25 STEP.
 
-Anyone can write a parquet: a row that no results file gives is refused, and a run whose answers give other numbers is
-shown with a remark, and not ranked. Files carry a version; those of version 1 are read.
+Published files are untrusted: a row that no results file could give is refused, and a run whose answers give other
+numbers is shown with a remark and not ranked. Files carry a version; those of version 1 are read.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ Arrays = Mapping[str, bytes | None]
 
 @dataclass(frozen=True)
 class Averaged(Record):
-    """A record of which the draws are gone and their average is left: N = 0 and N = S."""
+    """A record without single draws: only the mean (N = 0) and the average (N = S)."""
 
     averaged: int = field(default=0, kw_only=True)
 
@@ -83,7 +83,7 @@ class Averaged(Record):
 
 
 def shipped() -> list[Path]:
-    """What comes with the package: our own published results, and results that were sent in."""
+    """Return the shipped files: our own published results, and submitted results."""
     here = Path(__file__).parent
     return [*sorted((here / "published").glob(f"*{SUFFIX}")), *filter(Path.is_dir, [here / "submitted"])]
 
@@ -101,7 +101,7 @@ class Written:
 
 
 def create(results: Sequence[Path], out: Path, budget: int = BUDGET) -> Written:
-    """Write all sound runs of these results to `out`; paths of this machine are cut to what is below the folder."""
+    """Write all valid runs of these results to `out`; paths of this machine are cut to what is below the folder."""
     known, unread = refresh([path for path, _ in result_files(results)])
     wrong = [each for group in (*unread.values(), *known.problems.values()) for each in group]
     wrong = [each for each in wrong if each.kind != "foreign"]
@@ -134,7 +134,7 @@ def with_draws(runs: Sequence[RunSummary]) -> list[set[str]]:
 
 
 def packed(runs: Sequence[RunSummary], records: Sequence[Record], whole: set[str]) -> bytes:
-    """The content of a published file."""
+    """Return the content of a published file."""
     columns: dict[str, list[bytes | None]] = {name: [] for name in APART}
     for run, record in zip(runs, records, strict=True):
         for name, kind in PACKED.items():

@@ -1,4 +1,4 @@
-"""A table of a paper: by itself, never averaged or ranked with anything measured.
+"""A table of a paper, separate from measured results and never averaged or ranked with them.
 
 Marks follow the printed numbers. Papers print no floor for ECE, so small differences in it may be sampling.
 """
@@ -29,7 +29,7 @@ def names(reported: pd.DataFrame) -> list[str]:
 
 
 def corrected(name: str) -> bool:
-    """Whether the authors corrected cells of this table."""
+    """Return whether the authors corrected cells of this table."""
     return any(name.startswith(f"{paper}, table {table},") for paper, table in CORRECTED)
 
 
@@ -112,5 +112,5 @@ def _name(row: Mapping[Any, Any]) -> str:
 
 
 def _draws(row: Mapping[Any, Any]) -> int:
-    """-1 where the paper does not say."""
+    """Return the number of draws; -1 if the paper does not say."""
     return -1 if row["draws"] is None or row["draws"] != row["draws"] else int(row["draws"])

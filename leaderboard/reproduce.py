@@ -1,4 +1,4 @@
-"""A paper's table beside ours, cell by cell, and what a figure without printed values says, tested.
+"""Compare a paper's table with ours, cell by cell, and test its claims about figures without printed values.
 
 A verdict needs the paper's base, the paper's settings, all questions and more than one seed. Then the 95 % interval of
 ours minus the paper's (Welch's, from the two spreads over seeds, widened by the paper's rounding) decides:
@@ -7,7 +7,7 @@ ours minus the paper's (Welch's, from the two spreads over seeds, widened by the
     differs         it lies outside the margin on one side
     cannot be told  anything else
 
-Reported and measured numbers stay apart: no column, mean or mark mixes them. `reproduce_formats` writes the result.
+Reported and measured numbers are never mixed in a column, mean or mark. `reproduce_formats` writes the result.
 """
 
 from __future__ import annotations
@@ -134,7 +134,7 @@ class Measured:
 def report(
     title: str, reproduces: Mapping[str, Any], runs: Sequence[Run], records: Sequence[Mapping[str, Any]]
 ) -> Report:
-    """What a suite reproduces (`{paper, table or figure, base}`) beside its results and its adapters' records."""
+    """Return the report of a suite: its `{paper, table or figure, base}` beside its results and records."""
     paper, which = str(reproduces.get("paper", "")), str(reproduces.get("table", reproduces.get("figure", "")))
     named = reproduces.get("base", [])
     bases = list(map(str, named)) if isinstance(named, list) else [str(named)]
@@ -178,7 +178,7 @@ def _dataset(task: str) -> str:
 
 
 def table(title: str, paper: str, which: str, bases: Sequence[str], ours: Sequence[Measured]) -> Report:
-    """Every cell of a paper's table, in its order, with our number where there is one."""
+    """Return every cell of a paper's table, in its order, with our number if available."""
     frame = reported.load()
     frame = frame[frame["paper"].eq(paper) & frame["base"].isin(list(bases)) & frame["metric"].isin(list(MARGINS))]
     rows = frame[frame["table"] == which].to_dict("records")
@@ -255,7 +255,7 @@ def verdict(interval: tuple[float, float], margin: float) -> str:
 
 
 def departures(m: Measured, paper: str, base: str) -> list[str]:
-    """Why this result says nothing about the paper's: another base, other settings, fewer questions."""
+    """Return why this result is not comparable with the paper's: another base, other settings, fewer questions."""
     found = [m.cut] * bool(m.cut)
     for line in reported.hyperparameters():
         if (
@@ -277,13 +277,13 @@ def departures(m: Measured, paper: str, base: str) -> list[str]:
 
 
 def another_base(recipe: Mapping[str, Any], wanted: str) -> str:
-    """What is wrong with the base of a training; empty where it is the wanted one."""
+    """Return the difference of a training's base from the paper's; empty if equal."""
     have = str(recipe.get("base", "")).rstrip("/").rpartition("/")[2]
     return "" if have == wanted.rpartition("/")[2] else f"another base: {have or 'unknown'}"
 
 
 def same(value: Any, stated: str) -> bool:
-    """Whether a recorded setting is what the file of hyper-parameters states."""
+    """Return whether a recorded setting equals that in the file of hyper-parameters."""
     if isinstance(value, bool):
         return str(value).lower() == stated
     if isinstance(value, (int, float)):
@@ -297,7 +297,7 @@ def same(value: Any, stated: str) -> bool:
 
 
 def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]], cells: Sequence[Cell]) -> list[str]:
-    """Where the paper contradicts itself or another, and what its settings leave open."""
+    """Return notes: contradictions of the paper, and settings that it leaves open."""
     methods = {row["method"] for row in rows}
     notes = [SEEDS_NOTE] if rows else []
     notes += [f"{who}: {text}" if who else text for p, who, text in FOOTNOTES if p == paper and who in ("", *methods)]

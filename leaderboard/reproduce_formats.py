@@ -1,4 +1,4 @@
-"""A reproduction as Markdown, CSV, HTML and LaTeX: the paper's numbers and ours have columns of their own."""
+"""A reproduction as Markdown, CSV, HTML and LaTeX: the paper's numbers and ours have separate columns."""
 
 from __future__ import annotations
 
@@ -130,7 +130,7 @@ def summary(report: Report) -> str:
 
 
 def shared_reasons(report: Report) -> list[str]:
-    """Why there is no verdict, where that holds for all that was measured: said once."""
+    """Return the reasons without a verdict that all cells share."""
     each = [cell.why.split("; ") for cell in report.cells if cell.ours]
     each += [claim.why.split("; ") for claim in report.claims if claim.points]
     return [reason for reason in each[0] if reason and all(reason in other for other in each)] if each else []

@@ -1,4 +1,4 @@
-"""What the Run, Method and Problems pages list, as texts. Pure."""
+"""Texts of the Run, Method and Problems pages. Pure functions."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def _day(seconds: float | None) -> str | None:
 
 
 def warnings(run: RunSummary, problems: Sequence[Problem]) -> list[str]:
-    """What a reader must know before using this run's numbers."""
+    """Return warnings about this run's numbers."""
     mine = [each for each in problems if (each.file, each.task) == (run.file, run.task)]
     remarks = [text for kind, text in run.remarks.items() if kind not in {each.kind for each in mine}]
     return [*(f"{each.kind}: {each.reason}" for each in mine), *remarks]

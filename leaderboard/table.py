@@ -1,7 +1,7 @@
-"""Results as tables, methods x datasets, computed again from the answers of every draw.
+"""Results as tables, methods x datasets, recomputed from the answers of every draw.
 
 One table holds only what may be ranked together: equal protocol (the evaluation) and equal recipe (the
-training, method apart). Whatever differs goes to a table of its own, with a note saying what differs.
+training, method apart). Other results go to separate tables, with a note on the differences.
 Reads results and metrics; knows no model. `table_formats` writes these as text.
 """
 
