@@ -38,7 +38,7 @@ class Answers:
 
 
 def answers(record: Record, row: str, draws: int | None = None) -> Answers:
-    """Return the answers of the first `draws` draws (None: all; 0: the posterior's mean) under the record's own rule."""
+    """Return the answers of the first `draws` draws (None: all; 0: the posterior's mean) by the record's own rule."""
     wanted = record.draws if draws is None else min(draws, record.draws)
     logp = record.rows(wanted)  # [n, D, C]
     apart = softmax_draws(logp) if record.combine != "given" and len(logp) > 1 else None
