@@ -85,7 +85,9 @@ def test_every_entry_point_names_something_in_the_wheel(wheel: Path) -> None:
         for value in values:
             module, _, attr = value.partition(":")
             path = module.replace(".", "/") + ("/__init__.py" if not attr else ".py")
-            names = {getattr(node, "name", None) for node in ast.parse(archive.read(path)).body}
+            body = ast.parse(archive.read(path)).body
+            names = {getattr(node, "name", None) for node in body}
+            names |= {target.id for node in body for target in getattr(node, "targets", ()) if hasattr(target, "id")}
             assert not attr or attr in names, f"{value}: {path} defines no {attr}"
 
 
