@@ -137,8 +137,12 @@ def legend(fig: Figure, grid: Iterable[Axes], labels: Sequence[str]) -> None:
             handles.setdefault(label, handle)
     known = [name for label in labels if (name := shown(label)) in handles]
     if len(known) > 1:
-        across = max(1, min(len(known), int(fig.get_figwidth() / (0.5 + 0.06 * max(map(len, known))))))
-        fig.legend([handles[k] for k in known], known, loc="outside lower center", ncols=across, frameon=False)
+        texts = [textwrap.fill(name, 44) for name in known]
+        widest = max(len(line) for text in texts for line in text.split("\n"))
+        across = max(1, min(len(known), int(fig.get_figwidth() / (0.5 + 0.06 * widest))))
+        lines = math.ceil(sum(text.count("\n") + 1 for text in texts) / across)
+        fig.set_size_inches(fig.get_figwidth(), fig.get_figheight() + 0.15 * (lines - 1))
+        fig.legend([handles[k] for k in known], texts, loc="outside lower center", ncols=across, frameon=False)
 
 
 def shown(label: str) -> str:
