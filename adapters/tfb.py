@@ -7,8 +7,8 @@ Cov[vec ΔW] = (α/r)² σ² (I ⊗ U Uᵀ). Directions in which B is 0 (an untr
 Defaults are those of the authors' script (bayesian-peft, scripts/tfblora/mle.sh): the NLL of pseudo-labels, which are
 the mean's own answers, may change by 0.3 % of itself; 10 draws, σ from 0.015, 5 halvings. Their code also divides the
 change by the number of items (`per=item`), so that 500 items allow 150 %. Our departures: the noise is the same at
-every σ (common random numbers); the bracket moves by doubling if it does not contain the answer; the last σ that passed is
-taken (theirs: the last that failed); only a deterioration counts; the anchor items are the tuning split.
+every σ (common random numbers); the bracket moves by doubling if it does not contain the answer; the last σ that
+passed is taken (theirs: the last that failed); only a deterioration counts; the anchor items are the tuning split.
 Not implemented: other families of noise.
 """
 

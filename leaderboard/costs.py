@@ -34,7 +34,7 @@ def average(runs: Sequence[Used], cost: str) -> float:
 
 
 def _cost(run: RunSummary, cost: str, draws: int) -> float | None:
-    """Of forward passes without those of the draws that are left out; one there is always."""
+    """Return the forward passes without those of skipped draws; at least one."""
     value: float | None = getattr(run, cost)
     return max(value - (run.draws - draws), 1.0) if cost == "passes" and value is not None else value
 

@@ -51,7 +51,7 @@ class Items:
 
 
 def items(record: Record, row: str, draws: int | None = None, base: Record | None = None) -> Items:
-    """The questions of a run at `draws` draws; a `base` that holds other questions or choices is left out."""
+    """The questions of a run at `draws` draws; a `base` with other questions or choices is ignored."""
     shown = answers(record, row, draws)
     mean = answers(record, row, 0) if record.has_mean and record.draws else None
     plain = answers(base, "MLE") if base is not None and _alike(base, record) else None

@@ -305,7 +305,7 @@ def questions(run: RunSummary, arrays: Arrays) -> tuple[np.ndarray, np.ndarray, 
     if not items or {items, len(choices), len(ids), len(hashes) / 16} != {run.items}:
         raise InputError("its questions are not as many as it says")
     if (gold >= choices).any() or len(np.unique(ids)) != items:
-        raise InputError("a label that is no choice, or a question twice")
+        raise InputError("a label that is not a choice, or a question twice")
     odds = int((choices - 1).sum())
     for name, rows in (("answers", held(run)), ("single_draws", run.draws)):
         content = arrays.get(name)

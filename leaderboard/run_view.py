@@ -23,7 +23,7 @@ Linked = tuple[str, str]
 
 
 def facts(run: RunSummary, row: str) -> list[tuple[str, str]]:
-    """(what, value) of what identifies a run; what is not known is left out."""
+    """Return (what, value) of the facts that identify a run, without unknown ones."""
     told = {
         "method": row,
         "evaluated on": run.task,

@@ -134,7 +134,7 @@ def read_raw(folder: Path) -> Tensors:
 
 
 def undouble(tensors: Tensors, folder: Path) -> tuple[Tensors, list[str]]:
-    """`base_model.model.base_model.model.x` -> `base_model.model.x`, as PEFT names it; and what was left out."""
+    """`base_model.model.base_model.model.x` -> `base_model.model.x`, as PEFT names it; with the removed names."""
     lora, dropped = drop_base(tensors)
     named = {name.removeprefix(PREFIX): tensor for name, tensor in lora.items() if name.startswith(2 * PREFIX)}
     if not named:

@@ -316,8 +316,8 @@ def test_only_whole_results_of_this_very_adapter_count(
     result_of(blob, own, task="openbookqa_uq", protocol={"rows": [0, 500]})
     with lines_of("uqharness.results") as lines:
         assert main([*command, str(own)]) == 2 and not hub.repositories
-    assert lines[0].endswith("arc_easy_uq: left out: fitted, tuned or selected on these questions")
-    assert lines[1].endswith("openbookqa_uq: left out: 40 of 500 questions")
+    assert lines[0].endswith("arc_easy_uq: skipped: fitted, tuned or selected on these questions")
+    assert lines[1].endswith("openbookqa_uq: skipped: 40 of 500 questions")
     asked = {"dataset": "allenai/ai2_arc", "subset": "ARC-Easy", "split": "validation"}
     result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=3)
     result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=4)

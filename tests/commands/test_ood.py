@@ -89,7 +89,7 @@ def test_bad_input_is_one_line(results: Path, words: list[str], said: str, capsy
 def test_draws_that_are_not_there_are_left_out(results: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["ood", str(results), "--samples", "9"]) == 0  # a point has one draw whatever is asked
     out, err = capsys.readouterr()
-    assert "left out: BLoB on arc_challenge_uq has no N = 9" in err and "| BLoB |" not in out
+    assert "skipped: BLoB on arc_challenge_uq has no N = 9" in err and "| BLoB |" not in out
     assert "| MLE |" in out
 
 

@@ -22,7 +22,7 @@ def test_a_model_index_is_read_by_the_hubs_library(tmp_path: Path, capsys: pytes
     result(tmp_path, "MLE", protocol={**ARC, "rows": [0, 50]})  # trimmed
     assert main(["table", str(tmp_path), "--format", "model-index"]) == 0
     shown = capsys.readouterr()
-    assert "results_2.json: arc_easy_uq: left out: 40 of 50 questions" in shown.err
+    assert "results_2.json: arc_easy_uq: skipped: 40 of 50 questions" in shown.err
     card = ModelCard(f"---\n{shown.out}---\n")
     runs = stated(read_runs([tmp_path]))
     entries = card.data.eval_results or []

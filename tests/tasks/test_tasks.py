@@ -186,7 +186,7 @@ def test_pairs_take_no_shots_and_no_chat_template(load: Callable[[str], UQTask],
     with pytest.raises(InputError, match="wnli_uq is answered from its documents' own fields, and a system inst"):
         task.build_all_requests(limit=3, rank=0, world_size=1, system_instruction="Think.")
     task.set_config(key="num_fewshot", value=2)
-    with pytest.raises(InputError, match="and 2 shots is asked for: leave it out"):
+    with pytest.raises(InputError, match="and 2 shots is requested: remove it"):
         task.build_all_requests(limit=3, rank=0, world_size=1)
 
 

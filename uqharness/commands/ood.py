@@ -88,7 +88,7 @@ def board_of(paths: Sequence[str]) -> Board:
     if not made.runs:
         raise InputError(wrong[0] if wrong else f"no record of draws in {', '.join(paths)}: run a _uq task")
     for line in wrong:
-        say(f"left out: {line}")
+        say(f"skipped: {line}")
     return made
 
 
@@ -111,7 +111,7 @@ def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: 
         pair = (board.record(inside.run_id), board.record(shifted.run_id))
         shift = ood.compare(inside, pair[0], shifted, pair[1], draws, metrics)
         if shift is None:
-            say(f"left out: {board.label(shifted)} on {shifted.task} has no N = {draws}: evaluate again with it")
+            say(f"skipped: {board.label(shifted)} on {shifted.task} has no N = {draws}: evaluate again with it")
         else:
             shifts.append(shift)
             records[shifted.run_id] = pair

@@ -118,7 +118,7 @@ def installed() -> Metrics:
             if not all(isinstance(metric, Metric) for metric in given):
                 raise TypeError("expected a Metric or a sequence of them")
         except (InputError, TypeError) as error:
-            log.warning("%s is left out: %s", plugins.describe(point), error)
+            log.warning("%s is skipped: %s", plugins.describe(point), error)
             continue
         for metric in given:
             if metrics.setdefault(metric.name, metric) is not metric:

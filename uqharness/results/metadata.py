@@ -28,7 +28,7 @@ def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
     for run in runs:
         reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", "mismatch", "range") if kind in run.remarks]
         if reasons:
-            log.warning("%s: %s: left out: %s", run.file, run.task, "; ".join(reasons))
+            log.warning("%s: %s: skipped: %s", run.file, run.task, "; ".join(reasons))
         else:
             entries.append(run)
     return entries

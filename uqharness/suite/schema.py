@@ -23,15 +23,15 @@
                                           this is the default), or {training task: [tasks]}
     seeds: 3                              0, 1, 2; or a list
     draws: [0, 5, 10]                     the N of the tables. One evaluation with the largest gives them all
-    limit: 1500                           questions of each evaluation (leave it out for all)
+    limit: 1500                           questions of each evaluation (omit it for all)
     batch_size: 64                        of evaluations
     include_path: tasks                   a folder with task YAMLs, beside this file
 
     override:                             settings for some of the grid: all that are named must match
       - {where: {method: blob, train: [boolq_uq]}, set: {kl_lr: 0.02, steps: 10000}}
     include:                              points beyond the grid: a row (`method`); base, train, evaluate and seeds are
-      - {method: blob, train: [arc_easy_uq], seeds: [7], set: {kl_lr: 0.1}, name: blob-0.1}   the suite's if left out
-    exclude:                              points that are left out
+      - {method: blob, train: [arc_easy_uq], seeds: [7], set: {kl_lr: 0.1}, name: blob-0.1}   the suite's if omitted
+    exclude:                              points to remove
       - {method: laplace, train: winogrande_m_uq}
 
 A later layer wins: `run`, then the base's settings, the training task's, the row's, `override` in its order, `--set`.

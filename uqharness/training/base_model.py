@@ -207,7 +207,7 @@ def fresh_modules(base: nn.Module) -> list[str] | None:
 
 
 def refuse_head(base: nn.Module, targets: Sequence[str]) -> None:
-    """Refuse a LoRA in a classification head, which is trained whole: PEFT would leave it out in silence."""
+    """Refuse a LoRA in a classification head, which is trained in full: PEFT would ignore it silently."""
     if not is_classifier(base):
         return
     whole = ("classifier", "score", *(fresh_modules(base) or ()))
@@ -215,8 +215,8 @@ def refuse_head(base: nn.Module, targets: Sequence[str]) -> None:
         ends = [name for name, _ in base.named_modules() if name == target or name.endswith(f".{target}")]
         if ends and all(name.startswith(whole) for name in ends):
             raise InputError(
-                f"target module {target!r} is the classification head, or a part of it, which is trained whole: "
-                "leave it out"
+                f"target module {target!r} is the classification head, or a part of it, which is trained in full: "
+                "remove it"
             )
 
 

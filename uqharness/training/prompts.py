@@ -199,11 +199,11 @@ class Prompting:
 
 
 def refuse_prompts(name: str, chat: object, system: object, shots: int | None) -> None:
-    """A task of sentence pairs has no prompt that a template or shots could be part of."""
+    """Refuse templates, system instructions and shots for a task of sentence pairs, which has no prompt."""
     given = {"a chat template": chat, "a system instruction": system, f"{shots} shots": shots}
     if wrong := [words for words, value in given.items() if value]:
         raise InputError(
-            f"task {name} is answered from its documents' own fields, and {wrong[0]} is asked for: leave it out"
+            f"task {name} is answered from its documents' own fields, and {wrong[0]} is requested: remove it"
         )
 
 
