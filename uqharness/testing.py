@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from uqharness import registry
 from uqharness.adapter_io.folder import load_predictive, save_adapter
-from uqharness.engine.engine import Engine
 from uqharness.engine.predictive import Predictive, as_predictive
 from uqharness.engine.readers import is_classifier
 from uqharness.engine.rows import Pair, make_rows
@@ -182,7 +181,7 @@ def check_draws(posterior: Posterior) -> None:
 
 
 def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: ChoiceData, folder: Path) -> None:
-    """Check that loading restores the saved numbers exactly, and that PEFT loads the mean and gives N = 0."""
+    """Check that loading restores the saved numbers exactly, and that PEFT loads the mean and gives a plain one's N = 0."""
     cls, out = type(method), folder / "adapter"
     record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
     save_adapter(out, model, predictive, record)
@@ -195,12 +194,21 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
         assert set(left) == set(right), f"the {kind} has other tensors after loading"
         assert all(torch.equal(left[name], right[name]) for name in left), f"the {kind} is not what was saved"
     few = make_rows([q.pairs for q in data.train[:2]], data.max_length, data.pad)
-    answers = [p.engine(model.eval(), 3).score(few).draws for p in (predictive, restored)]
-    assert torch.equal(*answers), "the answers are not those of what was saved"
+    drawn, again = (p.engine(model.eval(), 3).score(few) for p in (predictive, restored))
+    assert torch.equal(drawn.draws, again.draws), "the answers are not those of what was saved"
+    at_mean, mean_again = (p.engine(model, 0).score(few).mean for p in (predictive, restored))
+    assert at_mean is not None and mean_again is not None
+    assert torch.equal(at_mean, mean_again), "the answers at N = 0 are not those of what was saved"
+    beside_draws = at_mean if drawn.mean is None else drawn.mean
+    assert float((at_mean - beside_draws).abs().max()) < 1e-4, (
+        "N = 0 is not the mean's row of N = 3: set mean_is_plain = False if `inputs` change the mean"
+    )
     encoder = is_classifier(model.get_base_model())
     fresh = PeftModel.from_pretrained(tiny_encoder() if encoder else tiny_llama(), str(out)).eval()
+    if not predictive.mean_is_plain:
+        return
     rows = make_rows([q.pairs for q in data.train], data.max_length, data.pad)
-    expected = Engine(model, posterior, samples=0).score(rows).mean
+    expected = predictive.engine(model, samples=0).score(rows).mean
     assert expected is not None
     ids = [([*context, *answer], len(answer)) for q in data.train for context, answer in q.pairs]
     for (tokens, length), value in zip(ids, expected, strict=True):

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,10 +15,12 @@ from peft import PeftModel
 from torch import Tensor
 
 from tests.slow_twin import logprob
+from uqharness.adapter_io.folder import read_record, save_adapter
 from uqharness.engine.lora import InputTransform, LoraStack
 from uqharness.engine.predictive import DrawAverage, Tempered
 from uqharness.engine.prefixes import STEP, key64, mix, normal
 from uqharness.engine.rows import make_rows
+from uqharness.errors import InputError
 from uqharness.posterior import Gaussian, Members, Point
 from uqharness.testing import tiny_adapter
 
@@ -96,6 +99,39 @@ def test_noise_that_depends_on_the_input_is_the_same_in_any_batch(branch: bool) 
     assert alone is not None
     torch.testing.assert_close(alone, mean, rtol=0, atol=3e-5)
     assert float((scores.draws.std(0)).min()) > 1e-3
+
+
+def test_a_temperature_keeps_a_mean_that_depends_on_the_input() -> None:
+    model = tiny_adapter()
+    predictive, rows = Contextual(Free(LoraStack(model).mean(), 0)), make_rows(QUESTIONS, 32)
+    expected = predictive.engine(model, samples=0).score(rows).mean
+    for samples in (0, 1):
+        mean = Tempered(predictive, 2.0, samples=2).engine(model, samples).score(rows).mean
+        assert mean is not None and expected is not None and torch.equal(mean, expected)
+
+
+def test_noise_on_inputs_refuses_what_it_cannot_do() -> None:
+    model = tiny_adapter()
+    predictive = Contextual(Free(LoraStack(model).mean(), 0))
+    for either in (predictive, Tempered(predictive, 2.0)):
+        with pytest.raises(InputError, match="contextual: noise on inputs is no set of weights"):
+            either.exportable()
+    with pytest.raises(InputError, match="remove draws=antithetic"):
+        predictive.engine(model, samples=2, pairs=True)
+    for samples, advice in ((2, "use samples=0"), (0, "without generation")):
+        with pytest.raises(InputError, match=advice), predictive.engine(model, samples).using(0, 1):
+            pass
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_the_record_and_the_card_say_whether_peft_answers_as_the_mean(plain: bool, tmp_path: Path) -> None:
+    model = tiny_adapter()
+    kind = DrawAverage if plain else Contextual
+    record = {"method": {"name": "mle", "settings": {}}, "base": {"name": "tiny"}, "data": {}}
+    save_adapter(tmp_path / "adapter", model, kind(Point(LoraStack(model).mean(), 0)), record)
+    saved = read_record(tmp_path / "adapter")
+    assert saved is not None and saved["predictive"].get("mean_is_plain", True) is plain
+    assert ("PEFT loads the posterior's mean;" in (tmp_path / "adapter" / "README.md").read_text()) is plain
 
 
 def test_a_predictive_declares_how_it_answers() -> None:

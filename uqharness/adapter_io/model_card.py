@@ -100,12 +100,14 @@ def _text(record: Mapping[str, Any]) -> str:
     on = f" on `{task}`" if task else ""
     paper = f" ({method['paper']})" if method.get("paper") else ""
     steps = f", {costs['steps']:,} steps" if costs.get("steps") else ""
+    plain = (record.get("predictive") or {}).get("mean_is_plain", True)
+    loads = "the posterior's mean" if plain else "its LoRA alone, which answers otherwise than the posterior's mean"
     revision = f"\n\nThe base is `{name}` at revision `{base['revision']}`." if base.get("revision") else ""
     return f"""# {method.get("label", method["name"])} adapter of {name}
 
 {origin} [uqharness]({record.get("homepage", "https://pypi.org/project/uqharness/")}){on}: method \
 `{method["name"]}`{paper}, {settings}; seed {record["posterior"]["train_seed"]}{steps}. \
-PEFT loads the posterior's mean; the draws are averaged by
+PEFT loads {loads}; the draws are averaged by
 
     lm_eval --model bayeslora --model_args adapter=THIS_FOLDER,samples=10 --tasks {task or "TASK"}{words}{revision}
 

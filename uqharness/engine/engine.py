@@ -280,7 +280,8 @@ class Engine:
         prefixes: hashes of the tokens that are run (`prefix_tables`), which transforms of inputs need.
         """
         if self.inputs and prefixes is None:
-            raise InputError(f"a {self.posterior.kind} posterior with noise per token cannot generate: use samples=0")
+            do = "use samples=0" if self.samples else "its mean depends on them too; give tasks without generation"
+            raise InputError(f"a {self.posterior.kind} posterior that transforms inputs cannot generate: {do}")
         if self.one_by_one:
             functions = self.stack.weights({name: t[start] for name, t in self.tensors.items()})
         else:

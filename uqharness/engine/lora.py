@@ -141,12 +141,16 @@ class LoraStack:
 
     @contextmanager
     def inputs(self, transforms: Mapping[str, Callable[[Tensor], Tensor]]) -> Iterator[None]:
-        """Transform the inputs of these layers inside this context (token masks, a matrix before B)."""
+        """Transform the inputs of these layers inside this context (token masks, a matrix before B).
+
+        transforms: functions or modules of a layer's input alone, by the name of the layer's tensor. Parameters of
+            a module stay its own: they do not become part of the PEFT model.
+        """
         if transforms and self.unfoldable:
             raise InputError(f"{self.unfoldable} layers read their weights: their input cannot be changed")
         try:
             for name, transform in transforms.items():
-                self.layers[name].transform = transform
+                self.layers[name].transform = transform.__call__  # a module itself would be registered
             yield
         finally:
             for name in transforms:

@@ -41,6 +41,7 @@ class Predictive(ABC):
         finite: the number of different draws; None if unlimited.
         mean_is_member: the mean is a stand-in, one of the members.
         draws_weights: draws differ in weights; otherwise only in the transforms of layer inputs.
+        mean_is_plain: the mean is the PEFT part alone; otherwise its function also has the transforms of layer inputs.
 
     Example:
         >>> from uqharness.posterior import Members
@@ -56,9 +57,17 @@ class Predictive(ABC):
     whole_questions: ClassVar[bool] = True
     stops_early: bool = False
     draws_weights: ClassVar[bool] = True
+    mean_is_plain: bool = True
 
     def __init__(self, posterior: Posterior) -> None:
         self.posterior = posterior
+
+    def inputs(self, seed: int) -> Mapping[str, InputTransform]:
+        """Return transforms of layer inputs that are part of the functions, by the name of the layer's tensor.
+
+        A transform maps `(x [R, T, n], draw, prefix [R, T])` to x's like; draw is None for the mean.
+        """
+        return {}
 
     @property
     def finite(self) -> int | None:
@@ -95,7 +104,8 @@ class Predictive(ABC):
 
     def record(self) -> dict[str, Any]:
         """Return its entry in the adapter folder's record."""
-        return {"kind": self.kind, "rule": self.rule, **self.settings()}
+        plain = {} if self.mean_is_plain else {"mean_is_plain": False}
+        return {"kind": self.kind, "rule": self.rule, **plain, **self.settings()}
 
 
 class _DrawsFile(TypedDict):
@@ -125,25 +135,19 @@ class DrawAverage(Predictive):
 
     kind = "draws"
     whole_questions = False
-    mean_is_plain: ClassVar[bool] = True  # the mean's function is its weights, without `inputs`
 
     def __init__(self, posterior: Posterior, rule: str = "probs") -> None:
         super().__init__(posterior)
         self.rule = rule
         self.stops_early = rule == "probs"
 
-    def inputs(self, seed: int) -> Mapping[str, InputTransform]:
-        """Return transforms of layer inputs that are part of the functions, by the name of the layer's tensor.
-
-        A transform maps `(x [R, T, n], draw, prefix [R, T])` to x's like; draw is None for the mean.
-        """
-        return {}
-
     def rows(self, samples: int) -> int:
         return self.posterior.usable(samples)
 
     def engine(self, model: PeftModel, samples: int = 10, seed: int = 0, **how: Any) -> Engine:
         how["auto"] = how.get("auto") if self.stops_early else None
+        if how.get("pairs") and samples and not self.draws_weights:
+            raise InputError(f"{self.kind}: draws of noise on inputs have no mirrored pairs: remove draws=antithetic")
         inputs = {} if self.mean_is_plain and not samples else self.inputs(seed)
         how |= {"weights": self.draws_weights, "inputs": inputs, "rule": self.rule}
         return Engine(model, self.posterior, samples, seed, **how)
@@ -152,6 +156,8 @@ class DrawAverage(Predictive):
         return self
 
     def exportable(self) -> Posterior:
+        if not (self.draws_weights and self.mean_is_plain):
+            raise InputError(f"{self.kind}: noise on inputs is no set of weights: evaluate the adapter with bayeslora")
         return self.posterior
 
     @classmethod
@@ -194,6 +200,10 @@ class Tempered(Predictive):
     def __init__(self, inner: Predictive, temperature: float, samples: int = 10, seed: int = 0) -> None:
         super().__init__(inner.posterior)
         self.inner, self.temperature, self.samples, self.seed = inner, temperature, samples, seed
+        self.mean_is_plain = inner.mean_is_plain
+
+    def inputs(self, seed: int) -> Mapping[str, InputTransform]:
+        return self.inner.inputs(seed)
 
     def engine(self, model: PeftModel, samples: int = 10, seed: int = 0, **how: Any) -> Engine:
         same = {name: how[name] for name in ("tokens", "autocast") if name in how}
@@ -205,7 +215,8 @@ class Tempered(Predictive):
             table = (inner.score(rows).average(rows) / self.temperature).log_softmax(-1)  # [Q, C]
             return table[rows.question.cpu(), rows.choice.cpu()]
 
-        return Engine(model, self.posterior, samples, seed, combined=combined, rule=self.rule, **{**how, "auto": None})
+        how |= {"inputs": {} if self.mean_is_plain else self.inputs(seed), "rule": self.rule, "auto": None}
+        return Engine(model, self.posterior, samples, seed, combined=combined, **how)
 
     def open_form(self) -> Predictive:
         return self.inner.open_form()
