@@ -59,7 +59,7 @@ class SGLDNoise(Method):
                 if step in keep:
                     kept[f"{step}/{name}"].copy_(p)
 
-        fit_loop(stack, data, run, after_step=after_step, extra=kept)
+        fit_loop(stack, data, run, after_step=after_step, extra=kept, method=self)
         members = [{name: kept[f"{k}/{name}"] for name in stack.parameters} for k in keep]
         return Members(members, train_seed=run.seed)
 
