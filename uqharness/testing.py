@@ -181,7 +181,7 @@ def check_draws(posterior: Posterior) -> None:
 
 
 def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: ChoiceData, folder: Path) -> None:
-    """Check that loading restores the saved numbers exactly, and that PEFT loads the mean and gives a plain one's N = 0."""
+    """Check that loading restores the saved numbers exactly, and that PEFT gives N = 0 of a mean that is plain."""
     cls, out = type(method), folder / "adapter"
     record = {"method": {"name": cls.name, "settings": as_json(method)}, "base": {"name": "tiny"}, "data": {}}
     save_adapter(out, model, predictive, record)
