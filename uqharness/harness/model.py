@@ -80,7 +80,7 @@ class BayesLoRA(HFLM):
             kwargs.setdefault("max_length", (self.record or {}).get("run", {}).get("max_length"))
         self._load(*base_model.base_location(self.base_name), kwargs)
         if self.classes:
-            self._max_length = min(self._max_length or 2**20, base_model.most_tokens(self.model.get_base_model()))
+            self._max_length = min(self.max_length, base_model.most_tokens(self.model.get_base_model()))
         adapter_io.check_fits(self.model, self.predictive.posterior, self.record, self.base_name)
         self.mean, self.draws = mean, draws
         self.engine = self._engine()

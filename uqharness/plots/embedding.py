@@ -195,7 +195,7 @@ def _legend(fig: Figure, answers: Sequence[str], columns: int) -> None:
     handles: list[Any] = [
         Patch(color=COLOURS[k % len(COLOURS)], alpha=0.5, label=answer) for k, answer in enumerate(answers)
     ]
-    mark = {"linestyle": "none", "color": "0.4"}
+    mark: dict[str, Any] = {"linestyle": "none", "color": "0.4"}
     handles += [Line2D([], [], marker="*", label="mean of the weights", **mark)]
     handles += [Line2D([], [], marker="v", label="mean of the embeddings", **mark)]
     handles += [Line2D([], [], color="0.4", linewidth=0.8, label="0.5 and 0.75 of the draws")]

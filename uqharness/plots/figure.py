@@ -167,7 +167,7 @@ def _frame(axes: Axes, panel: Panel) -> None:
         axes.set_ylim(0, 1.3 * axes.dataLim.y1)
         for line in panel.lines:
             for x, y in zip(line.x, line.y, strict=True):
-                where = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
+                where: dict[str, Any] = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center"}
                 where["rotation"] = 90 if len(panel.ticks) > 6 else 0
                 axes.annotate(f"{y:.3g}", (x, max(line.high or [y])), fontsize=5, **where)
     if panel.diagonal:
@@ -190,7 +190,7 @@ def _line(axes: Axes, line: Line, place: int) -> None:
         given |= {"markerfacecolor": "white", "label": "_"}
     if not line.joined:
         given["linestyle"] = "none"
-        bars = {}
+        bars: dict[str, Any] = {}
         for axis, middle, low, high in (("y", line.y, line.low, line.high), ("x", line.x, line.x_low, line.x_high)):
             if low is not None and high is not None:
                 ends = [(m - a, b - m) for m, a, b in zip(middle, low, high, strict=True)]

@@ -70,7 +70,10 @@ def std_layers(adapters: Sequence[tuple[str, Mapping[str, Any]]]) -> Chart:
                 "blob, melora, bbb, scalabl)"
             )
         values = curves[0]["std"]  # {layer: [[step, std], …]}
-        lines = [Line(layer, *map(list, zip(*series, strict=True))) for layer, series in short_names(values).items()]
+        lines = [
+            Line(layer, [step for step, _ in series], [std for _, std in series])
+            for layer, series in short_names(values).items()
+        ]
         panels.append(Panel(name, "training step", "mean std", lines))
     return Chart(panels, min(2, len(panels)))
 

@@ -42,7 +42,8 @@ def pairs(runs: Sequence[RunSummary]) -> list[tuple[RunSummary, RunSummary]]:
     latest: dict[tuple[object, ...], RunSummary] = {}
     for run in sorted(runs, key=lambda run: run.date or 0.0):
         if run.trained_on and run.shift:
-            latest[(*_adapter(run), run.task)] = run
+            key = (*_adapter(run), run.task)
+            latest[key] = run
     inside: dict[tuple[object, ...], RunSummary] = {}
     for run in latest.values():  # its own task before another in-distribution one: WinoGrande has two sizes
         own = run.task.removesuffix("_test") == str(run.trained_on).removesuffix("_test")

@@ -176,7 +176,7 @@ def load_classifier(where: str, classes: int, **options: Any) -> nn.Module:
     base.uq_fresh = tuple(sorted(report["missing_keys"]))
     if base.uq_fresh:
         log.info("not in the checkpoint, so drawn from the seed and trained whole: %s", ", ".join(base.uq_fresh))
-    return base  # type: ignore[no-any-return]
+    return base
 
 
 @contextmanager
