@@ -189,7 +189,7 @@ def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
 
 
 def evaluation(run: RunSummary) -> Mapping[str, Any]:
-    """What lm-eval says of the run in its file; empty where the file cannot be read any more."""
+    """Return lm-eval's data on the run in its file; empty if the file cannot be read any more."""
     try:
         found = parse(content_of(run.file), run.file)
         return found if isinstance(found.get("config"), Mapping) else {}

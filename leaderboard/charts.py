@@ -101,7 +101,7 @@ def _finite(value: Any) -> Any:
 
 
 def nth(k: int) -> str:
-    """What Plotly calls the k-th axis after "x" or "xaxis": nothing for the first."""
+    """Return Plotly's suffix of the k-th axis after "x" or "xaxis": empty for the first."""
     return "" if k == 1 else str(k)
 
 
@@ -223,7 +223,7 @@ def _reliability_of(
 
 
 def right_and_wrong(shown: Sequence[Answers]) -> ChartData:
-    """How sure it was where it was right (up) and where it was wrong (down), as shares of all questions."""
+    """Draw the confidence of right (up) and wrong (down) answers, as shares of all questions."""
     traces, axes = list[Trace](), Axes()
     for row, found in enumerate(shown, start=1):
         at, look = nth(row), style(found.row)

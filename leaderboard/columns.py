@@ -33,7 +33,7 @@ def to_table(runs: Sequence[RunSummary]) -> pa.Table:
 
 
 def _array(values: list[Any], kind: pa.DataType) -> pa.Array:
-    """What `pa.array` makes; maps and lists of numbers without an object for every value."""
+    """Return `pa.array` of the values; maps and lists of numbers are built without an object for every value."""
     if not pa.types.is_nested(kind):
         return pa.array(values, kind)
     ends = pa.array(np.cumsum([0, *map(len, values)]), pa.int32())
@@ -51,7 +51,7 @@ def to_runs(table: pa.Table) -> list[RunSummary]:
 
 
 def _values(array: pa.Array) -> list[Any]:
-    """What `to_pylist` gives, without an object of Arrow for every value; lists of numbers become arrays."""
+    """Return `to_pylist` without an Arrow object for every value; lists of numbers become arrays."""
     kind = array.type
     if pa.types.is_map(kind):
         pairs = list(zip(_values(array.keys), _values(array.items), strict=True))

@@ -1,4 +1,4 @@
-"""What the figures draw, as tables: (header, rows of texts), for a page and its export. Pure."""
+"""Data of the figures as tables: (header, rows of texts), for a page and its export. Pure functions."""
 
 from __future__ import annotations
 

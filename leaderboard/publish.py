@@ -93,7 +93,7 @@ def shipped() -> list[Path]:
 
 @dataclass(frozen=True)
 class Written:
-    """What `create` wrote: runs, how many of them with their single draws, and the size in bytes."""
+    """The result of `create`: runs, how many of them with their single draws, and the size in bytes."""
 
     runs: int
     whole: int

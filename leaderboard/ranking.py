@@ -49,7 +49,7 @@ class Rank:
 
     @property
     def top(self) -> bool:
-        """Whether no method is significantly better."""
+        """Return whether no method is significantly better."""
         return self.low == 1
 
     def __str__(self) -> str:
@@ -120,7 +120,7 @@ class Tests:
         return float(np.median(pairs)) if len(pairs) else float("nan")
 
     def items_needed(self, a: str, b: str) -> int | None:
-        """How many questions would separate a and b with probability POWER if they differ by what is shown.
+        """Return how many questions would separate a and b with probability POWER if they differ by what is shown.
 
         None: no number up to MOST_ITEMS, as the spread between the seeds stays.
         """
@@ -190,7 +190,7 @@ def top_tiers(ranks: Iterable[Mapping[int, Rank]]) -> dict[int, int]:
 
 
 def coverage(table: Table, metric: str, row: int) -> tuple[int, int]:
-    """How many cells of the table a row has, and how many there are."""
+    """Return how many cells of the table a row has, and how many there are."""
     return sum((metric, row, j) in table.cells for j in range(len(table.columns))), len(table.columns)
 
 

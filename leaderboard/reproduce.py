@@ -320,7 +320,7 @@ def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]]
 
 
 def figure(title: str, paper: str, which: str, bases: Sequence[str], ours: Sequence[Measured]) -> Report:
-    """What the paper's text says about a figure, tested at every data set that was measured."""
+    """Test the claims of the paper's text about a figure on every measured data set."""
     claims: list[Claim] = []
     for line in reported.claims():
         if (line["paper"], line["figure"]) == (paper, which):

@@ -170,7 +170,7 @@ def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[
 def remarks(
     sources: Sequence[RunSummary], names: Mapping[Any, str], rows: Sequence[tuple[str, int]], metrics: Sequence[str]
 ) -> list[str]:
-    """What a reader must know about some of the cells."""
+    """Return notes on some of the cells."""
     found = without(sources, names, metrics)
     for s in sources:
         if s.mean_is_member and (names[s.row], 0) in rows:
@@ -209,7 +209,7 @@ def without(sources: Sequence[RunSummary], names: Mapping[Any, str], metrics: Se
 
 
 def standing(found: Mapping[str, RunSummary]) -> dict[str, Any]:
-    """What holds for a cell whatever its metric: whether it may be ranked, and its runs."""
+    """Return the facts of a cell that hold for every metric: whether it may be ranked, and its runs."""
     sources = found.values()
     marks = {kind: any(getattr(s, kind) for s in sources) for kind in ("leaked", "reference", "suspect")}
     return {**marks, "runs": tuple(s.run_id for s in sources)}
@@ -250,7 +250,7 @@ def rank(table: Table) -> None:
 
 
 def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> list[str]:
-    """What keeps two groups of results apart, as `name: there | here`."""
+    """Return the differences of two groups of results, as `name: first | second`."""
     found = _differ({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}, "")
     mine = {s.column: s for s in one}
     for column, run in {s.column: s for s in other}.items():

@@ -229,7 +229,7 @@ def _about_column(column: Column) -> dict[str, Any]:
 
 
 def as_json(tables: Sequence[Table]) -> str:
-    """Everything: values per seed, notes; null where a metric is not defined."""
+    """Return all values per seed and notes as JSON; null where a metric is not defined."""
     return json.dumps({"tables": [_plain(table) for table in tables]}, indent=2, allow_nan=False) + "\n"
 
 

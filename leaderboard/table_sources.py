@@ -1,4 +1,4 @@
-"""Which runs count in a table, and what its rows are called."""
+"""Select the runs of a table and name its rows."""
 
 from __future__ import annotations
 

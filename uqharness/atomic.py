@@ -172,7 +172,7 @@ def _locked(folder: Path) -> Iterator[bool]:
 
 
 def _is_free(folder: Path) -> bool:
-    """Whether no living process writes here; False where that cannot be known."""
+    """Return whether no living process writes here; False where that cannot be known."""
     with _locked(folder) as held:
         return held
 

@@ -467,7 +467,7 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
 
 
 def of_base(name: str, whole: Sequence[str] | None) -> bool:
-    """Whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers.
+    """Return whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers.
 
     whole: `modules_to_save`, whose weights are the adapter's.
     """

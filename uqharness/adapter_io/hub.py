@@ -31,7 +31,7 @@ class Pushed:
 
 
 def is_id(name: object) -> bool:
-    """Whether a name has the form `owner/name` and is no path that exists here."""
+    """Return whether a name has the form `owner/name` and is no path that exists here."""
     return isinstance(name, str) and _ID.fullmatch(name) is not None and not os.path.exists(name)
 
 

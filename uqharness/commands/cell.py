@@ -196,7 +196,7 @@ def commit() -> str | None:
 
 @contextlib.contextmanager
 def _written_to(log: Path) -> Iterator[None]:
-    """What this process and its children print goes to a file (lm-eval asks git and pip about the environment)."""
+    """Redirect the output of this process and its children to a file (lm-eval runs git and pip)."""
     before = os.dup(1), os.dup(2)
     with open(log, "a", encoding="utf-8") as file:
         for stream in (sys.stdout, sys.stderr):

@@ -83,7 +83,7 @@ def task_names(folders: Iterable[str | Path]) -> set[str]:
 
 
 def _mentioned(name: str, others: set[str]) -> bool:
-    """Whether a YAML of lm-eval holds this text; if none does, `others` gets the names that they define."""
+    """Return whether a YAML of lm-eval holds this text; if none does, `others` gets the names that they define."""
     wanted, texts = name.encode(), []
     for text in _yamls([_folder("lm_eval", "tasks")]):
         if wanted in text:

@@ -129,7 +129,7 @@ def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: 
 
 
 def _place(shift: Shift) -> tuple[Any, ...]:
-    """What an adapter and its reference share."""
+    """Return the attributes that an adapter shares with its reference."""
     return shift.inside.base, shift.inside.task, shift.shifted.task, shift.inside.seed
 
 

@@ -162,7 +162,7 @@ def metrics_of(given: list[str] | None) -> list[str]:
 
 
 def record_of(path: str) -> dict[str, Any]:
-    """What an adapter folder says of itself."""
+    """Return the record of an adapter folder."""
     from uqharness.adapter_io.folder import fetch, read_record
 
     record = read_record(fetch(path))

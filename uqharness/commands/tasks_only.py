@@ -70,7 +70,7 @@ def our_folder() -> str:
 
 
 def complete(name: str, index: Mapping[str, Any]) -> bool:
-    """Whether `name` means the same here as in the full index: a task, or a group of such all the way down.
+    """Return whether `name` means the same here as in the full index: a task, or a group of such all the way down.
 
     Patterns and tags reach across folders, so they never do.
     """

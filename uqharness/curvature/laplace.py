@@ -48,7 +48,7 @@ class Curvature(ABC):
 
     @abstractmethod
     def state(self) -> Tensors:
-        """What `restore` needs."""
+        """Return the tensors that `restore` needs."""
 
     @classmethod
     @abstractmethod

@@ -107,7 +107,7 @@ def protect(module: ModuleType) -> None:
 
 
 def _base_label(config: dict[str, Any]) -> str | None:
-    """What `provenance.json` in the base's folder calls it: weights can be more than the folder's name says."""
+    """Return the label in `provenance.json` of the base's folder, which can say more than the folder's name."""
     given = config.get("model_args")
     base = (config.get("uqharness") or {}).get("base") or (given.get("pretrained") if isinstance(given, dict) else None)
     with contextlib.suppress(InputError):  # a name of the hub, or a folder without such a file

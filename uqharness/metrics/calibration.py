@@ -40,7 +40,7 @@ class Binned:
 
     @cached_property
     def places(self) -> Ints:
-        """Where the bin of each item is among those of all leading entries, flat."""
+        """Return the flat index of each item's bin among the bins of all leading entries."""
         rows = self.index.reshape(-1, self.items)
         return (rows + np.arange(len(rows))[:, None] * (len(self.edges) - 1)).ravel()
 

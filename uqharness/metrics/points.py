@@ -103,7 +103,7 @@ def sure(answers: Answers) -> Floats:
 
 @once
 def right(answers: Answers) -> Bools:
-    """Whether each answer is right, […, D]."""
+    """Return whether each answer is right, […, D]."""
     return correct(answers.p, answers.gold)
 
 

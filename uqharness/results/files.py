@@ -26,7 +26,7 @@ class Problem:
 
 @dataclass
 class Contents:
-    """What one file holds; without a hash it could not be read."""
+    """The content of a file; without a hash it could not be read."""
 
     sha256: str = ""
     runs: list[RunSummary] = field(default_factory=list)

@@ -253,7 +253,7 @@ class RunSummary:
 
     @property
     def training(self) -> str:
-        """How it came to be: "recorded", "none" (a base alone), "oracle" (computed from the world), "unknown"."""
+        """Return how it was trained: "recorded", "none" (a base alone), "oracle", "unknown"."""
         if self.adapter_record:
             return "recorded"
         if self.model == ORACLE:

@@ -260,7 +260,7 @@ class _Maker:
                 self._fill(Entry(base, each.name, train, task, seed, cell.hash, made, self.suite.draws), extra)
 
     def _excluded(self, place: Mapping[str, Any], row: Row) -> bool:
-        """Whether `exclude` names this place, by the row's name or that of one of its steps."""
+        """Return whether `exclude` names this place, by the row's name or that of one of its steps."""
         names = (place, {**place, "method": row.name})
         return any(each.matches(**point) for each in self.suite.exclude for point in names)
 

@@ -94,7 +94,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Point:
-    """What `include`, `exclude` and `override` name: {axis: values}, and the settings there."""
+    """A point of `include`, `exclude` or `override`: {axis: values}, and the settings there."""
 
     where: Mapping[str, tuple[Any, ...]]
     settings: Mapping[str, Any] = field(default_factory=dict)

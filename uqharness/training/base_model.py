@@ -124,7 +124,7 @@ def keep_base() -> None:
 
 
 def shared(key: tuple[Any, ...] | None, load: Callable[[], nn.Module]) -> Any:
-    """What `load` returns; where bases are kept, new modules around the weights of the last one with this key."""
+    """Return the result of `load`; if cached, new modules around the weights of the last one with this key."""
     if _kept is None or key is None:
         return load()
     if key not in _kept:
@@ -191,7 +191,7 @@ def without_report() -> Iterator[None]:
 
 
 def most_tokens(base: nn.Module) -> int:
-    """How many tokens an encoder's position embeddings allow, without those that RoBERTa's count from."""
+    """Return how many tokens an encoder's position embeddings allow, without those that RoBERTa's count from."""
     sizes = [
         module.num_embeddings - (0 if module.padding_idx is None else module.padding_idx + 1)
         for name, module in base.named_modules()

@@ -1,4 +1,4 @@
-"""How a question becomes a prompt: chat template, system instruction, shots. One code for training and evaluation.
+"""Build prompts from questions: chat template, system instruction, shots; shared by training and evaluation.
 
 lm-eval's task builds the prompt (`fewshot_context`); this module renders its messages, keeps an item from being one of
 its own shots, and describes the prompt format, which an adapter's record stores.
@@ -304,7 +304,7 @@ def flags(run: Mapping[str, Any]) -> list[str]:
 
 
 def difference(trained: Mapping[str, Any], now_form: Mapping[str, Any], run: Mapping[str, Any]) -> str | None:
-    """How two forms differ and which flags make them equal, in a line; None: they do not. `run`: the recorded one."""
+    """Return how two prompt formats differ and which flags make them equal; None if equal. `run`: the recorded run."""
     if trained == now_form:
         return None
     facts, fixes = [], []
