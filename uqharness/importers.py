@@ -66,7 +66,7 @@ def read_checkpoint(
 
 
 def bayesian_peft(folder: Path, eps: float | None, members: int | None, average: str, train_seed: int) -> Imported:
-    """MLE, MAP, MCD (one weight vector), BLoB (`lora_A_rho`) or ENS (`adapter_1/` … beside the root's member 0)."""
+    """Read MLE, MAP, MCD (one vector), BLoB (`lora_A_rho`) or ENS (`adapter_1/` … beside the root's member 0)."""
     weights, dropped = undouble(read_raw(folder), folder)
     config = read_config(folder, weights)
     rho = {name: tensor for name, tensor in weights.items() if RHO in name}

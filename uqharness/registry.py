@@ -52,7 +52,7 @@ def get_method(name: str, package: str | None = None) -> type[Method]:
 
 
 def maker_of(posterior: Posterior) -> str:
-    """The name of an installed method that restores posteriors of this class: it makes a nested record readable."""
+    """Return the name of an installed method that restores posteriors of this class, for nested records."""
     for name in sorted(methods(), key=lambda name: name != "mle"):  # points are the most common
         with contextlib.suppress(InputError):  # a method that cannot be imported
             if type(posterior) in get_method(name).posteriors:
@@ -64,7 +64,7 @@ def maker_of(posterior: Posterior) -> str:
 
 @functools.cache
 def declared(name: str) -> Any:
-    """A dataclass with the settings of a method, its `suggests` and `uses_source`, read from its source unimported.
+    """Return a dataclass of a method's settings, its `suggests` and `uses_source`, read from its source unimported.
 
     Importing a method takes seconds (torch, peft); a plan of thousands of trainings needs names, defaults and ranges.
     Where the fields do not stand in the class itself, or need more than `uqharness.settings`, the method is imported.

@@ -227,7 +227,7 @@ class _OldTempered(TypedDict):
 
 
 def with_predictive(record: Mapping[str, Any], state: Tensors) -> tuple[dict[str, Any], Tensors]:
-    """Records without a `predictive` say in their posterior how it answers: the same as a record that has one."""
+    """Return a record with `predictive`; older records have this information in their posterior."""
     old = record["posterior"]
     posterior = {key: old[key] for key in old if key not in ("combine", "predictive", "mc_samples", "mask")}
     predictive: dict[str, Any] = {"kind": "draws", "rule": old.get("combine", "probs")}
@@ -250,7 +250,7 @@ def with_predictive(record: Mapping[str, Any], state: Tensors) -> tuple[dict[str
 
 
 def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
-    """{name: {"dtype", "shape"}} of a safetensors file, by its header."""
+    """Return {name: {"dtype", "shape"}} of a safetensors file, from its header."""
     with _whole(path), safe_open(path, "pt") as file:
         parts = {name: file.get_slice(name) for name in sorted(file.keys())}  # noqa: SIM118
         return {name: {"dtype": part.get_dtype(), "shape": list(part.get_shape())} for name, part in parts.items()}
@@ -331,7 +331,7 @@ def save_folder(
     record: Mapping[str, Any],
     splits: list[dict[str, Any]] | None = None,
 ) -> None:
-    """`save_adapter` without a model: PEFT's configuration is all that is needed of one."""
+    """Save an adapter from PEFT's configuration, without a model."""
     predictive = as_predictive(made)
     posterior = predictive.posterior
     full = {"schema": SCHEMA, **record, "posterior": posterior_record(posterior, record["method"]["name"])}

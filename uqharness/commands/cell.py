@@ -183,7 +183,7 @@ def keep() -> None:
 
 @functools.cache
 def commit() -> str | None:
-    """The commit of the checkout that this package is read from, with + where files differ; None: an installation."""
+    """Return the commit of this checkout, with + if files differ; None for an installation."""
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None

@@ -65,7 +65,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def line(problem: dict[str, Any]) -> str:
-    """Text from files is without control characters already (`runs.plain_text`)."""
+    """Format a problem; text from files has no control characters (`runs.plain_text`)."""
     colour = {"error": "\x1b[31m", "note": "\x1b[33m"}[problem["level"]] if sys.stdout.isatty() else ""
     where = f"{problem['file']}, {problem['task']}" if problem["task"] else problem["file"]
     reset = "\x1b[0m" if colour else ""

@@ -84,7 +84,7 @@ class Block:
     rows: Tensor | None = None
 
     def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Coordinates `[…, k, m]` in U and the rest of x. By subtraction: no cancellation in what follows."""
+        """Return coordinates `[…, k, m]` in U and the rest of x, by subtraction, which avoids later cancellation."""
         part = x if self.rows is None else x[..., self.rows, :]
         inside = self.out.T.to(x.dtype) @ part @ self.inp.to(x.dtype)
         return inside, self.plus(x, -inside)

@@ -66,7 +66,7 @@ class Auto(NamedTuple):
     tolerance: float = 0.1
 
     def unsettled(self, logp: Tensor) -> Tensor:
-        """From `[n, Q, C]` log p(choice | question), −inf where there is no such choice: `[Q]` bool.
+        """Return which questions are unsettled, `[Q]`, from `[n, Q, C]` log-probabilities, −inf for absent choices.
 
         A question with one choice has no probability that could settle, so it gets all draws.
         """

@@ -17,13 +17,13 @@ from uqharness.posterior import keyed_generator
 
 
 def device_generator(device: torch.device, *key: object) -> torch.Generator:
-    """Depends on `key` and the kind of device alone. What is drawn on a GPU needs no copy that the CPU waits for."""
+    """Return a generator that depends only on `key` and the kind of device; on a GPU it needs no copy."""
     generator = keyed_generator(*key)
     return generator if device.type == "cpu" else torch.Generator(device).manual_seed(generator.initial_seed())
 
 
 def standard(like: Tensor, *key: object) -> Tensor:
-    """E ~ N(0, I) of a forward."""
+    """Draw E ~ N(0, I) of a forward."""
     generator = device_generator(like.device, "noise", *key)
     return torch.randn(like.shape, generator=generator, device=like.device)
 
@@ -42,7 +42,7 @@ class Perturbation:
     count: int = 0  # examples
 
     def signs(self, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """s for inputs and t for outputs: `[*shape, in]`, `[*shape, out]`."""
+        """Return s for inputs and t for outputs: `[*shape, in]`, `[*shape, out]`."""
         generator, device = device_generator(self.noise.device, "flipout", *self.key), self.noise.device
         count, (outputs, inputs) = math.prod(shape), self.noise.shape
         bits = torch.randint(0, 2, (count * (inputs + outputs),), generator=generator, dtype=torch.int8, device=device)
@@ -61,7 +61,7 @@ class Perturbation:
         return y if bias is None else y + bias
 
     def weights(self, weight: Tensor) -> Tensor:
-        """The weight of every example: `[Q, out, in]`."""
+        """Return the weight of every example: `[Q, out, in]`."""
         s, t = self.signs((self.count,))
         return torch.addcmul(weight, self.noise, t[:, :, None] * s[:, None, :])
 

@@ -105,7 +105,7 @@ TYPE = 2**24  # more than any vocabulary has: an id of a classifier's rows is to
 
 
 def with_types(ids: Sequence[int], types: Sequence[int]) -> tuple[int, ...]:
-    """Token ids that carry their token types (BERT's first and second segment), as `Classes` reads them."""
+    """Encode token types (BERT's first and second segment) in token ids, as `Classes` reads them."""
     return tuple(token + TYPE * kind for token, kind in zip(ids, types, strict=True))
 
 

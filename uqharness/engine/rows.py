@@ -68,7 +68,7 @@ class Rows:
 
     @property
     def examples(self) -> dict[int, Tensor]:
-        """Number of rows -> example of each, inside the model (R rows) and at its head (U rows)."""
+        """Return {number of rows: example of each row}, inside the model (R rows) and at its head (U rows)."""
         return {len(self.row): self.example[self.row], len(self.example): self.example}
 
     def attention(self, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -92,7 +92,7 @@ class Trie:
     path: list[int]  # places of the newest input's tokens
 
     def add(self, before: Sequence[int], ids: Sequence[int]) -> list[int]:
-        """The places of `ids`, of which those that `before` begins with too are there already."""
+        """Return the places of `ids`, reusing those of the prefix shared with `before`."""
         shared = next((k for k, (a, b) in enumerate(zip(before, ids, strict=False)) if a != b), len(before))
         self.last |= dict.fromkeys(self.path[shared:], len(self.tokens) - 1)
         start = len(self.tokens)

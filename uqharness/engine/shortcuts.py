@@ -96,7 +96,7 @@ class Trunk:
         self.depth, self.layers = depth, list(base.model.layers)[:depth]
 
     def run(self, forward: Callable[[], object]) -> Tensor:
-        """The hidden states `[R, T, H]` with which a forward of R rows leaves these layers; it stops there."""
+        """Return the hidden states `[R, T, H]` after these layers; the forward of R rows stops there."""
         outputs: list[Any] = []
 
         def stop(_: object, __: object, output: Any) -> None:

@@ -34,13 +34,13 @@ NO_TEXT = ({"true", "false"}, {"yes", "no"})  # choices that say nothing about t
 
 
 def fingerprint(pairs: Iterable[tuple[str, str]]) -> str:
-    """Version 1: one item, by the texts of its contexts and answers, as 16 hex digits."""
+    """Return fingerprint version 1: a hash of an item's contexts and answers, as 16 hex digits."""
     text = "\x1e".join(f"{context}\x1f{continuation}" for context, continuation in pairs)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def document_fingerprint(doc: Mapping[str, Any]) -> str:
-    """Version 2: one item by its question and choices, however it is asked: in letters, as a cloze, in a chat.
+    """Return fingerprint version 2: a hash of question and choices, independent of the prompt format.
 
     Where the fields of the question are not known, all texts of the document, ids apart.
     """
@@ -137,7 +137,7 @@ def seen_splits(folder: Path, record: Mapping[str, Any] | None) -> list[dict[str
 
 
 def stored(split: Mapping[str, Any]) -> dict[str, Any]:
-    """A split as the file has it: the hashes of prompts are needed while training alone (`data.Part`)."""
+    """Return a split as it is stored, without the hashes of prompts, which only training needs (`data.Part`)."""
     return {key: value for key, value in split.items() if key != "prompts"}
 
 
@@ -151,7 +151,7 @@ def count_seen(own: Iterable[Mapping[str, Any]], seen: Iterable[Mapping[str, Any
 
 
 def chain(record: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
-    """The adapter's record and those of the adapters that it was built on; `data` is there in each."""
+    """Return the adapter's record and those of the adapters that it was built on, each with `data`."""
     while record:
         data = record.get("data")
         yield {**record, "data": data if isinstance(data, Mapping) else {}}

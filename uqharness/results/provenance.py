@@ -38,7 +38,7 @@ class ProtocolCheck:
         self._said: set[str] = set()
 
     def check(self, requests: Iterable[Any]) -> None:
-        """`UQTask` writes the name of its protocol on its requests; stock tasks have none."""
+        """Check the protocol that `UQTask` writes on its requests; stock tasks have none."""
         if imported(self.record) is None:
             return
         for task, protocol in {(str(r.task_name), getattr(r, "uq_protocol", None)) for r in requests}:

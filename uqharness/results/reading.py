@@ -222,7 +222,7 @@ def _name(run: Run | Record) -> str:
 
 @lru_cache(maxsize=1)
 def shifts() -> dict[str, dict[str, list[str]]]:
-    """tasks/shifts.yaml: {trained on: {shift: [evaluated on]}}."""
+    """Return tasks/shifts.yaml: {trained on: {shift: [evaluated on]}}."""
     import yaml  # only here: reading results needs none of it
 
     return dict(yaml.safe_load(files("uqharness.tasks").joinpath("shifts.yaml").read_text(encoding="utf-8")))

@@ -47,7 +47,7 @@ def items(task: str) -> tuple[int, int]:
 
 
 def forwards(cell: Cell, plan: Plan, draws: int | None = None, alone: bool = False) -> float:
-    """Of one cell. draws: evaluate with this many; alone: with all that it builds on, which a shared plan has once."""
+    """Return the forwards of a cell. draws: number of draws; alone: include the cells that it builds on."""
     spec = cell.spec
     if cell.kind == "evaluate":
         count = min(items(spec["task"])[1], spec["limit"] or 10**9)
@@ -138,7 +138,7 @@ def _base(cell: Cell, plan: Plan) -> str:
 
 @functools.cache
 def parameters(base: str) -> float | None:
-    """Of a base: from the size of its files, else from its name (Llama-2-7b)."""
+    """Return the number of parameters of a base, from the size of its files, else from its name (Llama-2-7b)."""
     if base == "toyworld":
         from uqharness.toyworld import base_path
 
@@ -155,7 +155,7 @@ def parameters(base: str) -> float | None:
 
 
 def disk(plan: Plan, cells: Mapping[str, Cell]) -> float:
-    """Bytes of adapters (rank x width x layers, from the base's size) and results; checkpoints go with the training."""
+    """Return bytes of adapters (rank x width x layers, from the base's size) and results, without checkpoints."""
     total = 0.0
     for cell in cells.values():
         if cell.kind == "evaluate":

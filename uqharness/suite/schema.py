@@ -132,13 +132,13 @@ class Suite:
 
 
 def shipped() -> dict[str, Path]:
-    """The suites that come with the package, by name."""
+    """Return the shipped suites by name."""
     folder = Path(str(files("uqharness.suite.shipped")))
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def read(name: str | Path) -> Suite:
-    """A suite by the name of a shipped one, or a file."""
+    """Read a shipped suite by name, or a file."""
     path = Path(name)
     if path.suffix not in (".yaml", ".yml"):
         known = shipped()
@@ -154,7 +154,7 @@ def read(name: str | Path) -> Suite:
 
 
 def parse(text: str, file: str) -> Suite:
-    """The suite that this text describes. file: what messages call it."""
+    """Return the suite that this text describes. file: its name in messages."""
     return _Reader(file).suite(text)
 
 

@@ -74,7 +74,7 @@ class Store:
     # ------------------------------------------------------------ states
 
     def states(self) -> dict[str, str]:
-        """{hash: done, failed or running}, from one listing of the folder; other cells have not started."""
+        """Return {hash: done, failed or running}, from one listing of the folder; other cells have not started."""
         states: dict[str, str] = {}
         order = {FAILED: "failed", LOCK: "running", DONE: "done"}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.out / "cells") as entries:

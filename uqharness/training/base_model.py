@@ -167,7 +167,7 @@ def check_kind(config: Any, name: str, classes: int) -> None:
 
 
 def load_classifier(where: str, classes: int, **options: Any) -> nn.Module:
-    """A sequence classifier; `uq_fresh` names the parameters that the checkpoint lacks, whose values are arbitrary."""
+    """Load a sequence classifier; `uq_fresh` names parameters that the checkpoint lacks, with arbitrary values."""
     with torch.random.fork_rng(), without_report():
         torch.manual_seed(0)
         base, report = transformers.AutoModelForSequenceClassification.from_pretrained(
@@ -181,7 +181,7 @@ def load_classifier(where: str, classes: int, **options: Any) -> nn.Module:
 
 @contextmanager
 def without_report() -> Iterator[None]:
-    """Within: transformers does not print its table of the weights that a checkpoint lacks or has beside them."""
+    """Suppress transformers' table of missing and unexpected weights inside this context."""
     level = transformers.utils.logging.get_verbosity()
     transformers.utils.logging.set_verbosity_error()
     try:
@@ -201,7 +201,7 @@ def most_tokens(base: nn.Module) -> int:
 
 
 def fresh_modules(base: nn.Module) -> list[str] | None:
-    """Modules that the checkpoint lacks (a pooler), trained whole like the head, which PEFT adds by itself."""
+    """Return modules that the checkpoint lacks (a pooler), which are trained in full like the head."""
     modules = {name.rpartition(".")[0] for name in getattr(base, "uq_fresh", ())}
     return sorted(module for module in modules if not module.startswith(("classifier", "score"))) or None
 
@@ -222,7 +222,7 @@ def refuse_head(base: nn.Module, targets: Sequence[str]) -> None:
 
 @torch.no_grad()
 def init_head(model: PeftModel, seed: int) -> None:
-    """Modules that the checkpoint lacks: weights N(0, initializer_range²) from `seed` alone, biases 0, scales 1."""
+    """Initialise missing modules: weights N(0, initializer_range²) from `seed`, biases 0, scales 1."""
     base: Any = model.get_base_model()
     std, fresh = float(getattr(base.config, "initializer_range", 0.02)), set(getattr(base, "uq_fresh", ()))
     for name, parameter in model.named_parameters():
@@ -422,7 +422,7 @@ def evaluation_dtype(device: torch.device, record: Mapping[str, Any] | None) -> 
 
 
 def named_dtype(name: object) -> torch.dtype | str:
-    """`bfloat16` as torch's; "auto" stays."""
+    """Return torch's type of this name; "auto" is unchanged."""
     dtype: Any = name if name == "auto" else getattr(torch, str(name).removeprefix("torch."), None)
     if not (dtype == "auto" or isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise InputError(f"dtype={name}: no precision of weights: give float32, bfloat16, float16 or auto")
@@ -503,7 +503,7 @@ def gguf_errors(name: str, file: str | None) -> Iterator[None]:
 
 
 def forget_gguf(base: nn.Module) -> None:
-    """A GGUF file is dequantised when it is read: plain weights, which transformers still takes for quantised ones.
+    """Mark weights of a GGUF file as not quantised: they are dequantised on loading, which transformers ignores.
 
     It would refuse to save them, and to move or train them in some releases.
     """

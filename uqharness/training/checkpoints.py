@@ -85,7 +85,7 @@ class Course:
         self._bar = tqdm(**steps, desc="train", unit="step", mininterval=0.5, disable=quiet)
 
     def add_loss(self, step: int, loss: Tensor) -> None:
-        """The loss of one forward, not looked at yet: a GPU would have to finish its work first."""
+        """Add the loss of one forward without reading it, which would make the CPU wait for the GPU."""
         self._unseen.append((step, loss.detach()))
 
     def end_step(self, step: int) -> None:
@@ -280,7 +280,7 @@ def drop_checkpoints(courses: Iterable[Course]) -> None:
 
 
 def thin(values: list[float], points: int = 200) -> list[list[float]]:
-    """[[last step, mean of the stretch], …] with at most `points` stretches."""
+    """Return [[last step, mean of the stretch], …] with at most `points` stretches."""
     size = max(1, math.ceil(len(values) / points))
     parts = [(min(i + size, len(values)), values[i : i + size]) for i in range(0, len(values), size)]
     return [[stop, sum(part) / len(part)] for stop, part in parts]

@@ -140,7 +140,7 @@ class Part:
 def divide(
     task: Any, read: Callable[..., list[Question]], tune: bool, fraction: float, select: str | None, seed: int
 ) -> dict[str, Part]:
-    """fit, tune, select. To tune: a validation split that the task does not evaluate, else a part of train."""
+    """Return fit, tune, select. To tune: a validation split that the task does not evaluate, else a part of train."""
     name, rest = _split_name(task, "training"), read(task, "train", task.training_docs())
     parts = {"tune": Part("", []), "select": Part("", [])}
     if tune and task.has_validation_docs() and task.has_test_docs():  # lm-eval evaluates on test then
@@ -187,7 +187,7 @@ def held_items(split: str, total: int) -> int:
 
 
 def count_multi_token(question: Question) -> int:
-    """Choices of several tokens, where those that all choices begin with (a chat's line break) do not count."""
+    """Count choices of several tokens, without the tokens that all choices begin with (a chat's line break)."""
     answers = [list(answer) for _, answer in question.pairs]
     while min(map(len, answers)) > 1 and len({answer[0] for answer in answers}) == 1:
         answers = [answer[1:] for answer in answers]
@@ -195,7 +195,7 @@ def count_multi_token(question: Question) -> int:
 
 
 def count_long(items: Sequence[Question], max_length: int) -> int:
-    """Items that lose tokens: on the left, as in HFLM (the model sees all but the last token), or a classifier's."""
+    """Count items that lose tokens: on the left as in HFLM (the last token is no input), or in a classifier."""
     return sum(q.cut or any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
 
 

@@ -97,7 +97,7 @@ class Learned:
         return math.fsum(self.rate(step, run) for step in range(run.last_step))
 
     def steps(self, run: Run, needed: float) -> int | None:
-        """The fewest whole cycles, as steps, whose sum is what is needed, to 1 %; None: not within a million steps."""
+        """Return the fewest whole cycles, in steps, reaching the needed sum (to 1 %); None: over a million steps."""
 
         def enough(cycles: int) -> bool:
             longer = dataclasses.replace(run, steps=cycles * self.cycle)
@@ -127,13 +127,13 @@ def choice_loss(stack: LoraStack, batch: Batch) -> Tensor:
 
 
 def choice_table(model: PeftModel, rows: Rows) -> Tensor:
-    """log p(choice | question), logits at the answer positions only: `[Q, C]`."""
+    """Return log p(choice | question), `[Q, C]`, from logits at the answer positions."""
     reader = reader_of(model)
     return choice_logprobs(reader.log_likelihoods(reader.logits(model, rows, skip=True), rows), rows)[0]
 
 
 def collate(questions: Sequence[Question], data: ChoiceData, branch: bool = False) -> tuple[Rows, Tensor]:
-    """branch: a question's choices share what they begin with, where that leaves fewer tokens."""
+    """Collate questions to a batch. branch: choices of a question share a prefix if this saves tokens."""
     pairs = [q.pairs for q in questions]
     rows = make_rows(pairs, data.max_length, data.pad)
     if branch and len(rows.input_ids) > len(questions):

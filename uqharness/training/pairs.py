@@ -17,7 +17,7 @@ from uqharness.errors import InputError
 
 
 def pair_of(task: Any) -> tuple[str, ...]:
-    """The fields of a task's documents that a classifier reads; () for a task that asks by a prompt."""
+    """Return the document fields that a classifier reads; () for a task with prompts."""
     fields = ((getattr(task.config, "metadata", None) or {}).get("uq") or {}).get("pair")
     if fields is None:
         return ()
@@ -27,7 +27,7 @@ def pair_of(task: Any) -> tuple[str, ...]:
 
 
 def classes_of(task: Any) -> tuple[str, ...]:
-    """The classes of a task that a classifier answers; () for a task that asks by a prompt."""
+    """Return the classes of a task for classifiers; () for a task with prompts."""
     if not pair_of(task):
         return ()
     classes = task.config.doc_to_choice

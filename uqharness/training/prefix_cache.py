@@ -67,7 +67,7 @@ class PrefixCache:
 
     @torch.no_grad()
     def state(self, rows: Rows) -> Tensor:
-        """`[R, T, H]`, zero at the places that nobody reads and nobody that is read attends to."""
+        """Return `[R, T, H]`, zero at positions that are neither read nor attended to by read positions."""
         ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
         lengths: list[int] = ends.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
         # In depth-first order the depths say who sees whom.
@@ -138,7 +138,7 @@ def read(file: Path) -> States:
 
 
 def key_of(base: Any, shared: Trunk) -> str:
-    """Of the layers below: their code, their settings and a sample of every weight (merging a LoRA moves no norm)."""
+    """Return a hash of the lower layers: code, settings and a sample of every weight (a merged LoRA keeps norms)."""
     config = {name: value for name, value in base.config.to_dict().items() if name != "_name_or_path"}
     facts = [transformers.__version__, shared.depth, str(base.dtype), str(base.device), config]
     sample = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode())

@@ -57,7 +57,7 @@ class ChatTemplate:
     def of(
         cls, tokenizer: Any, arguments: Mapping[str, Any] | None = None, name: str | None = None, base: str = ""
     ) -> ChatTemplate:
-        """The tokenizer's template (the one called `name`, where it has several); thinking is off by default."""
+        """Return the tokenizer's template (the one called `name` if it has several); thinking is off by default."""
         return cls(tokenizer, template_text(tokenizer, name, base), {"enable_thinking": False, **(arguments or {})})
 
     def __call__(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> ChatText:
@@ -225,7 +225,7 @@ def number_of_shots(task: Any, shots: int | None) -> int:
 
 @contextmanager
 def without_own_shots(task: Any, doc: Mapping[str, Any], shots: int = 1) -> Iterator[None]:
-    """Within: neither the item nor a copy of it is drawn as a shot. lm-eval sees to that in a test split alone."""
+    """Exclude the item and its copies from the shots inside this context; lm-eval does so only in a test split."""
     sampler = getattr(task, "sampler", None)
     if not shots or sampler is None or "sample" in vars(sampler):  # a `UQTask` does so itself
         yield
@@ -348,7 +348,7 @@ class FormCheck:
         self._said: set[str] = set()
 
     def check(self, requests: Sequence[Any]) -> None:
-        """`UQTask` writes the form on its requests; of a stock task only the chat template can be seen."""
+        """Check the format that `UQTask` writes on its requests; for stock tasks only the chat template is known."""
         groups: dict[str, list[Any]] = {}
         for request in requests:
             groups.setdefault(str(request.task_name), []).append(request)

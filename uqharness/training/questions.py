@@ -89,7 +89,7 @@ class PairEncoder(HFLM):
         return pairs
 
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, *args: Any, **kwargs: Any) -> Any:
-        """The choices of a question share their context: encode it once."""
+        """Encode the shared context of a question's choices once."""
         key = (string, add_special_tokens)
         if key not in self._known:
             self._known[key] = super().tok_encode(string, add_special_tokens, *args, **kwargs)
@@ -131,7 +131,7 @@ def read_questions(
     limit: int | None = None,
     prompting: Prompting | None = None,
 ) -> list[Question]:
-    """Every document of a split as lm-eval would ask it; without `prompting` at zero shots, as plain text."""
+    """Return every document of a split as lm-eval would ask it; without `prompting` zero-shot, as plain text."""
     docs = list(itertools.islice(docs, limit))
     plain = Prompting()
     with compiled_templates():
@@ -173,7 +173,7 @@ def _ask(
 
 @contextlib.contextmanager
 def compiled_templates() -> Iterator[None]:
-    """Within: lm-eval compiles each prompt template once, and not once per document (half of the time)."""
+    """Make lm-eval compile each prompt template once instead of per document, which takes half of the time."""
     from lm_eval.utils import env
 
     original = env.from_string
