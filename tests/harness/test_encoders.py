@@ -151,3 +151,14 @@ def test_cola_prints_mcc(offline_hub: object) -> None:
     shown = results["results"]["cola_uq"]
     assert expected != 0 and shown["mcc,none"] == pytest.approx(expected) and shown["mcc_stderr,none"] > 0.05
     assert "mcc,none" not in lm_eval.simple_evaluate(**asked, tasks=["wnli_uq"], limit=4)["results"]["wnli_uq"]
+
+
+def test_minilm(minilm: Path, offline_hub: object, tmp_path: Path) -> None:
+    """Real weights: 6 layers of BERT, with a pooler and no head."""
+    options: dict[str, Any] = {"steps": 2, "batch_size": 2, "max_length": 24}
+    uqharness.train("ens", base=str(minilm), task="wnli_uq", out=tmp_path / "ens", members=2, **options)
+    (run,) = evaluate(tmp_path / "ens", "wnli_uq", samples=2)
+    np.testing.assert_allclose(run.record.logp[-2], by_hand(minilm, tmp_path / "ens", 6, 24), atol=1e-5)
+    heads = [name for name in adapter_io.tensors_of(tmp_path / "ens" / adapter_io.MEAN) if ".lora_" not in name]
+    assert heads == ["base_model.model.classifier.bias", "base_model.model.classifier.weight"]
+    assert np.abs(run.record.logp[-1] - run.record.logp[-2]).max() > 1e-3  # each member has a head of its own
