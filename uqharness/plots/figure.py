@@ -175,8 +175,14 @@ def _frame(axes: Axes, panel: Panel) -> None:
         axes.set(xlim=(0, 1), ylim=(0, 1.02), aspect="equal", xticks=[0, 0.5, 1], yticks=[0, 0.5, 1])
     for x, name in panel.marks:
         axes.axvline(x, color="0.4", linestyle="--", linewidth=0.8, zorder=0)
-        where = {"xytext": (2, 0), "textcoords": "offset points", "rotation": 90, "ha": "left", "va": "center"}
-        axes.annotate(name, (x, 0.5), xycoords=("data", "axes fraction"), fontsize=6, color="0.3", **where)
+        beside: dict[str, Any] = {
+            "xytext": (2, 0),
+            "textcoords": "offset points",
+            "rotation": 90,
+            "ha": "left",
+            "va": "center",
+        }
+        axes.annotate(name, (x, 0.5), xycoords=("data", "axes fraction"), fontsize=6, color="0.3", **beside)
     if panel.note:
         axes.annotate(panel.note, (0.04, 0.98), xycoords="axes fraction", fontsize=6, ha="left", va="top")
 
