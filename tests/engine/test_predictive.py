@@ -114,7 +114,7 @@ def test_noise_on_inputs_refuses_what_it_cannot_do() -> None:
     model = tiny_adapter()
     predictive = Contextual(Free(LoraStack(model).mean(), 0))
     for either in (predictive, Tempered(predictive, 2.0)):
-        with pytest.raises(InputError, match="contextual: noise on inputs is no set of weights"):
+        with pytest.raises(InputError, match="contextual draws transform layer inputs"):
             either.exportable()
     with pytest.raises(InputError, match="remove draws=antithetic"):
         predictive.engine(model, samples=2, pairs=True)

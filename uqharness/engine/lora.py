@@ -150,7 +150,7 @@ class LoraStack:
             raise InputError(f"{self.unfoldable} layers read their weights: their input cannot be changed")
         try:
             for name, transform in transforms.items():
-                self.layers[name].transform = transform.__call__  # a module itself would be registered
+                vars(self.layers[name])["transform"] = transform  # `layer.transform = module` would register it
             yield
         finally:
             for name in transforms:

@@ -65,7 +65,8 @@ class Predictive(ABC):
     def inputs(self, seed: int) -> Mapping[str, InputTransform]:
         """Return transforms of layer inputs that are part of the functions, by the name of the layer's tensor.
 
-        A transform maps `(x [R, T, n], draw, prefix [R, T])` to x's like; draw is None for the mean.
+        A transform maps `(x [R, T, n], draw, prefix [R, T])` to a tensor like x; draw is None for the mean, and
+        `engine.prefixes.normal` turns hashes of prefixes into noise. (`LoraStack.inputs` in training passes x alone.)
         """
         return {}
 
@@ -157,7 +158,8 @@ class DrawAverage(Predictive):
 
     def exportable(self) -> Posterior:
         if not (self.draws_weights and self.mean_is_plain):
-            raise InputError(f"{self.kind}: noise on inputs is no set of weights: evaluate the adapter with bayeslora")
+            what = f"{self.kind} draws transform layer inputs and cannot be exported as weights"
+            raise InputError(f"{what}: evaluate the adapter with bayeslora")
         return self.posterior
 
     @classmethod
