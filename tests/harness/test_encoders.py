@@ -117,7 +117,7 @@ def test_what_does_not_fit_is_refused_in_one_line(adapter: Path, blob: Path, enc
     with pytest.raises(InputError, match="is no encoder .llama., and the task is answered by a sequence classifier"):
         uqharness.train("mle", base="toyworld", task="wnli_uq", out=tmp_path / "a")
     with pytest.raises(
-        InputError, match="wnli_uq is answered from its documents' own fields, and 2 shots is asked for"
+        InputError, match="wnli_uq is answered from its documents' own fields, and 2 shots"
     ):
         uqharness.train("mle", base=str(encoder), task="wnli_uq", out=tmp_path / "a", num_fewshot=2, max_length=20)
     with pytest.raises(InputError, match="target module 'classifier' is the classification head, or a part of it"):
@@ -128,18 +128,26 @@ def test_what_does_not_fit_is_refused_in_one_line(adapter: Path, blob: Path, enc
         uqharness.load(adapter).predict(["A question?"], ["yes", "no"])
 
 
-def test_training_items_are_refused_where_they_are_evaluated(encoder: Path, adapter: Path, tmp_path: Path) -> None:
-    task = tmp_path / "leaky.yaml"
-    task.write_text(
-        "class: !function uqharness.harness.task.UQTask\ntask: leaky\noutput_type: multiple_choice\n"
-        "dataset_path: nyu-mll/glue\ndataset_name: wnli\nvalidation_split: train\ndoc_to_target: label\n"
+def wnli(folder: Path, name: str, split: str) -> TaskManager:
+    """A task of another split of WNLI."""
+    (folder / f"{name}.yaml").write_text(
+        f"class: !function uqharness.harness.task.UQTask\ntask: {name}\noutput_type: multiple_choice\n"
+        f"dataset_path: nyu-mll/glue\ndataset_name: wnli\nvalidation_split: {split}\ndoc_to_target: label\n"
         'doc_to_text: "{{sentence1}}\\n{{sentence2}}\\n"\ntarget_delimiter: " "\nmetric_list: []\n'
         "doc_to_choice: [not_entailment, entailment]\n"
         "metadata: {version: 1.0, uq: {protocol: uq-v1, pair: [sentence1, sentence2]}}\n"
     )
-    manager = TaskManager(include_defaults=False, include_path=str(tmp_path))
+    return TaskManager(include_defaults=False, include_path=str(folder))
+
+
+def test_training_items_are_refused_where_they_are_evaluated(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="leak"):
-        evaluate(adapter, "leaky", manager)
+        evaluate(adapter, "leaky", wnli(tmp_path, "leaky", "train"))
+
+
+def test_labels_outside_the_classes_are_refused(adapter: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"item 0 .* has the label -1, none of its 2 choices .*use a labelled split"):
+        evaluate(adapter, "hidden", wnli(tmp_path, "hidden", "test"))
 
 
 def test_cola_prints_mcc(offline_hub: object) -> None:
