@@ -101,7 +101,7 @@ def _text(record: Mapping[str, Any]) -> str:
     paper = f" ({method['paper']})" if method.get("paper") else ""
     steps = f", {costs['steps']:,} steps" if costs.get("steps") else ""
     plain = (record.get("predictive") or {}).get("mean_is_plain", True)
-    loads = "the posterior's mean" if plain else "only the LoRA, without the transforms of layer inputs in the posterior's mean"
+    loads = "the posterior's mean" if plain else "the LoRA without the posterior mean's transforms of layer inputs"
     revision = f"\n\nThe base is `{name}` at revision `{base['revision']}`." if base.get("revision") else ""
     return f"""# {method.get("label", method["name"])} adapter of {name}
 
