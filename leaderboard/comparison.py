@@ -12,6 +12,7 @@ from uqharness.leaderboard import ranking
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics.registry import METRICS, correct
+from uqharness.results.differences import of_protocols
 from uqharness.results.reading import Record
 from uqharness.results.runs import RunSummary
 
@@ -81,9 +82,12 @@ def differing(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
 def not_comparable(runs: Sequence[RunSummary], records: Sequence[Record]) -> str:
     """Return why these answers cannot be paired; empty if they can."""
-    if len({run.protocol_hash for run in runs}) > 1:
-        keys = [key for key, _ in differing(runs) if key.startswith(("protocol.", "evaluated on"))]
-        return f"They were evaluated differently ({', '.join(keys) or 'protocol'}), so there is no test."
+    for other in runs[1:]:
+        if other.protocol_hash != runs[0].protocol_hash:
+            differ = {"evaluated on": (runs[0].task, other.task)} if other.task != runs[0].task else {}
+            differ |= of_protocols(runs[0].protocol, other.protocol)
+            fields = ", ".join(f"{key}: {one} and {two}" for key, (one, two) in differ.items())
+            return f"They were evaluated differently ({fields or 'protocol'}), so there is no test."
     first = records[0]
     if any(r.doc_hashes != first.doc_hashes or not np.array_equal(r.gold, first.gold) for r in records):
         return "They answered other questions, so there is no test."

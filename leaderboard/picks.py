@@ -82,7 +82,7 @@ def groups(sources: Sequence[RunSummary]) -> list[Group]:
     names, parts = labels(kept), comparable(kept, False)
     out = []
     for k, part in enumerate(parts):
-        why = "" if k == 0 else f": {'; '.join(differences(parts[0], part))}"
+        why = "" if k == 0 else f": {differences(parts[0], part)}"
         group = Group(f"Table {k + 1}{why}" if len(parts) > 1 else "all")
         trained = {s.trained_on for s in part}
         ordered = sorted(part, key=lambda s: SHIFTS[s.shift])

@@ -13,8 +13,9 @@ from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
-from uqharness.leaderboard.table_sources import DEFAULTS, RECIPE, labels, newest
+from uqharness.leaderboard.table_sources import DEFAULTS, labels, newest
 from uqharness.metrics.registry import METRICS, find
+from uqharness.results.differences import of_protocols, of_recipes
 from uqharness.results.runs import IN_TRAINING, RunSummary, printed
 
 DEFAULT = ("acc", "ece", "nll")
@@ -89,7 +90,7 @@ def build(
     names = labels(sources)
     tables = [one_table(part, list(metrics), samples, names) for part in parts]
     for part, table in zip(parts[1:], tables[1:], strict=True):
-        table.notes.insert(0, f"apart from table 1, not comparable with it: {'; '.join(differences(parts[0], part))}")
+        table.notes.insert(0, f"not comparable with table 1: {differences(parts[0], part)}")
     if tables:
         tables[0].notes += notes
     return tables
@@ -186,6 +187,8 @@ def remarks(
             found.append(f"{names[s.row]} on {s.task}: samples=auto, {taken}")
         if "elsewhere" in s.remarks:
             found.append(f"{names[s.row]} on {s.task}: {s.remarks['elsewhere']}")
+        if "trimmed" in s.remarks:
+            found.append(f"{s.task}: {s.remarks['trimmed']} (--limit), compared only with results on the same ones")
         if s.suspect:
             found.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
@@ -249,35 +252,40 @@ def rank(table: Table) -> None:
                 table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
 
 
-def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> list[str]:
-    """Return the differences of two groups of results, as `name: first | second`."""
-    found = _differ({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}, "")
-    mine = {s.column: s for s in one}
-    for column, run in {s.column: s for s in other}.items():
-        match = mine.get(column)
-        if match is not None and match.protocol_hash != run.protocol_hash:
-            found += _differ(match.protocol, run.protocol, f"{run.task} ")
-        elif match is not None and match.recipe_hash != run.recipe_hash and match.recipe == run.recipe:
+def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
+    """Return what keeps these results apart from those of table 1, with the values of both."""
+    found: dict[str, list[str]] = {}
+
+    def note(what: str, differ: Mapping[str, tuple[str, str]]) -> None:
+        found.setdefault(what, []).extend(f"{k} {here} (table 1: {there})" for k, (there, here) in differ.items())
+
+    recorded = all(any(s.recipe_hash for s in part) for part in (one, other))
+    if recorded and one[0].recipe_hash != ANY_RECIPE:
+        if differ := of_recipes({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}):
+            note("other recipe", differ)
+    # A model whose training is not known joins any table with its task and protocol: `comparable`.
+    mine = {(s.column if recorded else s.task): s for s in one}
+    for run in {s.column: s for s in other}.values():
+        match = mine.get(run.column if recorded else run.task)
+        if match is None:
+            continue
+        if match.protocol_hash != run.protocol_hash:
+            hashes = {"protocol hash": (match.protocol_hash, run.protocol_hash)}
+            note(f"other protocol on {run.task}", of_protocols(match.protocol, run.protocol) or hashes)
+        elif recorded and match.recipe_hash != run.recipe_hash and match.recipe == run.recipe:
             what = "other training items" if _version(match) == _version(run) else "recipe hashes of two versions"
-            found.append(f"{run.task}: {what} (recipe {match.recipe_hash} | {run.recipe_hash})")
-    if not any(s.recipe_hash for s in one) or not any(s.recipe_hash for s in other):
-        found = ["how one of them was trained is not known", *[f for f in found if not f.startswith(RECIPE)]]
-    return found or ["other tasks"]
-
-
-def _differ(one: Mapping[str, str], other: Mapping[str, str], prefix: str) -> list[str]:
-    keys = [k for k in sorted({*one, *other}) if one.get(k) != other.get(k)]
-    return [f"{prefix}{k}: {_short(one.get(k))} | {_short(other.get(k))}" for k in keys]
+            note(f"{what} for {run.task}", {"recipe hash": (str(match.recipe_hash), str(run.recipe_hash))})
+    if not found:
+        there, here = (", ".join(dict.fromkeys(s.task for s in part)) for part in (one, other))
+        return (
+            f"other tasks: {here} (table 1: {there})" if there != here else "how one of them was trained is not known"
+        )
+    return "; ".join(f"{what}: {', '.join(differ)}" for what, differ in found.items())
 
 
 def _version(source: RunSummary) -> str:
     """Of its recipe hash."""
     return str(source.recipe_hash).rpartition("-")[0]
-
-
-def _short(text: str | None) -> str:
-    text = "null" if text is None else text
-    return text if len(text) <= 40 else f"{text[:37]}..."
 
 
 def _missing(source: RunSummary, name: str, asked: int) -> str:

@@ -7,9 +7,8 @@ from typing import Any
 
 from uqharness.loose_json import value_of
 from uqharness.results.runs import RunSummary, texts
-from uqharness.settings import UNRECORDED, fields_of
+from uqharness.settings import UNRECORDED
 
-RECIPE = fields_of("recipe")
 DEFAULTS = texts(UNRECORDED)
 
 

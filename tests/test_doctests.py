@@ -15,6 +15,7 @@ MODULES = {
     "uqharness.method": {"Method"},
     "uqharness.metrics.metric": {"Metric"},
     "uqharness.posterior": {"Posterior", "Point", "Members", "Gaussian"},
+    "uqharness.results.differences": {"of_protocols", "of_recipes"},
     "uqharness.testing": {"check_method"},
 }
 

@@ -75,7 +75,8 @@ def test_another_protocol_gets_a_table_of_its_own_that_says_why(tmp_path: Path) 
     result(tmp_path, "BLoB", numbers=2, protocol={"fewshot": {"number": 5}})
     first, second = table.build(read_runs([tmp_path]))
     assert first.rows == [("MLE", 4)] and second.rows == [("BLoB", 4)]
-    assert 'arc_easy_uq fewshot: null | {"number": 5}' in second.notes[0]
+    said = 'not comparable with table 1: other protocol on arc_easy_uq: fewshot {"number": 5} (table 1: not set)'
+    assert second.notes[0] == said
     assert all(c.rank is None for c in [*first.cells.values(), *second.cells.values()])
 
 
@@ -83,10 +84,44 @@ def test_another_recipe_gets_a_table_of_its_own_unless_asked_for(tmp_path: Path)
     result(tmp_path, "BLoB", numbers=1)
     result(tmp_path, "BLoB", numbers=2, run={"lr": 0.2})
     first, second = table.build(read_runs([tmp_path]))
-    assert "lr: 0.1 | 0.2" in second.notes[0] and len(first.rows) == 1
+    assert second.notes[0] == "not comparable with table 1: other recipe: lr 0.2 (table 1: 0.1)"
+    assert len(first.rows) == 1
     both = one(tmp_path, across_recipes=True)
     assert both.rows == [("BLoB (lr=0.1)", 4), ("BLoB (lr=0.2)", 4)]
     assert all(cell.rank is None for cell in both.cells.values())
+
+
+def test_what_keeps_tables_apart_across_recipes_is_the_protocol_alone(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", numbers=1)
+    result(tmp_path, "BLoB", numbers=2, run={"lr": 0.2}, protocol={"normalise": "bytes"})
+    _, second = table.build(read_runs([tmp_path]), across_recipes=True)
+    assert (
+        second.notes[0]
+        == "not comparable with table 1: other protocol on arc_easy_uq: normalise bytes (table 1: not set)"
+    )
+
+
+def test_a_base_evaluated_in_another_way_is_apart_for_that_and_not_for_its_training(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", numbers=1)
+    result(tmp_path, numbers=3, plain=True, draws=1, protocol={"normalise": "bytes"})
+    _, second = table.build(read_runs([tmp_path]))
+    assert (
+        second.notes[0]
+        == "not comparable with table 1: other protocol on arc_easy_uq: normalise bytes (table 1: not set)"
+    )
+
+
+def test_a_model_of_another_task_is_apart_for_the_task(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", numbers=1)
+    result(tmp_path, numbers=3, plain=True, draws=1, task="boolq_uq")
+    _, second = table.build(read_runs([tmp_path]))
+    assert second.notes[0] == "not comparable with table 1: other tasks: boolq_uq (table 1: arc_easy_uq)"
+
+
+def test_a_limit_is_said_below_the_table(tmp_path: Path) -> None:
+    result(tmp_path, "MLE", protocol={"rows": [0, 50]})
+    said = "arc_easy_uq: 40 of 50 questions (--limit), compared only with results on the same ones"
+    assert said in one(tmp_path).notes
 
 
 def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> None:
@@ -209,7 +244,7 @@ def test_what_a_recipe_differs_in_is_named(tmp_path: Path, key: str, old: Any, n
     result(tmp_path, "MLE", seed=0, run={key: new}, numbers=5)
     first, second = table.build(read_runs([tmp_path]))
     assert len(first.cells["acc", 0, 0].values) == 2 and len(second.cells["acc", 0, 0].values) == 1
-    said = f"apart from table 1, not comparable with it: {key}: {json.dumps(old)} | {json.dumps(new)}"
+    said = f"not comparable with table 1: other recipe: {key} {json.dumps(new)} (table 1: {json.dumps(old)})"
     assert second.notes[0] == said
     (joined,) = table.build(read_runs([tmp_path]), across_recipes=True)
     assert [row[0] for row in joined.rows] == [f"MLE ({key}={old})", f"MLE ({key}={new})"]
@@ -220,8 +255,8 @@ def test_other_items_and_other_versions_of_the_recipe_hash_are_told_apart(tmp_pa
     result(tmp_path, "MAP", recipe_hash="v2-b")
     result(tmp_path, "BLoB", recipe_hash="c")
     _, items, version = table.build(read_runs([tmp_path]))
-    assert "other training items (recipe v2-a | v2-b)" in items.notes[0]
-    assert "recipe hashes of two versions (recipe v2-a | c)" in version.notes[0]
+    assert "other training items for arc_easy_uq: recipe hash v2-b (table 1: v2-a)" in items.notes[0]
+    assert "recipe hashes of two versions for arc_easy_uq: recipe hash c (table 1: v2-a)" in version.notes[0]
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ def test_only_equal_protocols_compare() -> None:
     given = "pretrained=y,add_bos_token=True,max_length=300"
     bos = read_results(results_of(sample_record(), model_args=given))[0]
     assert model_protocol(bos.config) == {"add_bos_token": "True", "max_length": "300"}
-    with pytest.raises(InputError, match=r"not comparable; they differ in model \(None and"):
+    with pytest.raises(InputError, match=r"not comparable; they differ in model_args \(not set and"):
         require_comparable([plain, other, bos])
     items = [{"id": 0, "gold": 0, "combine": "probs", "doc_hash": "0" * 16, "logp": [None, [-1.0, -2.0]]}]
     with pytest.raises(InputError, match=r"differ in prompts \(p and r\)"):

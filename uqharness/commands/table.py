@@ -31,7 +31,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--across-recipes",
         action="store_true",
-        help="adapters trained by different recipes in one table (then nothing is marked as best)",
+        help="adapters trained by different recipes, not only by different methods, in one table (then nothing is "
+        "marked as best)",
     )
 
 

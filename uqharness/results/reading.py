@@ -1,8 +1,9 @@
 """Read results, recompute their metrics, and compare only comparable ones.
 
-Two results are comparable when their protocol hashes are equal: the same documents, prompts and answer
-strings in the same order, scored the same way.  How the model was trained is not in that hash; neither are
-settings of a metric, file paths and the model itself.
+The answers of two results are comparable when their protocol hashes are equal: the same documents, prompts and answer
+strings in the same order, scored the same way (`require_comparable`). How the model was trained is not in that hash;
+neither are settings of a metric, file paths and the model itself. Tables and ranks also keep recipes apart:
+`leaderboard.table.comparable`.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from typing import Any
 
 from uqharness import loose_json
 from uqharness.errors import InputError
+from uqharness.loose_json import text_of
 from uqharness.metrics import registry as formulas
+from uqharness.results.differences import of_protocols
 from uqharness.results.record import BMALogProb, Record, claimed, digest, item_rows, pack, unpack
 
 __all__ = [
@@ -194,18 +197,14 @@ def read_run(data: Mapping[str, Any], source: str, task: str, values: Mapping[st
 
 
 def require_comparable(runs: Sequence[Run | Record]) -> str:
-    """Return the protocol hash that all share; otherwise raise an error that names the differences."""
+    """Return the protocol hash that all share; otherwise raise an error that names fields and values."""
     if not runs:
         raise InputError("nothing to compare; give at least one result")
     first = runs[0]
     for other in runs[1:]:
         if other.protocol_hash != first.protocol_hash:
-            keys = sorted({*first.protocol, *other.protocol})
-            differ = [
-                f"{key} ({first.protocol.get(key)} and {other.protocol.get(key)})"
-                for key in keys
-                if first.protocol.get(key) != other.protocol.get(key)
-            ]
+            one, two = ({key: text_of(value) for key, value in run.protocol.items()} for run in (first, other))
+            differ = [f"{key} ({mine} and {theirs})" for key, (mine, theirs) in of_protocols(one, two).items()]
             raise InputError(
                 f"{_name(first)} and {_name(other)} are not comparable; they differ in "
                 f"{', '.join(differ)}: evaluate both in the same way"
