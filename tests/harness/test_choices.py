@@ -106,7 +106,7 @@ def test_two_runs_are_compared_by_what_was_asked() -> None:
         for draws, changes in ((3, {}), (1, {}), (3, {"doc_to_text": "Q {{q}}"}))
     )
     assert require_comparable([one, same])
-    with pytest.raises(InputError, match="they differ in .*prompts"):
+    with pytest.raises(InputError, match=r"they differ in doc_to_text \(.*: evaluate"):
         require_comparable([one, other])
 
 
