@@ -116,9 +116,7 @@ def test_what_does_not_fit_is_refused_in_one_line(adapter: Path, blob: Path, enc
         uqharness.train("mle", base=str(encoder), task="toyworld_uq", out=tmp_path / "a")
     with pytest.raises(InputError, match="is no encoder .llama., and the task is answered by a sequence classifier"):
         uqharness.train("mle", base="toyworld", task="wnli_uq", out=tmp_path / "a")
-    with pytest.raises(
-        InputError, match="wnli_uq is answered from its documents' own fields, and 2 shots"
-    ):
+    with pytest.raises(InputError, match="wnli_uq is answered from its documents' own fields, and 2 shots"):
         uqharness.train("mle", base=str(encoder), task="wnli_uq", out=tmp_path / "a", num_fewshot=2, max_length=20)
     with pytest.raises(InputError, match="target module 'classifier' is the classification head, or a part of it"):
         uqharness.train(
