@@ -20,6 +20,7 @@ from uqharness.results.runs import IN_TRAINING, RunSummary, printed
 
 DEFAULT = ("acc", "ece", "nll")
 ANY_RECIPE = "any"
+EMBEDDED = "toyworld"  # how names of tasks of the embedded world begin
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
 # How a model came to be of which no adapter's record speaks (`RunSummary.training`).
 UNTRAINED = {
@@ -79,7 +80,7 @@ def build(
     samples: Sequence[int | None] = (None,),
     across_recipes: bool = False,
 ) -> list[Table]:
-    """Tables in the order in which their first result was read."""
+    """Return tables in the order in which their first result was read, those of the embedded world last."""
     for name in metrics:
         find(name)
     notes: list[str] = []
@@ -97,7 +98,10 @@ def build(
 
 
 def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list[RunSummary]]:
-    """One list per table. Models whose training is not known join, unranked, where the protocol is theirs."""
+    """Return one list per table: equal recipe, and equal protocol of each task; the embedded world comes last.
+
+    Models whose training is not known join, unranked, where the protocol is theirs.
+    """
     groups: dict[tuple[str, int], list[RunSummary]] = {}
     variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
 
@@ -124,7 +128,7 @@ def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list
             groups[key].append(replace(source, trained_on=trained_on, reference=True))
         if not homes:
             place(source)
-    return list(groups.values())
+    return sorted(groups.values(), key=lambda part: all(s.task.startswith(EMBEDDED) for s in part))
 
 
 def one_table(

@@ -11,7 +11,7 @@ from uqharness.leaderboard import charts, costs, headline, reported_table
 from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.ranking import Tests, ranks_of
 from uqharness.leaderboard.results import Results
-from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.table import EMBEDDED, Cell, Table
 from uqharness.leaderboard.table_formats import number, shown_draws, titled
 from uqharness.loose_json import value_of
 from uqharness.metrics.registry import METRICS
@@ -60,7 +60,6 @@ def landing(view: View) -> Page:
     mixed = view.switch("recipes", "Recipes together", help="one table for adapters trained by different recipes")
     metrics += ["brier"] * (metric == "nll")
     tables = results.tables(runs, metrics, samples, mixed)
-    tables = sorted(tables, key=_synthetic)  # measured real models first
     most = view.one("rows", "Rows of a table", ROWS) if any(len(t.rows) > ROWS[0] for t in tables) else ROWS[0]
     pages = -(-len(tables) // PER_PAGE)
     page = view.number("page", f"Tables, page of {pages}", pages) if pages > 1 else 1
@@ -260,7 +259,7 @@ def _effort(results: Results, table: Table) -> list[tuple[str, list[str]]]:
 
 
 def _synthetic(table: Table) -> bool:
-    return all(column.task.startswith("toyworld") for column in table.columns)
+    return all(column.task.startswith(EMBEDDED) for column in table.columns)
 
 
 def _base_of(results: Results, table: Table) -> str:

@@ -15,7 +15,7 @@ import pytest
 from made_results import result
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import table, table_formats
+from uqharness.leaderboard import picks, table, table_formats
 from uqharness.results.reading import RECORD, Run, read_results
 from uqharness.results.runs import read_runs, summarise
 
@@ -116,6 +116,22 @@ def test_a_model_of_another_task_is_apart_for_the_task(tmp_path: Path) -> None:
     result(tmp_path, numbers=3, plain=True, draws=1, task="boolq_uq")
     _, second = table.build(read_runs([tmp_path]))
     assert second.notes[0] == "not comparable with table 1: other tasks: boolq_uq (table 1: arc_easy_uq)"
+
+
+def test_the_embedded_world_is_last_so_that_notes_of_other_tables_mean_the_table_shown_first(tmp_path: Path) -> None:
+    """The board shows measured real models first; it numbers tables in the order of `build`."""
+    result(tmp_path, "MLE", task="toyworld_uq", trained_on="toyworld_uq", run={"lr": 0.3})
+    result(tmp_path, "MLE")
+    result(tmp_path, "MLE", run={"lr": 0.2})
+    runs = read_runs([tmp_path])
+    assert runs[0].task == "toyworld_uq"
+    tables = table.build(runs)
+    assert [t.columns[0].task for t in tables] == ["arc_easy_uq", "arc_easy_uq", "toyworld_uq"]
+    assert [t.notes[0] for t in tables[1:]] == [
+        f"not comparable with table 1: other recipe: lr {here} (table 1: 0.1)" for here in (0.2, 0.3)
+    ]
+    groups = picks.groups(runs)
+    assert [list(group.runs) for group in groups] == [["arc_easy_uq"], ["arc_easy_uq"], ["toyworld_uq"]]
 
 
 def test_a_limit_is_said_below_the_table(tmp_path: Path) -> None:

@@ -35,10 +35,9 @@ def of_protocols(one: Mapping[str, str], other: Mapping[str, str]) -> dict[str, 
         {'items': ('60', '40')}
     """
     differ = _differing(_fields(one, other), _fields(other, one), missing="not set")
+    implied: tuple[str, ...] = FOLLOWING[1:] if "documents" in differ else ()
     if set(differ) - {*FOLLOWING, *SAME_QUESTIONS}:
         implied = FOLLOWING
-    else:
-        implied = FOLLOWING[1:] if "documents" in differ else ()
     return {("model_args" if key == "model" else key): both for key, both in differ.items() if key not in implied}
 
 
