@@ -158,6 +158,8 @@ def render(block: Block, key: str) -> None:
     if isinstance(block, Text) and block.folded:
         with st.expander(block.folded):
             TEXTS[block.kind](block.text)
+    elif isinstance(block, Text) and block.address:
+        st.html(markup.link(block))
     elif isinstance(block, Text):
         TEXTS[block.kind](block.text)
     elif isinstance(block, Figure) and block.empty:

@@ -148,34 +148,39 @@ def headline(points: Points) -> ChartData:
     """Difference from MLE in NLL and ECE: filled all draws, hollow N = 0, joined; 95 % bars; ECE's floor."""
     traces, axes = list[Trace](), Axes()
     names = [plain(row.name) for row in points.rows]
+    places = list(range(len(names)))
     colours = [style(row.name).colour for row in points.rows]
     for k, metric in enumerate(("nll", "ece"), start=1):
         scale = METRICS[metric].scale
         shared = {"type": "scatter", "xaxis": f"x{nth(k)}", "yaxis": f"y{nth(k)}", "showlegend": k == 1}
-        dots = {**shared, "y": names, "mode": "markers", "hovertemplate": "%{x:.3f}"}
+        dots = {**shared, "y": places, "customdata": names, "mode": "markers"}
+        dots["hovertemplate"] = "%{customdata}: %{x:.3f}"
         full = [row.full[metric][0] * scale for row in points.rows]
-        half = [row.full[metric][1] * scale for row in points.rows]
+        half = [row.full[metric][1] * scale or None for row in points.rows]
         means = [row.mean and row.mean[metric][0] * scale for row in points.rows]
         ends = [(a, a if m is None else m, None) for a, m in zip(full, means, strict=True)]
         path = {"mode": "lines", "line": {"color": NEUTRAL, "width": 1.5}, "hoverinfo": "skip"}
         hollow = {"symbol": "circle-open", "size": 13, "color": colours, "line": {"width": 2}}
         bars = {"type": "data", "array": half, "color": NEUTRAL, "thickness": 1.5, "width": 4}
-        joined = {"x": [x for three in ends for x in three], "y": [y for n in names for y in (n, n, None)]}
+        joined = {"x": [x for three in ends for x in three], "y": [y for n in places for y in (n, n, None)]}
         traces.append({**shared, **path, **joined, "showlegend": False})
         traces.append({**dots, "x": means, "name": "N = 0", "marker": hollow})
         traces.append(
             {**dots, "x": full, "name": "all draws", "error_x": bars, "marker": {"size": 10, "color": colours}}
         )
         if metric == "ece":
-            tick = {"symbol": "line-ns-open", "size": 12, "color": NEUTRAL, "line": {"width": 2}}
-            floors = [row.floor * scale for row in points.rows]
-            traces.append({**dots, "x": floors, "name": "ECE floor", "marker": tick, "showlegend": True})
+            below = {"symbol": "triangle-up-open", "size": 7, "color": NEUTRAL, "line": {"width": 1.5}}
+            floors = {"x": [row.floor * scale for row in points.rows], "y": [place + 0.3 for place in places]}
+            traces.append({**dots, **floors, "name": "ECE floor", "marker": below, "showlegend": True})
         unit = ", percentage points" if scale == 100 else ""
         axes[f"xaxis{nth(k)}"] = {"title": {"text": f"Δ{METRICS[metric].label}{unit}"}, **ZERO}
-        first = {"automargin": k == 1, "showticklabels": k == 1}
-        axes[f"yaxis{nth(k)}"] = {"type": "category", "autorange": "reversed", **first}
+        rows = {"tickmode": "array", "tickvals": places, "ticktext": names, "range": [len(names) - 0.4, -0.6]}
+        axes[f"yaxis{nth(k)}"] = {**rows, "automargin": k == 1, "showticklabels": k == 1}
     axes["xaxis2"]["matches"] = None
-    return figure(traces, axes, 130 + 26 * len(names), columns=2)
+    over = {"text": "MLE", "x": 0, "y": 1, "yref": "paper", "yanchor": "bottom", "showarrow": False}
+    lines = [{**over, "xref": f"x{nth(k)}"} for k in (1, 2)]
+    margin = {"l": 60, "r": 14, "t": 62, "b": 48}
+    return figure(traces, axes, 150 + 28 * len(names), columns=2, annotations=lines, margin=margin)
 
 
 def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = False, bands: bool = True) -> ChartData:

@@ -99,7 +99,8 @@ def _differences(
 ) -> dict[Any, tuple[float, float]]:
     tests = ranking.compare(metric, {str(key): runs for key, runs in answers.items()}, gold)
     values = [_mean(metric, runs, gold) for runs in answers.values()]
-    return {key: (values[k] - values[plain], float(tests.half[k, plain])) for k, key in enumerate(answers)}
+    half = [float(tests.half[k, plain]) if k != plain else 0.0 for k in range(len(values))]  # MLE less itself is 0
+    return {key: (values[k] - values[plain], half[k]) for k, key in enumerate(answers)}
 
 
 def _early(results: Results, plain: RunSummary) -> list[RunSummary]:
@@ -123,9 +124,11 @@ def caption(results: Results, table: Table, j: int, shown: Points) -> str:
     bases = dict.fromkeys(results.run(run).base for run in runs if results.run(run).recipe_hash)
     seeds = "–".join(map(str, dict.fromkeys((shown.seeds[0], shown.seeds[-1]))))
     return (
-        f"{', '.join(bases)}, {column.task}, {shown.items:,} test questions, {seeds} training seeds; rows by NLL. "
-        "Filled: all draws averaged; hollow: N = 0, the posterior's mean. Bars: 95 % over seeds and questions, paired "
-        "with MLE (the zero line). Small vertical mark: the ECE that sampling alone would give this method."
+        f"Base {', '.join(bases)}, data set {column.task}, {shown.items:,} test questions, {seeds} training seeds; "
+        "rows by NLL, whatever the metric of the tables. Filled: all draws averaged, with the 95 % interval of its "
+        "difference from MLE over seeds and questions. Hollow: N = 0, the posterior's mean; a method that answers with "
+        "one function, or whose draws have no mean, has none. Triangle: the ECE that sampling alone would give this "
+        "method if it were perfectly calibrated."
     )
 
 
@@ -144,4 +147,4 @@ def as_rows(shown: Points) -> tuple[list[str], list[list[str]]]:
 
 def _signed(value: float, half: float, metric: str) -> tuple[str, str]:
     low, high = number(value - half, metric), number(value + half, metric)
-    return ("+" if value > 0 else "") + number(value, metric), f"{low} … {high}"
+    return ("+" if value > 0 else "") + number(value, metric), f"{low} … {high}" if half else "–"

@@ -16,7 +16,7 @@ import numpy as np
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from uqharness.leaderboard import export, table_formats
+from uqharness.leaderboard import export, page, table_formats
 from uqharness.leaderboard.items import Items
 from uqharness.leaderboard.page import Grid, Methods
 from uqharness.leaderboard.table import Cell, Column
@@ -39,7 +39,7 @@ def environment() -> Environment:
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    made.globals |= {"colour": lambda row: style(row).colour, "attr": _attributes}
+    made.globals |= {"colour": lambda row: style(row).colour, "attr": _attributes, "more": Markup(' class="more"')}
     return made
 
 
@@ -55,6 +55,11 @@ def grid(block: Grid, most: int | None = None) -> str:
     return str(_macro("grid")(shown, export.latex([shown]), caption))
 
 
+def link(block: page.Text) -> str:
+    """A line that leads to another page."""
+    return f'<p class="uq-more"><a href="{escape(block.address)}">{escape(block.text)}</a></p>'
+
+
 def methods(block: Methods) -> str:
     """Methods x data sets, a block of rows per metric where there are several."""
     table = block.table
@@ -66,10 +71,17 @@ def methods(block: Methods) -> str:
     ranked = bool(block.ranks or block.pending)
     width = 2 + block.measured + len(block.extra) + len(table.columns) + ranked
     best_down = len(table.metrics) == 1 and bool(METRICS[table.metrics[0]].higher_is_better)
-    heads = [(column.task, _below(column), _hashes(column), best_down) for column in table.columns]
+    below = [_below(column) for column in table.columns]
+    caption = block.caption
+    if not block.measured and len(below) > 1 and below[0] and all(lines == below[0] for lines in below):
+        caption, below = f"{caption} All data sets {', '.join(below[0])}.", [[] for _ in below]
+    if ranked:  # what stands beside the number in the cells of this column
+        below = [[*lines, "± over seeds · rank"] for lines in below]
+    heads = [(c.task, lines, _hashes(c), best_down) for c, lines in zip(table.columns, below, strict=True)]
     names = [column.name for column in table.columns]
     made = environment().get_template("blocks.html.j2").make_module({"heads": heads, "names": names, "width": width})
-    return str(made.methods(block, table, table_formats.latex([table]), blocks))  # type: ignore[attr-defined]
+    tex, dagger = table_formats.latex([table]), not block.measured and any(c.suspect for c in table.cells.values())
+    return str(made.methods(block, table, tex, blocks, caption, dagger))  # type: ignore[attr-defined]
 
 
 def _any(block: Methods, metric: str, i: int) -> bool:
@@ -104,6 +116,7 @@ def _row(block: Methods, metric: str, i: int) -> dict[str, Any]:
         top = "testing …" if block.pending else f"{there}/{len(cells)} cells"
     return {
         "name": name,
+        "about": block.about.get(i, ("", "")),
         "draws": shown_draws(draws, table.auto.get(i)),
         "seeds": seeds(table, metric, i),
         "extra": [texts[i] for _, texts in block.extra],

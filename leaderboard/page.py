@@ -44,11 +44,15 @@ class Control:
 
 @dataclass(frozen=True)
 class Text:
-    """`kind` markdown is for texts of ours alone; any other is shown letter by letter. `folded`: behind this title."""
+    """`kind` markdown is for texts of ours alone; any other is shown letter by letter.
+
+    `folded`: behind this title; `address`: where a click on the text leads.
+    """
 
     text: str
     kind: Literal["paragraph", "heading", "caption", "info", "warning", "code", "json", "markdown"] = "paragraph"
     folded: str = ""
+    address: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,8 @@ class Grid:
 class Methods:
     """Methods x data sets of some metrics, with what belongs to its rows and cells.
 
-    `extra` are columns of texts beside the methods (header, one per row); `marks` number the notes of a cell.
+    `extra` are columns of texts beside the methods (header, one per row); `marks` number the notes of a cell;
+    `about` says what a row's method is (a line, and the address of its page).
     """
 
     table: Table
@@ -85,6 +90,7 @@ class Methods:
     beside: Mapping[tuple[int, int], str] = field(default_factory=dict)  # row, column -> a small text below the number
     intervals: Mapping[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict)
     marks: Mapping[tuple[str, int, int], Sequence[int]] = field(default_factory=dict)
+    about: Mapping[int, tuple[str, str]] = field(default_factory=dict)
     link: Callable[[Cell], str] | None = None
     measured: bool = True
     most: int | None = None

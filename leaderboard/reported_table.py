@@ -54,9 +54,7 @@ def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, a
             lines.append(text)
         marks.setdefault(at, []).append(lines.index(text) + 1)
 
-    for row in rows:
-        if row["metric"] not in shown:
-            continue
+    for row in rows:  # of every metric: a note has the same number wherever the table is shown
         at = (
             row["metric"],
             methods.index((row["method"], _draws(row))),
@@ -76,7 +74,10 @@ def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, a
                 )
         elif row["note"]:
             mark(at, f"{'‡ ' * odd}{row['method']}: {row['note']}")
-    lines = [f"{k}: {line}" for k, line in enumerate(lines, start=1)]
+    cells = {at: cell for at, cell in cells.items() if at[0] in shown}
+    marks = {at: numbers for at, numbers in marks.items() if at[0] in shown}
+    used = {k for numbers in marks.values() for k in numbers}
+    lines = [f"{k}: {line}" for k, line in enumerate(lines, start=1) if k in used]
     about = [
         f"{method}: {text}" if method else text
         for paper, method, text in FOOTNOTES

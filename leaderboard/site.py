@@ -140,6 +140,8 @@ def document(here: str, page: Page, found: Sequence[Page], board: Board, **more:
 def render(block: Block, name: str) -> Markup:
     """A block as HTML; every text of a result is escaped, and names no folder of this machine."""
     if isinstance(block, Text):
+        if block.address:
+            return Markup(markup.link(block))
         text = escape(public(block.text))
         if block.kind in ("code", "json"):
             return Markup('<pre class="code" tabindex="0">{}</pre>').format(text)
@@ -178,6 +180,10 @@ def public(text: str) -> str:
 
 def _address(own_pages: bool) -> Any:
     def address(page: str, params: Mapping[str, Any]) -> str:
+        if page == "method" and "method" in params:
+            return file_of("method", params["method"])
+        if page in SECTIONS and not params:
+            return "index.html" if page == "table" else f"{page}.html"
         return f"run-{params['run']}.html" if own_pages and "run" in params else ""
 
     return address

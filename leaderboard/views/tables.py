@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from uqharness.leaderboard import charts, costs, headline, reported_table
+from uqharness.leaderboard import about, charts, costs, headline, reported_table
 from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.ranking import Tests, ranks_of
 from uqharness.leaderboard.results import Results
@@ -39,21 +39,23 @@ SYNTHETIC = (
     "methods and this page work; it says nothing about a language model of any real size."
 )
 MEASURED = (
-    "Mean ± standard deviation over training seeds, or the 95 % interval over questions where there is one seed. "
-    "Ranks are ranges that paired tests leave, corrected within a column and not between columns; shaded: top tier, "
-    "nothing is significantly better. Bold: best printed number, underlined: second. A number leads to its questions."
+    "± is the standard deviation over training seeds alone; with one seed the 95 % interval over questions stands "
+    "there. The rank is a range: what paired tests over questions and seeds leave, corrected within a column and not "
+    "between columns; shaded: top tier, nothing is significantly better. Bold: best printed number, underlined: "
+    "second. A number leads to its questions, a name to its method."
 )
 EFFORT = ("Labels seen", "LoRAs trained")
 CHANGE = (
     "What would change my mind: how many questions, or training seeds of each, would separate the best from its tier "
     "if the true difference is the shown one"
 )
+NO_DRAWS = "N = –: the paper states no number of draws."
 AS_PRINTED = "Other prompts, budgets and bases than here: neither averaged nor ranked with what was measured."
 
 
 def landing(view: View) -> Page:
     results = view.results
-    metric = view.one("metric", "Metric", (*SHOWN, ALL), kind="segments", labels=_labels(), main=True)
+    metric = view.one("metric", "Metric of the tables", (*SHOWN, ALL), kind="segments", labels=_labels(), main=True)
     metrics = list(SHOWN) if metric == ALL else [metric]
     runs = _selected(view)
     samples = _draws(view)
@@ -69,7 +71,9 @@ def landing(view: View) -> Page:
         k = PER_PAGE * (page - 1) + number_of
         fake = _synthetic(table)
         if fake and not any(_synthetic(before) for before in shown[:number_of]):
-            blocks += [Text("Synthetic world", "heading"), Text(SYNTHETIC)]
+            blocks += [Text("Measured here (synthetic world)", "heading"), Text(SYNTHETIC)]
+        elif number_of == 0:
+            blocks.append(Text("Measured here", "heading"))
         if number_of == 0 or (fake and not _synthetic(shown[number_of - 1])):
             blocks += _headline(view, table, fake)
         name = f"Table {k + 1} of {len(tables)}, " if len(tables) > 1 else ""
@@ -81,10 +85,12 @@ def landing(view: View) -> Page:
                 "info",
             )
         )
-    if not any(not _synthetic(table) for table in tables):  # nothing real was measured: the papers lead
-        blocks = [Text("What the papers report", "heading"), *_first_paper(view, metric), *blocks]
-    where = f"{_summary(results)} · What papers report is on the page Papers."
-    return view.page("Leaderboard", PURPOSE, [Text(where, "caption"), *blocks])
+    if any(not _synthetic(table) for table in tables):
+        blocks.append(Text("Tables that papers report are on the page Papers", address=view.link("papers")))
+    else:  # nothing real was measured: the papers lead
+        more = Text("More tables on the page Papers", address=view.link("papers"))
+        blocks = [Text("Reported by papers", "heading"), *_first_paper(view, metric), more, *blocks]
+    return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *blocks])
 
 
 def papers(view: View) -> Page:
@@ -99,7 +105,11 @@ def papers(view: View) -> Page:
         f"{name}, {'as printed' if printed or not reported_table.corrected(name) else 'as corrected by its authors'}"
     )
     blocks: list[Block] = [
-        replace(block, caption=f"{caption}. Numbers in superscript are notes below."),
+        replace(
+            block,
+            caption=f"{caption}. Numbers in superscript are notes below. {NO_DRAWS}",
+            about=_about(view, block.table),
+        ),
         Text(AS_PRINTED, "caption"),
     ]
     return view.page(
@@ -134,6 +144,7 @@ def measured(view: View, table: Table, metric: str, name: str, most: int, explai
         extra=_effort(results, one),
         beside=beside,
         intervals=intervals,
+        about=_about(view, one),
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
@@ -147,12 +158,13 @@ def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[st
     for j, found in tests.items():
         known = METRICS[found.metric]
         top = [table.rows[int(name)][0] for name, rank in found.ranks().items() if rank.top]
-        least = f"{found.smallest * known.scale:.{known.decimals}f}"
+        unit = " points" if known.scale == 100 else f" {known.label}"
+        least = f"{found.smallest * known.scale:.{known.decimals}f}{unit}"
         if len(top) == len(found.names):
             text = f"no method can be told from the others by {label}"
         else:
             text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(found.names)})"
-        lines.setdefault(f"{text}; differences from {least} on could be seen", []).append(table.columns[j].task)
+        lines.setdefault(f"{text}; smallest detectable difference: {least}", []).append(table.columns[j].task)
     return [f"{', '.join(data)}: {text}." for text, data in lines.items()]
 
 
@@ -202,9 +214,9 @@ def _headline(view: View, table: Table, fake: bool) -> list[Block]:
     if len(points.rows) < 2:
         return []
     caption = headline.caption(view.results, table, names.index(data), points)
-    label = f"{'Synthetic world: d' if fake else 'D'}ifference from MLE on {data}"
+    label = f"Difference from MLE on {data}"
     return [
-        Text(f"{label}: NLL and ECE, left of the line is better", "heading"),
+        Text(f"{label} in NLL and ECE: left of the line is better", "heading"),
         Figure(charts.headline(points), f"headline{'-synthetic' * fake}", label),
         Text(caption, "caption"),
         Grid(*headline.as_rows(points), f"{label}, the figure as a table", folded=True),
@@ -217,7 +229,11 @@ def _first_paper(view: View, metric: str) -> list[Block]:
     shown = metric if metric in reported_table.PRINTED else "nll"
     block = reported_table.build(reported, name, [shown])
     return [
-        replace(block, caption=f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED}"),
+        replace(
+            block,
+            caption=f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED} {NO_DRAWS}",
+            about=_about(view, block.table),
+        )
     ]
 
 
@@ -256,6 +272,21 @@ def _effort(results: Results, table: Table) -> list[tuple[str, list[str]]]:
         runs[i] |= dict.fromkeys(cell.runs)
     told = [costs.effort([results.run(run_id) for run_id in mine]) for mine in runs.values()]
     return [(title, [texts[k] for texts in told]) for k, title in enumerate(EFFORT)]
+
+
+def _about(view: View, table: Table) -> dict[int, tuple[str, str]]:
+    """What each row's method is and who proposed it, with the address of its page."""
+    results = view.results
+    first = {i: results.run(cell.runs[0]) for (_, i, _), cell in table.cells.items() if cell.runs}
+    told = {}
+    for i, (name, _) in enumerate(table.rows):
+        run = first.get(i) or next(iter(results.board.select(method=name)), None)
+        if run is None:  # a paper's, not measured here
+            continue
+        page = about.pages().get(about.method_name(run))
+        parts = [name, page.title if page else "", about.paper(run)]
+        told[i] = "; ".join(filter(None, parts)), view.link("method", method=run.method)
+    return told
 
 
 def _synthetic(table: Table) -> bool:
@@ -299,14 +330,20 @@ def _summary(results: Results) -> str:
         return f"{count:,} {one}{'s' * (count != 1)}"
 
     runs = results.runs
+    tasks, bases = {run.task for run in runs}, {run.base for run in runs if run.recipe_hash}
+    real = {run.base for run in runs if run.recipe_hash and not run.task.startswith(EMBEDDED)}
     parts = [
-        of(len(runs), "run"),
-        of(len({r.method for r in runs}), "method"),
-        of(len({r.task for r in runs}), "data set"),
+        f"Measured here: {of(len(runs), 'run')}",
+        of(len({run.method for run in runs}), "method"),
+        of(len(tasks), "data set") + _share(sum(task.startswith(EMBEDDED) for task in tasks), len(tasks)),
+        of(len(bases), "fine-tuned base model") + _share(len(bases - real), len(bases)),
+        f"results {results.board.snapshot}",
     ]
-    bases = {run.base for run in runs if run.recipe_hash}
-    parts += [of(len(bases), "fine-tuned base model"), f"results {results.board.snapshot}"]
     return " · ".join(parts)
+
+
+def _share(synthetic: int, count: int) -> str:
+    return "" if not synthetic else f" ({f'{synthetic} of them ' if synthetic < count else ''}synthetic)"
 
 
 def _labels() -> dict[Any, str]:

@@ -23,7 +23,7 @@ def test_every_page_runs_and_its_default_view_has_a_clean_url(shown: Any, name: 
 
 def test_a_choice_stands_in_the_url_and_the_default_does_not(shown: Any) -> None:
     at = shown.open("table")
-    (control,) = [w for w in at.get("button_group") if w.label == "Metric"]
+    (control,) = [w for w in at.get("button_group") if w.label == "Metric of the tables"]
     control.set_value("acc").run()
     assert shown.params == {"metric": ["acc"]} and "ACC" in shown.html
     at.multiselect(key="table.method").set_value(["MLE"]).run()

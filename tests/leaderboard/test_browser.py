@@ -306,7 +306,7 @@ def test_draws_are_taken_away_as_points(tab: Any, address: str) -> None:
 
 def test_a_number_leads_to_its_questions_and_every_draw(tab: Any, address: str, board: Board) -> None:
     opened(tab, address)
-    tab.locator("table.uq.spread tbody tr", has_text="BLoB").first.locator("a").first.click()
+    tab.locator("table.uq.spread tbody tr", has_text="BLoB").first.locator("td a").first.click()
     tab.wait_for_url("**/items?run=*")
     settled(tab)
     run = board.run(parse_qs(urlparse(tab.url).query)["run"][0])

@@ -136,15 +136,17 @@ def test_the_headline_has_mle_at_zero_hollow_means_and_floors_in_percentage_poin
     full = {"nll": (-0.2, 0.1), "ece": (-0.1, 0.02)}
     rows = [
         headline.Row(EVIL, 10, full, {"nll": (-0.1, 0.1), "ece": (-0.05, 0.02)}, -0.12),
-        headline.Row("MLE", 1, {"nll": (0.0, 0.05), "ece": (0.0, 0.02)}, None, -0.15),
+        headline.Row("MLE", 1, {"nll": (0.0, 0.05), "ece": (0.0, 0.0)}, None, -0.15),
     ]
     fig = checked(charts.headline(headline.Points(rows, 100, [3])))
     assert EVIL not in str(fig.to_dict())
     marks = {(t.name, t.xaxis): t for t in fig.data if t.mode == "markers"}
     assert marks["all draws", "x"].x == (-0.2, 0.0) and marks["all draws", "x2"].x == (-10.0, 0.0)
     assert marks["N = 0", "x"].x == (-0.1, None) and marks["N = 0", "x"].marker.symbol == "circle-open"
-    assert list(marks["all draws", "x2"].error_x.array) == [2.0, 2.0]
+    assert list(marks["all draws", "x2"].error_x.array) == [2.0, None]  # MLE less itself is exactly 0
+    assert [note.text for note in fig.layout.annotations] == ["MLE", "MLE"]  # what the zero lines are
     assert marks["ECE floor", "x2"].x == (-12.0, -15.0) and ("ECE floor", "x") not in marks
+    assert all(0 < low - place < 0.5 for low, place in zip(marks["ECE floor", "x2"].y, (0, 1), strict=True))
     assert fig.layout.xaxis.zeroline and fig.layout.xaxis2.zeroline and fig.layout.xaxis2.matches is None
 
 

@@ -89,6 +89,8 @@ def test_the_landing_page_has_the_numbers_of_the_table(exported: tuple[Board, Pa
     shown = set(re.findall(r'<a href="run-[0-9a-f]{16}.html">([0-9.]+)</a>', (out / "index.html").read_text()))
     for (metric, _, _), cell in found.cells.items():
         assert table_formats.number(cell.mean, metric) in shown
+    links = Page((out / "index.html").read_text()).addresses
+    assert "method-blob.html" in links and links.count("papers.html") == 2  # the navigation, and below the tables
     assert (out / "table.md").read_text() == table_formats.markdown([found])
     assert (out / "table.csv").read_text() == table_formats.as_csv([found])
 

@@ -62,6 +62,7 @@ def of(page: Page, kind: type) -> list:
 
 def markup_of(page: Page) -> str:
     parts = [markup.methods(b) if isinstance(b, Methods) else markup.grid(b) for b in page.shown()]
+    parts += [markup.link(b) for b in of(page, Text) if b.address]
     return "\n".join([*parts, *(b.html for b in of(page, Cards))])
 
 
@@ -132,7 +133,9 @@ def test_one_seed_has_the_interval_over_questions_where_the_deviation_would_stan
         (block,) = of(opened(shared, "table", metric=metric), Methods)
         found = shared.answers(run_id)
         low, high = METRICS[metric].confidence_interval(Given.of(found.probs, found.gold))
-        spread = f'<span class="sd">{number(low, metric)} … {number(high, metric)}</span>'
+        spread = (
+            f'<span class="sd" title="95 % interval over questions">{number(low, metric)} … {number(high, metric)}<'
+        )
         assert spread in markup.methods(block) and "±" not in markup.methods(block).partition("</caption>")[2]
 
 
@@ -159,15 +162,20 @@ def test_real_models_come_first_and_the_synthetic_world_is_last_and_says_so(tmp_
     only = opened(Results(build([tmp_path])), "table")
     headings = [b.text for b in of(only, Text) if b.kind == "heading"]
     assert headings[:2] == [
-        "What the papers report",
-        "Synthetic world",
+        "Reported by papers",
+        "Measured here (synthetic world)",
     ] and "says nothing about a language model" in said(only)
+    assert "1 data set (synthetic) · 1 fine-tuned base model (synthetic)" in said(only)
+    assert [b.address for b in of(only, Text) if b.text == "More tables on the page Papers"] == ["papers"]
     assert [b.measured for b in of(only, Methods)] == [False, True]
     result(tmp_path, "MLE", numbers=7)
     both = opened(Results(build([tmp_path])), "table")
     first, last = of(both, Methods)
     assert [first.table.columns[0].task, last.table.columns[0].task] == ["arc_easy_uq", "toyworld_uq"]
-    heading = both.blocks.index(next(b for b in of(both, Text) if b.text == "Synthetic world"))
+    heading = both.blocks.index(next(b for b in of(both, Text) if b.text == "Measured here (synthetic world)"))
+    assert "2 data sets (1 of them synthetic)" in said(both)
+    assert [b.text for b in of(both, Text) if b.kind == "heading"][0] == "Measured here"
+    assert [b.address for b in of(both, Text) if b.address] == ["papers"]
     assert both.blocks.index(first) < heading < both.blocks.index(last)
 
 
@@ -186,15 +194,40 @@ def test_the_headline_is_the_difference_from_mle_with_early_stopping_among_the_r
     first = of(page, Methods)[0]
     cells = {first.table.rows[i][0]: cell.mean for (_, i, _), cell in first.table.cells.items()}
     assert rows["BLoB", "4"][0].lstrip("+") == number(cells["BLoB"] - cells["MLE"], "nll")
-    assert rows["MLE", "1"][0] == "0.00" and figure.alt.startswith("Difference from MLE on arc_easy_uq")
+    assert rows["MLE", "1"] == ["0.00", "–", "0.00", "–"] and figure.alt.startswith(
+        "Difference from MLE on arc_easy_uq"
+    )
     assert "40 test questions, 2 training seeds" in said(page)
+
+
+def test_a_cell_of_a_paper_has_the_same_note_on_the_landing_page_and_on_papers(tmp_path: Path) -> None:
+    of_toyworld(tmp_path, "BLoB")
+    shared = Results(build([tmp_path]))
+    for metric in ("nll", "ece", "acc"):
+        short = of(opened(shared, "table", metric=metric), Methods)[0]
+        full = of(opened(shared, "papers"), Methods)[0]
+        assert short.marks == {at: numbers for at, numbers in full.marks.items() if at[0] == metric} != {}
+        assert set(short.table.notes) < set(full.table.notes)
+        caption, _, text = markup.methods(short).partition("</caption>")
+        assert (
+            "All data sets in distribution" in caption
+            and "in distribution" not in text
+            and "‡ The paper contradicts itself" in text
+        )
+
+
+def test_names_lead_to_their_methods_and_say_what_they_are(shared: Results) -> None:
+    (block,) = of(opened(shared, "table"), Methods)
+    names = {block.table.rows[i][0]: told for i, told in block.about.items()}
+    assert names["BLoB"][1] == "method?method=BLoB" and "BLoB" in names["BLoB"][0]
+    assert 'href="method?method=BLoB">BLoB</a>' in markup.methods(block)
 
 
 def test_what_can_be_concluded_names_the_top_tier_and_what_could_have_been_seen(shared: Results) -> None:
     (block,) = of(opened(shared, "table"), Methods)
     tests = shared.tests(block.table, "nll") or {}
     text = " ".join(views_tables.conclusion(block.table, "nll", tests))
-    least = number(tests[0].smallest, "nll")
+    least = f"smallest detectable difference: {number(tests[0].smallest, 'nll')} NLL"
     assert (
         least in text and block.table.columns[0].task in text and text.split(". ")[0] in said(opened(shared, "table"))
     )
@@ -262,7 +295,7 @@ class Markup(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.wrong += [tag] * (tag in ("script", "img", "iframe", "object", "embed", "link", "meta", "base", "svg"))
         for name, value in attrs:
-            outside = name in ("href", "src", "action") and not re.fullmatch(r"[a-z]+\?[\w=&.%-]*", value or "")
+            outside = name in ("href", "src", "action") and not re.fullmatch(r"[a-z]+(\?[\w=&.%+-]*)?", value or "")
             self.wrong += [f"{tag} {name}={value}"] * (name.startswith("on") or outside)
 
 
