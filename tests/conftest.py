@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import atexit
 import json
+import logging
 import os
 import re
 import shutil
@@ -75,6 +76,19 @@ def hub_environment() -> dict[str, str]:
 
 
 HUB_ENVIRONMENT = hub_environment()
+
+
+@pytest.fixture(autouse=True)
+def open_log_streams() -> None:
+    """Point handlers of other libraries away from streams that pytest captured for an earlier test and has closed.
+
+    transformers and lm-eval make a handler once per process, with the stderr of that moment; writing to it later
+    prints a traceback into the output of whatever test comes then.
+    """
+    loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
+    for handler in {handler for logger in loggers for handler in logger.handlers}:
+        if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
+            handler.setStream(sys.__stderr__)
 
 
 def pytest_collection_finish() -> None:
