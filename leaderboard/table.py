@@ -264,7 +264,7 @@ def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
         found.setdefault(what, []).extend(f"{k} {here} (table 1: {there})" for k, (there, here) in differ.items())
 
     recorded = all(any(s.recipe_hash for s in part) for part in (one, other))
-    if recorded and one[0].recipe_hash != ANY_RECIPE:
+    if recorded and one[0].recipe_hash != ANY_RECIPE and one[0].recipe_text != other[0].recipe_text:
         if differ := of_recipes({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}):
             note("other recipe", differ)
     # A model whose training is not known joins any table with its task and protocol: `comparable`.
@@ -276,7 +276,7 @@ def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
         if match.protocol_hash != run.protocol_hash:
             hashes = {"protocol hash": (match.protocol_hash, run.protocol_hash)}
             note(f"other protocol on {run.task}", of_protocols(match.protocol, run.protocol) or hashes)
-        elif recorded and match.recipe_hash != run.recipe_hash and match.recipe == run.recipe:
+        elif recorded and match.recipe_hash != run.recipe_hash and match.recipe_text == run.recipe_text:
             what = "other training items" if _version(match) == _version(run) else "recipe hashes of two versions"
             note(f"{what} for {run.task}", {"recipe hash": (str(match.recipe_hash), str(run.recipe_hash))})
     if not found:

@@ -444,6 +444,7 @@ BAD_REST: dict[str, tuple[list[str], str]] = {
     "format": (["table", ".", "--format", "lateks"], "did you mean latex?"),
     "metric": (["table", ".", "--metric", "nil"], "did you mean nll?"),
     "draws": (["table", ".", "--samples", "all"], "give integers from 0"),
+    "results behind a list": (["table", "--metric", "nll", "."], "write RESULTS before --metric and --samples"),
     "no tasks": (["eval", "x"], "no tasks"),
     "no adapter": (["eval", "--tasks", "toyworld_uq"], "no adapter"),
     "no base": (["train", "mle", "--task", "tiny_uq", "--out", "x"], "no base: give --base"),

@@ -134,6 +134,17 @@ def test_the_embedded_world_is_last_so_that_notes_of_other_tables_mean_the_table
     assert [list(group.runs) for group in groups] == [["arc_easy_uq"], ["arc_easy_uq"], ["toyworld_uq"]]
 
 
+def test_a_batch_made_of_smaller_ones_is_the_same_recipe(tmp_path: Path) -> None:
+    """The recipe hash counts their product; tables compared the two settings."""
+    result(tmp_path, "MLE", run={"batch_size": 8, "grad_accumulation": 1})
+    result(tmp_path, "BLoB", numbers=2, run={"batch_size": 4, "grad_accumulation": 2})
+    result(tmp_path, "ENS", numbers=3, run={"batch_size": 4, "grad_accumulation": 4}, recipe_hash="v2-b")
+    first, second = table.build(read_runs([tmp_path]))
+    assert [row[0] for row in first.rows] == ["MLE", "BLoB"] and first.cells["acc", 0, 0].rank is not None
+    said = "other recipe: batch_size 4 (table 1: 8), grad_accumulation 4 (table 1: 1)"
+    assert second.notes[0] == f"not comparable with table 1: {said}"
+
+
 def test_a_limit_is_said_below_the_table(tmp_path: Path) -> None:
     result(tmp_path, "MLE", protocol={"rows": [0, 50]})
     said = "arc_easy_uq: 40 of 50 questions (--limit), compared only with results on the same ones"

@@ -17,6 +17,10 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
         words = unknown[1].split()
         wrong = next((word for word in words if word.startswith("-")), words[0])
         message = f"unknown argument {wrong}{did_you_mean(wrong.partition('=')[0], flags)}"
+    required = re.match(r"the following arguments are required: (\w+)$", message)
+    lists = [action.option_strings[0] for action in parser._actions if action.option_strings and action.nargs == "+"]
+    if required and lists and any(a.metavar == required[1] and a.nargs == "+" for a in parser._actions):
+        message += f"; write {required[1]} before {' and '.join(lists)}, which take all words that follow"
     message = re.sub(r"invalid functools\.partial\(.*\) value", "invalid value", message)  # of lm-eval's --seed
     return f"{' '.join(message.split())}; see `{parser.prog} --help`"
 

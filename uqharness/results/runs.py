@@ -26,7 +26,7 @@ from typing import Any, TypedDict, get_type_hints
 import numpy as np
 
 from uqharness.errors import InputError
-from uqharness.loose_json import check, flatten, shown, text_of
+from uqharness.loose_json import check, flatten, shown, text_of, value_of
 from uqharness.metrics.registry import METRICS, Floats
 from uqharness.results.leakage import LIMIT
 from uqharness.results.provenance import other_protocol
@@ -227,7 +227,11 @@ class RunSummary:
 
     @cached_property
     def recipe_text(self) -> str:
-        return as_text(self.recipe)
+        """Return the recipe as one text; of a batch only its size counts, as in `settings.recipe_hash`."""
+        sizes = [value_of(self.recipe.get(key, "1")) for key in ("batch_size", "grad_accumulation")]
+        if not all(type(size) is int and size < 2**31 for size in sizes):
+            return as_text(self.recipe)
+        return as_text({**self.recipe, "batch_size": str(sizes[0] * sizes[1]), "grad_accumulation": "1"})
 
     @property
     def column(self) -> tuple[str, str | None]:
