@@ -88,7 +88,7 @@ def open_log_streams() -> None:
     loggers = [logging.root, *map(logging.getLogger, list(logging.root.manager.loggerDict))]
     for handler in {handler for logger in loggers for handler in logger.handlers}:
         if isinstance(handler, logging.StreamHandler) and getattr(handler.stream, "closed", False):
-            handler.setStream(sys.__stderr__)
+            handler.stream = sys.__stderr__  # setStream would flush the closed one
 
 
 def pytest_collection_finish() -> None:
