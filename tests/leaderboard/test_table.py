@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from made_results import result
 
+from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.leaderboard import picks, table, table_formats
 from uqharness.results.reading import RECORD, Run, read_results
@@ -143,6 +144,15 @@ def test_a_batch_made_of_smaller_ones_is_the_same_recipe(tmp_path: Path) -> None
     assert [row[0] for row in first.rows] == ["MLE", "BLoB"] and first.cells["acc", 0, 0].rank is not None
     said = "other recipe: batch_size 4 (table 1: 8), grad_accumulation 4 (table 1: 1)"
     assert second.notes[0] == f"not comparable with table 1: {said}"
+
+
+def test_csv_says_on_stderr_why_there_are_several_tables(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    result(tmp_path, "MLE")
+    result(tmp_path, "MLE", run={"lr": 0.2})
+    assert main(["table", str(tmp_path), "--format", "csv"]) == 0
+    said = capsys.readouterr()
+    assert said.err == "uqharness: table 2: not comparable with table 1: other recipe: lr 0.2 (table 1: 0.1)\n"
+    assert said.out.startswith("table,metric,")
 
 
 def test_a_limit_is_said_below_the_table(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import count_of
-from uqharness.terminal import printable
+from uqharness.terminal import printable, say
 
 if TYPE_CHECKING:
     from uqharness.results.runs import RunSummary
@@ -56,6 +56,9 @@ def run(args: argparse.Namespace) -> int:
         return 0
     tables = table.build(runs, names, samples or [None], args.across_recipes)
     sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
+    if args.format == "csv":  # which has no place for notes
+        for k, apart in enumerate(tables[1:], start=2):
+            say(f"table {k}: {apart.notes[0]}")
     return 0
 
 
