@@ -65,7 +65,7 @@ def test_nothing_is_imported_before_it_is_asked_for(third_party):
         ("bolb", None, ["unknown method 'bolb'", "did you mean blob?", "ens", "mle"]),
         ("sgld2", "uqharness-sgld", ["pip install uqharness-sgld"]),
         ("broken", None, ["cannot be imported", "uqharness-sgld"]),
-        ("number", None, ["no uqharness.method.Method"]),
+        ("number", None, ["is not a uqharness.method.Method"]),
     ],
 )
 def test_errors_name_the_way_out(third_party, name, package, words):

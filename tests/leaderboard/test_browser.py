@@ -288,7 +288,7 @@ def test_a_figure_follows_choices_and_theme_and_can_be_saved(tab: Any, address: 
     box = tab.locator(".js-plotly-plot")
     assert box.evaluate("b => b.data.length") == 5
     tab.get_by_text("95 % bands").click()
-    tab.wait_for_function("document.querySelector('.js-plotly-plot').data.length === 4")
+    tab.wait_for_function("document.querySelector('.js-plotly-plot')?.data?.length === 4")
     assert parse_qs(urlparse(tab.url).query)["bands"] == ["0"]
     settled(tab)
     box.hover()

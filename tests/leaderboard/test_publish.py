@@ -198,7 +198,7 @@ BAD: dict[str, tuple[Row, str]] = {
     "items": ({"items": 39}, "its questions are not as many as it says"),
     "no questions": ({"gold": b"", "choices": b"", "ids": b"", "doc_hashes": b""}, "its questions are not"),
     "half a number": ({"gold": b"123"}, "ValueError: buffer size"),
-    "label": ({"gold": b"\x07\x00" * 40}, "a label that is no choice"),
+    "label": ({"gold": b"\x07\x00" * 40}, "a label that is not a choice"),
     "twice": ({"ids": bytes(160)}, "a question twice"),
     "answers": ({"answers": b"x"}, "1 bytes of answers for 160 odds"),
     "draws": ({"single_draws": b"x"}, "1 bytes of single_draws for 320 odds"),

@@ -306,7 +306,7 @@ def test_a_file_that_is_not_whole_or_cannot_be_written_is_a_warning(tmp_path: Pa
     _KEPT.clear()
     with lines_of("uqharness.train") as lines:
         assert trained(run)[1] == losses
-    assert any("cannot be read" in line and "made again" in line for line in lines)
+    assert any("cannot be read" in line and "computed again" in line for line in lines)
     assert len(file.read_bytes()) == len(whole)
     (tmp_path / "file").write_text("")
     with lines_of("uqharness.train") as lines:
