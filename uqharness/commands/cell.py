@@ -64,10 +64,12 @@ def run(store: Store, cell: Cell) -> None:
                 raise RunError(
                     f"{cell.name} needs {needed}, which is not done: run `uqharness suite cell {needed}` first"
                 )
-        store.mark(cell.hash, ".failed.json").unlink(missing_ok=True)
+        store.forget_failures([cell.hash])
         started = time.time()
-        act = train if cell.kind == "train" else evaluate
-        command = act(store, cell)
+        act, place = (train, store.adapter) if cell.kind == "train" else (evaluate, store.results)
+        out = place(cell.hash)
+        recover_folder(out)
+        command = [] if out.is_dir() else act(store, cell, out)  # a killed run may have completed it
         about: dict[str, Any] = {
             "command": shlex.join(["uqharness", *command]) if command else None,
             "commit": commit(),
@@ -76,14 +78,10 @@ def run(store: Store, cell: Cell) -> None:
         store.finish(cell, {**about, "seconds": round(time.time() - started, 2)})
 
 
-def train(store: Store, cell: Cell) -> list[str]:
-    """Train a cell's adapter; reuse one that a killed run completed."""
+def train(store: Store, cell: Cell, out: Path) -> list[str]:
+    """Train a cell's adapter and return the command."""
     from uqharness.commands import train
 
-    out = store.adapter(cell.hash)
-    recover_folder(out)
-    if out.is_dir():
-        return []
     spec = cell.spec
     given = {**spec["run"], "settings": dict(spec["settings"])}
     both = set(given) & set(spec["settings"])  # a name that is the method's as well is the run's as a flag only
@@ -116,14 +114,10 @@ def _go_on_from(earlier: Path, checkpoints: Path) -> None:
             left.rename(checkpoints)
 
 
-def evaluate(store: Store, cell: Cell) -> list[str]:
-    """Evaluate a cell into a temporary folder, and rename it when it is complete."""
+def evaluate(store: Store, cell: Cell, out: Path) -> list[str]:
+    """Evaluate a cell into a temporary folder, rename it when it is complete, and return the command."""
     from uqharness.commands import evaluate
 
-    out = store.results(cell.hash)
-    recover_folder(out)
-    if out.is_dir():
-        return []
     spec = cell.spec
     trained = spec if "run" in spec else _plan(str(store.out)).cells[str(cell.source)].spec
     run = config.build(Run, {**trained["run"], "out": str(out)})

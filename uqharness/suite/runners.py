@@ -15,7 +15,7 @@ from multiprocessing import connection
 from typing import Any
 
 from uqharness.suite.plan import Cell
-from uqharness.suite.store import Store
+from uqharness.suite.store import FAILED, Store
 
 Work = Callable[[str, str], None]
 
@@ -51,7 +51,7 @@ class Graph:
         cell = self.running.pop(name)
         if self.store.is_done(name):
             return
-        if not self.store.mark(name, ".failed.json").exists():
+        if not self.store.mark(name, FAILED).exists():
             self.store.fail(cell, "its process was killed: out of memory? See the log")
         self.failed[name] = self.store.error(name)["error"]
         for other in list(self.left.values()):
