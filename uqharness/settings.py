@@ -343,6 +343,8 @@ def fields_of(*roles: Role) -> tuple[str, ...]:
     return tuple(spec.name for spec in dataclasses.fields(Run) if spec.metadata["role"] in roles)
 
 
+# What the files of an adapter that is built on say, and no setting can change.
+OF_ADAPTER = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers")
 FREE = frozenset(fields_of("io", "speed"))  # may differ between a run and the one that resumes it
 # What a record without the key was trained with: the setting was not there yet.
 PROMPTS: Mapping[str, Any] = {

@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from uqharness.engine.predictive import Predictive
     from uqharness.method import Method
 
-# What the adapter's files say and no flag can change.
-FIXED = ("lora_r", "lora_alpha", "lora_dropout", "target_modules", "layers")
 # What our record of it suggests: the same questions, seen through the same base.
 INHERITED = ("task", "seed", "dtype", "load_in_4bit", "load_in_8bit", "max_length", "tune_fraction", *config.PROMPTS)
 log = logging.getLogger("uqharness.train")
@@ -120,7 +118,7 @@ def fixed(source: Source) -> dict[str, Any]:
 def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the run settings that come from the adapter; refuse given ones that contradict it."""
     theirs, kinds = fixed(source), config.field_types(Run)
-    for key in FIXED:
+    for key in config.OF_ADAPTER:
         if key not in given:
             continue
         value = config.convert(kinds[key], given[key], key)

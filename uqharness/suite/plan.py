@@ -27,13 +27,6 @@ from uqharness.suite.schema import SAME, Point, Row, Suite
 
 NUMERICS = 1  # raise it when equal settings give other numbers than before: cells are then made again
 NOT_SETTINGS = ("base", "task", "out", "seed", "resume")  # the grid's, or the engine's
-OF_SOURCE = (
-    "lora_r",
-    "lora_alpha",
-    "lora_dropout",
-    "target_modules",
-    "layers",
-)  # an adapter that is built on says them
 OF_SUITE = ("base", "seeds", "draws", "limit")  # what --set changes of the suite itself
 
 
@@ -284,10 +277,7 @@ class _Maker:
             origin = self.suite.rows[row.source]
             rows = {at: each for each, at in self._steps(origin)}
             source = self.training(rows[step], base, train, seed, step)
-        key = repr((row, base, train))
-        if key not in self.resolved:
-            self.resolved[key] = self._resolve(row, base, train)
-        resolved = self.resolved[key]
+        resolved = self._resolve(row, base, train)
         run = {**resolved["run"], "seed": seed}
         spec = {
             "method": row.method,
@@ -322,10 +312,7 @@ class _Maker:
             spec: dict[str, Any] = {**shared, "samples": samples}
             identity |= {"adapter": adapter.hash, "samples": samples}
             return self._cell("evaluate", f"{adapter.name} on {task}", spec, identity, adapter.hash)
-        key = repr((row, base, train))
-        if key not in self.resolved:
-            self.resolved[key] = self._resolve(row, base, train)
-        run = {**config.as_json(Run()), **self.resolved[key]["run"]}
+        run = {**config.as_json(Run()), **self._resolve(row, base, train)["run"]}
         settings = {name: run[name] for name in ("dtype", "load_in_4bit", "load_in_8bit", *config.PROMPTS)}
         spec = {**shared, "model": row.model, "run": {**settings, "base": run["base"]}}
         identity |= {"model": row.model, "base": base_identity(run["base"]), **settings}
@@ -339,7 +326,14 @@ class _Maker:
         return self.cells.setdefault(code, Cell(code, kind, name, spec, source, after))
 
     def _resolve(self, row: Row, base: str, train: str) -> dict[str, Any]:
-        """Return the settings of a row on a base and a task from all layers, without the seed."""
+        """Return the settings of a row on a base and a task, without the seed; each is settled once."""
+        key = repr((row, base, train))
+        if key not in self.resolved:
+            self.resolved[key] = self._layered(row, base, train)
+        return self.resolved[key]
+
+    def _layered(self, row: Row, base: str, train: str) -> dict[str, Any]:
+        """Lay the suite's settings over each other, and settle them."""
         suite = self.suite
         layers = [suite.run, suite.bases[base], suite.train[train], row.settings]
         point = {"base": base, "train": train, "method": row.name.partition("@")[0]}
@@ -370,7 +364,7 @@ class _Maker:
         """Resolve the layers into the run, the arguments of `train` and the hashed settings."""
         theirs["base"] = resolved_base(str(theirs["base"]))
         if row.source:
-            theirs = {name: value for name, value in theirs.items() if name not in OF_SOURCE}
+            theirs = {name: value for name, value in theirs.items() if name not in config.OF_ADAPTER}
         try:
             settings = config.as_json(config.build(declared, own)) if declared else {}
             if declared:
@@ -379,7 +373,7 @@ class _Maker:
         except InputError as error:
             raise self.fail(row, error) from None
         full = config.as_json(run)
-        fixed = OF_SOURCE if row.source else ()
+        fixed = config.OF_ADAPTER if row.source else ()
         decisive = {name: full[name] for name in config.fields_of("recipe", "data") if name not in fixed}
         decisive["base"], decisive["task"] = base_identity(run.base), task_digest(run.task, self.suite.include_path)
         return {
