@@ -136,6 +136,17 @@ def test_sharing_saves_what_the_paper_table_promises() -> None:
     assert together == apart
 
 
+def test_a_computed_time_says_what_it_does_not_count(tmp_path: Path) -> None:
+    basis = {}
+    for name in ("real-small", "toyworld"):
+        made = make(read(name), {"base": "toyworld"})
+        time_, basis[name] = costs.seconds(made, Store(tmp_path), made.cells, "cpu")
+        assert time_ is not None
+    assert basis["toyworld"] == "computed from 2 x parameters x tokens at 4e+10 FLOP/s a cpu"
+    bound = "; an upper bound: what layers, cache_prefix and shared prompts save is not counted"
+    assert basis["real-small"] == basis["toyworld"] + bound
+
+
 def test_a_changed_suite_says_what_changed(tmp_path: Path) -> None:
     store, before = Store(tmp_path), planned("  mle: {}\n  blob: {}\n  map: {}")
     assert store.write(before) == [] and store.read() == before

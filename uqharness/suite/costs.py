@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from uqharness.settings import Run, as_json
 from uqharness.suite.plan import Cell, Plan
@@ -32,6 +33,7 @@ ITEMS = {
     "wnli": (635, 71), "boolq_glue": (9427, 3270),
 }  # fmt: skip
 FLOPS = {"cpu": 4e10, "gpu": 1e14}  # a second; a core in float32, a recent card in bfloat16
+SAVING = ("layers", "cache_prefix")  # settings that make a forward cheaper than the whole base's
 ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one row, for the estimate alone
 
 
@@ -99,24 +101,31 @@ def compare(plan: Plan, cells: Mapping[str, Cell]) -> tuple[float, float]:
 
 def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) -> tuple[float | None, str]:
     """Return (seconds of these cells in sequence, basis of the estimate)."""
-    total, unknown, measured = 0.0, 0, 0
+    total, unknown, computed = 0.0, 0, False
     speeds = _measured(plan, store)
     for cell in cells.values():
         base = _base(cell, plan)
         speed = speeds.get((cell.kind, base))
         if speed is None and (size := parameters(base)):
             tokens = 40 if base == "toyworld" else 150
-            speed, measured = 2 * size * tokens / FLOPS[device], measured - 1
+            speed, computed = 2 * size * tokens / FLOPS[device], True
         if speed is None:
             unknown += 1
             continue
-        measured += 1
         total += forwards(cell, plan) * speed + 3
     if unknown:
         return None, f"unknown: the size of {unknown} cells' base is not known before one is done"
-    how = "measured by the cells that are done" if measured == len(cells) and cells else "computed"
-    note = "" if how != "computed" else f" from 2 x parameters x tokens at {FLOPS[device]:.0e} FLOP/s a {device}"
-    return total, how + note
+    if cells and not computed:
+        return total, "measured by the cells that are done"
+    basis = f"computed from 2 x parameters x tokens at {FLOPS[device]:.0e} FLOP/s a {device}"
+    saving = [
+        name
+        for name in SAVING
+        if any(_run(cell, plan).get(name, DEFAULTS[name]) != DEFAULTS[name] for cell in cells.values())
+    ]
+    if saving:
+        basis += f"; an upper bound: what {', '.join(saving)} and shared prompts save is not counted"
+    return total, basis
 
 
 def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
@@ -131,9 +140,14 @@ def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
     return {key: spent / count for key, (spent, count) in seconds.items() if count}
 
 
+def _run(cell: Cell, plan: Plan) -> Mapping[str, Any]:
+    """Return the run settings of a cell, or of the training whose adapter it evaluates."""
+    run: Mapping[str, Any] = cell.spec.get("run") or plan.cells[str(cell.source)].spec["run"]
+    return run
+
+
 def _base(cell: Cell, plan: Plan) -> str:
-    run = cell.spec.get("run") or plan.cells[str(cell.source)].spec["run"]
-    return str(run["base"])
+    return str(_run(cell, plan)["base"])
 
 
 @functools.cache
