@@ -174,13 +174,9 @@ def preflight(made: Plan, cells: Mapping[str, Cell]) -> None:
     """Refuse a method, base or data set that a cell would fail on, before the first training."""
     from uqharness import registry
 
-    for method, settings in {
-        (c.spec["method"], repr(c.spec["settings"])): c for c in cells.values() if "method" in c.spec
-    }:
-        cell = next(
-            c for c in cells.values() if c.spec.get("method") == method and repr(c.spec["settings"]) == settings
-        )
-        config.build(registry.get_method(method), cell.spec["settings"])
+    specs = [cell.spec for cell in cells.values() if "method" in cell.spec]
+    for spec in {(spec["method"], repr(spec["settings"])): spec for spec in specs}.values():
+        config.build(registry.get_method(spec["method"]), spec["settings"])
     include = next((c.spec["include_path"] for c in cells.values()), None)
     tasks = [c.spec["task"] for c in cells.values() if c.kind == "evaluate"]
     tasks += [c.spec["run"]["task"] for c in cells.values() if c.kind == "train"]
@@ -244,7 +240,7 @@ def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Na
     together, apart = costs.compare(made, cells)
     ratio = together / apart if apart else 1.0
     print(f"forward-equivalents: {together:,.0f} with sharing, {apart:,.0f} with each entry separately: {ratio:.2f}")
-    jobs = args.jobs or len(runners.gpus()) or os.cpu_count() or 1
+    jobs = _jobs(args)
     time_, how = costs.seconds(made, store, left, "gpu" if runners.gpus() else "cpu")
     if time_ is None:
         print(f"time: {how}")
