@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
+from uqharness.commands.parser import check_choice
 from uqharness.commands.table import MAX_DRAWS, words
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import count_of
@@ -61,10 +62,7 @@ def run(args: argparse.Namespace) -> int:
     from uqharness.metrics.registry import find
     from uqharness.results.ood import CHANGES
 
-    if args.format not in FORMATS:
-        raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: use one of {', '.join(FORMATS)}"
-        )
+    check_choice("--format", args.format, FORMATS)
     metrics = words(args.metric) or list(CHANGES)
     for name in metrics:
         find(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from uqharness.errors import InputError, did_you_mean
@@ -23,6 +24,12 @@ def explain(parser: argparse.ArgumentParser, message: str) -> str:
         message += f"; write {required[1]} before {' and '.join(lists)}, which take all words that follow"
     message = re.sub(r"invalid functools\.partial\(.*\) value", "invalid value", message)  # of lm-eval's --seed
     return f"{' '.join(message.split())}; see `{parser.prog} --help`"
+
+
+def check_choice(flag: str, value: str, known: Sequence[str]) -> None:
+    """Refuse a value that is not one of `known`."""
+    if value not in known:
+        raise InputError(f"{flag} {value!r}{did_you_mean(value, known)}: use one of {', '.join(known)}")
 
 
 class Parser(argparse.ArgumentParser):

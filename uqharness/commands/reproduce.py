@@ -6,7 +6,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from uqharness.errors import InputError, did_you_mean
+from uqharness.commands.parser import check_choice
+from uqharness.errors import InputError
 from uqharness.terminal import printable
 
 FORMATS = ("md", "csv", "html", "latex")
@@ -20,10 +21,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    if args.format not in FORMATS:
-        raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, FORMATS)}: use one of {', '.join(FORMATS)}"
-        )
+    check_choice("--format", args.format, FORMATS)
     if not Path(args.folder).is_dir():
         raise InputError(f"{args.folder} is not a folder; give the --out of `uqharness suite run {args.suite}`")
     from uqharness import loose_json

@@ -6,7 +6,8 @@ import argparse
 import sys
 from typing import TYPE_CHECKING
 
-from uqharness.errors import InputError, did_you_mean
+from uqharness.commands.parser import check_choice
+from uqharness.errors import InputError
 from uqharness.settings import count_of
 from uqharness.terminal import printable, say
 
@@ -37,11 +38,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    formats = (*FORMATS, *METADATA)
-    if args.format not in formats:
-        raise InputError(
-            f"--format {args.format!r}{did_you_mean(args.format, formats)}: use one of {', '.join(formats)}"
-        )
+    check_choice("--format", args.format, (*FORMATS, *METADATA))
     from uqharness.leaderboard import table, table_formats
     from uqharness.metrics.registry import find
     from uqharness.results.runs import read_runs

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from uqharness.errors import InputError, did_you_mean
+from uqharness.commands.parser import check_choice
+from uqharness.errors import InputError
 
 NOTES = ("duplicate", "foreign")  # problems that keep a file off the board without anything being wrong with a result
 FORMATS = ("rich", "json", "github")
@@ -36,9 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Return 0 if all results are valid, 1 if a file has a problem, 2 if no results exist."""
-    if args.format not in FORMATS:
-        hint = did_you_mean(args.format, FORMATS)
-        raise InputError(f"--format {args.format!r}{hint}: use one of {', '.join(FORMATS)}")
+    check_choice("--format", args.format, FORMATS)
     from uqharness.leaderboard.board import build
     from uqharness.results.runs import SUSPECT
 
