@@ -69,7 +69,6 @@ class Panel:
     lines: Sequence[Line]
     marks: Sequence[tuple[float, str]] = ()  # vertical lines and their names
     diagonal: bool = False
-    log_x: bool = False
     from_zero: bool = False
     ticks: Sequence[str] = ()  # names of x = 0, 1 …
     note: str = ""
@@ -155,9 +154,7 @@ def _frame(axes: Axes, panel: Panel) -> None:
 
     title = "\n".join(part for line in panel.title.split("\n") for part in textwrap.wrap(line, 30))
     axes.set(title=title, xlabel=panel.x_label, ylabel=panel.y_label)
-    if panel.log_x:
-        axes.set_xscale("log")
-    elif panel.ticks:
+    if panel.ticks:
         axes.set_xticks(range(len(panel.ticks)), panel.ticks, rotation=60 if max(map(len, panel.ticks)) > 5 else 0)
         axes.set_xlim(-0.5, len(panel.ticks) - 0.5)
     else:
