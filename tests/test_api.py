@@ -13,6 +13,7 @@ import pytest
 
 import uqharness
 from uqharness import registry
+from uqharness.commands import train
 from uqharness.errors import InputError
 from uqharness.metrics import points
 
@@ -70,6 +71,12 @@ def test_fewer_draws_are_the_first_ones(notebook: dict[str, Any]) -> None:
     np.testing.assert_allclose(two.draws, five.draws[:2], atol=1e-6)
 
 
+def test_samples_of_one_call_do_not_stay(notebook: dict[str, Any]) -> None:
+    model, row = notebook["model"], notebook["rows"][0]  # loaded with samples=5
+    counts = [len(model.predict([row["prompt"]], row["choices"], s)[0].draws) for s in (2, None)]
+    assert counts == [2, 5]
+
+
 @pytest.mark.parametrize(
     "prompts, choices, said",
     [
@@ -88,6 +95,16 @@ def test_wrong_settings_are_named() -> None:
         uqharness.train("blob", base="toyworld", task="toyworld_uq", out="x", kl_rl=0.1)
     with pytest.raises(AttributeError, match="no attribute 'trian'.*train"):
         uqharness.trian  # noqa: B018
+
+
+@pytest.mark.parametrize("value, flags", [(True, ["--fewshot-as-multiturn"]), (False, ["--no-fewshot-as-multiturn"])])
+def test_a_switch_can_be_turned_off(value: bool, flags: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways, since the default may be true."""
+    runs: list[Any] = []
+    monkeypatch.setattr(train, "run", runs.append)
+    uqharness.train("mle", base="toyworld", task="toyworld_uq", out="x", fewshot_as_multiturn=value, overwrite=False)
+    assert runs[0].fewshot_as_multiturn is value and not runs[0].overwrite
+    assert runs[0].argv[-1:] == flags
 
 
 def test_the_package_shows_its_api_and_stays_light() -> None:

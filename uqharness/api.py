@@ -12,6 +12,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from uqharness.errors import InputError
-from uqharness.metrics import averaging
+from uqharness.metrics import averaging, points
 from uqharness.results.reading import Run as TaskResult
 from uqharness.results.reading import read_results
 
@@ -53,19 +54,15 @@ class Answer:
 
     @property
     def total(self) -> float:
-        return _entropy(self.probs)
+        return float(points.entropy(self.probs))
 
     @property
     def aleatoric(self) -> float:
-        return float(np.mean([_entropy(p) for p in self.draws]))
+        return float(points.entropy(self.draws).mean())
 
     @property
     def epistemic(self) -> float:
         return max(self.total - self.aleatoric, 0.0)
-
-
-def _entropy(p: np.ndarray) -> float:
-    return float(-(p * np.log(np.where(p > 0, p, 1))).sum())
 
 
 class Model:
@@ -76,6 +73,7 @@ class Model:
 
     def __init__(self, lm: BayesLoRA) -> None:
         self.lm = lm
+        self._samples = _samples(lm)
 
     @property
     def record(self) -> Mapping[str, Any]:
@@ -103,8 +101,9 @@ class Model:
         if isinstance(prompts, str):
             raise InputError("prompts is a string: give a list of prompts")
         lists = _lists(choices, len(prompts))
-        if samples is not None and samples != self.lm.samples:
-            self.lm.set_samples(samples)
+        wanted = self._samples if samples is None else samples
+        if wanted != _samples(self.lm):
+            self.lm.set_samples(wanted)
         texts = list(prompts)
         if chat:
             texts = [self.lm.apply_chat_template([{"role": "user", "content": text}]) for text in texts]
@@ -116,6 +115,10 @@ class Model:
         ]
         scores = iter([score for score, _ in self.lm.answer(requests, disable_tqdm=True)])
         return [_answer(options, [next(scores) for _ in options]) for options in lists]
+
+
+def _samples(lm: BayesLoRA) -> int | str:
+    return "auto" if lm.tolerance else lm.samples
 
 
 def _lists(choices: Sequence[str] | Sequence[Sequence[str]], count: int) -> list[tuple[str, ...]]:
@@ -159,32 +162,29 @@ def train(method: str, *, out: str | Path, adapter: str | Path | None = None, **
         settings: run settings (`base`, `task`, `steps`, `lr`, `seed`, …; see `uqharness train METHOD --help`), flags of
             the command (`overwrite=True`) and the method's own settings (`kl_lr=0.04`) by name.
     """
-    import argparse
-
     from uqharness.commands import train as command
     from uqharness.commands.parser import Parser
 
     parser = Parser(prog="uqharness.train")
     command.add_arguments(parser)
-    known = {action.dest for action in parser._actions}
+    actions = {action.dest: action for action in parser._actions}
     words = [method, "--out", str(out), *(["--adapter", str(adapter)] if adapter else [])]
-    own = {name: value for name, value in settings.items() if name not in known}
+    own = {name: value for name, value in settings.items() if name not in actions}
     for name, value in settings.items():
-        if name in known:
-            words += _flag(parser, name, value)
+        if name in actions:
+            words += _flag(actions[name], value)
     if own:
         words += ["--set", *(f"{name}={value}" for name, value in own.items())]
-    args: argparse.Namespace = parser.parse_args(words)
+    args = parser.parse_args(words)
     args.argv, args.debug = ["train", *words], False
     command.run(args)
     return Path(out)
 
 
-def _flag(parser: Any, name: str, value: Any) -> Iterator[str]:
-    (action,) = [action for action in parser._actions if action.dest == name]
+def _flag(action: argparse.Action, value: Any) -> Iterator[str]:
     flag = action.option_strings[0]
-    if action.nargs == 0:
-        yield from [flag] if value else []
+    if action.nargs == 0:  # a switch; those whose default is not false have a --no- form
+        yield from [flag] if value else [name for name in action.option_strings if name.startswith("--no-")][:1]
     elif value is not None:
         values = value if isinstance(value, (list, tuple)) else [value]
         yield from [flag, *map(str, values)]
