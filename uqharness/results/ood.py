@@ -58,7 +58,7 @@ def _adapter(run: RunSummary) -> tuple[object, ...]:
     return run.adapter_hash or run.adapter, run.row, run.seed, run.base, run.recipe_hash, run.trained_on
 
 
-def answers(run: RunSummary, record: Record, draws: int | None = None) -> Answers:
+def answers(record: Record, draws: int | None = None) -> Answers:
     """Return the averaged answers of the first `draws` draws (None: all)."""
     return average(record.rows(draws), record.gold, record.combine)
 
@@ -77,7 +77,7 @@ def compare(
         used = (min(used), min(used))  # type: ignore[type-var]
     if used[0] is None or used[1] is None:
         return None
-    a, b = answers(inside, inside_record, used[0]), answers(shifted, shifted_record, used[1])
+    a, b = answers(inside_record, used[0]), answers(shifted_record, used[1])
     near, far = scores(a), scores(b)
     return Shift(
         inside,
@@ -104,11 +104,10 @@ def against(
                 f"{run.method} and {other.method} were asked {run.task} in different ways: "
                 "no paired interval; evaluate both alike"
             )
-    both = [answers(run, r, row.draws) for run, r in zip((row.inside, row.shifted), records, strict=True)]
-    runs = (reference.inside, reference.shifted)
-    theirs = [answers(run, r, reference.draws) for run, r in zip(runs, reference_records, strict=True)]
+    own = [answers(record, row.draws) for record in records]
+    others = [answers(record, reference.draws) for record in reference_records]
     return {
-        name: change_against(metric, (both[0], theirs[0]), (both[1], theirs[1]))
+        name: change_against(metric, (own[0], others[0]), (own[1], others[1]))
         for name in row.changes
         if (metric := tested(name)) is not None
     }
