@@ -18,13 +18,12 @@ from peft import LoraConfig
 from torch import Tensor
 
 from uqharness.adapter_io.folder import JSON_LIMIT, MEAN, PEFT_CONFIG, read_tensors
-from uqharness.adapter_io.peft_config import lora_config
+from uqharness.adapter_io.peft_config import PREFIX, lora_config
 from uqharness.engine.predictive import DrawAverage, Predictive
 from uqharness.errors import InputError
 from uqharness.loose_json import read_object
 from uqharness.posterior import Gaussian, Members, Point, Tensors
 
-PREFIX = "base_model.model."
 RHO = ".lora_A_rho"
 # PEFT stores the base's own embeddings beside a LoRA on the output head; they are not the adapter's.
 _OF_THE_BASE = re.compile(r"(^|\.)(lm_head|embed_tokens)\.(base_layer\.)?(weight|bias)$")

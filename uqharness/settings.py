@@ -24,8 +24,6 @@ from uqharness.errors import InputError, did_you_mean
 
 T = TypeVar("T")
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
-
-
 AUTO, ALL_LINEAR = ("auto",), ("all-linear",)  # target modules: the architecture's, every linear layer but the head
 Role = Literal["recipe", "data", "seed", "speed", "io"]
 
@@ -322,7 +320,7 @@ def parse_set(items: Iterable[str]) -> dict[str, str]:
 def resolve_run(suggests: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Run, dict[str, dict[str, Any]]]:
     """Return the run settings (given, else suggested, else default) and the overridden suggestions."""
     run = build(Run, {**suggests, **given})
-    wanted = build(Run, {name: value for name, value in suggests.items()})
+    wanted = build(Run, suggests)
     overridden = {
         name: {"suggested": as_json(getattr(wanted, name)), "used": as_json(getattr(run, name))}
         for name in suggests

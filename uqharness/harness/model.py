@@ -190,12 +190,12 @@ class BayesLoRA(HFLM):
                     f"{', '.join(self.classes)}: give a task of the same classes, or an adapter that was trained on it"
                 )
             readers[task] = PairReader(self.tokenizer, pair, known, self.max_length)
-        asked = []
+        tokenised = []
         for request in requests:
             ((context, number),) = readers[request.task_name]([request])
             self.truncated += tuple(context) in readers[request.task_name].cut
-            asked.append((request.args[:2], list(context), list(number)))
-        return asked
+            tokenised.append((request.args[:2], list(context), list(number)))
+        return tokenised
 
     def _refuse_kind(self, task: str) -> NoReturn:
         if self.classes:

@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from uqharness.loose_json import value_of
-from uqharness.results.runs import RunSummary, printed
+from uqharness.results.runs import SUSPECT, RunSummary, printed
 
 METRICS = {"acc": ("accuracy", "Accuracy"), "ece": ("ece", "ECE (15 bins)"), "nll": ("nll", "NLL (nats)")}
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -26,7 +26,7 @@ def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
     """Return the runs whose numbers may be published without context; log why others are omitted."""
     entries = []
     for run in runs:
-        reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", "mismatch", "range") if kind in run.remarks]
+        reasons = [run.remarks[kind] for kind in ("leaked", "trimmed", *SUSPECT) if kind in run.remarks]
         if reasons:
             log.warning("%s: %s: skipped: %s", run.file, run.task, "; ".join(reasons))
         else:

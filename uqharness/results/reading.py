@@ -204,7 +204,7 @@ def require_comparable(runs: Sequence[Run | Record]) -> str:
     for other in runs[1:]:
         if other.protocol_hash != first.protocol_hash:
             one, two = ({key: text_of(value) for key, value in run.protocol.items()} for run in (first, other))
-            differ = [f"{key} ({mine} and {theirs})" for key, (mine, theirs) in of_protocols(one, two).items()]
+            differ = [f"{key} ({left} and {right})" for key, (left, right) in of_protocols(one, two).items()]
             raise InputError(
                 f"{_name(first)} and {_name(other)} are not comparable; they differ in "
                 f"{', '.join(differ)}: evaluate both in the same way"

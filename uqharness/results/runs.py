@@ -361,7 +361,7 @@ def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummar
             recipe=recipe_of(recipe),
             recipe_hash=record.get("recipe_hash"),
             trained_on=(record.get("data") or {}).get("task"),
-            seed=check(posterior.get("train_seed", trained.get("seed")), int | None, "seed"),
+            seed=posterior.get("train_seed", trained.get("seed")),
             labels_seen=labels_seen(links),
             training_passes=training_passes(links),
             protocol=texts(run.protocol),
