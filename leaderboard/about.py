@@ -62,13 +62,13 @@ def pages() -> dict[str, Page]:
         text = beside.read_text(encoding="utf-8")
     else:
         return {}
-    found = {}
+    by_name = {}
     for section in re.split(r'\n<a id="(?=[\w-]+"></a>)', text)[1:]:
         name, _, rest = section.partition('"></a>\n')
         title, _, body = rest.partition("\n")
         equation, words = _split(body.split("\n## ")[0])
-        found[name] = Page(title.removeprefix("## ").partition(": ")[2], equation, words)
-    return found
+        by_name[name] = Page(title.removeprefix("## ").partition(": ")[2], equation, words)
+    return by_name
 
 
 def _split(body: str) -> tuple[str, str]:
@@ -127,22 +127,22 @@ def _train(record: Mapping[str, Any], out: str) -> list[str]:
 
 
 def _evaluate(run: RunSummary, adapter: str | None) -> str:
-    told = evaluation(run)
-    config = told.get("config") or {}
+    results = evaluation(run)
+    config = results.get("config") or {}
     given = parse_model_args(config.get("model_args"))
-    kept = {k: v for k, v in given.items() if repeated(k, v)}
+    arguments = {k: v for k, v in given.items() if repeated(k, v)}
     if adapter:
         held = run.finite if run.finite is not None else 1 if run.combine == "given" else None
         if run.draws != held:  # else all that there are
-            kept.setdefault("samples", run.draws)
+            arguments.setdefault("samples", run.draws)
         words = ["uqharness", "eval", adapter]
     else:
-        kept = {**({"pretrained": "MODEL"} if "pretrained" in given else {}), **kept}
+        arguments = {**({"pretrained": "MODEL"} if "pretrained" in given else {}), **arguments}
         words = ["uqharness", "eval", "--model", run.model]
     words += ["--tasks", run.task]
-    if kept:
-        words += ["--model_args", ",".join(f"{k}={v}" for k, v in kept.items())]
-    words += _asked({key: value_of(text) for key, text in run.protocol.items()}, told)
+    if arguments:
+        words += ["--model_args", ",".join(f"{k}={v}" for k, v in arguments.items())]
+    words += _flags({key: value_of(text) for key, text in run.protocol.items()}, results)
     limit = run.items if "trimmed" in run.remarks else None  # where the file does not say it
     for flag, value in (("batch_size", config.get("batch_size")), ("limit", config.get("limit") or limit)):
         if value is not None:
@@ -173,7 +173,7 @@ def withheld_text(run: RunSummary) -> str:
     return f"The file also says: {named}. No command repeats this: check it before you use it." if named else ""
 
 
-def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
+def _flags(protocol: Mapping[str, Any], results: Mapping[str, Any]) -> list[str]:
     """Flags for what stood around the question: examples, a chat template, an instruction."""
     words, fewshot = [], protocol.get("fewshot")
     if isinstance(fewshot, Mapping):
@@ -184,14 +184,14 @@ def _asked(protocol: Mapping[str, Any], told: Mapping[str, Any]) -> list[str]:
         words += ["--apply_chat_template"]
         words += ["--fewshot_as_multiturn", str(bool(fewshot.get("multiturn")))] if isinstance(fewshot, Mapping) else []
     if protocol.get("system_instruction"):  # a hash: the words are in the file alone
-        words += ["--system_instruction", str(told.get("system_instruction") or "INSTRUCTION")]
+        words += ["--system_instruction", str(results.get("system_instruction") or "INSTRUCTION")]
     return words
 
 
 def evaluation(run: RunSummary) -> Mapping[str, Any]:
     """Return lm-eval's data on the run in its file; empty if the file cannot be read any more."""
     try:
-        found = parse(content_of(run.file), run.file)
-        return found if isinstance(found.get("config"), Mapping) else {}
+        data = parse(content_of(run.file), run.file)
+        return data if isinstance(data.get("config"), Mapping) else {}
     except Exception:  # whatever has become of the file: the page shows the rest
         return {}

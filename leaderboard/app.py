@@ -59,8 +59,8 @@ def _stamp(paths: tuple[str, ...]) -> int:
 
 @st.cache_resource(max_entries=2, show_spinner="Reading results")
 def _results(paths: tuple[str, ...], stamp: int) -> Results:
-    kept = os.environ.get(CACHE)
-    return Results(board.build([Path(path) for path in paths], Path(kept) if kept else None))
+    cache_path = os.environ.get(CACHE)
+    return Results(board.build([Path(path) for path in paths], Path(cache_path) if cache_path else None))
 
 
 def show(name: str) -> None:

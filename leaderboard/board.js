@@ -8,8 +8,8 @@
   function numberOf(cell) {
     if (cell && cell.dataset.v) return parseFloat(cell.dataset.v);
     const text = (cell ? cell.textContent : "").trim().replace(/,/g, "");
-    const found = text.match(/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?=$|[\s±†‡#%(–/]|floor)/i);
-    return found ? parseFloat(found[0]) : NaN;
+    const match = text.match(/^[-+]?\d+(\.\d+)?(e[-+]?\d+)?(?=$|[\s±†‡#%(–/]|floor)/i);
+    return match ? parseFloat(match[0]) : NaN;
   }
 
   function sort(head) {

@@ -94,7 +94,7 @@ def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:
     problems = [replace(each, file=shown_path(shown[path])) for path, group in unread.items() for each in group]
     first: dict[str, str] = {}
     for path in filter(contents.__contains__, shown):  # in the order of the files, not of their reading
-        sha, found, wrong = contents[path]
+        sha, file_runs, wrong = contents[path]
         file = shown_path(shown[path])
         if sha and first.setdefault(sha, path) != path:
             problems.append(problem(file, "duplicate", f"the same content as {shown_path(shown[first[sha]])}"))
@@ -102,10 +102,10 @@ def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:
         published = path.endswith(publish.SUFFIX)
         origin = "published" if published else "submitted" if "submitted" in path.split(os.sep) else "measured"
         name = shown_path(Path(shown[path]).name) if published else file
-        runs += [replace(run, file=name, path=os.fsencode(path), origin=origin) for run in found]
+        runs += [replace(run, file=name, path=os.fsencode(path), origin=origin) for run in file_runs]
         problems += [replace(each, file=file) for each in wrong]
-    kept = one_of_each(runs, problems)
-    return Board(kept, problems, hashlib.sha256(" ".join(sorted(first)).encode()).hexdigest()[:16])
+    unique = one_of_each(runs, problems)
+    return Board(unique, problems, hashlib.sha256(" ".join(sorted(first)).encode()).hexdigest()[:16])
 
 
 def one_of_each(runs: Sequence[RunSummary], problems: list[Problem]) -> list[RunSummary]:

@@ -78,9 +78,9 @@ def figure(
 
 def empty(why: str) -> ChartData:
     """A figure that says why there is nothing in it."""
-    told = {"text": plain(why), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
+    note = {"text": plain(why), "showarrow": False, "x": 0.5, "y": 0.5, "xref": "paper", "yref": "paper"}
     hidden = {"xaxis": {"visible": False}, "yaxis": {"visible": False}}
-    return figure([], hidden, 160, legend=False, annotations=[told])
+    return figure([], hidden, 160, legend=False, annotations=[note])
 
 
 def as_json(chart: ChartData) -> str:
@@ -188,8 +188,8 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
     ideal = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
     shape = {"mode": "lines", "line": ideal, "showlegend": False, "hoverinfo": "skip"}
     traces: list[Trace] = [{"type": "scatter", "x": [0, 1], "y": [0, 1], **shape}]
-    for k, found in enumerate(shown):
-        traces += _reliability_of(found, bins, equal_mass, bands, (k, len(shown)))
+    for k, answers in enumerate(shown):
+        traces += _reliability_of(answers, bins, equal_mass, bands, (k, len(shown)))
     axes: Axes = {
         "yaxis": {"title": {"text": "accuracy"}, "range": [-0.02, 1.02]},
         "yaxis2": {"title": {"text": "gap"}, **ZERO},
@@ -201,19 +201,19 @@ def reliability(shown: Sequence[Answers], bins: int = BINS, equal_mass: bool = F
 
 
 def _reliability_of(
-    found: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
+    answers: Answers, bins: int, equal_mass: bool, bands: bool, place: tuple[int, int]
 ) -> Iterator[Trace]:
     """One method's band, line, gap and counts; `place`: which of how many share a bin."""
-    look, name = style(found.row), plain(found.row)
-    told = reliability_bins(found.probs, found.gold, bins, equal_mass)
-    some = [b for b, n in enumerate(told["count"]) if n]
+    look, name = style(answers.row), plain(answers.row)
+    binned = reliability_bins(answers.probs, answers.gold, bins, equal_mass)
+    some = [b for b, n in enumerate(binned["count"]) if n]
     keys = ("confidence", "accuracy", "lo", "hi", "count")
-    x, y, lo, hi, count = (np.array([told[key][b] for b in some]) for key in keys)
+    x, y, lo, hi, count = (np.array([binned[key][b] for b in some]) for key in keys)
     if bands:
-        low, high = (ends[some] for ends in band(told))
+        low, high = (ends[some] for ends in band(binned))
         yield _band(x, low, high, look, name)
     hover = "confidence %{x:.3f}, accuracy %{y:.3f}, %{customdata} questions"
-    yield line(found.row, x, y, customdata=count, hovertemplate=hover)
+    yield line(answers.row, x, y, customdata=count, hovertemplate=hover)
     shared = {
         "type": "bar",
         "x": lo + (hi - lo) * (0.1 + 0.8 * (place[0] + 0.5) / place[1]),  # a gap between bins
@@ -230,9 +230,9 @@ def _reliability_of(
 def right_and_wrong(shown: Sequence[Answers]) -> ChartData:
     """Draw the confidence of right (up) and wrong (down) answers, as shares of all questions."""
     traces, axes = list[Trace](), Axes()
-    for row, found in enumerate(shown, start=1):
-        at, look = nth(row), style(found.row)
-        edges, right, wrong = sure_shares(found)
+    for row, answers in enumerate(shown, start=1):
+        at, look = nth(row), style(answers.row)
+        edges, right, wrong = sure_shares(answers)
         for share, sign, pattern in ((100 * right, 1, ""), (100 * wrong, -1, "/")):
             traces.append(
                 {
@@ -255,7 +255,7 @@ def right_and_wrong(shown: Sequence[Answers]) -> ChartData:
             )
         axes[f"yaxis{at}"] = {"title": {"text": "wrong | right, %"}, **ZERO}
         axes[f"xaxis{at}"] = {"range": [0, 1], "title": {"text": "confidence" if row == len(shown) else ""}}
-    names = [plain(found.row) for found in shown]
+    names = [plain(answers.row) for answers in shown]
     gap = min(0.07, 0.3 / len(shown))
     return figure(traces, axes, 150 + 150 * len(shown), [1] * len(shown), titles=names, gap=gap, barmode="overlay")
 
@@ -265,14 +265,14 @@ def risk_coverage(shown: Sequence[Answers]) -> ChartData:
     if not shown:
         return empty("None of the chosen methods has such a run.")
     traces = []
-    for found in shown:
-        risk = 100 * risk_curve(confidence(found.probs), correct(found.probs, found.gold))
+    for answers in shown:
+        risk = 100 * risk_curve(confidence(answers.probs), correct(answers.probs, answers.gold))
         coverage = 100 * np.arange(1, len(risk) + 1) / len(risk)
         first = min(9, len(risk) - 1)  # fewer than ten questions say nothing
-        kept = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
-        name = f"{plain(found.row)} · AURC {100 * aurc(found.probs, found.gold):.2f}"
+        places = np.unique(np.linspace(first, len(risk) - 1, min(len(risk), 250)).astype(int))
+        name = f"{plain(answers.row)} · AURC {100 * aurc(answers.probs, answers.gold):.2f}"
         hover = "%{y:.1f} % wrong among the surest %{x:.0f} %"
-        traces.append(line(found.row, coverage[kept], risk[kept], mode="lines", name=name, hovertemplate=hover))
+        traces.append(line(answers.row, coverage[places], risk[places], mode="lines", name=name, hovertemplate=hover))
     axes: Axes = {
         "xaxis": {"title": {"text": "coverage, % of the questions answered"}, "range": [0, 100]},
         "yaxis": {"title": {"text": "risk, % wrong"}, "rangemode": "tozero"},
@@ -282,13 +282,13 @@ def risk_coverage(shown: Sequence[Answers]) -> ChartData:
 
 def decomposed(shown: Sequence[Answers]) -> ChartData:
     """Epistemic (mutual information) against aleatoric (expected entropy), both per log C; one panel per method."""
-    told = [(found, parts) for found in shown if (parts := decomposition(found)) is not None]
-    if not told:
+    split = [(answers, parts) for answers in shown if (parts := decomposition(answers)) is not None]
+    if not split:
         return empty("None of these has several draws that were kept, so nothing can be told apart.")
-    columns, rows = min(len(told), 2), -(-len(told) // 2)
+    columns, rows = min(len(split), 2), -(-len(split) // 2)
     traces: list[Trace] = []
-    for k, (found, parts) in enumerate(told, start=1):
-        colour = style(found.row).colour
+    for k, (answers, parts) in enumerate(split, start=1):
+        colour = style(answers.row).colour
         for name, which, symbol in (("right", parts["right"], "circle"), ("wrong", ~parts["right"], "x-thin-open")):
             traces.append(
                 {
@@ -310,11 +310,11 @@ def decomposed(shown: Sequence[Answers]) -> ChartData:
     axes |= {f"xaxis{nth(k)}": {"title": {"text": "expected entropy"}} for k in last}
     for k in first:
         axes.setdefault(f"yaxis{nth(k)}", {})["title"] = {"text": "mutual information"}
-    names = [plain(found.row) for found, _ in told]
+    names = [plain(answers.row) for answers, _ in split]
     return figure(traces, axes, 140 + 300 * rows, [1] * rows, columns, names, min(0.14, 0.3 / rows))
 
 
-def detections(found: Mapping[str, Mapping[str, float]], score: str) -> ChartData:
+def detections(by_row: Mapping[str, Mapping[str, float]], score: str) -> ChartData:
     """AUROC of telling each shifted data set from the one trained on: {row: {data set: AUROC in [0, 1]}}."""
     traces = [
         line(
@@ -324,7 +324,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> ChartDat
             mode="markers",
             hovertemplate="AUROC %{x:.1f}",
         )
-        for row, values in found.items()
+        for row, values in by_row.items()
     ]
     dashed = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
     chance = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "y domain", "line": dashed}
@@ -333,7 +333,7 @@ def detections(found: Mapping[str, Mapping[str, float]], score: str) -> ChartDat
         # a category: else names that look like numbers or dates are
         "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
     }
-    most = max((len(values) for values in found.values()), default=0)
+    most = max((len(values) for values in by_row.values()), default=0)
     return figure(traces, axes, 190 + 70 * most, shapes=[chance])
 
 

@@ -68,4 +68,4 @@ def _values(array: pa.Array) -> list[Any]:
 
 def _ends(array: pa.Array) -> list[tuple[int, int] | None]:
     offsets, valid = array.offsets.to_numpy().tolist(), array.is_valid().to_numpy(zero_copy_only=False)
-    return [(a, b) if kept else None for a, b, kept in zip(offsets[:-1], offsets[1:], valid, strict=True)]
+    return [(a, b) if present else None for a, b, present in zip(offsets[:-1], offsets[1:], valid, strict=True)]

@@ -62,8 +62,8 @@ def settings(run: RunSummary) -> dict[str, str]:
         for key, text in run.adapter_record.items()
         if key.startswith(built_on)
     }
-    told = {key: str(value) for key, value in parts.items() if value not in (None, "null")}
-    return {key: text for key, text in told.items() if key.rsplit(".", 1)[-1] not in IGNORED}
+    recorded = {key: str(value) for key, value in parts.items() if value not in (None, "null")}
+    return {key: text for key, text in recorded.items() if key.rsplit(".", 1)[-1] not in IGNORED}
 
 
 def differing(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
@@ -71,9 +71,9 @@ def differing(runs: Sequence[RunSummary]) -> list[tuple[str, list[str]]]:
 
     A run without an adapter's record lacks them all, which says nothing about each.
     """
-    found, rows = [settings(run) for run in runs], []
-    for key in dict.fromkeys(key for each in found for key in each):
-        values = [each.get(key, "–") for each in found]
+    all_settings, rows = [settings(run) for run in runs], []
+    for key in dict.fromkeys(key for each in all_settings for key in each):
+        values = [each.get(key, "–") for each in all_settings]
         known = {value for run, value in zip(runs, values, strict=True) if run.adapter_record or value != "–"}
         if len(known) > 1:
             rows.append((key, values))
@@ -102,33 +102,33 @@ def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
     probs = {name: [each.probs] for name, each in zip(names, given, strict=True)}
     rows = []
     for metric in TESTED:
-        found = ranking.compare(metric, probs, given[0].gold)
-        better = found.better()
+        result = ranking.compare(metric, probs, given[0].gold)
+        better = result.better()
         for i in range(len(names)):
             for j in range(i + 1, len(names)):
                 winner = names[i] if better[i, j] else names[j] if better[j, i] else ""
                 rows.append(
                     {
-                        "metric": found.metric,
+                        "metric": result.metric,
                         "one": names[i],
                         "other": names[j],
-                        "difference": found.difference[i, j],
-                        "low": found.difference[i, j] - found.half[i, j],
-                        "high": found.difference[i, j] + found.half[i, j],
-                        "p": found.p[i, j],
-                        "holm": found.adjusted[i, j],
+                        "difference": result.difference[i, j],
+                        "low": result.difference[i, j] - result.half[i, j],
+                        "high": result.difference[i, j] + result.half[i, j],
+                        "p": result.p[i, j],
+                        "holm": result.adjusted[i, j],
                         "better": winner,
-                        "detectable": found.detectable[i, j],
-                        "items_needed": found.items_needed(names[i], names[j]),
+                        "detectable": result.detectable[i, j],
+                        "items_needed": result.items_needed(names[i], names[j]),
                     }
                 )
     return pd.DataFrame(rows)
 
 
-def shown_tests(found: pd.DataFrame) -> pd.DataFrame:
+def shown_tests(frame: pd.DataFrame) -> pd.DataFrame:
     """The tests as text, in the units of the tables."""
     rows = []
-    for row in found.to_dict("records"):
+    for row in frame.to_dict("records"):
         known = METRICS[row["metric"]]
         one, low, high = (f"{row[k] * known.scale:+.{known.decimals}f}" for k in ("difference", "low", "high"))
         rows.append(
@@ -179,8 +179,8 @@ def side_by_side(runs: Sequence[RunSummary], labels: Sequence[str]) -> tuple[lis
         values = [getattr(run, key) for run in runs]
         if any(value not in (None, "") for value in values):
             scale = 2.0**-20 if key == "peak_memory" else 1.0
-            told = [f"{v * scale:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
-            rows.append([label, *told])
+            texts = [f"{v * scale:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
+            rows.append([label, *texts])
     return ["", *labels], rows
 
 
@@ -199,11 +199,11 @@ def start(runs: Sequence[RunSummary]) -> list[str]:
 
 def names(runs: Sequence[RunSummary], rows: Sequence[str]) -> list[str]:
     """Row labels, with what tells runs of one row apart."""
-    found = list(rows)
+    labels = list(rows)
     for extra in ("seed", "trained_on", "task", "run_id"):
-        if len(set(found)) == len(found):
+        if len(set(labels)) == len(labels):
             break
         if len({getattr(run, extra) for run in runs}) > 1:
-            told = [f"{extra.replace('_', ' ')} {getattr(run, extra)}" for run in runs]
-            found = [f"{name}, {text}" for name, text in zip(found, told, strict=True)]
-    return found
+            extras = [f"{extra.replace('_', ' ')} {getattr(run, extra)}" for run in runs]
+            labels = [f"{name}, {text}" for name, text in zip(labels, extras, strict=True)]
+    return labels

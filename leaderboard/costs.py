@@ -39,7 +39,7 @@ def _cost(run: RunSummary, cost: str, draws: int) -> float | None:
     return max(value - (run.draws - draws), 1.0) if cost == "passes" and value is not None else value
 
 
-def told(value: float, cost: str) -> str:
+def formatted(value: float, cost: str) -> str:
     """Format an average."""
     return "–" if isnan(value) else f"{value:,.{COSTS[cost][2]}f}"
 
@@ -88,6 +88,6 @@ def rows(points: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[str]
     header = ["Method", "N", *(METRICS[metric].label for metric in QUALITY), *map(title, COSTS), "Hardware"]
     return header, [
         [p["row"], p["draws"], *(number(p[metric], metric) for metric in QUALITY)]
-        + [*(told(p[title(cost)], cost) for cost in COSTS), p["hardware"]]
+        + [*(formatted(p[title(cost)], cost) for cost in COSTS), p["hardware"]]
         for p in points
     ]

@@ -31,21 +31,21 @@ def calibration_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> R
     """ECE beside what sampling alone would give."""
     header = ["Method", "ECE, %", "Floor, %", "Debiased, %", "Largest gap, %", "Accuracy, %", "Mean confidence, %"]
     rows = []
-    for found in shown:
-        binned = bin_probs(found.probs, found.gold, bins, equal_mass)
+    for answers in shown:
+        binned = bin_probs(answers.probs, answers.gold, bins, equal_mass)
         floor, debiased = "–", "–"  # known for bins of equal width
         if not equal_mass:
             floor = f"{100 * ece_floor(binned):.2f}"
             debiased = f"{100 * ece_debiased(binned):.2f}"
         rows.append(
             [
-                found.row,
+                answers.row,
                 f"{100 * ece(binned):.2f}",
                 floor,
                 debiased,
                 f"{100 * mce(binned):.2f}",
-                f"{100 * correct(found.probs, found.gold).mean():.2f}",
-                f"{100 * confidence(found.probs).mean():.2f}",
+                f"{100 * correct(answers.probs, answers.gold).mean():.2f}",
+                f"{100 * confidence(answers.probs).mean():.2f}",
             ]
         )
     return header, rows
@@ -55,13 +55,13 @@ def bin_rows(shown: Sequence[Answers], bins: int, equal_mass: bool) -> Rows:
     """The bins of a reliability diagram that hold any question."""
     header = ["Method", "From", "To", "Questions", "Confidence", "Accuracy", "Gap"]
     rows = []
-    for found in shown:
-        told = reliability_bins(found.probs, found.gold, bins, equal_mass)
-        for b, count in enumerate(told["count"]):
+    for answers in shown:
+        binned = reliability_bins(answers.probs, answers.gold, bins, equal_mass)
+        for b, count in enumerate(binned["count"]):
             if count:
-                sure, right = told["confidence"][b], told["accuracy"][b]
-                ends = f"{told['lo'][b]:.3f}", f"{told['hi'][b]:.3f}"
-                rows.append([found.row, *ends, str(count), f"{sure:.4f}", f"{right:.4f}", f"{sure - right:+.4f}"])
+                sure, right = binned["confidence"][b], binned["accuracy"][b]
+                ends = f"{binned['lo'][b]:.3f}", f"{binned['hi'][b]:.3f}"
+                rows.append([answers.row, *ends, str(count), f"{sure:.4f}", f"{right:.4f}", f"{sure - right:+.4f}"])
     return header, rows
 
 
@@ -69,10 +69,10 @@ def sure_rows(shown: Sequence[Answers]) -> Rows:
     """Mean confidence of the answers that were right, and of those that were wrong."""
     header = ["Method", "Accuracy, %", "Confidence where right, %", "Confidence where wrong, %"]
     rows = []
-    for found in shown:
-        right, sure = correct(found.probs, found.gold), confidence(found.probs)
-        means = (f"{100 * kept.mean():.2f}" if len(kept) else "–" for kept in (sure[right], sure[~right]))
-        rows.append([found.row, f"{100 * right.mean():.2f}", *means])
+    for answers in shown:
+        right, sure = correct(answers.probs, answers.gold), confidence(answers.probs)
+        means = (f"{100 * group.mean():.2f}" if len(group) else "–" for group in (sure[right], sure[~right]))
+        rows.append([answers.row, f"{100 * right.mean():.2f}", *means])
     return header, rows
 
 
@@ -80,11 +80,11 @@ def share_rows(shown: Sequence[Answers]) -> Rows:
     """The bars of right and wrong answers, where there is any."""
     header = ["Method", "From", "To", "Right, % of all", "Wrong, % of all"]
     rows = []
-    for found in shown:
-        edges, *shares = sure_shares(found)
+    for answers in shown:
+        edges, *shares = sure_shares(answers)
         for low, high, right, wrong in zip(edges[:-1], edges[1:], *shares, strict=True):
             if right or wrong:
-                rows.append([found.row, f"{low:.2f}", f"{high:.2f}", f"{100 * right:.2f}", f"{100 * wrong:.2f}"])
+                rows.append([answers.row, f"{low:.2f}", f"{high:.2f}", f"{100 * right:.2f}", f"{100 * wrong:.2f}"])
     return header, rows
 
 
@@ -92,10 +92,10 @@ def coverage_rows(shown: Sequence[Answers]) -> Rows:
     """Accuracy among the surest share of the questions."""
     shares = (0.25, 0.5, 0.75, 0.9, 1.0)
     rows = []
-    for found in shown:
-        values = [accuracy_at_coverage(found.probs, found.gold, share) for share in shares]
+    for answers in shown:
+        values = [accuracy_at_coverage(answers.probs, answers.gold, share) for share in shares]
         rows.append(
-            [found.row, f"{100 * aurc(found.probs, found.gold):.2f}", *(f"{100 * value:.2f}" for value in values)]
+            [answers.row, f"{100 * aurc(answers.probs, answers.gold):.2f}", *(f"{100 * value:.2f}" for value in values)]
         )
     return ["Method", "AURC ↓", *(f"at {share:.0%}" for share in shares)], rows
 
@@ -111,21 +111,21 @@ def part_rows(shown: Sequence[Answers]) -> Rows:
         ),
     ]
     rows = []
-    for found in shown:
-        if found.draws is not None:
-            right = correct(found.probs, found.gold)
-            parts = expected_entropy(found.draws, normalised=True), mutual_information(found.draws, normalised=True)
-            kept = [part[which] for part in parts for which in (right | True, right, ~right)]
-            rows.append([found.row, *(f"{values.mean():.4f}" if len(values) else "–" for values in kept)])
+    for answers in shown:
+        if answers.draws is not None:
+            right = correct(answers.probs, answers.gold)
+            parts = expected_entropy(answers.draws, normalised=True), mutual_information(answers.draws, normalised=True)
+            groups = [part[which] for part in parts for which in (right | True, right, ~right)]
+            rows.append([answers.row, *(f"{values.mean():.4f}" if len(values) else "–" for values in groups)])
     return header, rows
 
 
-def detection_rows(found: Mapping[str, Mapping[str, float]]) -> Rows:
-    data = list(dict.fromkeys(name for values in found.values() for name in values))
+def detection_rows(by_row: Mapping[str, Mapping[str, float]]) -> Rows:
+    data = list(dict.fromkeys(name for values in by_row.values() for name in values))
     rows = []
-    for row, values in found.items():
-        told = [values.get(name, nan) for name in data]
-        rows.append([row, *("–" if isnan(value) else f"{100 * value:.2f}" for value in told)])
+    for row, values in by_row.items():
+        aurocs = [values.get(name, nan) for name in data]
+        rows.append([row, *("–" if isnan(value) else f"{100 * value:.2f}" for value in aurocs)])
     return ["Method", *data], rows
 
 
@@ -134,8 +134,8 @@ def shift_rows(values: Mapping[str, Mapping[str, tuple[float, float | None]]], m
     data = list(dict.fromkeys(name for points in values.values() for name in points))
     rows = []
     for row, points in values.items():
-        told = [points.get(name, (nan, None)) for name in data]
-        rows.append([row, *(_spread(value, std, metric) for value, std in told)])
+        pairs = [points.get(name, (nan, None)) for name in data]
+        rows.append([row, *(_spread(value, std, metric) for value, std in pairs)])
     return ["Method", *data], rows
 
 
@@ -151,6 +151,6 @@ def draw_rows(curves: Sequence[DrawCurve]) -> Rows:
         label = METRICS[curve.metric].label + arrow(curve.metric)
         if curve.mean is not None:
             rows.append([label, curve.row, "0", number(curve.mean, curve.metric), "–", "–"])
-        for n, *told in zip(curve.counts, curve.value, curve.low, curve.high, strict=True):
-            rows.append([label, curve.row, str(n), *(number(float(value), curve.metric) for value in told)])
+        for n, *numbers in zip(curve.counts, curve.value, curve.low, curve.high, strict=True):
+            rows.append([label, curve.row, str(n), *(number(float(value), curve.metric) for value in numbers)])
     return header, rows

@@ -65,11 +65,11 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
     return ends[0], ends[1]
 
 
-def scores(found: Answers, kind: str) -> Floats | None:
+def scores(result: Answers, kind: str) -> Floats | None:
     """Return the uncertainty of each question, [D], divided by log C so that questions are comparable."""
     if kind == "information":
-        return None if found.draws is None else mutual_information(found.draws, normalised=True)
-    return predictive_entropy(found.probs, normalised=True) if kind == "entropy" else 1 - confidence(found.probs)
+        return None if result.draws is None else mutual_information(result.draws, normalised=True)
+    return predictive_entropy(result.probs, normalised=True) if kind == "entropy" else 1 - confidence(result.probs)
 
 
 def detection(inside: Answers, outside: Answers, kind: str) -> float:
@@ -83,31 +83,31 @@ def detections(shown: Mapping[str, Sequence[Answers]], home: str, kind: str) -> 
 
     Every row names all data sets, in their order: NaN where it has no answers.
     """
-    away = {data: {found.row: found for found in many} for data, many in shown.items() if data != home and many}
+    away = {data: {result.row: result for result in many} for data, many in shown.items() if data != home and many}
     return {
         own.row: {
-            data: detection(own, found[own.row], kind) if own.row in found else float("nan")
-            for data, found in away.items()
+            data: detection(own, by_row[own.row], kind) if own.row in by_row else float("nan")
+            for data, by_row in away.items()
         }
         for own in shown[home]
-        if any(own.row in found for found in away.values())
+        if any(own.row in by_row for by_row in away.values())
     }
 
 
-def sure_shares(found: Answers, bins: int = 20) -> tuple[Floats, Floats, Floats]:
+def sure_shares(result: Answers, bins: int = 20) -> tuple[Floats, Floats, Floats]:
     """Edges of confidence, and which share of all questions is between two of them: answered right, and wrong."""
-    edges, right, sure = np.linspace(0, 1, bins + 1), correct(found.probs, found.gold), confidence(found.probs)
+    edges, right, sure = np.linspace(0, 1, bins + 1), correct(result.probs, result.gold), confidence(result.probs)
     ends = [np.histogram(np.minimum(sure[which], 1.0), edges)[0] / len(right) for which in (right, ~right)]
     return edges, ends[0], ends[1]
 
 
-def decomposition(found: Answers, most: int = 600) -> dict[str, np.ndarray] | None:
+def decomposition(result: Answers, most: int = 600) -> dict[str, np.ndarray] | None:
     """Aleatoric and epistemic part and whether it was right, of at most `most` questions, evenly spaced."""
-    if found.draws is None:
+    if result.draws is None:
         return None
-    kept = np.unique(np.linspace(0, len(found.gold) - 1, min(most, len(found.gold))).astype(int))
+    places = np.unique(np.linspace(0, len(result.gold) - 1, min(most, len(result.gold))).astype(int))
     return {
-        "aleatoric": expected_entropy(found.draws, normalised=True)[kept],
-        "epistemic": mutual_information(found.draws, normalised=True)[kept],
-        "right": correct(found.probs, found.gold)[kept],
+        "aleatoric": expected_entropy(result.draws, normalised=True)[places],
+        "epistemic": mutual_information(result.draws, normalised=True)[places],
+        "right": correct(result.probs, result.gold)[places],
     }

@@ -35,8 +35,8 @@ def text(kind: str, caption: str, blocks: Sequence[Methods | Grid], link: str) -
         return "\n".join(parts + [as_csv(grids, link)] * bool(grids))
     if kind == "JSON":
         plain = [{"caption": g.caption, "header": list(g.header), "rows": g.texts} for g in grids]
-        told = {"caption": caption, "link": link, **json.loads(table_formats.as_json(tables)), "grids": plain}
-        return json.dumps({key: value for key, value in told.items() if value}, indent=2, ensure_ascii=False) + "\n"
+        content = {"caption": caption, "link": link, **json.loads(table_formats.as_json(tables)), "grids": plain}
+        return json.dumps({key: value for key, value in content.items() if value}, indent=2, ensure_ascii=False) + "\n"
     if kind == "LaTeX":
         parts = [table_formats.latex(tables)] * bool(tables) + [latex(grids)] * bool(grids)
         return "\n".join([f"% {caption}\n% {link}\n", *parts])
@@ -73,8 +73,8 @@ def as_csv(grids: Sequence[Grid], link: str) -> str:
     writer.writerow(map(cautious, ["table", *(name for name, _ in columns), "link"]))
     for grid in grids:
         for row in grid.texts:
-            told = dict(zip(_columns(grid), row, strict=True))
-            writer.writerow([cautious(grid.caption), *(_cautious(told.get(column, "")) for column in columns), link])
+            cells = dict(zip(_columns(grid), row, strict=True))
+            writer.writerow([cautious(grid.caption), *(_cautious(cells.get(column, "")) for column in columns), link])
     return out.getvalue()
 
 

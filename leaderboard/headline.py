@@ -61,20 +61,20 @@ def points(results: Results, table: Table, j: int) -> Points:
         for n in (draws, 0):
             sources = [results.run(run) for run in runs]
             if n or (draws > 1 and all(s.has_mean and s.combine != "given" and not s.mean_is_member for s in sources)):
-                told = results.runs_of(runs, n)
-                if told and (not len(gold) or all(np.array_equal(own, gold) for _, own in told)):
-                    gold, answers[name, n] = told[0][1], [probs for probs, _ in told]
+                pairs = results.runs_of(runs, n)
+                if pairs and (not len(gold) or all(np.array_equal(own, gold) for _, own in pairs)):
+                    gold, answers[name, n] = pairs[0][1], [probs for probs, _ in pairs]
     if (plain[0], plain[1]) not in answers:
         return Points([], 0, [])
     keys = list(answers)
-    found = {metric: _differences(metric, answers, keys.index(plain), gold) for metric in PANELS}
+    differences = {metric: _differences(metric, answers, keys.index(plain), gold) for metric in PANELS}
     base = _mean("ece", answers[plain], gold)
     rows = [
         Row(
             name,
             draws,
-            {metric: of[name, draws] for metric, of in found.items()},
-            {metric: of[name, 0] for metric, of in found.items()} if draws and (name, 0) in answers else None,
+            {metric: of[name, draws] for metric, of in differences.items()},
+            {metric: of[name, 0] for metric, of in differences.items()} if draws and (name, 0) in answers else None,
             _mean("ece_floor", answers[name, draws], gold) - base,
         )
         for name, draws in keys
@@ -112,8 +112,8 @@ def _early(results: Results, plain: RunSummary) -> list[RunSummary]:
     def chosen(run: RunSummary) -> str:
         return str(value_of(run.recipe.get("select", "last")))
 
-    asked = (plain.method, plain.column, plain.protocol_hash)
-    same = [r for r in results.runs if (r.method, r.column, r.protocol_hash) == asked and rest(r) == rest(plain)]
+    origin = (plain.method, plain.column, plain.protocol_hash)
+    same = [r for r in results.runs if (r.method, r.column, r.protocol_hash) == origin and rest(r) == rest(plain)]
     alike = [run for run in same if chosen(run) != chosen(plain)]
     return [run for run in alike if run.recipe_hash == alike[0].recipe_hash]
 
@@ -138,9 +138,9 @@ def as_rows(shown: Points) -> tuple[list[str], list[list[str]]]:
         header += [f"Δ{METRICS[metric].label}", "95 % interval"]
     rows = []
     for row in shown.rows:
-        for n, told in ((row.draws, row.full), (0, row.mean)):
-            if told is not None:
-                parts = [_signed(*told[metric], metric) for metric in PANELS]
+        for n, differences in ((row.draws, row.full), (0, row.mean)):
+            if differences is not None:
+                parts = [_signed(*differences[metric], metric) for metric in PANELS]
                 rows.append([row.name, str(n), *(text for pair in parts for text in pair)])
     return header, rows
 

@@ -82,38 +82,38 @@ def _alike(one: Record, other: Record) -> bool:
     return one.doc_hashes == other.doc_hashes and np.array_equal(one.choices, other.choices)
 
 
-def select(found: Items, kept: str = "all", sort: str = "id") -> pd.DataFrame:
+def select(questions: Items, filter_name: str = "all", sort: str = "id") -> pd.DataFrame:
     """Return the questions of a filter in an order; ties are sorted by number."""
     _, column, ascending = SORTS[sort]
-    frame = found.frame[FILTERS[kept][1](found.frame)]
+    frame = questions.frame[FILTERS[filter_name][1](questions.frame)]
     return frame.sort_values([column, "id"], ascending=[ascending, True], na_position="last")
 
 
-def baseline(runs: Sequence[RunSummary], mine: RunSummary) -> RunSummary | None:
+def baseline(runs: Sequence[RunSummary], target: RunSummary) -> RunSummary | None:
     """The run of MLE that fixed and broken are counted against: same questions and training, same seed first."""
-    asked = (mine.task, mine.protocol_hash, mine.recipe_hash)
+    setup = (target.task, target.protocol_hash, target.recipe_hash)
     same = [
-        r for r in runs if r.method == "MLE" and r is not mine and (r.task, r.protocol_hash, r.recipe_hash) == asked
+        r for r in runs if r.method == "MLE" and r is not target and (r.task, r.protocol_hash, r.recipe_hash) == setup
     ]
-    return min(same, key=lambda run: run.seed != mine.seed, default=None)
+    return min(same, key=lambda run: run.seed != target.seed, default=None)
 
 
-def rows(found: Items, kept: pd.DataFrame, words: Sequence[Text | None]) -> tuple[list[str], list[list[str]]]:
+def rows(questions: Items, frame: pd.DataFrame, words: Sequence[Text | None]) -> tuple[list[str], list[list[str]]]:
     """(header, rows): a row per question of `items.select`; `words` are their texts, where there are any."""
-    most = int(kept["choices"].max()) if len(kept) else 0
+    most = int(frame["choices"].max()) if len(frame) else 0
     header = ["Question", "Document", "Prompt", "Label", "Answer", "Right", *NUMBERS.values()]
     header += [f"p, choice {c + 1}" for c in range(most)] + ["p of the label in every draw"]
     out = []
-    for row, text in zip(kept.to_dict("records"), words, strict=True):
+    for row, text in zip(frame.to_dict("records"), words, strict=True):
         d, gold = int(row["at"]), int(row["gold"])
-        probs = found.shown.probs[d]
+        probs = questions.shown.probs[d]
         known = text if text is not None and len(text.choices) == row["choices"] else None
         names = known.choices if known else [f"choice {c + 1}" for c in range(most)]
-        draws = np.zeros(0) if found.shown.draws is None else found.shown.draws[:, d, gold]  # [S]
+        draws = np.zeros(0) if questions.shown.draws is None else questions.shown.draws[:, d, gold]  # [S]
         out.append(
             [
                 str(row["id"]),
-                found.record.doc_hashes[d],
+                questions.record.doc_hashes[d],
                 text.prompt if text else "–",
                 names[gold],
                 names[int(row["predicted"])],

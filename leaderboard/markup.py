@@ -90,8 +90,8 @@ def _any(block: Methods, metric: str, i: int) -> bool:
 
 def _attributes(column: int, title: str = "", down: bool = False) -> Markup:
     """Of the cells of a data set: on a phone one data set is shown at a time."""
-    told = f' title="{escape(title)}"' if title else ""
-    return Markup(f' data-j="{column}"{" class=other" if column else ""}{" data-down=1" if down else ""}{told}')
+    tooltip = f' title="{escape(title)}"' if title else ""
+    return Markup(f' data-j="{column}"{" class=other" if column else ""}{" data-down=1" if down else ""}{tooltip}')
 
 
 def _below(column: Column) -> list[str]:
@@ -109,11 +109,11 @@ def _row(block: Methods, metric: str, i: int) -> dict[str, Any]:
     table, ranks = block.table, block.ranks.get(metric, {})
     name, draws = table.rows[i]
     cells = [table.cells.get((metric, i, j)) for j in range(len(table.columns))]
-    mine = [ranks.get(j, {}).get(i) for j in range(len(cells))]
-    there, known = sum(c is not None for c in cells), [rank for rank in mine if rank]
+    row_ranks = [ranks.get(j, {}).get(i) for j in range(len(cells))]
+    filled, known = sum(c is not None for c in cells), [rank for rank in row_ranks if rank]
     top = f"{sum(rank.top for rank in known)} of {len(cells)}" if len(known) == len(cells) else "not ranked"
-    if block.pending or there < len(cells):
-        top = "testing …" if block.pending else f"{there}/{len(cells)} cells"
+    if block.pending or filled < len(cells):
+        top = "testing …" if block.pending else f"{filled}/{len(cells)} cells"
     return {
         "name": name,
         "about": block.about.get(i, ("", "")),
@@ -134,7 +134,7 @@ def _cell(block: Methods, cell: Cell, metric: str, i: int, j: int) -> dict[str, 
         spread, small = (spread, [text]) if spread else (text, [])
     small += [f"floor {number(cell.floor, metric)}"] * (cell.floor is not None)
     small += [block.beside[i, j]] if (i, j) in block.beside else []
-    told = f"{rank.low - 1} significantly better{'; in the top tier' * rank.top}" if rank else ""
+    standing = f"{rank.low - 1} significantly better{'; in the top tier' * rank.top}" if rank else ""
     return {
         "value": number(cell.mean, metric),
         "sort": None if isnan(cell.mean) else f"{cell.mean:.9g}",
@@ -144,33 +144,33 @@ def _cell(block: Methods, cell: Cell, metric: str, i: int, j: int) -> dict[str, 
         "notes": ",".join(map(str, block.marks.get((metric, i, j), ()))),
         "spread": spread,
         "rank": rank,
-        "told": "ranks are being tested" if block.pending else told,
+        "standing": "ranks are being tested" if block.pending else standing,
         "small": small,
     }
 
 
-def card(found: Items, row: Mapping[str, Any], text: Text | None) -> str:
+def card(questions: Items, row: Mapping[str, Any], text: Text | None) -> str:
     """One row of `items.select`: what was asked, and the probability of every choice under every draw."""
     d, count = int(row["at"]), int(row["choices"])
     labels = text.choices if text and len(text.choices) == count else [f"choice {c + 1}" for c in range(count)]
-    columns = {"average": found.shown.probs[d]}
-    columns |= {"mean, N = 0": found.mean.probs[d]} if found.mean else {}
-    columns |= {"MLE": found.base.probs[d]} if found.base else {}
-    draws = np.zeros((0, count)) if found.shown.draws is None else found.shown.draws[:, d]  # [S, C]
+    columns = {"average": questions.shown.probs[d]}
+    columns |= {"mean, N = 0": questions.mean.probs[d]} if questions.mean else {}
+    columns |= {"MLE": questions.base.probs[d]} if questions.base else {}
+    draws = np.zeros((0, count)) if questions.shown.draws is None else questions.shown.draws[:, d]  # [S, C]
     draws = draws[~np.isnan(draws[:, 0])][:MOST_DRAWS]  # with samples=auto a question has no more than it needs
     question = {
         "id": int(row["id"]),
         "state": "right" if row["right"] else "wrong",
         "sure": f"{row['confidence']:.0%}",
-        "facts": _facts(found, row),
-        "asked": _end(text.prompt) if text else f"document {found.record.doc_hashes[d]}: text not at hand",
+        "facts": _facts(questions, row),
+        "prompt": _end(text.prompt) if text else f"document {questions.record.doc_hashes[d]}: text not at hand",
         "columns": list(columns),
         "draws": [[f"{100 * p:.1f} %" for p in values[:count]] for values in draws],
         "choices": [
             {
                 "label": label,
                 "gold": c == int(row["gold"]),
-                "width": _at(found.shown.probs[d][c]),
+                "width": _at(questions.shown.probs[d][c]),
                 "ticks": [_at(p) for p in draws[:, c]],
                 "numbers": [f"{100 * values[c]:.1f} %" for values in columns.values()],
             }
@@ -180,11 +180,11 @@ def card(found: Items, row: Mapping[str, Any], text: Text | None) -> str:
     return str(_macro("card")(question))
 
 
-def _facts(found: Items, row: Mapping[str, Any]) -> list[str]:
+def _facts(questions: Items, row: Mapping[str, Any]) -> list[str]:
     parts = [f"NLL {row['nll']:.2f}"]
     if row["mutual_information"] == row["mutual_information"]:
         parts.append(f"mutual information {row['mutual_information']:.3f}")
-    if found.base:
+    if questions.base:
         change = {(True, False): "fixed: MLE has it wrong", (False, True): "broken: MLE has it right"}
         parts.append(change.get((bool(row["right"]), bool(row["base_right"])), "as MLE"))
     return parts

@@ -107,8 +107,8 @@ class Figure:
     @property
     def empty(self) -> str:
         """Why nothing is drawn; no text where something is."""
-        told = self.figure["layout"].get("annotations") or [{"text": "There is nothing to draw."}]
-        return "" if self.figure["data"] else unescape(told[0]["text"])
+        notes = self.figure["layout"].get("annotations") or [{"text": "There is nothing to draw."}]
+        return "" if self.figure["data"] else unescape(notes[0]["text"])
 
 
 @dataclass(frozen=True)
@@ -211,10 +211,10 @@ class View:
         if unknown := [short(name) for name in self.params if name not in known]:
             self.notes.append(f"The link has parameters that this page does not know: {', '.join(unknown)}.")
         snapshot = self.results.board.snapshot
-        asked = next(iter(self.params.get(SNAPSHOT, ())), snapshot)
-        if asked != snapshot:
+        wanted = next(iter(self.params.get(SNAPSHOT, ())), snapshot)
+        if wanted != snapshot:
             self.notes.append(
-                f"The link was made for results {short(asked)}; these are {snapshot}: numbers may differ."
+                f"The link was made for results {short(wanted)}; these are {snapshot}: numbers may differ."
             )
         return Page(title, about, [*blocks], self.controls, self.notes, self.later)
 

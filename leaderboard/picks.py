@@ -52,8 +52,8 @@ class Group:
 
     def near(self, home: str) -> list[str]:
         """`home` and what the adapters that were trained there answered elsewhere, nearest first."""
-        there = [data for data, kind in self.shifts.items() if kind and self.trained[data] == self.trained[home]]
-        return [home, *(data for data in there if data != home)]
+        alike = [data for data, kind in self.shifts.items() if kind and self.trained[data] == self.trained[home]]
+        return [home, *(data for data in alike if data != home)]
 
     def over_seeds(
         self, rows: Sequence[str], metric: str, draws: int | None, data: Sequence[str]
@@ -65,9 +65,9 @@ class Group:
                 runs = self.runs[name].get(row, {}).values()
                 if own := [run.number(metric, n) for run in runs if (n := run.used(draws)) is not None]:
                     values[row, name] = own
-        there = [name for name in data if any(other == name for _, other in values)]
+        present = [name for name in data if any(other == name for _, other in values)]
         return {
-            row: {name: _spread(values.get((row, name), ())) for name in there}
+            row: {name: _spread(values.get((row, name), ())) for name in present}
             for row in dict.fromkeys(row for row in rows if any(other == row for other, _ in values))
         }
 
@@ -78,8 +78,8 @@ def _spread(values: Sequence[float]) -> tuple[float, float | None]:
 
 def groups(sources: Sequence[RunSummary]) -> list[Group]:
     """Return one group per table of `table.build`, in its order."""
-    kept = newest(sources, [])
-    names, parts = labels(kept), comparable(kept, False)
+    chosen = newest(sources, [])
+    names, parts = labels(chosen), comparable(chosen, False)
     out = []
     for k, part in enumerate(parts):
         why = "" if k == 0 else f": {differences(parts[0], part)}"

@@ -351,8 +351,8 @@ def compared(run: RunSummary, arrays: Arrays) -> RunSummary:
     best = np.sort(np.nan_to_num(probs), axis=1)[:, -2:]
     close = best[:, -1] <= best[:, 0] * (1 + 2 * STEP)  # of these the better one is not known
     cut = np.nanmin(log_p, axis=(1, 2)) < 1 - LIMIT  # such a probability can be any smaller one
-    found = {"nll": nll_items(probs, golds), "brier": brier_items(probs, golds), "acc": correct(probs, golds)}
-    means = {name: values.reshape(len(log_p), -1).mean(axis=1) for name, values in found.items()}  # [R]
+    scores = {"nll": nll_items(probs, golds), "brier": brier_items(probs, golds), "acc": correct(probs, golds)}
+    means = {name: values.reshape(len(log_p), -1).mean(axis=1) for name, values in scores.items()}  # [R]
     off = {"nll": 2 * STEP, "brier": 2 * STEP, "acc": close.reshape(len(log_p), -1).mean(axis=1).max() + 1e-9}
     wrong = []
     for r, draws in enumerate([0] * run.has_mean + [run.draws] * (run.draws > 0)):

@@ -194,14 +194,14 @@ def _cell(row: Mapping[Any, Any], ours: Sequence[Measured]) -> Cell:
     paper, base, metric = row["paper"], row["base"], row["metric"]
     draws = None if row["draws"] is None or row["draws"] != row["draws"] else int(row["draws"])
     label, wanted = ROWS.get((paper, row["method"]), (row["method"], {}))
-    mine = [
+    matches = [
         m for m in ours
         if (m.label, m.dataset, m.trained_on) == (label, row["dataset"], row["trained_on"])
         and all(m.settings.get(key, value) == value for key, value in wanted.items())
     ]  # fmt: skip
-    first = mine[0].source.row if mine else None  # one row of ours: other settings of the same method are another
+    first = matches[0].source.row if matches else None  # one row of ours: other settings of the same method are another
     taken: dict[Any, tuple[Measured, int]] = {}
-    for m in mine:
+    for m in matches:
         used = m.source.used(draws)
         if m.source.row == first and used is not None:
             taken[m.source.seed] = (m, used)
@@ -256,7 +256,7 @@ def verdict(interval: tuple[float, float], margin: float) -> str:
 
 def departures(m: Measured, paper: str, base: str) -> list[str]:
     """Return why this result is not comparable with the paper's: another base, other settings, fewer questions."""
-    found = [m.cut] * bool(m.cut)
+    reasons = [m.cut] * bool(m.cut)
     for line in reported.hyperparameters():
         if (
             line["paper"] != paper
@@ -267,13 +267,13 @@ def departures(m: Measured, paper: str, base: str) -> list[str]:
             continue
         setting, wanted = line["setting"], line["used"]
         if setting == "base":
-            found = [other, *found] if (other := another_base(m.recipe, wanted)) else found
+            reasons = [other, *reasons] if (other := another_base(m.recipe, wanted)) else reasons
             continue
         held = m.settings if line["method"] else {key: m.recipe[key] for key in RECIPE if key in m.recipe}
         own_dropout = m.name == "mcd" and setting == "lora_dropout"
         if setting in held and not own_dropout and not same(held[setting], wanted):
-            found.append(f"{setting} is {held[setting]}, the paper's {wanted}")
-    return found
+            reasons.append(f"{setting} is {held[setting]}, the paper's {wanted}")
+    return reasons
 
 
 def another_base(recipe: Mapping[str, Any], wanted: str) -> str:
@@ -399,10 +399,10 @@ def costs(title: str, paper: str, which: str, bases: Sequence[str], records: Seq
     frame = reported.load()
     chosen = frame["paper"].eq(paper) & frame["table"].eq(which) & frame["base"].isin(list(bases))
     rows = frame[chosen & frame["metric"].isin(list(COSTS))].to_dict("records")
-    found = [_recorded(row, records) for row in rows]
+    recorded = [_recorded(row, records) for row in rows]
     place = [(row["base"], row["dataset"], row["metric"], row["setting"]) for row in rows]
-    plain = {at: (row, ours) for at, row, ours in zip(place, rows, found, strict=True) if row["method"] == "LoRA"}
-    cells = [_cost(row, ours, plain.get(at)) for at, row, ours in zip(place, rows, found, strict=True)]
+    plain = {at: (row, ours) for at, row, ours in zip(place, rows, recorded, strict=True) if row["method"] == "LoRA"}
+    cells = [_cost(row, ours, plain.get(at)) for at, row, ours in zip(place, rows, recorded, strict=True)]
     return Report(title, cells, [], notes_of(paper, bases, rows, [])[1:])
 
 
@@ -414,7 +414,7 @@ def _recorded(row: Mapping[Any, Any], records: Sequence[Mapping[str, Any]]) -> l
         if (line["paper"], line["base_model"], line["setting"]) == (row["paper"], row["base"], "base")
     ]  # fmt: skip
     rank = row["setting"].removeprefix("rank ") if row["metric"] == "trainable" else ""
-    found = []
+    measurements = []
     for each in records:
         record: AdapterRecord = check(each, AdapterRecord, "adapter's record")
         method, trained = record.get("method") or {}, record.get("run") or {}
@@ -426,9 +426,9 @@ def _recorded(row: Mapping[Any, Any], records: Sequence[Mapping[str, Any]]) -> l
         known: Mapping[str, Any] = record.get("costs") or {}
         value = known.get(COSTS[row["metric"]])
         if fits and value is not None:
-            found.append((float(value), another_base(trained, bases[0])))
-    own = [each for each in found if not each[1]]
-    return own or found
+            measurements.append((float(value), another_base(trained, bases[0])))
+    own = [each for each in measurements if not each[1]]
+    return own or measurements
 
 
 def _cost(

@@ -51,12 +51,12 @@ def ranks(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> Ranks
         if cell.metric in METRICS and number is not None and not isnan(number) and not cell.suspect:
             column = columns.setdefault((cell.metric, cell.dataset, cell.trained_on, cell.base), {})
             column[i] = round(number * METRICS[cell.metric].scale, METRICS[cell.metric].decimals)
-    found: Ranks = {}
+    places: Ranks = {}
     for (metric, *_), column in columns.items():
         best = sorted(set(column.values()), reverse=bool(METRICS[metric].higher_is_better))
         if len(best) > 1:
-            found |= {i: best.index(number) + 1 for i, number in column.items() if number in best[:2]}
-    return found
+            places |= {i: best.index(number) + 1 for i, number in column.items() if number in best[:2]}
+    return places
 
 
 def paper_ranks(cells: Sequence[Cell]) -> Ranks:
@@ -92,7 +92,7 @@ CLAIM_HEADS = ("The paper says", "Tested", "Data set", "Difference, 95 % interva
 
 
 def cell_rows(report: Report, metric: str, marks: dict[int, tuple[str, str]]) -> list[list[str]]:
-    printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
+    printed, measured = paper_ranks(report.cells), our_ranks(report.cells)
     several, shared = several_bases(report), shared_reasons(report)
     rows = []
     for i, cell in enumerate(report.cells):
@@ -102,7 +102,7 @@ def cell_rows(report: Report, metric: str, marks: dict[int, tuple[str, str]]) ->
                 f"{cell.method}, {cell.base}" if several else cell.method,
                 "–" if cell.draws is None else str(cell.draws),
                 where(cell), shown(cell.paper, metric, marks[printed[i]] if i in printed else ("", "")) + flag,
-                shown(cell.ours, metric, marks[mine[i]] if i in mine else ("", "")),
+                shown(cell.ours, metric, marks[measured[i]] if i in measured else ("", "")),
                 str(cell.ours.seeds) if cell.ours else "–", change(cell), said(cell.verdict, cell.why, shared),
             ])  # fmt: skip
     return rows
@@ -236,7 +236,7 @@ def latex(report: Report) -> str:
         *report.notes,
     ]
     parts = ["\n".join(f"% {' '.join(line.split())}" for line in comments)]
-    printed, mine = paper_ranks(report.cells), our_ranks(report.cells)
+    printed, measured = paper_ranks(report.cells), our_ranks(report.cells)
     at = {
         (c.metric, c.base, c.method, c.draws, where(c)): i for i, c in enumerate(report.cells)
     }  # position of every cell
@@ -253,7 +253,7 @@ def latex(report: Report) -> str:
             name = f"{method}, {base}" if several_bases(report) else method
             row = [tex_letters(name), "--" if draws is None else str(draws)]
             for each in sets:
-                row += _tex_pair(report.cells, at.get((metric, base, method, draws, each)), metric, printed, mine)
+                row += _tex_pair(report.cells, at.get((metric, base, method, draws, each)), metric, printed, measured)
             lines.append(" & ".join(row) + r" \\")
         shape = "ll" + "cc" * len(sets)
         parts.append(
@@ -270,13 +270,13 @@ def latex(report: Report) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def _tex_pair(cells: Sequence[Cell], i: int | None, metric: str, printed: Ranks, mine: Ranks) -> list[str]:
+def _tex_pair(cells: Sequence[Cell], i: int | None, metric: str, printed: Ranks, measured: Ranks) -> list[str]:
     if i is None:
         return ["--", "--"]
     cell = cells[i]
     none = ("", "")
     paper = _tex(shown(cell.paper, metric, TEX_MARKS[printed[i]] if i in printed else none))
-    ours = _tex(shown(cell.ours, metric, TEX_MARKS[mine[i]] if i in mine else none))
+    ours = _tex(shown(cell.ours, metric, TEX_MARKS[measured[i]] if i in measured else none))
     sign = {"=": "$^{=}$", "≠": r"$^{\neq}$", "?": "$^{?}$"}.get(SIGNS[cell.verdict], "")
     return [paper + r"$^\ddagger$" * cell.suspect, ours + sign]
 

@@ -24,7 +24,7 @@ from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 T = TypeVar("T")
-KEPT, RECORDS = 256, 128  # values and records that are kept; the oldest goes first
+MOST_VALUES, MOST_RECORDS = 256, 128  # values and records that are kept; the oldest goes first
 
 
 class Results:
@@ -32,7 +32,7 @@ class Results:
 
     def __init__(self, board: Board) -> None:
         self.board = board
-        self._kept: dict[Hashable, Any] = {}
+        self._values: dict[Hashable, Any] = {}
         self._records: dict[Hashable, Any] = {}
 
     @property
@@ -47,11 +47,11 @@ class Results:
         """One per table; a figure never mixes what tables keep apart."""
         return picks.groups(self.runs) if self.runs else []
 
-    def kept(self, key: Hashable, make: Callable[[], T]) -> T:
-        return cast(T, _kept(self._kept, KEPT, key, make))
+    def cached(self, key: Hashable, make: Callable[[], T]) -> T:
+        return cast(T, _cached(self._values, MOST_VALUES, key, make))
 
     def record(self, run_id: str) -> Record:
-        return cast(Record, _kept(self._records, RECORDS, run_id, lambda: self.board.record(run_id)))
+        return cast(Record, _cached(self._records, MOST_RECORDS, run_id, lambda: self.board.record(run_id)))
 
     def whole(self, run_id: str) -> bool:
         """Whether the single draws of a run are at hand."""
@@ -68,19 +68,19 @@ class Results:
             drawn = draw_curves.draw_curves(self.record(run_id), row, metrics)
             return drawn or draw_curves.known_curves(self.run(run_id), row, metrics)
 
-        return self.kept(("curves", run_id, row, tuple(metrics)), make)
+        return self.cached(("curves", run_id, row, tuple(metrics)), make)
 
     def tables(
         self, runs: Sequence[str], metrics: Sequence[str], samples: Sequence[int | None], mixed: bool = False
     ) -> list[Table]:
         key = ("tables", tuple(runs), tuple(metrics), tuple(samples), mixed)
-        return self.kept(key, lambda: table.build([self.run(i) for i in runs], metrics, samples, mixed))
+        return self.cached(key, lambda: table.build([self.run(i) for i in runs], metrics, samples, mixed))
 
     def tests(self, of: Table, metric: str, known_only: bool = False) -> dict[int, Tests] | None:
         """Paired tests by column, named by row; None: not known yet, where only known ones are wanted."""
         cells = tuple((i, j, c.runs, of.rows[i][1]) for (m, i, j), c in of.cells.items() if m == metric)
         key = ("tests", metric, cells)
-        if known_only and key not in self._kept:
+        if known_only and key not in self._values:
             return None
 
         def make() -> dict[int, Tests]:
@@ -88,7 +88,7 @@ class Results:
                 return ranking.of_table(of, metric, self._probs)
             return {}
 
-        return self.kept(key, make)
+        return self.cached(key, make)
 
     def intervals(self, of: Table, metric: str) -> dict[tuple[str, int, int], tuple[float, float]]:
         """The 95 % interval of each cell with one seed, over questions; of ECE of every cell, over seeds as well."""
@@ -96,14 +96,14 @@ class Results:
         key = ("intervals", metric, tuple((at, c.runs, of.rows[at[0]][1]) for at, c in cells.items()))
 
         def make() -> dict[tuple[str, int, int], tuple[float, float]]:
-            found = {}
+            ends = {}
             for (i, j), cell in cells.items():
-                told = self.runs_of(cell.runs, of.rows[i][1]) if cell.runs and METRICS[metric].has_interval else None
-                if told and not METRICS[metric].needs_draws and cell.mean == cell.mean:
-                    found[metric, i, j] = cell_interval(metric, cell, told)
-            return found
+                pairs = self.runs_of(cell.runs, of.rows[i][1]) if cell.runs and METRICS[metric].has_interval else None
+                if pairs and not METRICS[metric].needs_draws and cell.mean == cell.mean:
+                    ends[metric, i, j] = cell_interval(metric, cell, pairs)
+            return ends
 
-        return self.kept(key, make)
+        return self.cached(key, make)
 
     def runs_of(self, run_ids: Sequence[str], draws: int) -> list[tuple[Floats, np.ndarray]] | None:
         """Averaged probabilities and labels of each run; None where some were published without them."""
@@ -116,9 +116,9 @@ class Results:
         return answers.probs, answers.gold
 
 
-def cell_interval(metric: str, cell: Cell, told: Sequence[tuple[Floats, np.ndarray]]) -> tuple[float, float]:
+def cell_interval(metric: str, cell: Cell, pairs: Sequence[tuple[Floats, np.ndarray]]) -> tuple[float, float]:
     """Of one seed the metric's own; of several, ECE's mean and its comparison's spread over questions and seeds."""
-    given = [Given.of(probs, gold) for probs, gold in told]
+    given = [Given.of(probs, gold) for probs, gold in pairs]
     if len(given) == 1:
         return METRICS[metric].confidence_interval(given[0])
     by = tested(metric)
@@ -127,7 +127,7 @@ def cell_interval(metric: str, cell: Cell, told: Sequence[tuple[Floats, np.ndarr
     return max(cell.mean - half, 0.0), cell.mean + half
 
 
-def _kept(store: dict[Hashable, Any], most: int, key: Hashable, make: Callable[[], Any]) -> Any:
+def _cached(store: dict[Hashable, Any], most: int, key: Hashable, make: Callable[[], Any]) -> Any:
     """The value of this key, made if it is not there. Two threads may make the same value; either one is right."""
     if key in store:
         return store[key]

@@ -24,7 +24,7 @@ Linked = tuple[str, str]
 
 def facts(run: RunSummary, row: str) -> list[tuple[str, str]]:
     """Return (what, value) of the facts that identify a run, without unknown ones."""
-    told = {
+    values = {
         "method": row,
         "evaluated on": run.task,
         "questions": f"{run.items:,}",
@@ -50,7 +50,7 @@ def facts(run: RunSummary, row: str) -> list[tuple[str, str]]:
         "source": run.origin,
         "file": run.file,
     }
-    return [(key, str(value)) for key, value in told.items() if value not in (None, "")]
+    return [(key, str(value)) for key, value in values.items() if value not in (None, "")]
 
 
 def _with(value: float | None, unit: str, form: str, scale: float = 1) -> str | None:
@@ -66,16 +66,16 @@ def _day(seconds: float | None) -> str | None:
 
 def warnings(run: RunSummary, problems: Sequence[Problem]) -> list[str]:
     """Return warnings about this run's numbers."""
-    mine = [each for each in problems if (each.file, each.task) == (run.file, run.task)]
-    remarks = [text for kind, text in run.remarks.items() if kind not in {each.kind for each in mine}]
-    return [*(f"{each.kind}: {each.reason}" for each in mine), *remarks]
+    own = [each for each in problems if (each.file, each.task) == (run.file, run.task)]
+    remarks = [text for kind, text in run.remarks.items() if kind not in {each.kind for each in own}]
+    return [*(f"{each.kind}: {each.reason}" for each in own), *remarks]
 
 
 def numbers(run: RunSummary, record: Record) -> tuple[list[str], list[list[str]]]:
     """(header, rows): every metric at all draws with its interval over questions, and at fewer draws."""
     steps = [n for n in STEPS if n < run.draws and (n or run.has_mean)]
-    found = answers(record, "")
-    given = metrics.Answers.of(found.probs, found.gold, draws=found.draws)
+    result = answers(record, "")
+    given = metrics.Answers.of(result.probs, result.gold, draws=result.draws)
     rows = []
     for name, known in METRICS.items():
         value = run.number(name, run.draws)
@@ -104,11 +104,11 @@ def listing(
 
 def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list[str]], list[str]]:
     """(header, rows, notes): what papers report of a method, a row per paper, base and metric, as printed."""
-    kept = reported[(reported["method"] == method) & reported["metric"].isin(list(METRICS))]
-    data = list(dict.fromkeys(kept["dataset"]))
+    printed = reported[(reported["method"] == method) & reported["metric"].isin(list(METRICS))]
+    data = list(dict.fromkeys(printed["dataset"]))
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}
-    for row in kept.to_dict("records"):
+    for row in printed.to_dict("records"):
         spread = number(row["std"], row["metric"])
         spread = "" if spread == "–" else f" ± {spread}"
         text = f"{number(row['value'], row['metric'])}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
@@ -119,7 +119,7 @@ def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list
         notes |= dict.fromkeys(f"{row['paper']}: {note}" for note in json.loads(row["footnotes"]))
         if row["status"] != "ok":
             notes["‡: it failed in its paper, or the paper contradicts itself"] = None
-    rows = [[*key, *(found.get(name, "–") for name in data)] for key, found in sorted(cells.items())]
+    rows = [[*key, *(by_data.get(name, "–") for name in data)] for key, by_data in sorted(cells.items())]
     return ["Paper", "Base", "Setting", "Metric", *data], rows, list(notes)
 
 

@@ -81,11 +81,11 @@ def pages(board: Board) -> Iterator[tuple[str, str]]:
     yield from ((f"table.{end}", table_formats.FORMATS[kind](tables)) for kind, end in EXPORTS.items())
     address = _address(len(board.runs) <= MOST_PAGES)
     for name, varied in SECTIONS.items():
-        found = list(sections(results, name, varied, address))
+        forms = list(sections(results, name, varied, address))
         file = "index" if name == "table" else name
         yield (
             f"{file}.html",
-            document(file, found[0], found, board, take=[*EXPORTS.values()] if name == "table" else []),
+            document(file, forms[0], forms, board, take=[*EXPORTS.values()] if name == "table" else []),
         )
     yield from _of_methods(results, address)
     for run in board.runs if len(board.runs) <= MOST_PAGES else ():
@@ -113,15 +113,16 @@ def sections(results: Results, name: str, varied: Sequence[str], address: Any) -
         yield replace(page, blocks=[*heading, *page.blocks])
 
 
-def document(here: str, page: Page, found: Sequence[Page], board: Board, **more: Any) -> str:
+def document(here: str, page: Page, forms: Sequence[Page], board: Board, **more: Any) -> str:
     parts, seen = list[Markup](), set[str]()
-    for number, each in enumerate(found):
+    for number, each in enumerate(forms):
         for k, block in enumerate(each.blocks):
             part = render(block, f"{here}-{number}-{k}")
+            content = str(part).replace(f"{here}-{number}-", "")
             repeated = isinstance(block, Figure) or (isinstance(block, Text) and block.kind != "heading")
-            if not (repeated and str(part).replace(f"{here}-{number}-", "") in seen):  # the same in every section
+            if not (repeated and content in seen):  # the same in every section
                 parts.append(part)
-            seen.add(str(part).replace(f"{here}-{number}-", ""))
+            seen.add(content)
     made = {
         "here": here,
         "title": page.title,

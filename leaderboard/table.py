@@ -118,11 +118,11 @@ def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list
             place(source)
     own = {key: list(part) for key, part in groups.items()}
     for source in (s for s in sources if not s.recipe_hash):
-        asked = (source.task, source.protocol_hash)
+        protocol = (source.task, source.protocol_hash)
         homes = [
             (key, trained_on)
             for key, part in own.items()
-            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.task, s.protocol_hash) == asked)
+            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.task, s.protocol_hash) == protocol)
         ]
         for key, trained_on in homes:
             groups[key].append(replace(source, trained_on=trained_on, reference=True))
@@ -151,11 +151,11 @@ def one_table(
     order = list(dict.fromkeys(names[s.row] for s in sources))
     rows = sorted(filled, key=lambda row: (order.index(row[0]), row[1]))
     cells = {}
-    parts = [(i, j, dict(sorted(found.items()))) for i, row in enumerate(rows) for j, found in filled[row].items()]
-    about = [standing(found) for _, _, found in parts]
+    parts = [(i, j, dict(sorted(by_seed.items()))) for i, row in enumerate(rows) for j, by_seed in filled[row].items()]
+    about = [standing(by_seed) for _, _, by_seed in parts]
     for name in metrics:
-        for (i, j, found), known in zip(parts, about, strict=True):
-            cells[name, i, j] = cell(found, name, rows[i][1], known)
+        for (i, j, by_seed), known in zip(parts, about, strict=True):
+            cells[name, i, j] = cell(by_seed, name, rows[i][1], known)
     table = Table(columns, rows, metrics, cells, list(dict.fromkeys(notes)), stopped(filled, rows))
     table.notes += remarks(sources, names, rows, metrics)
     if len({s.recipe_text for s in sources if not s.reference}) > 1:
@@ -167,37 +167,37 @@ def one_table(
 
 def stopped(filled: Mapping[Any, Any], rows: Sequence[tuple[str, int]]) -> dict[int, float]:
     """Rows with results of samples=auto: how many draws a question had on average."""
-    every = {i: [s for found in filled[row].values() for s in found.values()] for i, row in enumerate(rows)}
-    autos = {i: found for i, found in every.items() if any(s.mean_taken and s.draws == rows[i][1] for s in found)}
-    return {i: fmean([s.mean_taken or s.draws for s in found]) for i, found in autos.items()}
+    every = {i: [s for by_seed in filled[row].values() for s in by_seed.values()] for i, row in enumerate(rows)}
+    autos = {i: sources for i, sources in every.items() if any(s.mean_taken and s.draws == rows[i][1] for s in sources)}
+    return {i: fmean([s.mean_taken or s.draws for s in sources]) for i, sources in autos.items()}
 
 
 def remarks(
     sources: Sequence[RunSummary], names: Mapping[Any, str], rows: Sequence[tuple[str, int]], metrics: Sequence[str]
 ) -> list[str]:
     """Return notes on some of the cells."""
-    found = without(sources, names, metrics)
+    notes = without(sources, names, metrics)
     for s in sources:
         if s.mean_is_member and (names[s.row], 0) in rows:
-            found.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
+            notes.append(f"N = 0 of {names[s.row]} is its first member: it has no mean")
         if s.inert:
-            found.append(
+            notes.append(
                 f"{names[s.row]} is an inert posterior: its draws do not change the answers, every N equals N = 0"
             )
         if s.leaked:
-            found.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
+            notes.append(f"† {names[s.row]} was fitted, tuned or selected on items of {s.task}: not ranked")
         if s.mean_taken:
             taken = f"{s.mean_taken:.1f} draws a question, {s.draws} at most"
-            found.append(f"{names[s.row]} on {s.task}: samples=auto, {taken}")
+            notes.append(f"{names[s.row]} on {s.task}: samples=auto, {taken}")
         if "elsewhere" in s.remarks:
-            found.append(f"{names[s.row]} on {s.task}: {s.remarks['elsewhere']}")
+            notes.append(f"{names[s.row]} on {s.task}: {s.remarks['elsewhere']}")
         if "trimmed" in s.remarks:
-            found.append(f"{s.task}: {s.remarks['trimmed']} (--limit), compared only with results on the same ones")
+            notes.append(f"{s.task}: {s.remarks['trimmed']} (--limit), compared only with results on the same ones")
         if s.suspect:
-            found.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
+            notes.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
-            found.append(f"{names[s.row]} {UNTRAINED[s.training]}: for reference, not ranked")
-    return list(dict.fromkeys(found))
+            notes.append(f"{names[s.row]} {UNTRAINED[s.training]}: for reference, not ranked")
+    return list(dict.fromkeys(notes))
 
 
 def without(sources: Sequence[RunSummary], names: Mapping[Any, str], metrics: Sequence[str]) -> list[str]:
@@ -206,27 +206,27 @@ def without(sources: Sequence[RunSummary], names: Mapping[Any, str], metrics: Se
     for s in sources:
         if s.without_shared:
             groups.setdefault((names[s.row], s.task, s.items - s.without_shared["items"]), []).append(s)
-    found = []
+    lines = []
     for (name, task, count), group in groups.items():
         known = {m: [s.without_shared[m] for s in group if m in s.without_shared] for m in metrics}
         numbers = ", ".join(f"{METRICS[m].label} {printed(m, fmean(values))}" for m, values in known.items() if values)
         what = f"{name} on {task}: {count:.0f} of {group[0].items} questions {IN_TRAINING}"
-        found.append(f"{what}; without them: {numbers}" if numbers else what)
-    return found
+        lines.append(f"{what}; without them: {numbers}" if numbers else what)
+    return lines
 
 
-def standing(found: Mapping[str, RunSummary]) -> dict[str, Any]:
+def standing(by_seed: Mapping[str, RunSummary]) -> dict[str, Any]:
     """Return the facts of a cell that hold for every metric: whether it may be ranked, and its runs."""
-    sources = found.values()
+    sources = by_seed.values()
     marks = {kind: any(getattr(s, kind) for s in sources) for kind in ("leaked", "reference", "suspect")}
     return {**marks, "runs": tuple(s.run_id for s in sources)}
 
 
-def cell(found: Mapping[str, RunSummary], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
+def cell(by_seed: Mapping[str, RunSummary], metric: str, draws: int, known: Mapping[str, Any]) -> Cell:
     def over_seeds(name: str) -> float:
-        return fmean([source.number(name, draws) for source in found.values()])
+        return fmean([source.number(name, draws) for source in by_seed.values()])
 
-    values = {seed: source.number(metric, draws) for seed, source in found.items()}
+    values = {seed: source.number(metric, draws) for seed, source in by_seed.items()}
     centre = fmean(values.values())
     spread = deviation(values.values(), centre) if len(values) > 1 else None
     floor = over_seeds("ece_floor") if metric == "ece" else None
@@ -258,19 +258,19 @@ def rank(table: Table) -> None:
 
 def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
     """Return what keeps these results apart from those of table 1, with the values of both."""
-    found: dict[str, list[str]] = {}
+    reasons: dict[str, list[str]] = {}
 
     def note(what: str, differ: Mapping[str, tuple[str, str]]) -> None:
-        found.setdefault(what, []).extend(f"{k} {here} (table 1: {there})" for k, (there, here) in differ.items())
+        reasons.setdefault(what, []).extend(f"{k} {here} (table 1: {first})" for k, (first, here) in differ.items())
 
     recorded = all(any(s.recipe_hash for s in part) for part in (one, other))
     if recorded and one[0].recipe_hash != ANY_RECIPE and one[0].recipe_text != other[0].recipe_text:
         if differ := of_recipes({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}):
             note("other recipe", differ)
     # A model whose training is not known joins any table with its task and protocol: `comparable`.
-    mine = {(s.column if recorded else s.task): s for s in one}
+    by_column = {(s.column if recorded else s.task): s for s in one}
     for run in {s.column: s for s in other}.values():
-        match = mine.get(run.column if recorded else run.task)
+        match = by_column.get(run.column if recorded else run.task)
         if match is None:
             continue
         if match.protocol_hash != run.protocol_hash:
@@ -279,12 +279,12 @@ def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
         elif recorded and match.recipe_hash != run.recipe_hash and match.recipe_text == run.recipe_text:
             what = "other training items" if _version(match) == _version(run) else "recipe hashes of two versions"
             note(f"{what} for {run.task}", {"recipe hash": (str(match.recipe_hash), str(run.recipe_hash))})
-    if not found:
-        there, here = (", ".join(dict.fromkeys(s.task for s in part)) for part in (one, other))
+    if not reasons:
+        first, here = (", ".join(dict.fromkeys(s.task for s in part)) for part in (one, other))
         return (
-            f"other tasks: {here} (table 1: {there})" if there != here else "how one of them was trained is not known"
+            f"other tasks: {here} (table 1: {first})" if first != here else "how one of them was trained is not known"
         )
-    return "; ".join(f"{what}: {', '.join(differ)}" for what, differ in found.items())
+    return "; ".join(f"{what}: {', '.join(differ)}" for what, differ in reasons.items())
 
 
 def _version(source: RunSummary) -> str:
@@ -292,6 +292,6 @@ def _version(source: RunSummary) -> str:
     return str(source.recipe_hash).rpartition("-")[0]
 
 
-def _missing(source: RunSummary, name: str, asked: int) -> str:
+def _missing(source: RunSummary, name: str, wanted: int) -> str:
     have = f"{source.draws} draws{'' if source.has_mean else ' and no row for the mean'}"
-    return f"{name} on {source.task} holds {have}: evaluate again with samples={asked} to have N = {asked}"
+    return f"{name} on {source.task} holds {have}: evaluate again with samples={wanted} to have N = {wanted}"

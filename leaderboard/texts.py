@@ -36,8 +36,8 @@ def texts(record: Record, files: Sequence[str], wanted: Sequence[int]) -> tuple[
             known = read_samples(str(samples), samples.stat().st_mtime_ns)
             if any(key in known for key in record.doc_hashes):
                 return [known.get(key) for key in hashes], f"Texts are from {samples.name}."
-    found = [_toyworld(record, d) for d in wanted]
-    return found, "Texts are the embedded world's own questions." if any(found) else ADD
+    own = [_toyworld(record, d) for d in wanted]
+    return own, "Texts are the embedded world's own questions." if any(own) else ADD
 
 
 def samples_file(results: str, task: str) -> Path | None:
@@ -56,17 +56,17 @@ def samples_file(results: str, task: str) -> Path | None:
 @lru_cache(maxsize=8)
 def read_samples(path: str, changed: int) -> dict[str, Text]:
     """Every line that is what lm-eval writes; other lines are left out. `changed` is there for the cache."""
-    found = {}
+    by_hash = {}
     with open(path, encoding="utf-8", errors="replace") as lines:
         for line in lines:
             try:
                 sample = json.loads(line)
-                asked = list(sample["arguments"].values())
-                text = _text(sample["doc"], str(asked[0]["arg_0"]), [str(one["arg_1"]) for one in asked])
-                found[doc_hash(sample["doc"])] = text
+                requests = list(sample["arguments"].values())
+                text = _text(sample["doc"], str(requests[0]["arg_0"]), [str(one["arg_1"]) for one in requests])
+                by_hash[doc_hash(sample["doc"])] = text
             except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
                 continue
-    return found
+    return by_hash
 
 
 def doc_hash(doc: Mapping[str, Any]) -> str:

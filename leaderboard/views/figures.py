@@ -105,8 +105,8 @@ def pick(view: View, draws: bool = True, seeds: bool = True, homes: bool = False
     chosen = view.several("row", "Methods", rows, start)
     seed = view.one("seed", "Training seed", known) if seeds and len(known) > 1 else known[0]
     most = max(run.draws for runs in group.runs[data].values() for run in runs.values())
-    asked = view.one("samples", "N, draws averaged", [ALL, *map(str, range(most + 1))]) if draws else ALL
-    return Picked(view, group, data, list(chosen) or list(start), seed, None if asked == ALL else int(asked))
+    samples = view.one("samples", "N, draws averaged", [ALL, *map(str, range(most + 1))]) if draws else ALL
+    return Picked(view, group, data, list(chosen) or list(start), seed, None if samples == ALL else int(samples))
 
 
 def calibration(view: View) -> Page:
@@ -116,7 +116,7 @@ def calibration(view: View) -> Page:
     figure = view.one("figure", "Figure", list(figures), kind="segments", labels=figures, main=True)
     picked = pick(view)
     shown, at = picked.answers(), picked.place
-    named = f"{', '.join(found.row for found in shown)} on {picked.data}"
+    named = f"{', '.join(answers.row for answers in shown)} on {picked.data}"
     if figure == "confidence":
         blocks: list[Block] = [
             Figure(charts.right_and_wrong(shown), "confidence", f"Confidence of right and of wrong answers of {named}"),
@@ -156,8 +156,8 @@ def uncertainty(view: View) -> Page:
     picked = pick(view, homes=away, seeds=figure != "shift")
     near, at = picked.group.near(picked.data), picked.place
     if away and (picked.group.shifts[picked.data] != "id" or len(near) < 2):
-        told = "These results hold no data set with a shift from the one that was trained on."
-        return view.page("Uncertainty", ABOUT["Uncertainty"], [Text(told, "info")])
+        reason = "These results hold no data set with a shift from the one that was trained on."
+        return view.page("Uncertainty", ABOUT["Uncertainty"], [Text(reason, "info")])
     blocks: list[Block]
     if figure == "shift":
         metric = view.one(
@@ -172,13 +172,11 @@ def uncertainty(view: View) -> Page:
         ]
     elif figure == "detection":
         score = view.one("score", "Score", list(curves.SCORES), labels=curves.SCORES)
-        found, name = (
-            curves.detections({data: picked.answers(data) for data in near}, picked.data, score),
-            curves.SCORES[score].lower(),
-        )
+        name = curves.SCORES[score].lower()
+        aurocs = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
         blocks = [
-            Figure(charts.detections(found, name), "detection", f"AUROC of telling shifted questions by {name}"),
-            Grid(*curve_rows.detection_rows(found), f"AUROC of {name}, %: {at} against the other data set"),
+            Figure(charts.detections(aurocs, name), "detection", f"AUROC of telling shifted questions by {name}"),
+            Grid(*curve_rows.detection_rows(aurocs), f"AUROC of {name}, %: {at} against the other data set"),
         ]
     elif figure == "parts":
         shown = picked.answers()
@@ -202,16 +200,16 @@ def draws(view: View) -> Page:
     picked = pick(view, draws=False)
     drawn = [name for name in METRICS if name != "ece_floor"]
     labels = {name: METRICS[name].label for name in drawn}
-    asked = view.several("metric", "Metrics", drawn, ("nll", "acc", "ece"), labels=labels)
+    metrics = view.several("metric", "Metrics", drawn, ("nll", "acc", "ece"), labels=labels)
     runs = {row: run for row in picked.rows if (run := picked.run(row))}
-    known = [view.results.curves_of(run.run_id, row, asked) for row, run in runs.items()] if asked else []
-    panels = [[found[metric] for found in known if found] for metric in asked]
+    known = [view.results.curves_of(run.run_id, row, metrics) for row, run in runs.items()] if metrics else []
+    panels = [[by_metric[metric] for by_metric in known if by_metric] for metric in metrics]
     single = [row for row, run in runs.items() if run.draws < 2 or run.combine == "given"]
     blocks: list[Block] = [*picked.missing()]
     if single:
         blocks.append(Text(f"One draw, or an answer that is combined already: {', '.join(single)}", "caption"))
-    if asked:
-        alt = f"{', '.join(map(labels.__getitem__, asked))} against N on {picked.data}"
+    if metrics:
+        alt = f"{', '.join(map(labels.__getitem__, metrics))} against N on {picked.data}"
         blocks.append(Figure(charts.against_draws(panels), "draws", alt))
     blocks.append(Text(BANDS, "caption"))
     header, rows = curve_rows.draw_rows([curve for panel in panels for curve in panel])

@@ -39,7 +39,7 @@ def pick_run(view: View) -> RunSummary:
     run = same.get(chosen.run_id) or nearest(list(same.values()), chosen)
     if given in known:  # of another data set or method: not a mistake in the link
         view.params = {**view.params, "run": [run.run_id]}
-    named = {each.run_id: told(each) for each in same.values()}
+    named = {each.run_id: run_label(each) for each in same.values()}
     clears = ("task", "method")
     return known[view.one("run", "Run", list(named), run.run_id, labels=named, main=True, clears=clears)]
 
@@ -58,7 +58,7 @@ def nearest(runs: Sequence[RunSummary], like: RunSummary) -> RunSummary:
     return max(runs, key=alike)
 
 
-def told(run: RunSummary) -> str:
+def run_label(run: RunSummary) -> str:
     """Which of the runs of a method on a data set."""
     seed = "no seed" if run.seed is None else f"seed {run.seed}"
     trained = f", trained on {run.trained_on}" if run.trained_on not in (None, run.task) else ""
@@ -84,24 +84,25 @@ def questions(view: View) -> Page:
     size = view.one("size", "Per page", SIZES, 10, main=True)
     base, label = items.baseline(runs, run), results.board.label(run)
     plain = results.record(base.run_id) if base else None
-    found = items.items(record, label, None if n == "all" else int(n), plain)
-    kept = items.select(found, show, sort)
-    page = view.number("page", f"Page of {max(1, -(-len(kept) // size))}", max(1, -(-len(kept) // size)), main=True)
+    run_items = items.items(record, label, None if n == "all" else int(n), plain)
+    selected = items.select(run_items, show, sort)
+    pages = max(1, -(-len(selected) // size))
+    page = view.number("page", f"Page of {pages}", pages, main=True)
     alike = [other.file for other in runs if (other.task, other.protocol_hash) == (run.task, run.protocol_hash)]
     files = list(dict.fromkeys([run.file, *alike]))
-    rows = kept.iloc[size * (page - 1) : size * page].to_dict("records")
+    rows = selected.iloc[size * (page - 1) : size * page].to_dict("records")
     words, whence = texts.texts(record, files, [int(row["at"]) for row in rows])
     many = "" if n == "all" else f", N = {n}"
     caption = f"{label} on {run.task}, run {run.run_id}{many}: {items.FILTERS[show][0]}"
 
     def whole() -> Grid:
         """Every question of the filter, not only those of this page."""
-        known, _ = texts.texts(record, files, [int(d) for d in kept["at"]])
-        return Grid(*items.rows(found, kept, known), caption, "words")
+        known, _ = texts.texts(record, files, [int(d) for d in selected["at"]])
+        return Grid(*items.rows(run_items, selected, known), caption, "words")
 
-    compared = "compared with MLE of the same recipe" if found.base else "no MLE of the same recipe to compare with"
-    cards = [markup.card(found, row, text) for row, text in zip(rows, words, strict=True)]
-    blocks: list[Block] = [Text(f"{len(kept):,} of {record.items:,} questions, {compared}. {whence}", "caption")]
+    compared = "compared with MLE of the same recipe" if run_items.base else "no MLE of the same recipe to compare with"
+    cards = [markup.card(run_items, row, text) for row, text in zip(rows, words, strict=True)]
+    blocks: list[Block] = [Text(f"{len(selected):,} of {record.items:,} questions, {compared}. {whence}", "caption")]
     blocks += [Cards("".join(cards), whole)] if rows else [Text("No question is like that.", "info")]
     return view.page(title, what, blocks)
 
@@ -112,7 +113,7 @@ def compare(view: View) -> Page:
     if len(runs) < 2:
         return _nothing(view, title, what, "so there is nothing to compare")
     known = {run.run_id: run for run in runs}
-    start = results.kept("start", lambda: comparison.start(runs))
+    start = results.cached("start", lambda: comparison.start(runs))
     given = [known[i] for i in view.params.get("run", ()) if i in known] or [known[i] for i in start]
     tasks = sorted({run.task for run in runs})
     task = view.one("task", "Data set", tasks, given[0].task, main=True, clears=("method",))
@@ -122,19 +123,19 @@ def compare(view: View) -> Page:
         by_row.setdefault(label(run), []).append(run)
     wanted = [run for run in given if run.task == task]
     if not wanted:  # another data set was chosen: the same methods there
-        there = [nearest(by_row[label(run)], run) for run in given if label(run) in by_row]
-        wanted = list(dict.fromkeys(there)) or [known[i] for i in comparison.start(here)]
+        matches = [nearest(by_row[label(run)], run) for run in given if label(run) in by_row]
+        wanted = list(dict.fromkeys(matches)) or [known[i] for i in comparison.start(here)]
     by_run = "method" not in view.params
     own = list(dict.fromkeys(map(label, wanted)))
     chosen = view.several("method", "Methods", list(by_row), own, main=True)
     ids = [run.run_id for run in wanted if label(run) in chosen]
     ids += [nearest(by_row[row], wanted[0]).run_id for row in chosen if row not in own]
-    names = {run.run_id: f"{row}, {told(run)}" for row in chosen for run in by_row[row]}
+    names = {run.run_id: f"{row}, {run_label(run)}" for row in chosen for run in by_row[row]}
     view.params = {**view.params, "run": ids or [""]}
-    asked = view.several("run", "Runs", list(names), ids, labels=names, main=True, clears=("task", "method"))
-    ids = list(asked)[: comparison.MOST]
+    picked = view.several("run", "Runs", list(names), ids, labels=names, main=True, clears=("task", "method"))
+    ids = list(picked)[: comparison.MOST]
     blocks: list[Block] = []
-    if by_run and (left_out := max(len(given) - len(ids), len(asked) - len(ids))) > 0 and "task" not in view.params:
+    if by_run and (left_out := max(len(given) - len(ids), len(picked) - len(ids))) > 0 and "task" not in view.params:
         many = f"At most {comparison.MOST} are compared, all on one data set."
         blocks.append(Text(f"Left out of these runs: {left_out}. {many}", "info"))
     if len(ids) < 2:
@@ -244,9 +245,9 @@ def submit(view: View) -> Page:
     blocks: list[Block] = [Text("Add results", "heading"), Text(COMMANDS, "code"), Text(HOW, "markdown")]
     blocks.append(Text("Files with problems", "heading"))
     kind = view.one("kind", "Kind", ["all", *sorted({each.kind for each in problems})], main=True)
-    kept = [each for each in problems if kind in ("all", each.kind)]
-    if kept:
-        rows = [[each.file, each.task or "–", each.kind, each.reason] for each in kept]
+    listed = [each for each in problems if kind in ("all", each.kind)]
+    if listed:
+        rows = [[each.file, each.task or "–", each.kind, each.reason] for each in listed]
         caption = f"Files with problems: {kind}"
         blocks.append(Grid(["File", "Task", "Kind", "Reason"], rows, caption, "words", sortable=True))
     else:

@@ -128,7 +128,7 @@ def measured(view: View, table: Table, metric: str, name: str, most: int, explai
     intervals = results.intervals(one, metric) if few and tests is not None else {}
     if tests is None:
         view.later.append(lambda: (results.tests(one, metric), results.intervals(one, metric)))
-    lines = [line for line in table.notes]
+    lines = list(table.notes)
     if not few:
         lines.insert(0, f"Ranks are tested for up to {MOST_RANKED} runs; this table has {len(runs)}: filter it.")
     if most and len(one.rows) > most:
@@ -148,22 +148,22 @@ def measured(view: View, table: Table, metric: str, name: str, most: int, explai
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
-    told = [Text(line) for line in conclusion(one, metric, tests or {})]
-    return [*told, block, *_change_of_mind(one, metric, tests or {})]
+    sentences = [Text(line) for line in conclusion(one, metric, tests or {})]
+    return [*sentences, block, *_change_of_mind(one, metric, tests or {})]
 
 
 def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[str]:
     """What can be concluded; data sets of which the same can be said are named together."""
     label, lines = METRICS[metric].label, dict[str, list[str]]()
-    for j, found in tests.items():
-        known = METRICS[found.metric]
-        top = [table.rows[int(name)][0] for name, rank in found.ranks().items() if rank.top]
+    for j, result in tests.items():
+        known = METRICS[result.metric]
+        top = [table.rows[int(name)][0] for name, rank in result.ranks().items() if rank.top]
         unit = " points" if known.scale == 100 else f" {known.label}"
-        least = f"{found.smallest * known.scale:.{known.decimals}f}{unit}"
-        if len(top) == len(found.names):
+        least = f"{result.smallest * known.scale:.{known.decimals}f}{unit}"
+        if len(top) == len(result.names):
             text = f"no method can be told from the others by {label}"
         else:
-            text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(found.names)})"
+            text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(result.names)})"
         lines.setdefault(f"{text}; smallest detectable difference: {least}", []).append(table.columns[j].task)
     return [f"{', '.join(data)}: {text}." for text, data in lines.items()]
 
@@ -188,16 +188,19 @@ def ordered(table: Table, metric: str) -> Table:
 def _change_of_mind(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[Block]:
     """For the best of each column and every method of its top tier: what would separate them."""
     rows = []
-    for j, found in tests.items():
-        known, names = METRICS[found.metric], found.names
-        best = min(range(len(names)), key=lambda k: -found.values[k] if known.higher_is_better else found.values[k])
-        for k, (name, rank) in enumerate(found.ranks().items()):
+    for j, result in tests.items():
+        known, names = METRICS[result.metric], result.names
+        best = min(range(len(names)), key=lambda k: -result.values[k] if known.higher_is_better else result.values[k])
+        for k, (name, rank) in enumerate(result.ranks().items()):
             if rank.top and k != best:
                 pair = f"{table.rows[int(names[best])][0]} and {table.rows[int(name)][0]}"
-                difference = f"{abs(found.difference[best, k]) * known.scale:.{known.decimals}f}"
-                items, seeds = found.items_needed(names[best], name), found.seeds_needed(names[best], name)
-                told = [f"{float(f'{items:.2g}'):,.0f}" if items else "no number", str(seeds) if seeds else "no number"]
-                rows.append([table.columns[j].name, pair, difference, *told])
+                difference = f"{abs(result.difference[best, k]) * known.scale:.{known.decimals}f}"
+                items, seeds = result.items_needed(names[best], name), result.seeds_needed(names[best], name)
+                needed = [
+                    f"{float(f'{items:.2g}'):,.0f}" if items else "no number",
+                    str(seeds) if seeds else "no number",
+                ]
+                rows.append([table.columns[j].name, pair, difference, *needed])
     header = ["Data set", "Pair that is not separated", "Shown difference", "Questions that would", "Seeds that would"]
     return [Grid(header, rows, CHANGE, "words", folded=True)] if rows else []
 
@@ -210,7 +213,7 @@ def _headline(view: View, table: Table, fake: bool) -> list[Block]:
     data = view.one(control, "Data set of the figure" + " (synthetic)" * fake, names) if len(names) > 1 else names[0]
     runs = tuple(run for cell in table.cells.values() for run in cell.runs)
     key = ("headline", data, tuple(table.rows), runs)
-    points = view.results.kept(key, lambda: headline.points(view.results, table, names.index(data)))
+    points = view.results.cached(key, lambda: headline.points(view.results, table, names.index(data)))
     if len(points.rows) < 2:
         return []
     caption = headline.caption(view.results, table, names.index(data), points)
@@ -250,7 +253,7 @@ def _flat(view: View, table: Table, name: str) -> list[Block]:
                 used = [(run, draws) for run in runs]
                 about = [column.task, column.shift or "–", column.trained_on or "–", str(len(first.values) or "–")]
                 values = [plain(cell, m) for cell, m in zip(cells, table.metrics, strict=True)]
-                spent = [costs.told(costs.average(used, cost), cost) for cost in costs.COSTS]
+                spent = [costs.formatted(costs.average(used, cost), cost) for cost in costs.COSTS]
                 spent = [*costs.effort(runs), *spent, costs.hardware(used)]
                 rows.append([method, shown_draws(draws, table.auto.get(i)), *about, *values, *spent])
     notes = [Text(line, "caption") for line in table.notes]
@@ -270,23 +273,23 @@ def _effort(results: Results, table: Table) -> list[tuple[str, list[str]]]:
     runs: dict[int, dict[str, None]] = {i: {} for i in range(len(table.rows))}
     for (_, i, _), cell in table.cells.items():
         runs[i] |= dict.fromkeys(cell.runs)
-    told = [costs.effort([results.run(run_id) for run_id in mine]) for mine in runs.values()]
-    return [(title, [texts[k] for texts in told]) for k, title in enumerate(EFFORT)]
+    efforts = [costs.effort([results.run(run_id) for run_id in run_ids]) for run_ids in runs.values()]
+    return [(title, [texts[k] for texts in efforts]) for k, title in enumerate(EFFORT)]
 
 
 def _about(view: View, table: Table) -> dict[int, tuple[str, str]]:
     """What each row's method is and who proposed it, with the address of its page."""
     results = view.results
     first = {i: results.run(cell.runs[0]) for (_, i, _), cell in table.cells.items() if cell.runs}
-    told = {}
+    row_texts = {}
     for i, (name, _) in enumerate(table.rows):
         run = first.get(i) or next(iter(results.board.select(method=name)), None)
         if run is None:  # a paper's, not measured here
             continue
         page = about.pages().get(about.method_name(run))
         parts = [name, page.title if page else "", about.paper(run)]
-        told[i] = "; ".join(filter(None, parts)), view.link("method", method=run.method)
-    return told
+        row_texts[i] = "; ".join(filter(None, parts)), view.link("method", method=run.method)
+    return row_texts
 
 
 def _synthetic(table: Table) -> bool:
@@ -308,8 +311,8 @@ def _selected(view: View) -> list[str]:
             value = run.protocol.get("name") if name == "protocol" else getattr(run, name)
             return str(value_of(value)) if value else "unknown"
 
-        there = {of(run) for run in view.results.runs}
-        options = [shift for shift in (*SHIFTS, "unknown") if shift in there] if name == "shift" else sorted(there)
+        values = {of(run) for run in view.results.runs}
+        options = [shift for shift in (*SHIFTS, "unknown") if shift in values] if name == "shift" else sorted(values)
         if len(options) > 1 and (chosen := view.several(name, label, options)):
             runs = [run for run in runs if of(run) in chosen]
     return [run.run_id for run in runs]

@@ -88,5 +88,5 @@ def test_a_link_made_for_other_results_says_so(empty: Results) -> None:
 def test_what_is_computed_is_kept_and_the_oldest_goes_first(empty: Results, tmp_path: Path) -> None:
     results, made = Results(empty.board), list[int]()
     for k in [*range(300), 299, 0]:
-        results.kept(("value", k), lambda k=k: made.append(k))
-    assert made == [*range(300), 0] and len(results._kept) <= 256
+        results.cached(("value", k), lambda k=k: made.append(k))
+    assert made == [*range(300), 0] and len(results._values) <= 256
