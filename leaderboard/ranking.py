@@ -24,7 +24,7 @@ ECE is compared as its debiased value only (docs/decisions/ece-estimator.md).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -178,20 +178,6 @@ def of_table(table: Table, metric: str, answers: ReadAnswers) -> dict[int, Tests
 def ranks_of(tests: Mapping[int, Tests]) -> Ranks:
     """The ranks in each column of `of_table`."""
     return {j: {int(name): rank for name, rank in each.ranks().items()} for j, each in tests.items()}
-
-
-def top_tiers(ranks: Iterable[Mapping[int, Rank]]) -> dict[int, int]:
-    """In how many columns each row is in the top tier; one entry for every row that is ranked anywhere."""
-    count: dict[int, int] = {}
-    for column in ranks:
-        for row, rank in column.items():
-            count[row] = count.get(row, 0) + rank.top
-    return count
-
-
-def coverage(table: Table, metric: str, row: int) -> tuple[int, int]:
-    """Return how many cells of the table a row has, and how many there are."""
-    return sum((metric, row, j) in table.cells for j in range(len(table.columns))), len(table.columns)
 
 
 def compare(metric: str, methods: Mapping[str, Sequence[Floats]], gold: Floats) -> Tests:

@@ -43,7 +43,7 @@ def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, a
     shown = [m for m in metrics if m in PRINTED] or list(PRINTED)
     columns = list(dict.fromkeys((row["dataset"], row["trained_on"]) for row in rows))
     methods = list(dict.fromkeys((row["method"], _draws(row)) for row in rows))
-    papers, printed = {row["paper"] for row in rows}, {row["method"] for row in rows}
+    papers, named = {row["paper"] for row in rows}, {row["method"] for row in rows}
     source = CORRECTED.get((rows[0]["paper"], rows[0]["table"])) if rows else None
     better = {_key(row): row for row in everything if (row["paper"], row["table"]) == source}
     cells: dict[tuple[str, int, int], Cell] = {}
@@ -63,14 +63,14 @@ def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, a
         which = f"{row['method']} on {row['dataset']}"
         odd, new = row["status"] != "ok", better.get(_key(row))
         cells[at] = replace(_cell(row), suspect=odd)
-        if new is not None and _told(new) != _told(row):
+        if new is not None and _labelled(new) != _labelled(row):
             if as_printed:
-                mark(at, f"corrected in {new['paper']}: {which} is {_told(new)} there")
+                mark(at, f"corrected in {new['paper']}: {which} is {_labelled(new)} there")
             else:
                 cells[at] = _cell(new)
                 mark(
                     at,
-                    f"corrected in {new['paper']}: the paper prints {_told(row)} for {which}",
+                    f"corrected in {new['paper']}: the paper prints {_labelled(row)} for {which}",
                 )
         elif row["note"]:
             mark(at, f"{'‡ ' * odd}{row['method']}: {row['note']}")
@@ -81,7 +81,7 @@ def build(reported: pd.DataFrame, name: str, metrics: Sequence[str] = PRINTED, a
     about = [
         f"{method}: {text}" if method else text
         for paper, method, text in FOOTNOTES
-        if paper in papers and (not method or method in printed)
+        if paper in papers and (not method or method in named)
     ]
     heads = [Column(data, trained, "id" if data == trained else None, 0, "", None) for data, trained in columns]
     table = Table(heads, methods, shown, cells, about + lines)
@@ -93,11 +93,14 @@ def _cell(row: Mapping[Any, Any]) -> Cell:
     return Cell({}, float(row["value"]), None if row["std"] is None or row["std"] != row["std"] else float(row["std"]))
 
 
-def _told(row: Mapping[Any, Any]) -> str:
-    """A cell as its paper prints it."""
+def printed(row: Mapping[Any, Any]) -> str:
+    """The number and its spread, as the paper prints them."""
     spread = number(row["std"], row["metric"])
-    text = number(row["value"], row["metric"]) + ("" if spread == "–" else f" ± {spread}")
-    return f"{METRICS[row['metric']].label} {text}"
+    return number(row["value"], row["metric"]) + ("" if spread == "–" else f" ± {spread}")
+
+
+def _labelled(row: Mapping[Any, Any]) -> str:
+    return f"{METRICS[row['metric']].label} {printed(row)}"
 
 
 def _key(row: Mapping[Any, Any]) -> Key:

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from math import isnan
 
 from uqharness.leaderboard.reproduce import Cell, Claim, Number, Report
-from uqharness.leaderboard.table_formats import MARKS, TEX_MARKS, arrow, cautious, md_letters, tex_letters
+from uqharness.leaderboard.table import places
+from uqharness.leaderboard.table_formats import MARKS, TEX_MARKS, cautious, md_letters, tex_letters, titled
 from uqharness.metrics.registry import METRICS
 
 # Costs: title, factor, decimals.
@@ -23,10 +24,7 @@ Ranks = dict[int, int]  # position of a cell -> 1 best, 2 second
 
 
 def title(metric: str) -> str:
-    if metric in UNITS:
-        return UNITS[metric][0]
-    known = METRICS[metric]
-    return known.label + (", %" if known.scale == 100 else "") + arrow(metric)
+    return UNITS[metric][0] if metric in UNITS else titled(metric)
 
 
 def digits(value: float | None, metric: str) -> str:
@@ -44,19 +42,14 @@ def shown(number: Number | None, metric: str, mark: tuple[str, str] = ("", "")) 
 
 
 def ranks(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> Ranks:
-    """Best and second of each data set and metric, by the digits that are shown; equal ones share."""
+    """Best and second of each data set and metric: `table.places`."""
     columns: dict[tuple[str, ...], dict[int, float]] = {}
     for i, cell in enumerate(cells):
         number = value(cell)
         if cell.metric in METRICS and number is not None and not isnan(number) and not cell.suspect:
             column = columns.setdefault((cell.metric, cell.dataset, cell.trained_on, cell.base), {})
-            column[i] = round(number * METRICS[cell.metric].scale, METRICS[cell.metric].decimals)
-    places: Ranks = {}
-    for (metric, *_), column in columns.items():
-        best = sorted(set(column.values()), reverse=bool(METRICS[metric].higher_is_better))
-        if len(best) > 1:
-            places |= {i: best.index(number) + 1 for i, number in column.items() if number in best[:2]}
-    return places
+            column[i] = number
+    return {i: place for (metric, *_), column in columns.items() for i, place in places(column, metric).items()}
 
 
 def paper_ranks(cells: Sequence[Cell]) -> Ranks:

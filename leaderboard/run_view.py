@@ -8,6 +8,7 @@ from datetime import datetime, timezone
 
 import pandas as pd
 
+from uqharness.leaderboard import reported_table
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.loose_json import value_of
@@ -109,9 +110,7 @@ def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list
     cells: dict[tuple[str, str, str, str], dict[str, str]] = {}
     notes: dict[str, None] = {}
     for row in printed.to_dict("records"):
-        spread = number(row["std"], row["metric"])
-        spread = "" if spread == "–" else f" ± {spread}"
-        text = f"{number(row['value'], row['metric'])}{spread}{'' if row['status'] == 'ok' else ' ‡'}"
+        text = f"{reported_table.printed(row)}{'' if row['status'] == 'ok' else ' ‡'}"
         paper = f"{row['paper']}, table {row['table']}"
         cells.setdefault((paper, row["base"], row["setting"] or "–", METRICS[row["metric"]].label), {})[
             row["dataset"]

@@ -240,20 +240,27 @@ def deviation(values: Collection[float], centre: float) -> float:
 
 
 def rank(table: Table) -> None:
-    """Best and second of each column, by the digits that are shown: equal ones share their rank."""
+    """Mark the best and second of each column."""
     columns: dict[tuple[str, int], dict[int, Cell]] = {}
     for (name, i, j), cell in table.cells.items():
         columns.setdefault((name, j), {})[i] = cell
     for (name, j), column in columns.items():
         better, twin = METRICS[name].higher_is_better, METRICS[name].compared_by
-        here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
-        shown = {i: round(c.mean * METRICS[name].scale, METRICS[name].decimals) for i, c in here.items()}
-        best = sorted(set(shown.values()), reverse=bool(better))
-        if better is None or twin == "" or len(best) < 2:  # nothing to choose from
+        if better is None or twin == "":
             continue
-        for i, number in shown.items():
-            if number in best[:2]:
-                table.cells[name, i, j] = replace(here[i], rank=best.index(number) + 1)
+        here = {i: c for i, c in column.items() if not (isnan(c.mean) or c.leaked or c.reference or c.suspect)}
+        for i, place in places({i: c.mean for i, c in here.items()}, name).items():
+            table.cells[name, i, j] = replace(here[i], rank=place)
+
+
+def places(values: Mapping[int, float], metric: str) -> dict[int, int]:
+    """1 for the best and 2 for the second of these values, by the digits that are shown: equal ones share a place."""
+    known = METRICS[metric]
+    shown = {i: round(value * known.scale, known.decimals) for i, value in values.items()}
+    best = sorted(set(shown.values()), reverse=bool(known.higher_is_better))
+    if len(best) < 2:  # nothing to choose from
+        return {}
+    return {i: best.index(number) + 1 for i, number in shown.items() if number in best[:2]}
 
 
 def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:

@@ -129,12 +129,6 @@ def test_a_rank_is_the_range_that_the_tests_leave_and_ties_share_it() -> None:
     assert np.isnan(ranking.compare("nll", {"a": good["a"]}, gold).smallest)
 
 
-def test_top_tiers_are_counted_and_no_rank_is_averaged() -> None:
-    first = {0: ranking.Rank(1, 3), 1: ranking.Rank(1, 3), 2: ranking.Rank(1, 3)}
-    second = {0: ranking.Rank(1, 1), 1: ranking.Rank(2, 3), 2: ranking.Rank(2, 3)}
-    assert ranking.top_tiers([first, second]) == {0: 2, 1: 1, 2: 1}
-
-
 def test_the_same_twice_is_no_difference_and_the_result_does_not_depend_on_order(
     column: tuple[dict[str, list[np.ndarray]], np.ndarray],
 ) -> None:
@@ -284,6 +278,5 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
     gold = board.record(shown.cells["nll", 0, 0].runs[0]).gold
     assert found[0].adjusted.tolist() == ranking.compare("nll", held, gold).adjusted.tolist()
     assert ranking.ranks_of(found)[0][rows["MLE"]] == found[0].ranks()[str(rows["MLE"])]
-    assert ranking.coverage(shown, "nll", rows["ENS"]) == (1, 2) and ranking.coverage(shown, "nll", 0) == (2, 2)
     assert ranking.of_table(shown, "auroc", answers) == {}
     assert ranking.of_table(table.build(board.runs, ["nll"], across_recipes=True)[0], "nll", answers) == {}
