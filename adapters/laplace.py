@@ -138,11 +138,10 @@ def batches(stack: LoraStack, data: ChoiceData, run: Run) -> Iterator[tuple[Rows
 
     Every choice has its own row: a Kronecker factor is a sum over tokens, in which a shared prompt would count once.
     """
-    device = next(iter(stack.parameters.values())).device
     train = sorted(data.train, key=lambda question: question.tokens)
     for start in tqdm(range(0, len(train), run.batch_size), desc="Fisher", unit="batch", leave=False):
         rows, gold = collate(train[start : start + run.batch_size], data)
-        yield rows.to(device), gold
+        yield rows.to(stack.device), gold
 
 
 # ---------------------------------------------------------------- the prior's precision

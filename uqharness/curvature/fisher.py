@@ -134,13 +134,6 @@ def jacobians(
     return f.detach(), jacobian
 
 
-def real_tokens(rows: Rows) -> Tensor:
-    """Return which tokens are not after the last read position of their row: `[R, T]`."""
-    count, width = rows.input_ids.shape
-    last = torch.zeros(count, dtype=torch.long, device=rows.row.device).scatter_reduce(0, rows.row, rows.pos, "amax")
-    return torch.arange(width, device=last.device) <= last[:, None]
-
-
 class Collector:
     """Sums over the passes of successive batches."""
 

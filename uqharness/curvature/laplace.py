@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from uqharness.curvature.factors import Factor
-from uqharness.curvature.fisher import Collector, per_question, real_tokens
+from uqharness.curvature.fisher import Collector, per_question
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.rows import Rows
 from uqharness.errors import InputError, RunError
@@ -170,7 +170,7 @@ class KronCollector(Collector):
         self.inp = {name: Factor(shape[1], rank) for name, shape in shapes.items()}
 
     def inputs(self, inputs: Mapping[str, Tensor], rows: Rows) -> None:
-        real = real_tokens(rows)
+        real = rows.real
         seen: dict[object, tuple[Tensor, Tensor | float, int]] = {}
         where = None if bool(real.all()) else real.flatten().nonzero()[:, 0]
         for name, x in inputs.items():

@@ -156,7 +156,7 @@ class Engine:
     @torch.inference_mode()
     def score(self, rows: Rows) -> Scores:
         """Return log-likelihoods of the rows' continuations under every function, or until `auto` stops."""
-        rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
+        rows = rows.to(self.stack.device)
         values = torch.full((self.count, len(rows.question)), math.nan, dtype=torch.float64)
         taken, mixture = torch.full((len(rows.question),), self.samples), None
         first, start, left = int(self.separate_mean), 0, rows
@@ -191,7 +191,7 @@ class Engine:
     @torch.inference_mode()
     def states(self, rows: Rows) -> Tensor:
         """The hidden states that the output head reads, under every function: `[F, U, H]`, the mean's first."""
-        rows = rows.to(self.stack.parameters[next(iter(self.stack.parameters))].device)
+        rows = rows.to(self.stack.device)
         head, seen, parts = self.model.get_base_model().get_output_embeddings(), list[Tensor](), []
         handle = head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
         try:

@@ -104,6 +104,11 @@ class LoraStack:
         """Return the parameters that training may change."""
         return [parameter for parameter in self.parameters.values() if parameter.requires_grad]
 
+    @property
+    def device(self) -> torch.device:
+        """Return the device of the first tensor, where rows are put."""
+        return next(iter(self.parameters.values())).device
+
     def mean(self) -> dict[str, Tensor]:
         """Return all tensors that PEFT saves of the adapter, as fp32 copies on the CPU."""
         state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)

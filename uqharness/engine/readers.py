@@ -90,10 +90,7 @@ class Classes(Reader):
 
     def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
         """Run the rows, each up to its read position. Later positions are padding and masked."""
-        ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
-        ends = ends.index_copy(0, rows.row, rows.pos)
-        real = torch.arange(rows.input_ids.shape[1], device=ends.device) <= ends[:, None]
-        inputs = {"input_ids": rows.input_ids % TYPE, "attention_mask": real.long()}
+        inputs = {"input_ids": rows.input_ids % TYPE, "attention_mask": rows.real.long()}
         config: Any = model.get_base_model().config
         if (getattr(config, "type_vocab_size", 0) or 0) > 1:
             inputs["token_type_ids"] = rows.input_ids // TYPE

@@ -71,6 +71,17 @@ class Rows:
         """Return {number of rows: example of each row}, inside the model (R rows) and at its head (U rows)."""
         return {len(self.row): self.example[self.row], len(self.example): self.example}
 
+    @property
+    def ends(self) -> Tensor:
+        """Return the last read position of each row: `[R]`."""
+        ends = torch.zeros(len(self.input_ids), dtype=torch.long, device=self.row.device)
+        return ends.scatter_reduce(0, self.row, self.pos, "amax")
+
+    @property
+    def real(self) -> Tensor:
+        """Return which tokens are not after the last read position of their row: `[R, T]`."""
+        return torch.arange(self.input_ids.shape[1], device=self.row.device) <= self.ends[:, None]
+
     def attention(self, dtype: torch.dtype) -> dict[str, Tensor]:
         """Return position ids and attention mask for rows that branch; nothing for other rows."""
         width = self.input_ids.shape[1]

@@ -294,12 +294,12 @@ def fit_loop(
 def score(stack: LoraStack, data: ChoiceData) -> dict[str, float]:
     """Return NLL and accuracy of the current mean on the selection split."""
     stack.clear()  # a method's noise has served its step
-    was_training, device = stack.model.training, next(iter(stack.parameters.values())).device
+    was_training = stack.model.training
     stack.model.eval()
     nll, hits, size, branch = 0.0, 0, 16, may_branch(stack.model, data.max_length)
     for start in range(0, len(data.select), size):
         rows, gold = collate(data.select[start : start + size], data, branch)
-        table = choice_table(stack.model, rows.to(device)).cpu()  # [Q, C]
+        table = choice_table(stack.model, rows.to(stack.device)).cpu()  # [Q, C]
         nll -= float(table[torch.arange(len(gold)), gold].sum())
         hits += int((table.argmax(-1) == gold).sum())
     stack.model.train(was_training)

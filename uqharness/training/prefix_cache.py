@@ -68,8 +68,7 @@ class PrefixCache:
     @torch.no_grad()
     def state(self, rows: Rows) -> Tensor:
         """Return `[R, T, H]`, zero at positions that are neither read nor attended to by read positions."""
-        ends = torch.zeros(len(rows.input_ids), dtype=torch.long, device=rows.row.device)
-        lengths: list[int] = ends.scatter_reduce(0, rows.row, rows.pos + 1, "amax").tolist()
+        lengths: list[int] = (rows.ends + 1).tolist()
         # In depth-first order the depths say who sees whom.
         inputs = zip(rows.input_ids.tolist(), rows.depth.tolist(), lengths, strict=True)
         keys = [digest([*ids[:length], *depth[:length]]) for ids, depth, length in inputs]
