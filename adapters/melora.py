@@ -25,7 +25,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
-from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
@@ -43,7 +43,7 @@ class CorePosterior(Posterior):
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int, parts: Mapping[str, Tensor]) -> None:
         super().__init__(mean, train_seed)
-        self.parts: Tensors = {name: tensor.detach().float().cpu() for name, tensor in parts.items()}
+        self.parts = stored(parts)
         inner, core_mean, core_std = split_state(self.parts, self.mean, ".inner", ".core_mean", ".core_std")
         if not set(inner) == set(core_mean) == set(core_std):
             odd = sorted((set(inner) & set(core_mean) & set(core_std)) ^ (set(inner) | set(core_mean) | set(core_std)))

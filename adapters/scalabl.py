@@ -25,7 +25,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
-from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
@@ -43,7 +43,7 @@ class Subspace(Posterior):
 
     def __init__(self, mean: Mapping[str, Tensor], relative: Mapping[str, Tensor], train_seed: int) -> None:
         super().__init__(mean, train_seed)
-        self.relative: Tensors = {name: t.detach().float().cpu() for name, t in relative.items()}  # σ / μ  [r]
+        self.relative = stored(relative)  # σ / μ  [r]
         for name, ratio in self.relative.items():
             if name not in self.mean:
                 raise InputError(f"σ/μ of {name}: the mean has no such tensor")
@@ -112,8 +112,10 @@ class ScalaBL(Method):
             self.set_noise(diagonals, batch, run.seed)
             return choice_loss(stack, batch)
 
+        learned = self.learned(diagonals, schedule, cycle)
+
         def after_step(step: int) -> None:
-            self.step(diagonals, self.kl_lr * learning_rate(step, run) * schedule.kl_weight(step, cycle))
+            self.step(diagonals, learned.rate(step, run))
 
         own = {f"{name}.log_mean": d.log_mean for name, d in diagonals.items()}
         own |= {f"{name}.log_std": d.log_std for name, d in diagonals.items()}
@@ -127,7 +129,7 @@ class ScalaBL(Method):
                 after_step=after_step,
                 extra=own,
                 method=self,
-                learned=self.learned(diagonals, schedule, cycle),
+                learned=learned,
             )
         return self.finish(stack, diagonals, run.seed)
 

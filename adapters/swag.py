@@ -27,7 +27,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
-from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state
+from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
 from uqharness.settings import Run, check_ranges, option
 from uqharness.training.loop import fit_loop
 
@@ -49,8 +49,8 @@ class LowRank(Posterior):
         self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor], columns: Mapping[str, Tensor], train_seed: int
     ) -> None:
         super().__init__(mean, train_seed)
-        self.std: Tensors = {name: t.detach().float().cpu() for name, t in std.items()}
-        self.columns: Tensors = {name: t.detach().float().cpu() for name, t in columns.items()}  # [K, ...]
+        self.std = stored(std)
+        self.columns = stored(columns)  # [K, ...]
         counts = {len(t) if t.ndim else 0 for t in self.columns.values()}
         if set(self.std) != set(self.columns) or len(counts) != 1 or min(counts) < 2:
             raise InputError(f"every tensor needs a std and the same K >= 2 deviations, found K = {sorted(counts)}")

@@ -23,10 +23,19 @@ from uqharness.loose_json import check, shown
 Tensors = dict[str, Tensor]
 
 
+def hashed(*key: object) -> int:
+    """Return 64 bits derived from `key`, below 2^64."""
+    return int.from_bytes(hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()[:8], "little")
+
+
 def keyed_generator(*key: object) -> torch.Generator:
     """Return a CPU generator that depends only on `key`, so a draw is the same on every rank, device and chunk."""
-    digest = hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:8], "little") >> 1)
+    return torch.Generator().manual_seed(hashed(*key) >> 1)
+
+
+def stored(tensors: Mapping[str, Tensor]) -> Tensors:
+    """Return tensors as a posterior stores them: fp32, on the CPU, without a graph."""
+    return {name: tensor.detach().float().cpu() for name, tensor in tensors.items()}
 
 
 def noise(train_seed: int, seed: int, draw: int, name: str, shape: Sequence[int]) -> Tensor:
@@ -81,7 +90,7 @@ class Posterior(ABC):
     mean_is_member: bool = False
 
     def __init__(self, mean: Mapping[str, Tensor], train_seed: int) -> None:
-        self.mean: Tensors = {name: tensor.detach().float().cpu() for name, tensor in mean.items()}
+        self.mean = stored(mean)
         self.train_seed = train_seed
 
     @abstractmethod
@@ -159,7 +168,7 @@ class Members(Posterior):
         if any(set(m) != set(members[0]) for m in members):
             raise InputError("ensemble members hold different tensors: train them with the same target modules")
         super().__init__(members[0], train_seed)
-        self.members = [{name: tensor.detach().float().cpu() for name, tensor in m.items()} for m in members]
+        self.members = [stored(member) for member in members]
         self.finite = len(members)
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
@@ -208,7 +217,7 @@ class Gaussian(Posterior):
 
     def __init__(self, mean: Mapping[str, Tensor], std: Mapping[str, Tensor], train_seed: int) -> None:
         super().__init__(mean, train_seed)
-        self.std: Tensors = {name: tensor.detach().float().cpu() for name, tensor in std.items()}
+        self.std = stored(std)
         for name, tensor in self.std.items():
             if name not in self.mean:
                 raise InputError(f"std of {name}: the mean has no such tensor")

@@ -6,12 +6,11 @@ chunking, batching and ranks cannot change it. Integers wrap in 64 bits alike on
 
 from __future__ import annotations
 
-import hashlib
-
 import torch
 from torch import Tensor
 
 from uqharness.engine.rows import Rows
+from uqharness.posterior import hashed
 
 
 def signed(value: int) -> int:
@@ -26,7 +25,7 @@ STEP, FIRST, SECOND = map(signed, (0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D
 
 def key64(*key: object) -> int:
     """Return 64 bits derived from `key`."""
-    return signed(int.from_bytes(hashlib.sha256("\x1f".join(map(str, key)).encode()).digest()[:8], "little"))
+    return signed(hashed(*key))
 
 
 def mix(z: Tensor) -> Tensor:
