@@ -82,7 +82,7 @@ def load_base(run: Run, classes: int = 0) -> tuple[nn.Module, Any]:
     if file:
         forget_gguf(base)
     fit_vocabulary(base, len(tokenizer))
-    if run.load_in_4bit or run.load_in_8bit:
+    if quantised:
         exact_on_cpu(base)
         base = prepare_model_for_kbit_training(base, use_gradient_checkpointing=False)
     else:

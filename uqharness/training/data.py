@@ -21,7 +21,15 @@ from uqharness.results import leakage
 from uqharness.settings import PROMPTS, Run, digest
 from uqharness.training.pairs import PairReader, classes_of, pair_of
 from uqharness.training.prompts import Prompting
-from uqharness.training.questions import Encode, PairEncoder, Question, check_trainable, load_task, read_questions
+from uqharness.training.questions import (
+    Encode,
+    PairEncoder,
+    Question,
+    check_trainable,
+    load_task,
+    read_questions,
+    without_shared_start,
+)
 
 if TYPE_CHECKING:
     from uqharness.training.checkpoints import Course
@@ -188,10 +196,7 @@ def held_items(split: str, total: int) -> int:
 
 def count_multi_token(question: Question) -> int:
     """Count choices of several tokens, without the tokens that all choices begin with (a chat's line break)."""
-    answers = [list(answer) for _, answer in question.pairs]
-    while min(map(len, answers)) > 1 and len({answer[0] for answer in answers}) == 1:
-        answers = [answer[1:] for answer in answers]
-    return sum(len(answer) > 1 for answer in answers)
+    return sum(len(answer) > 1 for answer in without_shared_start(question.pairs))
 
 
 def count_long(items: Sequence[Question], max_length: int) -> int:

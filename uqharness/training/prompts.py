@@ -215,11 +215,8 @@ def number_of_shots(task: Any, shots: int | None) -> int:
         raise InputError(
             f"task {task.config.task} is zero-shot in its YAML, where lm-eval ignores --num_fewshot {shots}: remove it"
         )
-    if shots and len(getattr(getattr(task, "sampler", None), "df", ())) <= shots:
-        raise InputError(
-            f"task {task.config.task} has {len(getattr(getattr(task, 'sampler', None), 'df', ()))} items to take shots "
-            f"from: {shots} are too many"
-        )
+    if shots and (items := len(getattr(getattr(task, "sampler", None), "df", ()))) <= shots:
+        raise InputError(f"task {task.config.task} has {items} items to take shots from: {shots} are too many")
     return shots
 
 

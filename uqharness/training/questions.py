@@ -213,15 +213,20 @@ def check_letters(pairs: Sequence[Pair], texts: Sequence[str], where: str) -> No
     letters = [text.strip() for text in texts]
     if len(set(letters)) < len(letters) or len(letters) < 2 or any(len(letter) != 1 for letter in letters):
         return
-    tokens = [list(continuation) for _, continuation in pairs]
-    while min(map(len, tokens)) > 1 and len({each[0] for each in tokens}) == 1:
-        tokens = [each[1:] for each in tokens]
-    for letter, rest in zip(letters, tokens, strict=True):
+    for letter, rest in zip(letters, without_shared_start(pairs), strict=True):
         if len(rest) > 1:
             raise InputError(
                 f"{where}: the tokenizer splits the answer letter {letter!r} into {len(rest)} tokens: take a task "
                 "with answers as text (a cloze variant), or another base"
             )
+
+
+def without_shared_start(pairs: Sequence[Pair]) -> list[list[int]]:
+    """Return the continuations without the tokens that all of them begin with; at least one token of each stays."""
+    continuations = [list(continuation) for _, continuation in pairs]
+    while min(map(len, continuations)) > 1 and len({tokens[0] for tokens in continuations}) == 1:
+        continuations = [tokens[1:] for tokens in continuations]
+    return continuations
 
 
 def _non_empty(requests: Sequence[Instance]) -> Sequence[Instance]:
