@@ -11,7 +11,6 @@ from uqharness.leaderboard.theme import OTHERS, PAPERS
 from uqharness.results.runs import RunSummary
 
 SIZES = (5, 10, 20, 50)
-PER_PAGE = 25
 COMMANDS = """lm_eval --model bayeslora --model_args adapter=DIR,samples=10 --tasks TASK --output_path results/NAME
 uqharness validate --submit results/NAME"""
 HOW = """
