@@ -105,11 +105,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     finally:
         server.terminate()
         server.wait(20)
-    told = np.array([wait for _, wait in waits])
+    times = np.array([wait for _, wait in waits])
     print(
-        f"{given.clients} clients, {given.seconds:g} s: {len(told)} views, after a first visit of all in {first:.1f} s"
+        f"{given.clients} clients, {given.seconds:g} s: {len(times)} views, after a first visit of all in {first:.1f} s"
     )
-    print("wait, s: " + ", ".join(f"p{q} {np.percentile(told, q):.2f}" for q in (50, 95, 99)))
+    print("wait, s: " + ", ".join(f"p{q} {np.percentile(times, q):.2f}" for q in (50, 95, 99)))
     for view in sorted({name for name, _ in waits}):
         own = [wait for name, wait in waits if name == view]
         print(f"  {view:28} {len(own):4} views, median {np.median(own):.2f}, most {max(own):.2f}")

@@ -238,12 +238,12 @@ def table(rows: list[dict[str, object]]) -> str:
     lines = ["| estimator | coverage, lowest group | mean | wrong orders at 2 points | RMSE, points | width, points |"]
     lines = [lines[0], "|---|---|---|---|---|---|"]
     for estimator in ESTIMATORS:
-        mine = [row for row in rows if row["estimator"] == estimator]
-        groups = grouped(mine)
+        own = [row for row in rows if row["estimator"] == estimator]
+        groups = grouped(own)
         lines.append(
-            f"| {estimator} | {min(groups.values()):.1%} | {mean(mine, 'covered'):.1%} | {mean(mine, 'wrong'):.1%} "
-            f"| {100 * np.mean([np.sqrt(float(str(r['square']))) for r in mine]):.2f} "
-            f"| {100 * mean(mine, 'width'):.2f} |"
+            f"| {estimator} | {min(groups.values()):.1%} | {mean(own, 'covered'):.1%} | {mean(own, 'wrong'):.1%} "
+            f"| {100 * np.mean([np.sqrt(float(str(r['square']))) for r in own]):.2f} "
+            f"| {100 * mean(own, 'width'):.2f} |"
         )
     lines += ["", "Coverage, %:", "", "| choices | pair | n | " + " | ".join(ESTIMATORS) + " | smooth, of its own |"]
     lines.append("|---|---|---|" + "---|" * (len(ESTIMATORS) + 1))

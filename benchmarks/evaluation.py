@@ -106,8 +106,8 @@ def against_hf(shape: Shape, data: ChoiceData, samples: int, rounds: int) -> Tim
         common: dict[str, Any] = {"batch_size": 8, "device": "cpu", "dtype": "float32"}
         hf = HFLM(pretrained=str(base), peft=str(point), **common)
         ours = BayesLoRA(adapter=str(blob if samples > 1 else point), base=str(base), samples=samples, **common)
-    asked = requests(data)
-    calls = {name: partial(model.loglikelihood, asked, True) for name, model in (("hf", hf), ("ours", ours))}
+    instances = requests(data)
+    calls = {name: partial(model.loglikelihood, instances, True) for name, model in (("hf", hf), ("ours", ours))}
     return interleave(calls, rounds)
 
 
@@ -124,8 +124,8 @@ def answered(adapter: Path, samples: int | str, limit: int | None, device: str =
     """The three test sets of the toy world."""
     model = BayesLoRA(adapter=str(adapter), samples=samples, mean=False, batch_size=50, device=device)
     manager = TaskManager(include_path=str(files("uqharness.tasks")), include_defaults=False)
-    found = simple_evaluate(model, tasks=TOY, task_manager=manager, limit=limit, bootstrap_iters=0)
-    return read_results({"results": found["results"]})
+    results = simple_evaluate(model, tasks=TOY, task_manager=manager, limit=limit, bootstrap_iters=0)
+    return read_results({"results": results["results"]})
 
 
 def automatic(quick: bool) -> Row:

@@ -345,11 +345,11 @@ def path(report: Report) -> None:
         if cli.main([*command, "--target-modules", "q_proj", "v_proj"]):
             raise RuntimeError("the embedded world could not be trained")
         trained = time.monotonic()
-        here, there = (answered(out, 10, flags.limit, where) for where in (device, "cpu"))
+        on_device, on_cpu = (answered(out, 10, flags.limit, where) for where in (device, "cpu"))
         seconds = {"train": trained - start, "evaluate on both": time.monotonic() - trained}
-        found = {run.task: run.metrics()["nll"] for run in here}
-        gaps = [float(np.nanmax(abs(a.record.logp - b.record.logp))) for a, b in zip(here, there, strict=True)]
-    report.found["path"] = {"nll": found, "largest difference of a draw's log p to the CPU's": max(gaps), **seconds}
+        nll = {run.task: run.metrics()["nll"] for run in on_device}
+        gaps = [float(np.nanmax(abs(a.record.logp - b.record.logp))) for a, b in zip(on_device, on_cpu, strict=True)]
+    report.found["path"] = {"nll": nll, "largest difference of a draw's log p to the CPU's": max(gaps), **seconds}
     print(f"\npath: {report.found['path']}", flush=True)
 
 

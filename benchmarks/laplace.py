@@ -90,11 +90,13 @@ def peer(shape: Shape, run: Run, rows: Rows, gold: Tensor) -> dict[str, Callable
 
     data = DataLoader(TensorDataset(rows.input_ids, gold), BATCH)
     model = ChoiceModel(LoraStack(adapter(shape, run)))
-    found = laplace.Laplace(model, "classification", subset_of_weights="all", hessian_structure="kron", backend=AsdlGGN)
-    found.fit(data)
+    fitted = laplace.Laplace(
+        model, "classification", subset_of_weights="all", hessian_structure="kron", backend=AsdlGGN
+    )
+    fitted.fit(data)
     return {
-        "peer fit": lambda: found.backend.kron(rows.input_ids, gold, N=len(gold)),
-        "peer answers": lambda: found(rows.input_ids, pred_type="glm", link_approx="mc", n_samples=100_000),
+        "peer fit": lambda: fitted.backend.kron(rows.input_ids, gold, N=len(gold)),
+        "peer answers": lambda: fitted(rows.input_ids, pred_type="glm", link_approx="mc", n_samples=100_000),
     }
 
 

@@ -63,11 +63,11 @@ def rows(quick: bool) -> Iterator[Row]:
         row = f"N = 10 and the mean, LoRA in the last {some} of {shape.layers} layers, {answers} / every draw in full"
         yield figure(f"{row}, {name}", f"predicted {goal}", round(1.1 * goal, 3), ratio(times, "shared", "full"))
     few, data = max(1, shape.layers // 5), questions(shape, 16)
-    kept = dataclasses.replace(run, layers=f"last:{few}", cache_prefix=1.0)
+    cached = dataclasses.replace(run, layers=f"last:{few}", cache_prefix=1.0)
     fits = {
         "some": ours(MLE(), model, last, data),
         # The round that does not count is the first epoch.
-        "kept": ours(MLE(), model_of(shape, kept, real), kept, data),
+        "kept": ours(MLE(), model_of(shape, cached, real), cached, data),
         "all": ours(MLE(), model_of(shape, run, real), run, data),
     }
     times = interleave(fits, rounds)

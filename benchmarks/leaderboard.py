@@ -101,15 +101,17 @@ def write(folder: Path, numbers: range, items: int = ITEMS, draws: int = DRAWS) 
 
 def measure(folder: Path, files: int, cache: Path) -> dict[str, float]:
     """CPU seconds of a first build (a core), with nothing new, of a filter, with ten new files; the peak in GiB."""
-    cores, kept = os.cpu_count() or 1, dict[str, Board]()
+    cores, boards = os.cpu_count() or 1, dict[str, Board]()
 
     def build_of(count: int) -> None:
-        kept["board"] = board = build([folder], cache)
+        boards["board"] = board = build([folder], cache)
         if len(board.runs) != count:
             raise SystemExit(f"{len(board.runs)} runs of {count} files: {board.problems[:5]}")
 
     seconds = {"first": _seconds(lambda: build_of(files)) / cores, "again": _seconds(lambda: build_of(files))}
-    seconds["filter"] = _seconds(lambda: table.build(kept["board"].select(task=list(TASKS[:6])), samples=[0, 5, None]))
+    seconds["filter"] = _seconds(
+        lambda: table.build(boards["board"].select(task=list(TASKS[:6])), samples=[0, 5, None])
+    )
     write(folder, range(files, files + 10))
     seconds["ten more"] = _seconds(lambda: build_of(files + 10))
     own, of_one = (resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN))
@@ -132,13 +134,13 @@ def rows(quick: bool) -> Iterator[Row]:
     files = 100 if quick else 2_000
     with tempfile.TemporaryDirectory() as place:
         command = [sys.executable, "-m", "benchmarks.leaderboard", place, "--files", str(files)]
-        found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
+        figures = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout)
     what = f"{files} result files of {ITEMS} questions, N = {DRAWS}"
-    yield figure(f"leaderboard: {what}, every metric for every N, CPU s a core", "–", 20.0, [found["first"]])
-    yield figure("leaderboard: the same with nothing new, CPU s", "–", 1.0, [found["again"]])
-    yield figure("leaderboard: a table of six of seven tasks of them, CPU s", "–", 1.0, [found["filter"]])
-    yield figure("leaderboard: the same with 10 new files, CPU s", "–", 1.0, [found["ten more"]])
-    yield figure("leaderboard: peak memory of all processes, GiB", "–", 1.0, [found["memory"]])
+    yield figure(f"leaderboard: {what}, every metric for every N, CPU s a core", "–", 20.0, [figures["first"]])
+    yield figure("leaderboard: the same with nothing new, CPU s", "–", 1.0, [figures["again"]])
+    yield figure("leaderboard: a table of six of seven tasks of them, CPU s", "–", 1.0, [figures["filter"]])
+    yield figure("leaderboard: the same with 10 new files, CPU s", "–", 1.0, [figures["ten more"]])
+    yield figure("leaderboard: peak memory of all processes, GiB", "–", 1.0, [figures["memory"]])
 
 
 def main() -> None:

@@ -94,15 +94,15 @@ def visit(browser: Browser, address: str, rounds: int) -> None:
             page.wait_for_timeout(1000)
             for kind, label, further in FILTERS[name]:
                 filters.setdefault(label, []).append(changed(page, kind, label, further + k))
-        told = ", ".join(f"{label} {statistics.median(times):.2f}" for label, times in filters.items())
-        print(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {told or '–'} |", flush=True)
+        medians = ", ".join(f"{label} {statistics.median(times):.2f}" for label, times in filters.items())
+        print(f"| {name or 'table'} | {first:.2f} | {statistics.median(again):.2f} | {medians or '–'} |", flush=True)
 
 
 def held(process: int) -> tuple[float, float]:
     """MiB that a process holds now, and the most it ever held."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    found = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
-    return found["VmRSS"], found["VmHWM"]
+    sizes = {line.split(":")[0]: int(line.split()[1]) / 1024 for line in lines if line.startswith(("VmRSS", "VmHWM"))}
+    return sizes["VmRSS"], sizes["VmHWM"]
 
 
 def main() -> None:

@@ -73,7 +73,7 @@ def draws(run: Run) -> list[int]:
 
 def filled(page: str, data: dict[str, Any]) -> str:
     """The page with every block made anew."""
-    return BLOCK.sub(lambda found: f"{found[1]}{block(found[2], data)}\n{found[3]}", page)
+    return BLOCK.sub(lambda match: f"{match[1]}{block(match[2], data)}\n{match[3]}", page)
 
 
 def block(name: str, data: dict[str, Any]) -> str:
@@ -82,8 +82,8 @@ def block(name: str, data: dict[str, Any]) -> str:
     if name == "references":
         return table(data, ["oracle", "zero-shot"])
     own = {k: v for k, v in data["settings"][name].items() if k not in data["settings"]["mle"]}
-    told = ", ".join(f"`{key}={value}`" for key, value in own.items()) or "no settings of its own"
-    return f"Embedded world ({told}):\n\n{table(data, [name])}"
+    listed = ", ".join(f"`{key}={value}`" for key, value in own.items()) or "no settings of its own"
+    return f"Embedded world ({listed}):\n\n{table(data, [name])}"
 
 
 def table(data: dict[str, Any], names: list[str]) -> str:
@@ -97,8 +97,8 @@ def table(data: dict[str, Any], names: list[str]) -> str:
 
 def values(data: dict[str, Any], name: str, n: int | None, task: str) -> dict[str, list[float]]:
     """`n` None: the most draws that there are."""
-    found = {row["draws"]: row for row in data["rows"] if (row["row"], row["task"]) == (name, task)}
-    return found[max(found) if n is None else n]
+    by_draws = {row["draws"]: row for row in data["rows"] if (row["row"], row["task"]) == (name, task)}
+    return by_draws[max(by_draws) if n is None else n]
 
 
 def spread(numbers: list[float], metric: str) -> str:

@@ -66,7 +66,7 @@ def made(folder: Path, shape: Shape, real: bool) -> Folders:
     return Folders(SMOLLM2, folder / "plain", folder / "blob")
 
 
-def asked(folders: Folders, shape: Shape, answer: int, count: int, real: bool) -> list[Instance]:
+def instances_of(folders: Folders, shape: Shape, answer: int, count: int, real: bool) -> list[Instance]:
     """Made-up questions: random words, each of them one token of the tokenizer."""
     data = questions(shape, count, answer=answer)
     if not real:
@@ -74,13 +74,13 @@ def asked(folders: Folders, shape: Shape, answer: int, count: int, real: bool) -
     tokenizer = AutoTokenizer.from_pretrained(folders.base)
     known = tokenizer.get_vocab()
     words = sorted(word for word in known if re.fullmatch("[a-z]{3,}", word) and f"Ġ{word}" in known)  # Ġ: a space
-    found = requests(data, lambda ids: " ".join(words[i % len(words)] for i in ids))
-    for instance in found:
+    instances = requests(data, lambda ids: " ".join(words[i % len(words)] for i in ids))
+    for instance in instances:
         context, tail = cast(tuple[str, str], instance.args)
         lengths = [len(tokenizer(text).input_ids) for text in (context + tail, tail)]
         if abs(lengths[0] - answer - shape.tokens) > 1 or lengths[1] != answer:
             raise RuntimeError(f"words of {folders.base} are not one token each: {lengths}")
-    return found
+    return instances
 
 
 def call(model: HFLM, instances: list[Instance]) -> Callable[[], Any]:
@@ -91,9 +91,9 @@ def high_water(reset: bool = False) -> int:
     """Bytes that this process held at most, since the last reset (Linux)."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
-    assert found is not None
-    return 1024 * int(found[1])
+    match = re.search(r"^VmHWM:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
+    assert match is not None
+    return 1024 * int(match[1])
 
 
 def peak(folder: Path, name: str, task: str, real: bool) -> int:
@@ -119,7 +119,7 @@ def rows(quick: bool) -> Iterator[Row]:
         folders = made(Path(text), shape, real)
         models = {kind: folders.model(kind) for kind in ("hf", "1", "10")}
         for task, (answer, count, *predicted) in TASKS.items():
-            instances = asked(folders, shape, answer, count, real)
+            instances = instances_of(folders, shape, answer, count, real)
             times = interleave({k: call(model, instances) for k, model in models.items()}, 1 if quick else 3)
             for kind, goal in zip(("1", "10"), predicted, strict=True):
                 rates = {k: spread([count / t for t in times[k]]) for k in (kind, "hf")}
@@ -146,7 +146,7 @@ def main(words: Sequence[str]) -> None:
     torch.set_num_threads(1)
     folders = Folders(SMOLLM2 if real else folder / "base", folder / "plain", folder / "blob")
     answer, count, *_ = TASKS[task]
-    instances = asked(folders, shape_of(real), answer, count, real)
+    instances = instances_of(folders, shape_of(real), answer, count, real)
     model = folders.model(kind)
     high_water(reset=True)
     model.loglikelihood(instances, disable_tqdm=True)

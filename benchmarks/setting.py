@@ -60,10 +60,10 @@ def adapter(shape: Shape, run: Run, seed: int = 0) -> PeftModel:
 
 def questions(shape: Shape, count: int, choices: int = 4, answer: int = 1, seed: int = 0) -> ChoiceData:
     """Questions of `shape.tokens` tokens each, with `answer` tokens per choice."""
-    generator, found = keyed_generator("benchmark", seed), []
+    generator, train = keyed_generator("benchmark", seed), []
     for n in range(count):
         context = torch.randint(100, shape.vocab, (shape.tokens,), generator=generator).tolist()
         tails = torch.randint(100, shape.vocab, (choices, answer - 1), generator=generator).tolist()
         pairs: list[Pair] = [(context, [10 + c, *tail]) for c, tail in enumerate(tails)]
-        found.append(Question(pairs, n % choices, f"{seed}-{n}"))
-    return ChoiceData(found, [], [], 512, 0, {})
+        train.append(Question(pairs, n % choices, f"{seed}-{n}"))
+    return ChoiceData(train, [], [], 512, 0, {})

@@ -38,14 +38,14 @@ def interleave(functions: Mapping[str, Callable[[], Any]], rounds: int) -> Times
     import torch  # here: the leaderboard's benchmark measures the memory of a process without it
 
     torch.set_num_threads(1)
-    found: Times = {name: [] for name in functions}
+    times: Times = {name: [] for name in functions}
     for index in range(rounds + 1):
         for name, function in functions.items():
             start = time.process_time()
             own = function()
             if index:
-                found[name].append(own if isinstance(own, Seconds) else time.process_time() - start)
-    return found
+                times[name].append(own if isinstance(own, Seconds) else time.process_time() - start)
+    return times
 
 
 def figure(row: str, peer: str, goal: float, values: list[float]) -> Row:
@@ -68,9 +68,9 @@ def peak_bytes(function: Callable[[], Any]) -> int:
     """The most that tensors on the CPU hold at once while `function` runs, beyond what was there."""
     from torch.profiler import ProfilerActivity, profile
 
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as found:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         function()
-    events = [e for e in found.profiler.kineto_results.events() if e.name() == "[memory]"]
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     now = peak = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         now += event.nbytes()

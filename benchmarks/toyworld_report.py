@@ -177,19 +177,19 @@ def cells_of(out: Path) -> Iterable[tuple[str, str, int, Run]]:
 
 def settings_of(out: Path) -> dict[str, dict[str, Any]]:
     """{row: its settings}, which are the same in every world and at every seed; each world chooses PER_WORLD's."""
-    found: dict[str, dict[str, Any]] = {}
+    settings: dict[str, dict[str, Any]] = {}
     for plan_file in sorted(out.glob("w*/suite.json")):
         made = Store(plan_file.parent).read()
         for entry in made.entries:
             if entry.method in (PER_WORLD, *demo.REFERENCES):
                 continue
             own = demo.settings(made, entry)
-            if found.setdefault(entry.method, own) != own:
+            if settings.setdefault(entry.method, own) != own:
                 raise InputError(
                     f"{plan_file.parent}: {entry.method} has other settings than the same row in another world; "
                     "run the report again for all worlds, or remove that folder"
                 )
-    return found
+    return settings
 
 
 def collect(out: Path) -> Report:
@@ -226,34 +226,36 @@ def save(report: Report, path: Path) -> None:
     write_atomic(path, "{\n" + text + "\n}\n")
 
 
-def rows_of(found: Mapping[Key, Values]) -> list[Row]:
-    rows = dict.fromkeys((name, n) for name, n, _ in found)
+def rows_of(values_of: Mapping[Key, Values]) -> list[Row]:
+    rows = dict.fromkeys((name, n) for name, n, _ in values_of)
     return sorted(rows, key=lambda row: (FIRST.index(row[0]) if row[0] in FIRST else len(FIRST), *row))
 
 
-def tasks_of(found: Mapping[Key, Values]) -> list[str]:
-    return [task for task in demo.TASKS if any(key[2] == task for key in found)]
+def tasks_of(values_of: Mapping[Key, Values]) -> list[str]:
+    return [task for task in demo.TASKS if any(key[2] == task for key in values_of)]
 
 
-def table(found: Mapping[Key, Values]) -> str:
+def table(values_of: Mapping[Key, Values]) -> str:
     """One column per task: mean ± standard deviation over all worlds and training seeds."""
-    tasks = tasks_of(found)
+    tasks = tasks_of(values_of)
     lines = [f"| | N | {' | '.join(f'{t} ACC / ECE / NLL' for t in tasks)} |", "|---|---|" + "---|" * len(tasks)]
     lines += [
-        f"| {name} | {n} | {' | '.join(cell(found.get((name, n, t), {})) for t in tasks)} |"
-        for name, n in rows_of(found)
+        f"| {name} | {n} | {' | '.join(cell(values_of.get((name, n, t), {})) for t in tasks)} |"
+        for name, n in rows_of(values_of)
     ]
-    floors = [f"{t} {100 * mean(found['oracle', 1, t]['ece_floor']):.1f}" for t in tasks if ("oracle", 1, t) in found]
+    floors = [
+        f"{t} {100 * mean(values_of['oracle', 1, t]['ece_floor']):.1f}" for t in tasks if ("oracle", 1, t) in values_of
+    ]
     return "\n".join([*lines, "", f"ECE floor at the oracle's confidences: {', '.join(floors)}"])
 
 
-def table_by_world(found: Mapping[Key, Values], task: str) -> str:
+def table_by_world(values_of: Mapping[Key, Values], task: str) -> str:
     """One column per world: mean ± standard deviation over its training seeds."""
-    worlds = sorted({w for values in found.values() for w in values["world"]})
+    worlds = sorted({w for values in values_of.values() for w in values["world"]})
     lines = [f"| {task} | N | {' | '.join(f'{w} ACC / ECE / NLL' for w in worlds)} |"]
     lines += ["|---|---|" + "---|" * len(worlds)]
-    for name, n in rows_of(found):
-        cells = [cell(of_world(found.get((name, n, task), {}), w)) for w in worlds]
+    for name, n in rows_of(values_of):
+        cells = [cell(of_world(values_of.get((name, n, task), {}), w)) for w in worlds]
         lines.append(f"| {name} | {n} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -267,31 +269,31 @@ def cell(values: Values) -> str:
     return " / ".join(spread(values[m], m) if values.get(m) else "–" for m in SHOWN)
 
 
-def expectations(found: Mapping[Key, Values]) -> str:
+def expectations(values_of: Mapping[Key, Values]) -> str:
     """What the project expected before anything was measured, what came out, and in how many worlds it holds."""
-    if missing := sorted(f"{name}, N = {n}" for name, n in set(NEEDED) - set(rows_of(found))):
+    if missing := sorted(f"{name}, N = {n}" for name, n in set(NEEDED) - set(rows_of(values_of))):
         return f"What was expected cannot be judged without {'; '.join(missing)}."
-    tasks, worlds = tasks_of(found), sorted({w for values in found.values() for w in values["world"]})
-    alone = [judged({key: of_world(values, w) for key, values in found.items()}) for w in worlds]
+    tasks, worlds = tasks_of(values_of), sorted({w for values in values_of.values() for w in values["world"]})
+    alone = [judged({key: of_world(values, w) for key, values in values_of.items()}) for w in worlds]
     lines = [f"| expected | {' | '.join(tasks)} |", "|---|" + "---|" * len(tasks)]
-    for what, told in judged(found).items():
+    for what, verdicts in judged(values_of).items():
         cells = []
         for task in tasks:
             held = sum(one[what][task][0] for one in alone if task in one[what])
-            met, number = told.get(task, (False, ""))
+            met, number = verdicts.get(task, (False, ""))
             verdict = f"{'met' if met else '**not met**'}: {number} ({held} of {len(worlds)} worlds)"
             cells.append(verdict if number else "")
         lines.append(f"| {what} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def judged(found: Mapping[Key, Values]) -> dict[str, dict[str, tuple[bool, str]]]:
+def judged(values_of: Mapping[Key, Values]) -> dict[str, dict[str, tuple[bool, str]]]:
     """{expectation: {task: (does it hold for the means, the number)}}."""
-    tasks = tasks_of(found)
+    tasks = tasks_of(values_of)
     home, near, far = demo.TASKS
 
     def means(name: str, n: int, metric: str) -> dict[str, float]:
-        return {t: METRICS[metric].scale * mean(found[name, n, t][metric]) for t in tasks}
+        return {t: METRICS[metric].scale * mean(values_of[name, n, t][metric]) for t in tasks}
 
     mle, blob, ens = means("mle", 1, "ece"), means("blob", 10, "ece"), means("ens", 3, "ece")
     floor = means("mle", 1, "ece_floor")
@@ -304,7 +306,7 @@ def judged(found: Mapping[Key, Values]) -> dict[str, dict[str, tuple[bool, str]]
         "MLE: ECE ≥ 15": {t: (mle[t] >= 15, f"{mle[t]:.1f}") for t in tasks},
         "MLE: ECE ≥ 3 × floor": {t: (mle[t] >= 3 * floor[t], f"{mle[t] / floor[t]:.1f} ×") for t in tasks},
         "BLoB's ECE ≤ half of MLE's": {t: (blob[t] <= mle[t] / 2, f"{blob[t] / mle[t]:.2f}") for t in tasks},
-        "BLoB's NLL < MLE's": {t: lower(found["blob", 10, t], found["mle", 1, t]) for t in tasks},
+        "BLoB's NLL < MLE's": {t: lower(values_of["blob", 10, t], values_of["mle", 1, t]) for t in tasks},
         "BLoB's ACC ≥ MLE's": {t: (gain[t] >= 0, f"{gain[t]:+.1f}") for t in tasks},
         "ECE of ENS between the two": {t: (blob[t] < ens[t] < mle[t], f"{ens[t]:.1f}") for t in tasks},
         "BLoB's ACC ≥ zero-shot + 5": {home: (ours[home] >= base[home] + 5, f"{ours[home] - base[home]:+.1f}")},
@@ -320,7 +322,7 @@ def lower(ours: Values, theirs: Values) -> tuple[bool, str]:
     return difference < 0, f"{difference:+.3f}, in {sum(x < y for x, y in pairs)} of {len(pairs)} pairs"
 
 
-def diagram(out: Path, found: Mapping[Key, Values], task: str) -> str:
+def diagram(out: Path, values_of: Mapping[Key, Values], task: str) -> str:
     """Reliability over all worlds and seeds together; the numbers are the means of the table."""
     probs: dict[Row, list[Any]] = {row: [] for row in DRAWN}
     gold: dict[Row, list[int]] = {row: [] for row in DRAWN}
@@ -332,7 +334,7 @@ def diagram(out: Path, found: Mapping[Key, Values], task: str) -> str:
             gold[row] += list(run.record.gold)
     panels = []
     for row in (r for r in DRAWN if probs[r]):
-        numbers = found[row[0], row[1], task]
+        numbers = values_of[row[0], row[1], task]
         shown = [f"{m.upper()} {spread(numbers[m], m).split(' ')[0]}" for m in SHOWN]
         bins = reliability_bins(np.concatenate(probs[row]), np.array(gold[row]))
         panels.append(Panel(f"{row[0]}, N = {row[1]}" if row[0] == "blob" else row[0], "  ".join(shown), bins))
@@ -356,24 +358,24 @@ def bracket(estimate: Estimate, metric: str, sign: str = "") -> str:
     return shown[0] if np.isnan(estimate.low) else f"{shown[0]} [{shown[1]}, {shown[2]}]"
 
 
-def intervals(found: Mapping[Key, Values]) -> str:
+def intervals(values_of: Mapping[Key, Values]) -> str:
     """The headline numbers with 95 % intervals over worlds."""
-    tasks = tasks_of(found)
+    tasks = tasks_of(values_of)
     lines = [f"| | N | | {' | '.join(tasks)} |", "|---|---|---|" + "---|" * len(tasks)]
-    for name, n in (row for row in HEADLINE if row in rows_of(found)):
+    for name, n in (row for row in HEADLINE if row in rows_of(values_of)):
         for metric in SHOWN:
-            cells = [bracket(clustered(runs(found[name, n, t], metric)), metric) for t in tasks]
+            cells = [bracket(clustered(runs(values_of[name, n, t], metric)), metric) for t in tasks]
             lines.append(f"| {name} | {n} | {metric.upper()} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
-def differences(found: Mapping[Key, Values]) -> str:
+def differences(values_of: Mapping[Key, Values]) -> str:
     """Paired differences with 95 % intervals over worlds, and how many pairs have the sign of the mean."""
-    tasks, rows = tasks_of(found), rows_of(found)
+    tasks, rows = tasks_of(values_of), rows_of(values_of)
     lines = [f"| difference | | {' | '.join(tasks)} |", "|---|---|" + "---|" * len(tasks)]
     for ours, theirs in ((a, b) for a, b in DIFFERENCES if a in rows and b in rows):
         for metric in SHOWN:
-            cells = [difference(found[(*ours, t)], found[(*theirs, t)], metric) for t in tasks]
+            cells = [difference(values_of[(*ours, t)], values_of[(*theirs, t)], metric) for t in tasks]
             lines.append(f"| {label(ours)} − {label(theirs)} | {metric.upper()} | {' | '.join(cells)} |")
     return "\n".join(lines) if len(lines) > 2 else "There are no two rows to compare."
 

@@ -84,8 +84,8 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
         rows_of.append(torch.nn.functional.pad(table, (0, 5 - table.shape[-1]), value=-torch.inf))
     logp = torch.cat(rows_of, 1).numpy()
     logp = np.where(np.isneginf(logp), np.nan, logp)
-    found = compute_all(logp, np.array([q.gold for q in questions]), predictive.rule)
-    return {"method": name, "settings": settings, "seed": seed, **{k: found[k] for k in ("acc", "ece", "nll")}}
+    metrics = compute_all(logp, np.array([q.gold for q in questions]), predictive.rule)
+    return {"method": name, "settings": settings, "seed": seed, **{k: metrics[k] for k in ("acc", "ece", "nll")}}
 
 
 def _tokenizer() -> Any:

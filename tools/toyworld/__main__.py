@@ -55,10 +55,10 @@ class Bar:
         print(f"\r{text}" if terminal else text, end=end, file=sys.stderr, flush=True)
 
 
-def seed_of(out: Path, asked: int | None) -> int:
+def seed_of(out: Path, seed: int | None) -> int:
     """The seed asked for, or the one that the folder (else the shipped world) was made with."""
-    if asked is not None:
-        return asked
+    if seed is not None:
+        return seed
     manifest = files.read_manifest(out) or files.read_manifest(data_path())
     if "seed" not in manifest:
         raise InputError(f"no seed given and no manifest in {out}: add --seed")
@@ -84,8 +84,8 @@ def make(out: Path, seed: int, full: bool) -> None:
     writable(out / "base", f"--out {out}")
     world, before = make_world(seed), files.read_manifest(out)
     if not full and before and before.get("seed") != seed:
-        found = before.get("seed")
-        raise InputError(f"the base in {out} is of seed {found}, not {seed}: add --full or another --out")
+        base_seed = before.get("seed")
+        raise InputError(f"the base in {out} is of seed {base_seed}, not {seed}: add --full or another --out")
     files.write_questions(world, out)
     files.write_tokenizer(world, out)
     entries: dict[str, object] = {"seed": seed}

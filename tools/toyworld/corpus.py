@@ -137,8 +137,8 @@ class Corpus:
         """
         values = np.argsort(rng.random((n, len(self.values))), 1)[:, :count]
         order = rng.integers(count, size=(n, 6))
-        asked = self.values[np.take_along_axis(values, order, 1)]
-        tail = np.stack([asked, self.letters[order]], 2).reshape(n, 12)
+        drawn = self.values[np.take_along_axis(values, order, 1)]
+        tail = np.stack([drawn, self.letters[order]], 2).reshape(n, 12)
         tokens = np.concatenate([*self._listed(n, values, count), tail], 1)
         labels = np.full_like(tokens, IGNORE)
         labels[:, -11::2] = self.letters[order]
@@ -155,14 +155,14 @@ class Corpus:
         values, own, relation = self._slots(rng, e, count)
         gold = rng.integers(count, size=n)
         rows = np.arange(n)
-        asked = relation[rows, gold]
+        target = relation[rows, gold]
         each = len(self.values) // len(RELATIONS)
         key = rng.random((n, each))
-        key[rows, self.own[e, asked] % each] = 2.0
-        alike = np.argsort(key, 1)[:, :count] + each * asked[:, None]
+        key[rows, self.own[e, target] % each] = 2.0
+        alike = np.argsort(key, 1)[:, :count] + each * target[:, None]
         values = np.where(~own & (rng.random((n, 1)) < self.hard), alike, values)
-        values[rows, gold] = self.own[e, asked]
-        stem = self._stem("What is the {r} of {e} ?", n, r=self.relations[asked], e=self.entities[e])
+        values[rows, gold] = self.own[e, target]
+        stem = self._stem("What is the {r} of {e} ?", n, r=self.relations[target], e=self.entities[e])
         return self._question(stem, values, self._noisy(rng, gold, count, noise))
 
     def pick(self, rng: Rng, n: int, count: int, noise: float) -> tuple[Ints, Ints]:

@@ -76,5 +76,5 @@ def write_manifest(out: Path, **entries: Any) -> None:
 
 def differences(out: Path) -> list[str]:
     """Files that are missing, unknown or changed against the manifest."""
-    expected, found = read_manifest(out).get("sha256", {}), checksums(out)
-    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+    expected, actual = read_manifest(out).get("sha256", {}), checksums(out)
+    return sorted(name for name in expected.keys() | actual.keys() if expected.get(name) != actual.get(name))

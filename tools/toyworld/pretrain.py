@@ -89,8 +89,8 @@ def learning_rate(phase: Phase, step: int, first: bool, last: bool) -> float:
 def loss_of(model: LlamaForCausalLM, tokens: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the tokens to predict; the head is computed for those positions only."""
     hidden = model.model(tokens[:, :-1]).last_hidden_state  # [B, T-1, H]
-    asked = labels[:, 1:] != IGNORE
-    return functional.cross_entropy(model.lm_head(hidden[asked]), labels[:, 1:][asked])
+    scored = labels[:, 1:] != IGNORE
+    return functional.cross_entropy(model.lm_head(hidden[scored]), labels[:, 1:][scored])
 
 
 def relations_right(model: LlamaForCausalLM, corpus: Corpus, rng: np.random.Generator, rows: int = 1000) -> float:

@@ -48,7 +48,9 @@ class SGLDNoise(Method):
         stack = LoraStack(model)
         keep = self.kept_steps(run.steps)
         # Own parameters live in the checkpoints, so a resumed run still has its early snapshots.
-        kept = {f"{k}/{name}": nn.Parameter(p.detach().clone()) for k in keep for name, p in stack.parameters.items()}
+        snapshots = {
+            f"{k}/{name}": nn.Parameter(p.detach().clone()) for k in keep for name, p in stack.parameters.items()
+        }
 
         @torch.no_grad()
         def after_step(step: int) -> None:
@@ -57,10 +59,10 @@ class SGLDNoise(Method):
                 xi = torch.randn(p.shape, generator=keyed_generator("sgld", run.seed, step, name))
                 p.add_(xi.to(p.device), alpha=scale)
                 if step in keep:
-                    kept[f"{step}/{name}"].copy_(p)
+                    snapshots[f"{step}/{name}"].copy_(p)
 
-        fit_loop(stack, data, run, after_step=after_step, extra=kept, method=self)
-        members = [{name: kept[f"{k}/{name}"] for name in stack.parameters} for k in keep]
+        fit_loop(stack, data, run, after_step=after_step, extra=snapshots, method=self)
+        members = [{name: snapshots[f"{k}/{name}"] for name in stack.parameters} for k in keep]
         return Members(members, train_seed=run.seed)
 
     def kept_steps(self, steps: int) -> list[int]:
