@@ -11,7 +11,7 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import WhitespaceSplit
 from tokenizers.processors import TemplateProcessing
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerFast
 
 WORDS = ["<pad>", "<s>", "</s>", "<unk>", "Answer:", "Choices:", *"ABCDE", *(f"w{i}" for i in range(40))]
 
@@ -33,14 +33,8 @@ KINDS: dict[str, dict[str, Any]] = {
 VISION = {"image_size": 8, "patch_size": 4, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
-def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
-    """A saved base model with its tokenizer."""
-    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
-    )
-    fast.save_pretrained(path)
+def random_base(kind: str = "llama", attention: str | None = None, **config: Any) -> PreTrainedModel:
+    """A base model whose weights are drawn from the global generator."""
     settings = dict(
         vocab_size=len(WORDS),
         hidden_size=32,
@@ -55,13 +49,24 @@ def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float3
         bos_token_id=1,
         eos_token_id=2,
     )
+    settings = {**settings, **KINDS.get(kind, {}), **config}
+    if kind == "gemma3":  # a multimodal one
+        text = {**settings, "head_dim": 8}
+        settings |= {"text_config": text, "vision_config": {**VISION, "hidden_size": 16, "intermediate_size": 24}}
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings), attn_implementation=attention)
+
+
+def make_base(path: Path, kind: str = "llama", dtype: torch.dtype = torch.float32, **config: Any) -> Path:
+    """A saved base model with its tokenizer."""
+    tokenizer = Tokenizer(WordLevel({w: i for i, w in enumerate(WORDS)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    )
+    fast.save_pretrained(path)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        settings = {**settings, **KINDS[kind], **config}
-        if kind == "gemma3":  # a multimodal one
-            text = {**settings, "head_dim": 8}
-            settings |= {"text_config": text, "vision_config": {**VISION, "hidden_size": 16, "intermediate_size": 24}}
-        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **settings))
+        model = random_base(kind, **config)
     model.to(dtype).save_pretrained(path)
     return path
 

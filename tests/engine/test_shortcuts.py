@@ -9,10 +9,10 @@ import pytest
 import torch
 from lm_eval.api.instance import Instance
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig
+from transformers import MistralConfig
 
 from tests.slow_twin import logprob, per_draw
-from tests.tiny import make_base, make_lora
+from tests.tiny import make_base, make_lora, random_base
 from tests.tiny_adapter import gaussian
 from uqharness.adapters.mcd import Dropped, TokenMasks
 from uqharness.engine.engine import Engine
@@ -33,22 +33,10 @@ PAIRS = [pair for question in QUESTIONS for pair in question]
 
 
 def model_of(kind: str, attention: str = "sdpa", **config: Any) -> PeftModel:
-    shape: dict[str, Any] = dict(
-        vocab_size=51,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        head_dim=8,
-        initializer_range=0.2,
-        **config,
-    )
+    lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"], init_lora_weights=False)
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), attn_implementation=attention)
-        lora = LoraConfig(r=4, target_modules=["q_proj", "v_proj", "o_proj", "up_proj"], init_lora_weights=False)
+        base = random_base(kind, attention, head_dim=8, **config)
         return get_peft_model(base, lora).eval().double()
 
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
 from tests.adapters.test_mcd import masked
 from tests.engine.test_shortcuts import PAIRS, QUESTIONS
 from tests.slow_twin import logprob, per_draw
+from tests.tiny import random_base
 from tests.tiny_adapter import gaussian, lines_of
 from uqharness.adapters.mcd import Dropped, TokenMasks
 from uqharness.engine.engine import Engine
@@ -29,33 +29,24 @@ from uqharness.testing import TINY, fit_tiny
 
 LAYERS, FIRST = 4, 2
 OWN: dict[str, dict[str, Any]] = {
-    "gemma2": {"sliding_window": 8},
-    "gemma3_text": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2},
-    "phi3": {"pad_token_id": 0},
-    "smollm3": {"pad_token_id": 0, "no_rope_layers": [1, 1, 0, 1]},
+    "gemma2": {"sliding_window": 8, "tie_word_embeddings": True},
+    "gemma3_text": {
+        "sliding_window": 8,
+        "layer_types": ["sliding_attention", "full_attention"] * 2,
+        "tie_word_embeddings": True,
+    },
+    "smollm3": {"no_rope_layers": [1, 1, 0, 1], "tie_word_embeddings": True},
     "mixtral": {"num_local_experts": 2},
-    "qwen3_moe": {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 16},
 }
 TARGETS = {"phi3": ["qkv_proj", "down_proj"], "mixtral": ["q_proj"], "qwen3_moe": ["q_proj"]}
 
 
 def model_of(kind: str = "llama", names: Sequence[str] | None = None, head: bool = False, **lora: Any) -> PeftModel:
     """A random model of four layers, in float64 where it can be, with a LoRA in the last two (and on the head)."""
-    shape: dict[str, Any] = dict(
-        vocab_size=51,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        head_dim=8,
-        initializer_range=0.2,
-        **OWN.get(kind, {}),
-    )
+    shape: dict[str, Any] = {"num_hidden_layers": LAYERS, "head_dim": 8, **OWN.get(kind, {})}
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **shape), attn_implementation="eager")
+        base = random_base(kind, "eager", **shape)
         names = TARGETS.get(kind, ["q_proj", "v_proj", "down_proj"]) if names is None else names
         modules = [
             name

@@ -13,9 +13,8 @@ import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
 
-from tests.tiny import KINDS
+from tests.tiny import random_base
 from uqharness.adapters.bbb import BBB
 from uqharness.adapters.blob import BLoB
 from uqharness.adapters.mcd import MCDropout
@@ -41,21 +40,9 @@ Step = tuple[list[float], dict[str, Tensor], list[int]]
 
 def model_of(run: Run, kind: str = "llama", attention: str = "sdpa") -> PeftModel:
     """A LoRA whose B is not zero, so that all of its tensors have a gradient."""
-    shape: dict[str, Any] = dict(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        tie_word_embeddings=False,
-        initializer_range=0.2,
-    )
-    config = AutoConfig.for_model(kind, **{**shape, **KINDS[kind]})
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        base = AutoModelForCausalLM.from_config(config, attn_implementation=attention)
+        base = random_base(kind, attention, vocab_size=64, num_hidden_layers=3)
     model = inject(base, run)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
