@@ -1,6 +1,6 @@
 """Many readers at once: CLIENTS sessions of the leaderboard's app for SECONDS, each opening and changing views.
 
-    python benchmarks/board_load.py [RESULTS …] [--clients 30] [--seconds 60]
+    python -m benchmarks.board_load [RESULTS …] [--clients 30] [--seconds 60]
 
 A client speaks the protocol of Streamlit's page (WebSocket, protobuf): it asks for a view and waits until the script
 has run to its end, ranks included, then reads for one to three seconds. Prints the waits and the server's memory.
@@ -11,10 +11,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import random
-import socket
-import subprocess
 import time
-import urllib.request
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,7 +20,7 @@ import websockets
 from streamlit.proto.BackMsg_pb2 import BackMsg
 from streamlit.proto.ForwardMsg_pb2 import ForwardMsg
 
-from uqharness.commands.leaderboard import command, environment
+from benchmarks.board_server import serving
 
 VIEWS = (
     *(("", f"metric={metric}") for metric in ("nll", "ece", "acc", "brier", "all")),
@@ -87,24 +84,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--clients", type=int, default=30)
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args(arguments)
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    env = {**environment(given.results), "UQHARNESS_LEADERBOARD_CACHE": ""}
-    server = subprocess.Popen(command(port, "localhost"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    address = f"localhost:{port}"
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://{address}/_stcore/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
+    with serving(given.results, UQHARNESS_LEADERBOARD_CACHE="") as (address, process):
         first = asyncio.run(first_visit(address))
-        waits, memory = asyncio.run(load(address, given.clients, given.seconds, server.pid))
-    finally:
-        server.terminate()
-        server.wait(20)
+        waits, memory = asyncio.run(load(address, given.clients, given.seconds, process))
     times = np.array([wait for _, wait in waits])
     print(
         f"{given.clients} clients, {given.seconds:g} s: {len(times)} views, after a first visit of all in {first:.1f} s"

@@ -14,14 +14,11 @@ from __future__ import annotations
 import argparse
 import shutil
 import statistics
-import subprocess
-import time
-import urllib.request
 from pathlib import Path
 
 from playwright.sync_api import Browser, Page, sync_playwright
 
-from uqharness.commands.leaderboard import command, environment, first_free
+from benchmarks.board_server import serving
 
 PAGES = ("", "calibration", "uncertainty", "draws", "cost", "compare", "items", "method", "run", "problems")
 # page -> filters: (kind, label, which of the choices in the first round)
@@ -110,30 +107,14 @@ def main() -> None:
     parser.add_argument("results", nargs="*", type=Path)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    port = first_free("localhost")
-    server = subprocess.Popen(command(port, "localhost"), env=environment([path.absolute() for path in args.results]))
-    address = f"http://localhost:{port}"
-    try:
-        _wait(f"{address}/_stcore/health")
+    with serving(args.results) as (address, process):
         flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         print("| page | first visit, s | opened, s | filter, s |\n|---|---|---|---|")
         with sync_playwright() as started:
             browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-            visit(browser, address, args.rounds)
-        now, most = held(server.pid)
+            visit(browser, f"http://{address}", args.rounds)
+        now, most = held(process)
         print(f"server: {now:.0f} MiB, at most {most:.0f}")
-    finally:
-        server.terminate()
-
-
-def _wait(url: str) -> None:
-    for _ in range(300):
-        try:
-            urllib.request.urlopen(url, timeout=1).close()
-            return
-        except OSError:
-            time.sleep(0.2)
-    raise SystemExit(f"no answer from {url}")
 
 
 if __name__ == "__main__":

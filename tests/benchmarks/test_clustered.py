@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from itertools import product
-from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy import stats
 
-from uqharness import registry
-
-ROOT = Path(registry.__file__).resolve().parent.parent
-if not (ROOT / "benchmarks").is_dir():
-    pytest.skip("benchmarks are in a checkout only", allow_module_level=True)
-spec = importlib.util.spec_from_file_location("clustered", ROOT / "benchmarks" / "clustered.py")
-assert spec is not None and spec.loader is not None
-clustered = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(clustered)
+from benchmarks import clustered
 
 
 def runs(seed: int, worlds: int = 3, seeds: int = 3) -> dict[tuple[str, int], float]:

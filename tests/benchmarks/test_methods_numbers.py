@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import importlib.util
 import json
 import re
 from pathlib import Path
@@ -13,21 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from benchmarks import methods_numbers as numbers
 from uqharness import registry
 from uqharness.commands import demo
 from uqharness.results.reading import RECORD, pack
 from uqharness.suite import schema
 from uqharness.suite.plan import make
 from uqharness.suite.store import Store
-
-ROOT = Path(registry.__file__).resolve().parent.parent
-if not (ROOT / "benchmarks").is_dir():
-    pytest.skip("documentation is in a checkout only", allow_module_level=True)
-# By its path: with the folder on sys.path, its laplace.py would hide laplace-torch from other tests.
-spec = importlib.util.spec_from_file_location("methods_numbers", ROOT / "benchmarks" / "methods_numbers.py")
-assert spec is not None and spec.loader is not None
-numbers = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(numbers)
 
 BUILT_IN = {name for name, point in registry.methods().items() if point.value.startswith("uqharness.")}
 

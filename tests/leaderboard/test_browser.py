@@ -11,10 +11,6 @@ import json
 import os
 import re
 import shutil
-import socket
-import subprocess
-import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,8 +19,8 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from made_results import PROTOCOL, answers, result
 
+from benchmarks.board_server import serving
 from uqharness import cli, toyworld
-from uqharness.commands.leaderboard import command, environment
 from uqharness.leaderboard import markup, site
 from uqharness.leaderboard.board import Board, build
 from uqharness.leaderboard.catalogue import PAGES
@@ -89,22 +85,8 @@ def board(folder: Path) -> Board:
 
 @pytest.fixture(scope="module")
 def address(folder: Path, broken: Path) -> Iterator[str]:
-    with socket.socket() as probe:
-        probe.bind(("localhost", 0))
-        port = probe.getsockname()[1]
-    env = {**environment([folder, broken]), "UQHARNESS_LEADERBOARD_CACHE": ""}
-    server = subprocess.Popen(command(port, "localhost"), env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://localhost:{port}/_stcore/health", timeout=1).close()
-                break
-            except OSError:
-                time.sleep(0.2)
-        yield f"http://localhost:{port}/"
-    finally:
-        server.terminate()
-        server.wait(20)
+    with serving([folder, broken], UQHARNESS_LEADERBOARD_CACHE="") as (address, _):
+        yield f"http://{address}/"
 
 
 @pytest.fixture(scope="module")
