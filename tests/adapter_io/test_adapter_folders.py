@@ -90,7 +90,7 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps({key: value for key, value in content.items() if value is not ...}))
 
 
-def refused(folder: Path, message: str, read: Callable[[Path], Any] = load_predictive) -> None:
+def assert_refused(folder: Path, message: str, read: Callable[[Path], Any] = load_predictive) -> None:
     with pytest.raises(InputError) as error:
         read(folder)
     text = str(error.value)
@@ -161,7 +161,7 @@ def test_what_is_wrong_in_such_a_record_is_one_line(tmp_path: Path, change: dict
     name = {"combine": "blob", "predictive": "laplace-joint", "mask": "mcd"}.get(next(iter(change)), "tempscale")
     shutil.copytree(GOLDEN.parent / "adapters" / name, tmp_path / "a")
     changed(tmp_path / "a", "posterior", **change)
-    refused(tmp_path / "a", message)
+    assert_refused(tmp_path / "a", message)
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -171,9 +171,9 @@ def test_a_missing_or_partial_posterior_is_refused(tmp_path: Path, kind: str, sc
     whole = load_file(folder / POSTERIOR)
     for name in whole:
         save_file({other: t for other, t in whole.items() if other != name}, folder / POSTERIOR)
-        refused(folder, "missing" if schema == 2 else str(folder))
+        assert_refused(folder, "missing" if schema == 2 else str(folder))
     (folder / POSTERIOR).unlink()
-    refused(folder, "missing" if schema == 2 else str(folder))
+    assert_refused(folder, "missing" if schema == 2 else str(folder))
 
 
 @pytest.mark.parametrize("schema", [1, 2])
@@ -182,7 +182,7 @@ def test_a_tensor_too_many_is_refused(tmp_path: Path, kind: str, schema: int) ->
     folder = save(tmp_path / "a", kind, schema)
     more = load_file(folder / POSTERIOR) if (folder / POSTERIOR).exists() else {}
     save_file({**more, "more.weight": torch.ones(1)}, folder / POSTERIOR)
-    refused(folder, POSTERIOR if schema == 2 else str(folder))
+    assert_refused(folder, POSTERIOR if schema == 2 else str(folder))
 
 
 def test_the_record_names_what_differs(tmp_path: Path) -> None:
@@ -198,26 +198,26 @@ def test_the_record_names_what_differs(tmp_path: Path) -> None:
     ):
         before = (folder / file).read_bytes()
         save_file(tensors, folder / file, {"format": "pt"})
-        refused(folder, message)
+        assert_refused(folder, message)
         (folder / file).write_bytes(before)
     load_predictive(folder)
     edit(folder / RECORD, files=...)
-    refused(folder, "'files' is missing")
+    assert_refused(folder, "'files' is missing")
     (folder / RECORD).unlink()
-    refused(folder, "posterior.safetensors without uq_config.json: the adapter is incomplete")
+    assert_refused(folder, "posterior.safetensors without uq_config.json: the adapter is incomplete")
 
 
 def test_blob_of_both_matrices_needs_both_in_schema_1(tmp_path: Path) -> None:
     folder = save(tmp_path / "a", "blob", schema=1)
     edit(folder / RECORD, method={"name": "blob", "settings": {"asymmetric": False}})
-    refused(folder, "nothing says how base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight varies")
+    assert_refused(folder, "nothing says how base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight varies")
 
 
 def test_a_mean_that_is_not_finite_is_refused(tmp_path: Path) -> None:
     folder = save(tmp_path / "a", "mle", schema=1)
     means = load_file(folder / MEAN)
     save_file({**means, next(iter(means)): torch.full((R, WIDTH), torch.nan)}, folder / MEAN)
-    refused(folder, "holds NaN or infinity")
+    assert_refused(folder, "holds NaN or infinity")
 
 
 # ---------------------------------------------------------------- JSON
@@ -239,14 +239,14 @@ TEXTS = {
 def test_a_file_that_is_no_json_of_ours_is_one_line(tmp_path: Path, file: str, kind: str) -> None:
     folder = save(tmp_path / "a", "blob")
     (folder / file).write_text(TEXTS[kind][0])
-    refused(folder, TEXTS[kind][1], read_splits if file == SPLITS else load_predictive)
+    assert_refused(folder, TEXTS[kind][1], read_splits if file == SPLITS else load_predictive)
 
 
 def test_a_binary_file_is_one_line(tmp_path: Path) -> None:
     for file in (PEFT_CONFIG, RECORD, SPLITS):
         folder = save(tmp_path / file, "blob")
         (folder / file).write_bytes(b"\x80\x04\x95\xff\xfe")
-        refused(folder, "not Unicode", read_splits if file == SPLITS else load_predictive)
+        assert_refused(folder, "not Unicode", read_splits if file == SPLITS else load_predictive)
 
 
 @pytest.mark.parametrize(
@@ -277,7 +277,7 @@ def test_a_binary_file_is_one_line(tmp_path: Path) -> None:
 def test_a_wrong_value_in_pefts_configuration_is_one_line(tmp_path: Path, change: Any, message: str) -> None:
     folder = save(tmp_path / "a", "blob")
     edit(folder / PEFT_CONFIG, **change)
-    refused(folder, message)
+    assert_refused(folder, message)
 
 
 def changed(folder: Path, part: str, **changes: Any) -> None:
@@ -328,7 +328,7 @@ def test_a_wrong_value_in_the_record_is_one_line(
 ) -> None:
     folder = save(tmp_path / "a", kind)
     changed(folder, part, **change)
-    refused(folder, message)
+    assert_refused(folder, message)
 
 
 @pytest.mark.parametrize(
@@ -347,7 +347,7 @@ def test_a_wrong_value_in_the_record_is_one_line(
 def test_splits_of_a_wrong_type_are_one_line(tmp_path: Path, splits: Any) -> None:
     folder = save(tmp_path / "a", "blob")
     edit(folder / SPLITS, splits=splits)
-    refused(folder, "splits", read_splits)
+    assert_refused(folder, "splits", read_splits)
 
 
 @pytest.mark.parametrize("kind", [kind for kind in MADE if kind not in ("mle", "mcd")])
@@ -358,7 +358,7 @@ def test_tensors_of_a_wrong_shape_or_value_are_one_line(tmp_path: Path, kind: st
     for name, tensor in whole.items():
         for wrong in (torch.ones(5, 7), torch.ones(()), torch.full_like(tensor, torch.nan)):
             save_file({**whole, name: wrong}, folder / POSTERIOR)
-            refused(folder, str(folder))
+            assert_refused(folder, str(folder))
 
 
 def test_a_copied_folder_reads_where_it_lies(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
+from tests.failures import last_line
 from tests.tiny import make_lora
 from tests.tiny_task import make_task
 from uqharness.adapter_io import folder as adapter_io
@@ -57,13 +58,6 @@ def add_rho(folder: Path) -> dict[str, Tensor]:
         rho[name.removeprefix("base_model.model.")] = tensors[name.replace(".lora_A.weight", ".lora_A_rho")]
     save_file(tensors, folder / WEIGHTS, {"format": "pt"})
     return rho
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    err = capsys.readouterr().err
-    ours = [line for line in err.splitlines() if line.startswith("uqharness: ")]
-    assert len(ours) == 1 and "Traceback" not in err and err.rstrip().endswith(ours[0])
-    return ours[0]
 
 
 # ---------------------------------------------------------------- bayesian-peft

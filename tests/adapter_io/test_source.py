@@ -11,6 +11,7 @@ import torch
 from peft import LoraConfig
 from safetensors.torch import load_file
 
+from tests.failures import last_line
 from tests.tiny import make_base, make_lora
 from tests.tiny_task import make_task
 from uqharness.adapter_io import folder as adapter_io
@@ -49,13 +50,6 @@ def include(root: Path) -> list[str]:
 def laplace(root: Path, adapter: str, out: Path, *more: str) -> int:
     command = ["train", "laplace", "--adapter", str(root / adapter), "--out", str(out)]
     return main([*command, *include(root), *QUICK, *more])
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    err = capsys.readouterr().err
-    ours = [line for line in err.splitlines() if line.startswith("uqharness: ")]
-    assert len(ours) == 1 and "Traceback" not in err and err.rstrip().endswith(ours[0])
-    return ours[0]
 
 
 def test_our_adapter_says_everything(world: Path, tmp_path: Path) -> None:

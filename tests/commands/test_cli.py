@@ -21,6 +21,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.failures import last_line
 from tests.tiny import make_base
 from tests.tiny_task import make_task
 from uqharness import __version__
@@ -51,14 +52,6 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(root: Path, method: str, out: Path, *more: str, task: str = "tiny_uq") -> int:
     where = ["--base", str(root / "base"), "--task", task, "--include-path", str(root / "tasks")]
     return main(["train", method, *where, "--out", str(out), *FAST, *more])
-
-
-def last_line(capsys: pytest.CaptureFixture[str]) -> str:
-    """What a failed command says: one line, no traceback."""
-    err = capsys.readouterr().err
-    ours = [line for line in err.splitlines() if line.startswith("uqharness: ")]
-    assert len(ours) == 1 and "Traceback" not in err and err.rstrip().endswith(ours[0])
-    return ours[0]
 
 
 # ---------------------------------------------------------------- train, eval, table
