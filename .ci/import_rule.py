@@ -104,14 +104,15 @@ def violations(root: Path) -> list[str]:
     return lines + [f"circle of imports: {', '.join(circle)}" for circle in circles(graph)]
 
 
-def circles(graph: dict[str, set[str]]) -> list[list[str]]:
-    """Sets of modules that reach each other."""
+def circles(graph: dict[str, set[str]]) -> list[tuple[str, ...]]:
+    """Return the sets of modules that reach each other."""
     reached = {module: reach(graph, module) for module in graph}
-    members = {module: sorted(m for m in reached[module] if module in reached[m]) for module in graph}
-    return sorted({tuple(circle) for circle in members.values() if circle}, key=str)  # type: ignore[arg-type]
+    members = {tuple(sorted(m for m in reached[module] if module in reached[m])) for module in graph}
+    return sorted(members - {()})
 
 
 def reach(graph: dict[str, set[str]], start: str) -> set[str]:
+    """Return the modules that `start` imports, and those that they import."""
     seen: set[str] = set()
     stack = [start]
     while stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,8 @@ from benchmarks import rank_ranges
 from uqharness.errors import InputError
 from uqharness.leaderboard import ranking, table
 from uqharness.leaderboard.board import build
+from uqharness.leaderboard.markup import methods
+from uqharness.leaderboard.page import Methods
 from uqharness.metrics.intervals import mcnemar
 from uqharness.metrics.registry import bin_probs, brier_items, combine_draws, correct, ece_debiased, nll_items
 
@@ -127,6 +130,22 @@ def test_a_rank_is_the_range_that_the_tests_leave_and_ties_share_it() -> None:
     assert str(ranking.compare("acc", {**good, **noisy}, gold).ranks()["e"]) == "3"
     assert str(ranking.compare("nll", {"a": good["a"]}, gold).ranks()["a"]) == "1"
     assert np.isnan(ranking.compare("nll", {"a": good["a"]}, gold).smallest)
+
+
+def test_top_tiers_are_counted_and_no_rank_is_averaged(tmp_path: Path) -> None:
+    for k, method in enumerate(("MLE", "BLoB", "ENS")):
+        for task in ("arc_easy_uq", "boolq_uq"):
+            result(tmp_path, method, task=task, numbers=k)
+    shown = table.build(build([tmp_path]).runs, ["nll"])[0]
+    first = {0: ranking.Rank(1, 3), 1: ranking.Rank(1, 3), 2: ranking.Rank(1, 3)}
+    second = {0: ranking.Rank(1, 1), 1: ranking.Rank(2, 3), 2: ranking.Rank(2, 3)}
+    assert tiers(shown, {0: first, 1: second}) == ["2 of 2", "1 of 2", "1 of 2"]
+
+
+def tiers(shown: table.Table, ranks: ranking.Ranks) -> list[str]:
+    """Return what the column "Top tier" says of each row, or how many cells the row has."""
+    html = methods(Methods(shown, "", {"nll": ranks}))
+    return re.findall(r">\s*(\d+ of \d+|\d+/\d+ cells|not ranked)\s*<", html)
 
 
 def test_the_same_twice_is_no_difference_and_the_result_does_not_depend_on_order(
@@ -278,5 +297,7 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
     gold = board.record(shown.cells["nll", 0, 0].runs[0]).gold
     assert found[0].adjusted.tolist() == ranking.compare("nll", held, gold).adjusted.tolist()
     assert ranking.ranks_of(found)[0][rows["MLE"]] == found[0].ranks()[str(rows["MLE"])]
+    texts = tiers(table.build(board.runs, ["nll"])[0], {})
+    assert texts[rows["ENS"]] == "1/2 cells" and texts[rows["MLE"]] == texts[rows["BLoB"]] == "not ranked"  # two of two
     assert ranking.of_table(shown, "auroc", answers) == {}
     assert ranking.of_table(table.build(board.runs, ["nll"], across_recipes=True)[0], "nll", answers) == {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import io
 import json
 import sys
@@ -105,8 +106,9 @@ def rows_of(board: Board, metrics: Sequence[str], draws: int | None, reference: 
             f"--against {reference!r}{did_you_mean(reference, labels)}: there are {', '.join(sorted(labels))}"
         )
     shifts, records = [], {}
+    read = functools.cache(board.record)  # one in-distribution file stands against several shifts
     for inside, shifted in pairs:
-        pair = (board.record(inside.run_id), board.record(shifted.run_id))
+        pair = (read(inside.run_id), read(shifted.run_id))
         shift = ood.compare(inside, pair[0], shifted, pair[1], draws, metrics)
         if shift is None:
             say(f"skipped: {board.label(shifted)} on {shifted.task} has no N = {draws}: evaluate again with it")
