@@ -103,7 +103,7 @@ EVALUATIONS: Mapping[str, tuple[str, str]] = {
     **{name: (name, "samples=3") for name in TRAININGS},
     "blob-mean": ("blob", "samples=0"),
     "blob-auto": ("blob", "samples=auto,tolerance=0.02"),
-    "blob-antithetic": ("blob", "samples=4,draws=antithetic"),
+    "blob-antithetic": ("blob", "samples=4,sampling=antithetic"),
 }
 
 METHODS = (

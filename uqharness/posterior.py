@@ -118,7 +118,7 @@ class Posterior(ABC):
 def antithetic(posterior: Posterior, count: int, seed: int) -> Tensors:
     """Draws in pairs: θ_2k = mean + δ_k, θ_2k+1 = mean − δ_k, δ_k that of draw k (Hammersley and Morton 1956)."""
     if not posterior.symmetric:
-        raise InputError(f"a {posterior.kind} posterior is not symmetric around its mean: remove draws=antithetic")
+        raise InputError(f"a {posterior.kind} posterior is not symmetric around its mean: remove sampling=antithetic")
     tensors = {}
     for name, drawn in posterior.draws(0, (count + 1) // 2, seed).items():
         pairs = torch.stack([drawn, 2 * posterior.mean[name] - drawn], 1)  # [k, 2, ...]

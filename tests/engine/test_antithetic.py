@@ -1,4 +1,4 @@
-"""draws=antithetic: pairs that are mirrored at the mean, whatever the number of draws, the chunks and the batch."""
+"""sampling=antithetic: pairs that are mirrored at the mean, whatever the number of draws, the chunks and the batch."""
 
 from __future__ import annotations
 
@@ -50,21 +50,33 @@ def test_the_first_draws_of_many_are_the_few_bit_for_bit(blob: Path) -> None:
 def test_lm_eval_gets_the_same_answers_in_any_batch_and_other_ones_than_without(blob: Path) -> None:
     asked = instances("loglikelihood", [(text, answer) for text in TEXTS for answer in (" A", " B", " w3 w4")])
     runs = []
-    for size, draws in ((1, "antithetic"), (7, "antithetic"), (7, "independent")):
-        model = BayesLoRA(adapter=str(blob), samples=4, draws=draws, batch_size=size, device="cpu")
+    for size, sampling in ((1, "antithetic"), (7, "antithetic"), (7, "independent")):
+        model = BayesLoRA(adapter=str(blob), samples=4, sampling=sampling, batch_size=size, device="cpu")
         runs.append([value for value, _ in model.loglikelihood(asked, disable_tqdm=True)])
     assert runs[0] == pytest.approx(runs[1], abs=2e-5)
     assert runs[0] != pytest.approx(runs[2], abs=2e-5)
-    assert model.get_model_info()["uqharness"]["draws"] == "independent"
+    assert model.get_model_info()["uqharness"]["sampling"] == "independent"
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
-    [({"draws": "sobol"}, "there are independent"), ({"draws": "antithetic", "samples": "auto"}, "needs independent")],
+    [
+        ({"sampling": "sobol"}, "choose independent or antithetic"),
+        ({"sampling": "antithetic", "samples": "auto"}, "needs independent"),
+        ({"draws": "sobol"}, "choose independent or antithetic"),
+        ({"draws": "independent", "sampling": "antithetic"}, "draws is an alias of sampling"),
+    ],
 )
 def test_what_cannot_be_mirrored_is_refused(blob: Path, arguments: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         BayesLoRA(**{"adapter": str(blob), "samples": 4, "device": "cpu", **arguments})
+
+
+def test_draws_is_an_alias_of_sampling(blob: Path) -> None:
+    model = BayesLoRA(adapter=str(blob), samples=4, draws="antithetic", device="cpu")
+    assert model.sampling == "antithetic"
+    twin = BayesLoRA(adapter=str(blob), samples=4, sampling="antithetic", device="cpu")
+    assert model.fingerprint == twin.fingerprint  # of a cache of answers, which either may use
 
 
 def test_masks_have_no_mirror_image(base: Path) -> None:

@@ -116,7 +116,7 @@ def test_noise_on_inputs_refuses_what_it_cannot_do() -> None:
     for either in (predictive, Tempered(predictive, 2.0)):
         with pytest.raises(InputError, match="contextual draws transform layer inputs"):
             either.exportable()
-    with pytest.raises(InputError, match="remove draws=antithetic"):
+    with pytest.raises(InputError, match="remove sampling=antithetic"):
         predictive.engine(model, samples=2, pairs=True)
     for samples, advice in ((2, "use samples=0"), (0, "without generation")):
         with pytest.raises(InputError, match=advice), predictive.engine(model, samples).using(0, 1):

@@ -26,7 +26,7 @@ _LOADING = (
 _SWITCHES = (
     "load_in_4bit load_in_8bit bnb_4bit_use_double_quant low_cpu_mem_usage use_safetensors local_files_only use_kernels"
 ).split()
-DRAWS = ("independent", "antithetic")
+SAMPLING = ("independent", "antithetic")
 AUTO_DRAWS = 10  # of samples=auto at most: the N of the papers
 
 
@@ -86,12 +86,19 @@ def check_values(kwargs: Mapping[str, Any]) -> None:
         raise InputError(f"batch_size={size[:60]!r}: must be an integer from 1 to 99999, auto or auto:N")
 
 
-def draws_asked(samples: object, tolerance: float | str, draws: str) -> tuple[int, float | None]:
+def sampling_asked(sampling: str, alias: str | None) -> str:
+    """Return the way of drawing; `alias` is the value of `draws=`, the argument's former name."""
+    if alias is not None and sampling not in ("independent", alias):
+        raise InputError(f"draws={alias} and sampling={sampling}: draws is an alias of sampling; give one of them")
+    if (wanted := alias or sampling) not in SAMPLING:
+        raise InputError(f"sampling={wanted!r}: choose {' or '.join(SAMPLING)}")
+    return wanted
+
+
+def draws_asked(samples: object, tolerance: float | str, sampling: str) -> tuple[int, float | None]:
     """Return (largest number of draws, tolerance of `samples=auto`)."""
-    if draws not in DRAWS:
-        raise InputError(f"draws={draws!r}: there are {' and '.join(DRAWS)}")
-    if draws == "antithetic" and samples == "auto":
-        raise InputError("samples=auto needs independent draws: remove draws=antithetic, or give a number")
+    if sampling == "antithetic" and samples == "auto":
+        raise InputError("samples=auto needs independent draws: remove sampling=antithetic, or give a number")
     if samples != "auto":
         return whole_number("samples", samples, 0, MAX_DRAWS), None
     try:

@@ -28,7 +28,7 @@ from uqharness.engine.engine import Engine, Scores
 from uqharness.engine.rows import Pair, make_rows, model_input
 from uqharness.engine.shortcuts import may_branch
 from uqharness.errors import InputError
-from uqharness.harness.arguments import check_arguments, draws_asked, recorded_base, whole_number, with_gguf
+from uqharness.harness.arguments import check_arguments, draws_asked, recorded_base, sampling_asked, whole_number, with_gguf
 from uqharness.harness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.results import leakage
 from uqharness.results.provenance import ProtocolCheck
@@ -48,7 +48,7 @@ class BayesLoRA(HFLM):
     """Bayesian model averaging of any adapter folder over `samples` draws (0: the posterior's mean).
 
     samples="auto": stop drawing for a question when its averaged probabilities move by no more than `tolerance`.
-    draws="antithetic": take draws in pairs that are mirrored at the mean.
+    sampling="antithetic": take draws in pairs that are mirrored at the mean (`draws=` is an alias).
     """
 
     _model: Any  # HFLM's
@@ -62,12 +62,13 @@ class BayesLoRA(HFLM):
         mean: bool | str = True,
         allow_leak: bool | str = False,
         tolerance: float = 0.1,
-        draws: str = "independent",
+        sampling: str = "independent",
         **kwargs: Any,
     ) -> None:
         mean, allow_leak = boolean("mean", mean), boolean("allow_leak", allow_leak)
+        self.sampling = sampling_asked(sampling, kwargs.pop("draws", None))
         kwargs = check_arguments(type(self), adapter, base, kwargs)
-        self.samples, self.tolerance = draws_asked(samples, tolerance, draws)
+        self.samples, self.tolerance = draws_asked(samples, tolerance, self.sampling)
         self._tolerance = tolerance  # of samples=auto, should it be asked for later
         self.seed = whole_number("seed", seed)
         self.adapter, self.folder = str(adapter), adapter_io.fetch(str(adapter))
@@ -82,7 +83,7 @@ class BayesLoRA(HFLM):
         if self.classes:
             self._max_length = min(self.max_length, base_model.most_tokens(self.model.get_base_model()))
         adapter_io.check_fits(self.model, self.predictive.posterior, self.record, self.base_name)
-        self.mean, self.draws = mean, draws
+        self.mean = mean
         self.engine = self._engine()
         self.truncated = 0
         self.leaks = leakage.LeakCheck(self.folder, self.record, allow_leak, load_again, self.world_size > 1)
@@ -137,11 +138,11 @@ class BayesLoRA(HFLM):
 
     def set_samples(self, samples: int | str) -> None:
         """Set the number of draws to average; the first draws stay the same."""
-        self.samples, self.tolerance = draws_asked(samples, self._tolerance, self.draws)
+        self.samples, self.tolerance = draws_asked(samples, self._tolerance, self.sampling)
         self.engine = self._engine()
 
     def _engine(self) -> Engine:
-        how = {"auto": self.tolerance, "pairs": self.draws == "antithetic", "autocast": self.mixed_precision_dtype}
+        how = {"auto": self.tolerance, "pairs": self.sampling == "antithetic", "autocast": self.mixed_precision_dtype}
         return self.predictive.engine(self.model, self.samples, self.seed, mean=self.mean, **how)
 
     def _tell(self) -> None:
@@ -398,7 +399,7 @@ class BayesLoRA(HFLM):
     def fingerprint(self) -> str:
         """Return a hash of everything that a cached answer depends on."""
         parts = [adapter_io.content_hash(self.folder), self.base_name, self.engine.samples, self.seed]
-        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance, self.draws])
+        return json.dumps([*parts, self.engine.separate_mean, str(self.model.dtype), self.tolerance, self.sampling])
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Stamp the file of --use_cache with the model's fingerprint; refuse the file of another model."""
@@ -435,7 +436,7 @@ class BayesLoRA(HFLM):
             "quantisation": base_model.quantised_as(self.quantised),
             "samples_asked": "auto" if self.tolerance else self.samples,
             "tolerance": self.tolerance,
-            "draws": self.draws,
+            "sampling": self.sampling,
             "samples": self.engine.samples,
             "functions": self.engine.count,
             "combine": self.predictive.rule,
