@@ -6,24 +6,29 @@
 from __future__ import annotations
 
 import importlib.util
-import os
-import shutil
-import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.suite.tiny_suite import make_world, records
+from tests.suite.interrupted import (
+    command,
+    contents,
+    has_slurm,
+    in_training,
+    kill_ray_worker,
+    preempt,
+    requeued,
+    slurm_cluster,
+    start,
+    until,
+)
+from tests.suite.tiny_suite import make_world
 from uqharness.cli import main
 from uqharness.suite.clusters import SlurmOptions, sbatch_script, stages
 from uqharness.suite.plan import make
 from uqharness.suite.schema import read
 
-ROOT = Path(__file__).parents[2]
 LONG = ("--set", "steps=120", "save_every=20")
 needs_submitit = pytest.mark.skipif(not importlib.util.find_spec("submitit"), reason="submitit is not installed")
 needs_ray = pytest.mark.skipif(not importlib.util.find_spec("ray"), reason="ray is not installed")
@@ -40,34 +45,8 @@ def local(world: Path) -> Path:
     return world / "local"
 
 
-@pytest.fixture(scope="module")
-def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """A controller and a daemon of this machine, in SLURM_CONF."""
-    if not (shutil.which("slurmctld") and shutil.which("munged") and os.geteuid() == 0):
-        pytest.skip("needs root, slurm-wlm and munge: apt-get install slurm-wlm munge")
-    folder, script = tmp_path_factory.mktemp("slurm"), str(ROOT / "scripts" / "one-node-slurm.sh")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("UQHARNESS_SLURM_PORT", "17817")
-        patch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-        subprocess.run([script, "start", str(folder)], check=True)
-        yield
-        subprocess.run([script, "stop", str(folder)], check=True)
-
-
 def run(world: Path, out: str, *flags: str) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "uqharness", "suite", "run", str(world / "tiny.yaml"), "--out", str(world / out)]
-    return subprocess.Popen([*command, *LONG, *flags], cwd=ROOT)
-
-
-def until(condition: Callable[[], object], seconds: float = 240) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, "nothing happened"
-        time.sleep(0.1)
-
-
-def in_training(out: Path) -> bool:
-    return bool(list(out.glob("adapters/*.checkpoints/checkpoint-*")))
+    return start(command(str(world / "tiny.yaml"), world / out, *LONG, *flags), world / f"{out}.log")
 
 
 def test_groups_are_trainings_with_their_evaluations_in_stages(world: Path) -> None:
@@ -119,35 +98,23 @@ def test_an_address_that_does_not_answer_is_refused_before_anything_runs(
 
 @pytest.mark.full
 @needs_submitit
-def test_slurm_with_a_preempted_job_gives_the_local_numbers(world: Path, local: Path, slurm: None) -> None:
-    with run(world, "slurm", "--on", "slurm", "--partition", "low", "--time", "30") as process:
-        until(lambda: in_training(world / "slurm"))
-        subprocess.run(["sbatch", "-p", "high", "-n", "2", "-o", "/dev/null", "--wrap", "sleep 3"], check=True)
-        until(lambda: b"RUNNING high" in states())
+def test_slurm_with_a_preempted_job_gives_the_local_numbers(world: Path, local: Path) -> None:
+    if not has_slurm():
+        pytest.skip("needs root, slurm-wlm and munge: apt-get install slurm-wlm munge")
+    with slurm_cluster(world / "cluster"):
+        process = run(world, "slurm", "--on", "slurm", "--partition", "low", "--time", "30")
+        until(lambda: in_training(world / "slurm"), process)
+        preempt(process)
         assert process.wait(timeout=900) == 0
-    logs = [path.read_text() for path in (world / "slurm" / "slurm").glob("*_log.out")]
-    assert any(text.count("Starting with JobEnvironment") > 1 for text in logs)  # requeued and started again
-    assert records(world / "slurm") == records(local)
-
-
-def states() -> bytes:
-    return subprocess.run(["squeue", "-h", "-o", "%T %P"], capture_output=True, check=True).stdout
+    assert requeued(world / "slurm")
+    assert contents(world / "slurm") == contents(local)
 
 
 @pytest.mark.full
 @needs_ray
 def test_ray_with_a_killed_worker_gives_the_local_numbers(world: Path, local: Path) -> None:
-    with run(world, "ray", "--on", "ray", "--jobs", "2") as process:
-        until(lambda: in_training(world / "ray"))
-        workers = subprocess.run(["pgrep", "-f", "ray::_ray_task", "-P", str(raylet(process.pid))], capture_output=True)
-        pids = [int(word) for word in workers.stdout.split()]
-        assert pids
-        os.kill(pids[0], signal.SIGKILL)
-        assert process.wait(timeout=900) == 0
-    assert records(world / "ray") == records(local)
-
-
-def raylet(pid: int) -> int:
-    """The process of Ray that starts the workers of this driver."""
-    found = subprocess.run(["pgrep", "-f", "raylet/raylet", "-P", str(pid)], capture_output=True, check=True)
-    return int(found.stdout.split()[0])
+    process = run(world, "ray", "--on", "ray", "--jobs", "2")
+    until(lambda: in_training(world / "ray"), process)
+    kill_ray_worker(process.pid)
+    assert process.wait(timeout=900) == 0
+    assert contents(world / "ray") == contents(local)

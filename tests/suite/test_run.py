@@ -79,42 +79,10 @@ def test_every_cell_is_run_once_and_what_is_done_is_not_done_again(world: Path, 
     assert not list(whole.glob("adapters/*.checkpoints")) and not list(whole.glob("cells/*.lock"))
 
 
-POINTS = {  # what a kill interrupts: the function, and after how many of its calls
-    "training": ("uqharness.training.checkpoints:Course.end_step", 2),
-    "checkpoint": ("uqharness.training.checkpoints:write_atomic", 3),
-    "checkpoint's rename": ("uqharness.training.checkpoints:os.rename", 1),
-    "fit": ("uqharness.adapters.laplace:collect", 0),
-    "adapter": ("uqharness.adapter_io.folder:place_folder", 0),
-    "evaluation": ("uqharness.engine.engine:Engine.score", 1),
-    "results": ("uqharness.commands.cell:place_folder", 0),
-    "marker": ("uqharness.suite.store:write_atomic", 0),
-}
-
-
-def kill_at(place: str, after: int) -> None:
-    """From now on in this process: the call after so many others kills it."""
-    import importlib
-
-    module, _, path = place.partition(":")
-    owner: Any = importlib.import_module(module)
-    *parents, name = path.split(".")
-    for parent in parents:
-        owner = getattr(owner, parent)
-    real, count = getattr(owner, name), [0]
-
-    def wrapped(*args: Any, **kwargs: Any) -> Any:
-        if count[0] == after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count[0] += 1
-        return real(*args, **kwargs)
-
-    setattr(owner, name, wrapped)
-
-
 QUICK = ("checkpoint", "fit", "results")
 
 
-@pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.full) for p in POINTS])
+@pytest.mark.parametrize("point", [p if p in QUICK else pytest.param(p, marks=pytest.mark.full) for p in dying.POINTS])
 def test_killed_twice_and_gone_on_with_gives_the_same_answers(
     point: str, world: Path, whole: Path, tmp_path: Path
 ) -> None:
@@ -126,7 +94,7 @@ def test_killed_twice_and_gone_on_with_gives_the_same_answers(
             cells.work(str(tmp_path), name)
 
     def killed() -> None:
-        kill_at(*POINTS[point])
+        dying.kill_at(*dying.POINTS[point])
         rest()
 
     assert in_child(killed) == -signal.SIGKILL and in_child(killed) == -signal.SIGKILL, point
