@@ -136,15 +136,19 @@ def test_sharing_saves_what_the_paper_table_promises() -> None:
     assert together == apart
 
 
-def test_a_computed_time_says_what_it_does_not_count(tmp_path: Path) -> None:
-    basis = {}
-    for name in ("real-small", "toyworld"):
-        made = make(read(name), {"base": "toyworld"})
-        time_, basis[name] = costs.seconds(made, Store(tmp_path), made.cells, "cpu")
-        assert time_ is not None
-    assert basis["toyworld"] == "computed from 2 x parameters x tokens at 4e+10 FLOP/s a cpu"
-    bound = "; an upper bound: what layers, cache_prefix and shared prompts save is not counted"
-    assert basis["real-small"] == basis["toyworld"] + bound
+def test_time_counts_the_layers_below_the_first_lora_once(tmp_path: Path) -> None:
+    """The toy world's base has three layers; 1,500 questions to train on and 6,000 to answer."""
+
+    def times(row: str, run: str = "") -> list[float]:
+        made = make(parse(HEAD.replace("steps: 20", "steps: 1000, batch_size: 8" + run) + f"  {row}: {{}}", "x.yaml"))
+        cells = ({cell.hash: cell} for cell in made.cells.values())
+        return [(costs.seconds(made, Store(tmp_path), each, "cpu")[0] or 0) - 3 for each in cells]
+
+    (training, answers), upper = times("mle"), times("mle", ", layers: last:1")
+    assert upper == pytest.approx([training * (1 / 3 + 2 / 3 / costs.BACKWARD), answers])
+    cached = times("mle", ", layers: last:1, cache_prefix: 1")
+    assert cached[0] == pytest.approx(training * (1 / 3 + 2 / 3 / costs.BACKWARD * 1500 / 8000))
+    assert times("blob", ", layers: last:1")[1] == pytest.approx(answers * (11 / 3 + 2 / 3))
 
 
 def test_a_changed_suite_says_what_changed(tmp_path: Path) -> None:

@@ -6,10 +6,7 @@ Cells run in forked children of this process where something is to be killed: st
 from __future__ import annotations
 
 import json
-import os
 import signal
-import traceback
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +15,7 @@ import torch
 
 from tests.suite import dying
 from tests.suite.tiny_suite import SUITE, make_world, records
+from tests.suite.toy_scale import in_child
 from tests.tiny_task import make_task
 from uqharness.cli import main
 from uqharness.commands import cell as cells
@@ -52,19 +50,6 @@ def begin(world: Path, out: Path, **given: Any) -> Plan:
 def run_all(out: Path, made: Plan) -> None:
     for name in made.cells:
         cells.work(str(out), name)
-
-
-def in_child(act: Callable[[], Any]) -> int:
-    """Do something in a forked child; return its exit code, negative for a signal."""
-    pid = os.fork()
-    if pid == 0:
-        try:
-            act()
-            os._exit(0)
-        except BaseException:
-            traceback.print_exc()
-            os._exit(1)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def test_every_cell_is_run_once_and_what_is_done_is_not_done_again(world: Path, whole: Path) -> None:
@@ -226,6 +211,12 @@ def test_bad_commands(
         ("base: %(root)s/base", "base: no-such/base", "base model no-such/base cannot be loaded"),
         ("laplace: {source: mle, structure: diag,", "laplace: {structure: full, prior: layer,", "prior=layer needs"),
         ("include_path: tasks", "include_path: broken", "task tiny_uq cannot be loaded"),
+        (
+            "target_modules: [q_proj, v_proj]",
+            "target_modules: [query]",
+            ": target module 'query' does not exist in",
+        ),
+        ("max_length: 24", "max_length: 24, layers: last:9", "/base: layers is last:9: the base has 2 layers"),
     ],
 )
 def test_what_is_missing_is_refused_before_any_training(

@@ -19,6 +19,7 @@ from uqharness.commands.dryrun import duration, size
 from uqharness.commands.folders import writable
 from uqharness.commands.parser import Parser
 from uqharness.errors import InputError, RunError, did_you_mean
+from uqharness.settings import Run
 from uqharness.suite import clusters, costs, plan, runners, schema
 from uqharness.suite.plan import Cell, Plan
 from uqharness.suite.store import Store
@@ -195,17 +196,26 @@ def preflight(made: Plan, cells: Mapping[str, Cell]) -> None:
                 reason = " ".join(str(error).split())[:300] or type(error).__name__
                 raise InputError(f"task {name} cannot be loaded: {reason}; nothing was run") from error
             classes |= {each: len(classes_of(task)) for each, task in loaded.items()}
-    runs = [cell.spec["run"] for cell in cells.values() if "run" in cell.spec]
-    for base, count in dict.fromkeys((run["base"], classes.get(run.get("task"), 0)) for run in runs):
-        _check_base(base, count)
+    bases: dict[tuple[str, int], list[Any]] = {}  # (base, classes): the runs on it
+    for run in [cell.spec["run"] for cell in cells.values() if "run" in cell.spec]:
+        bases.setdefault((run["base"], classes.get(run.get("task"), 0)), []).append(run)
+    for (base, count), runs in bases.items():
+        if base != "toyworld":
+            _check_base(base, count, runs)
 
 
-def _check_base(name: str, classes: int) -> None:
-    if name == "toyworld":
-        return
+def _check_base(name: str, classes: int, runs: list[Any]) -> None:
+    """Refuse a base that cannot be loaded, or that lacks the layers or modules that get a LoRA."""
     from uqharness.training.base_model import skeleton
+    from uqharness.training.targets import peft_targets
 
-    skeleton(name, classes)
+    base = skeleton(name, classes)
+    chosen = [config.build(Run, {key: run[key] for key in ("target_modules", "layers") if key in run}) for run in runs]
+    for targets, layers in dict.fromkeys((run.target_modules, run.layers) for run in chosen):
+        try:
+            peft_targets(base, targets, layers)
+        except InputError as error:
+            raise InputError(f"base {name}: {error}; nothing was run") from None
     path = Path(name)
     if path.is_dir() and not any(path.glob("*.safetensors")) and not any(path.glob("*.bin")):
         raise InputError(f"base {name}: no weights in this folder; nothing was run")

@@ -3,7 +3,8 @@
 A forward is one question through the base, its choices included. A training question counts three (forward and
 backward), a fit after training one training pass over the training split, an evaluation of N draws N + 1 per question
 (the mean's row; 1 where the answer is one row, K for K members). Time comes from the cells that are done; else it is
-computed from the base's size. Numbers of items are those of the official splits.
+computed from the base's size; in it the layers below the first LoRA have no backward pass, run once for all draws and,
+with `cache_prefix`, once for all epochs. Numbers of items are those of the official splits.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from uqharness.settings import Run, as_json
+from uqharness.settings import Run, as_json, chosen_layers
 from uqharness.suite.plan import Cell, Plan
 from uqharness.suite.store import Store
 
@@ -33,7 +34,6 @@ ITEMS = {
     "wnli": (635, 71), "boolq_glue": (9427, 3270),
 }  # fmt: skip
 FLOPS = {"cpu": 4e10, "gpu": 1e14}  # a second; a core in float32, a recent card in bfloat16
-SAVING = ("layers", "cache_prefix")  # settings that make a forward cheaper than the whole base's
 ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one row, for the estimate alone
 
 
@@ -107,36 +107,52 @@ def seconds(plan: Plan, store: Store, cells: Mapping[str, Cell], device: str) ->
         base = _base(cell, plan)
         speed = speeds.get((cell.kind, base))
         if speed is None and (size := parameters(base)):
-            tokens = 40 if base == "toyworld" else 150
-            speed, computed = 2 * size * tokens / FLOPS[device], True
+            task = str(cell.spec.get("task") or cell.spec["run"]["task"])
+            speed, computed = 2 * size * _tokens(task) / FLOPS[device], True
         if speed is None:
             unknown += 1
             continue
-        total += forwards(cell, plan) * speed + 3
+        total += _passes(cell, plan) * speed + 3
     if unknown:
         return None, f"unknown: the size of {unknown} cells' base is not known before one is done"
     if cells and not computed:
         return total, "measured by the cells that are done"
-    basis = f"computed from 2 x parameters x tokens at {FLOPS[device]:.0e} FLOP/s a {device}"
-    saving = [
-        name
-        for name in SAVING
-        if any(_run(cell, plan).get(name, DEFAULTS[name]) != DEFAULTS[name] for cell in cells.values())
-    ]
-    if saving:
-        basis += f"; an upper bound: what {', '.join(saving)} and shared prompts save is not counted"
-    return total, basis
+    return total, f"computed from 2 x parameters x tokens at {FLOPS[device]:.0e} FLOP/s a {device}"
+
+
+def _passes(cell: Cell, plan: Plan) -> float:
+    """Return the forwards of a cell with layers below the first LoRA counted as often as they run."""
+    whole, run = forwards(cell, plan), {**DEFAULTS, **_run(cell, plan)}
+    if cell.kind == "evaluate":
+        below = float(min(items(cell.spec["task"])[1], cell.spec["limit"] or 10**9))
+    else:
+        below = whole / BACKWARD
+        below = min(below, items(run["task"])[0]) if run["cache_prefix"] else below
+    upper = _upper(run["layers"], layers(run["base"]))
+    return upper * whole + (1 - upper) * below
+
+
+def _upper(chosen: str, count: int | None) -> float:
+    """Return the share of a base's layers from the first chosen one on."""
+    if count is None or not (numbers := chosen_layers(chosen, count)):
+        return 1.0
+    return 1 - numbers[0] / count
+
+
+def _tokens(task: str) -> int:
+    """Return the tokens of a question with its choices, roughly."""
+    return 40 if task.startswith("toyworld") else 50 if "_cloze" in task else 150
 
 
 def _measured(plan: Plan, store: Store) -> dict[tuple[str, str], float]:
-    """Return seconds per forward of finished cells, by kind and base."""
+    """Return seconds per pass of finished cells, by kind and base."""
     seconds: dict[tuple[str, str], list[float]] = {}
     done = [name for name, state in store.states().items() if state == "done" and name in plan.cells]
     for name in done[:200]:
         cell = plan.cells[name]
         pair = seconds.setdefault((cell.kind, _base(cell, plan)), [0.0, 0.0])
         pair[0] += float(store.record(name)["seconds"])
-        pair[1] += forwards(cell, plan)
+        pair[1] += _passes(cell, plan)
     return {key: spent / count for key, (spent, count) in seconds.items() if count}
 
 
@@ -150,18 +166,34 @@ def _base(cell: Cell, plan: Plan) -> str:
     return str(_run(cell, plan)["base"])
 
 
-@functools.cache
-def parameters(base: str) -> float | None:
-    """Return the number of parameters of a base, from the size of its files, else from its name (Llama-2-7b)."""
+def _folder(base: str) -> Path:
     if base == "toyworld":
         from uqharness.toyworld import base_path
 
-        base = str(base_path())
-    path = Path(base)
+        return Path(base_path())
+    return Path(base)
+
+
+@functools.cache
+def layers(base: str) -> int | None:
+    """Return the number of layers of a base's folder."""
+    try:
+        config = json.loads((_folder(base) / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    count = {**config, **(config.get("text_config") or {})}.get("num_hidden_layers")
+    return count if type(count) is int else None
+
+
+@functools.cache
+def parameters(base: str) -> float | None:
+    """Return the number of parameters of a base, from the size of its files, else from its name (Llama-2-7b)."""
+    path = _folder(base)
     if path.is_dir() and (files := list(path.glob("*.safetensors"))):
         config = path / "config.json"
-        kind = json.loads(config.read_text()).get("torch_dtype", "") if config.exists() else ""
-        return sum(file.stat().st_size for file in files) / (2 if "16" in str(kind) else 4)
+        given = json.loads(config.read_text()) if config.exists() else {}
+        kind = str(given.get("dtype") or given.get("torch_dtype"))
+        return sum(file.stat().st_size for file in files) / (2 if "16" in kind else 4)
     if match := re.search(r"(\d+(?:\.\d+)?)([bm])(?![a-z])", path.name.lower()):
         return float(match[1]) * (1e9 if match[2] == "b" else 1e6)
     known = {"roberta-base": 1.25e8, "roberta-large": 3.55e8}

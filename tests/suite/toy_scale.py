@@ -1,0 +1,113 @@
+"""Run the shipped suites on tiny random bases, with real questions, and print a table of how each of them ended.
+
+    python -m tests.suite.toy_scale --out DIR                        all suites, whole grids, one seed
+    python -m tests.suite.toy_scale --out DIR --part                 of each its first training task; of `at` two steps
+    python -m tests.suite.toy_scale --out DIR --part blob-table1 common
+
+Each suite first passes `--dry-run`. Its cells run one after the other in a forked process; what is done in DIR is not
+run again. Data come from the hub; where it cannot be had, put `python ../shared/data/offline_hub.py --` in front.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tests.tiny import make_base, make_encoder
+from uqharness.commands.suite import preflight
+from uqharness.suite.plan import Cell, Plan, make
+from uqharness.suite.schema import read, shipped
+from uqharness.suite.store import Store
+
+ENCODERS = {name for name in shipped() if "roberta" in name or name in ("laplace-figure5-diag", "laplace-figure6-diag")}
+TOY = {"steps": 20, "limit": 40, "seeds": 1}
+
+
+def tiny_base(suite: str, folder: Path) -> str:
+    """Return a tiny base that fits a suite: an encoder, or a Llama with as many layers as real-small trains."""
+    if suite == "toyworld":
+        return "toyworld"
+    kind = "encoder" if suite in ENCODERS else "llama-8" if suite.startswith("real-small") else "llama"
+    path = folder / kind
+    if not path.exists():
+        if kind == "encoder":
+            make_encoder(path, max_position_embeddings=514)
+        else:
+            make_base(path, max_position_embeddings=2048, num_hidden_layers=8 if kind == "llama-8" else 2)
+    return str(path)
+
+
+def part_of(made: Plan) -> dict[str, Cell]:
+    """Return the cells of the first training task, and of rows at several steps those of the first two."""
+    first = made.entries[0].train
+    steps = list(dict.fromkeys(e.method.partition("@")[2] for e in made.entries if "@" in e.method))[:2]
+    rows = {e.method for e in made.entries if "@" not in e.method or e.method.partition("@")[2] in steps}
+    return made.chosen({"train": [first], "method": sorted(rows)})
+
+
+def run(made: Plan, cells: Mapping[str, Cell], out: Path) -> list[str]:
+    """Run cells one after the other in a forked process; return what failed."""
+    from uqharness.commands.cell import work
+
+    store = Store(out)
+    store.write(made)
+    code = in_child(lambda: [work(str(out), name) for name in cells])
+    states = store.states()
+    failed = [
+        f"{cell.name}: {store.error(name)['error']}" for name, cell in cells.items() if states.get(name) != "done"
+    ]
+    return failed if code == 0 else [f"the process ended with {code}", *failed]
+
+
+def in_child(act: Callable[[], Any]) -> int:
+    """Do something in a forked child; return its exit code, negative for a signal."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            act()
+            os._exit(0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def main() -> int:
+    from uqharness.cli import main as uqharness
+
+    torch.set_num_threads(1)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("suites", nargs="*", metavar="SUITE", help="[all]")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--part", action="store_true", help="the first training task, two steps of `at`")
+    args = parser.parse_args()
+    failures, rows = [], ["| suite | cells of the plan | cells run | failed | seconds |", "|---|---|---|---|---|"]
+    for name in args.suites or shipped():
+        began, base = time.monotonic(), tiny_base(name, args.out.resolve() / "bases")
+        out, given = args.out.resolve() / name, {**TOY, "base": base}
+        words = [f"{key}={value}" for key, value in given.items()]
+        dry = uqharness(["suite", "run", name, "--out", str(out), "--set", *words, "--dry-run"])
+        made = make(read(name), given)
+        cells = part_of(made) if args.part else made.cells
+        try:
+            preflight(made, cells)
+            failed = run(made, cells, out)
+        except Exception as error:
+            failed = [f"{name}: {error}"]
+        failures += [f"{name}: --dry-run ended with {dry}"] * bool(dry) + failed
+        rows.append(f"| {name} | {len(made.cells)} | {len(cells)} | {len(failed)} | {time.monotonic() - began:.0f} |")
+        print(rows[-1], *failed, sep="\n", file=sys.stderr, flush=True)
+    print(*rows, *failures, sep="\n")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
