@@ -124,10 +124,11 @@ RUNS = {"whole": whole, "killed": killed, "slurm": slurm, "ray": ray}
 
 
 @contextlib.contextmanager
-def slurm_cluster(folder: Path, port: int = 17817) -> Iterator[None]:
+def slurm_cluster(folder: Path) -> Iterator[None]:
     """A controller and a daemon of this machine; SLURM_CONF names them."""
     script, before = str(ROOT / "scripts" / "one-node-slurm.sh"), dict(os.environ)
-    os.environ |= {"UQHARNESS_SLURM_PORT": str(port), "SLURM_CONF": str(folder / "slurm.conf")}
+    os.environ.setdefault("UQHARNESS_SLURM_PORT", "17817")
+    os.environ["SLURM_CONF"] = str(folder / "slurm.conf")
     try:
         subprocess.run([script, "start", str(folder)], check=True, stdout=subprocess.DEVNULL)
         yield
