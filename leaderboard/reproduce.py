@@ -23,16 +23,17 @@ from scipy.special import stdtrit
 from uqharness.errors import InputError
 from uqharness.leaderboard import reported
 from uqharness.leaderboard.reported import FOOTNOTES
-from uqharness.loose_json import check
+from uqharness.loose_json import check, nest
 from uqharness.metrics.registry import METRICS
-from uqharness.results.reading import Run
-from uqharness.results.runs import AdapterRecord, Info, RunSummary, summarise
+from uqharness.results.runs import AdapterRecord, RunSummary
 from uqharness.settings import fields_of
 
 MARGINS = {"acc": 0.02, "ece": 0.02, "nll": 0.05}
 PAPER_SEEDS = 3  # no paper prints how many seeds its ± is over
 RECIPE = fields_of("recipe")  # of a run's settings, those that change what is learned
 COSTS = {"train_seconds": "seconds", "peak_memory": "peak_memory_bytes", "trainable": "trainable_parameters"}
+DECIDED = ("agrees", "differs", "cannot be told", "holds", "fails")  # verdicts, where there is one
+MARKS_NOTE = "ECE is marked in our columns alone, by its debiased value: papers print no floor"
 SEEDS_NOTE = f"no paper prints over how many seeds its ± is: {PAPER_SEEDS} are assumed in the intervals"
 # Our tasks by what comes before `_uq`, under the papers' names.
 DATASETS = {
@@ -132,7 +133,7 @@ class Measured:
 
 
 def report(
-    title: str, reproduces: Mapping[str, Any], runs: Sequence[Run], records: Sequence[Mapping[str, Any]]
+    title: str, reproduces: Mapping[str, Any], runs: Sequence[RunSummary], records: Sequence[Mapping[str, Any]]
 ) -> Report:
     """Return the report of a suite: its `{paper, table or figure, base}` beside its results and records."""
     paper, which = str(reproduces.get("paper", "")), str(reproduces.get("table", reproduces.get("figure", "")))
@@ -149,25 +150,41 @@ def report(
     return table(title, paper, which, bases, measured(runs))
 
 
-def measured(runs: Iterable[Run]) -> list[Measured]:
+def reports(runs: Sequence[RunSummary]) -> dict[str, Report]:
+    """Return the report of every table and figure of a paper that these runs have a cell of, most verdicts first."""
+    bases = dict.fromkeys((line["paper"], line["base_model"]) for line in reported.hyperparameters())
+    printed = reported.load()[["paper", "table", "base"]].drop_duplicates().to_dict("records")
+    known = [
+        ("table", row["paper"], row["table"], row["base"]) for row in printed if (row["paper"], row["base"]) in bases
+    ]
+    known += dict.fromkeys(("figure", line["paper"], line["figure"], line["base_model"]) for line in reported.claims())
+    records = list({run.adapter_hash or run.run_id: nest(run.adapter_record) for run in runs}.values())
+    made = {}
+    for kind, paper, which, base in known if any(map(_dataset, {run.task for run in runs})) else ():
+        title = f"{paper}, {kind} {which}, {base}"
+        one = report(title, {"paper": paper, kind: which, "base": base}, runs, records)
+        if any(cell.ours for cell in one.cells) or any(claim.points for claim in one.claims):
+            made[title] = one
+    decided = {title: sum(map(one.counts().get, DECIDED, [0] * len(DECIDED))) for title, one in made.items()}
+    return dict(sorted(made.items(), key=lambda item: -decided[item[0]]))
+
+
+def measured(runs: Iterable[RunSummary]) -> list[Measured]:
     """The results on data sets that papers have; the newest of the same adapter and task."""
     best: dict[tuple[Any, ...], Measured] = {}
-    for run in runs:
-        source = summarise(run)
-        info: Info = check(run.config.get("uqharness") or {}, Info, "uqharness")
-        record: AdapterRecord = info.get("record") or {}
-        dataset, trained_on = _dataset(run.task), _dataset(source.trained_on or "")
+    for source in runs:
+        dataset, trained_on = _dataset(source.task), _dataset(source.trained_on or "")
         if not dataset or not trained_on:
             continue
+        record: AdapterRecord = check(nest(source.adapter_record), AdapterRecord, "adapter's record")
         method, trained = record.get("method") or {}, record.get("source") or record
         recipe = {**(trained.get("run") or {}), **(record.get("recipe") or {})} or record.get("run") or {}
-        limit = run.config.get("limit")
-        cut = f"{source.items} questions (limit)" if limit and source.items >= float(limit) else ""
+        cut = f"{source.remarks['trimmed']} (limit)" if "trimmed" in source.remarks else ""
         one = Measured(
             source, str(method.get("name", "")), source.method, method.get("settings") or {}, recipe, dataset,
             trained_on, recipe.get("stop_at") or recipe.get("steps"), cut,
         )  # fmt: skip
-        key = (source.row, source.recipe_text, source.seed, run.task, source.trained_on, one.step)
+        key = (source.row, source.recipe_text, source.seed, source.task, source.trained_on, one.step)
         if key not in best or (best[key].source.date or 0) <= (source.date or 0):
             best[key] = one
     return list(best.values())
@@ -312,7 +329,7 @@ def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]]
         and line["setting"] != "base"
     ]  # fmt: skip
     if any(cell.metric == "ece" for cell in cells):
-        notes.append("ECE is marked in our columns alone, by its debiased value: papers print no floor")
+        notes.append(MARKS_NOTE)
     return list(dict.fromkeys(notes))
 
 

@@ -18,7 +18,8 @@ from uqharness.cli import main
 from uqharness.leaderboard import reported
 from uqharness.leaderboard.reproduce import Number, Report, compare, departures, measured, report, verdict
 from uqharness.leaderboard.reproduce_formats import FORMATS
-from uqharness.results.reading import RECORD, pack, read_results
+from uqharness.results.reading import RECORD, pack
+from uqharness.results.runs import read_runs
 
 PAPER = {
     "base": "/models/Llama-2-7b-hf", "steps": 5000, "lr": 1e-4, "batch_size": 4, "max_length": 300, "lora_r": 8,
@@ -51,16 +52,18 @@ def result(
         "data": {"task": trained}, "recipe_hash": "r", "costs": {"steps": run["steps"]},
         "posterior": {"train_seed": seed, "finite": 1 if draws == 1 else None},
     }  # fmt: skip
-    config = {"model": "bayeslora", "uqharness": {"adapter_hash": f"{label}{seed}", "record": record},
-              "limit": changes.get("limit")}  # fmt: skip
+    config = {"model": "bayeslora", "uqharness": {"adapter_hash": f"{label}{seed}", "record": record}}
+    counts = {task: {"original": changes.get("of", items), "effective": items}}
     packed = pack(answers, task=task, protocol=PROTOCOL)
     file = folder / f"results_{len(list(folder.glob('*')))}.json"
-    file.write_text(json.dumps({"results": {task: {f"{RECORD},none": packed}}, "config": config, "date": 1.0}))
+    file.write_text(
+        json.dumps({"results": {task: {f"{RECORD},none": packed}}, "config": config, "n-samples": counts, "date": 1.0})
+    )
     return file
 
 
 def make(folder: Path, reproduces: dict[str, Any] = TABLE1) -> Report:
-    return report("A table", reproduces, read_results(folder), [])
+    return report("A table", reproduces, read_runs([folder]), [])
 
 
 def cell(found: Report, method: str, metric: str, dataset: str = "WG-S", draws: int | None = None) -> Any:
@@ -92,7 +95,7 @@ def test_far_away_differs(tmp_path: Path) -> None:
         ({"run": {"base": "toyworld"}}, "another base: toyworld"),
         ({"run": {"steps": 20}}, "steps is 20, the paper's 5000"),
         ({"run": {"target_modules": ["q_proj"]}}, "target_modules is"),
-        ({"limit": 2000.0}, "2000 questions (limit)"),
+        ({"of": 2376}, "2000 of 2376 questions (limit)"),
     ],
 )
 def test_no_verdict_where_something_else_was_run(tmp_path: Path, changes: dict[str, Any], why: str) -> None:
@@ -138,7 +141,7 @@ def test_what_the_paper_contradicts_gets_a_note_and_no_verdict(tmp_path: Path) -
 
 def test_a_map_with_another_weight_decay_is_not_the_papers(tmp_path: Path) -> None:
     result(tmp_path, "map", "MAP", 0, 0.7, 0.9, settings={"weight_decay": 3.0})
-    (one,) = measured(read_results(tmp_path))
+    (one,) = measured(read_runs([tmp_path]))
     assert departures(one, "BLoB", "Llama2-7B") == ["weight_decay is 3.0, the paper's 1e-5"]
     other = departures(one, "Me-LoRA", "Llama2-13B")
     assert other[0] == "another base: Llama-2-7b-hf" and "warmup is 0.06, the paper's 0.02" in other

@@ -27,14 +27,14 @@ def run(args: argparse.Namespace) -> int:
     from uqharness import loose_json
     from uqharness.atomic import write_atomic
     from uqharness.leaderboard import reproduce, reproduce_formats
-    from uqharness.results.reading import read_results
+    from uqharness.results.runs import read_runs
     from uqharness.suite.schema import read
 
     suite = read(args.suite)
     if not suite.reproduces:
         raise InputError(f"suite {suite.name} reproduces no paper: give one whose YAML says `reproduces`")
     folder = Path(args.folder)
-    runs = [run for file in sorted(folder.rglob("results_*.json")) for run in read_results(file)]
+    runs = read_runs(sorted(folder.rglob("results_*.json")))
     records = [loose_json.read_object(file) for file in sorted(folder.rglob("uq_config.json"))]
     if not runs and not records:
         raise InputError(f"{folder} has no results_*.json and no adapter; run `uqharness suite run {args.suite}` first")
