@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import plotly.graph_objects as go
 import streamlit as st
 
 from uqharness.leaderboard import board, cache, export, markup, publish
@@ -40,6 +41,7 @@ RESULTS, CACHE = "UQHARNESS_LEADERBOARD", "UQHARNESS_LEADERBOARD_CACHE"
 HERE = Path(__file__).parent
 MOST_ROWS = 50  # of a table that is neither sorted nor searched
 LEFT = "uq.left"  # parameters of every page of this session as it was left
+Draw = Callable[[str], Any]  # draws a block; the text is its key
 SAVED = {"toImageButtonOptions": {"format": "svg"}, "displaylogo": False}  # by the camera above a figure
 
 
@@ -66,8 +68,7 @@ def _results(paths: tuple[str, ...], stamp: int) -> Results:
 def show(name: str) -> None:
     """One page: its head, its controls, what it shows; ranks that are not known yet come in a second round."""
     shared, params = results(), parameters(name)
-    view = View(shared, params, patient=False)
-    page = PAGES[name].make(view)
+    page, drawings = shared.finished((name, *map(str, params.items())), lambda: finish(shared, name, params))
     st.title(page.title)
     st.markdown(letters(page.about))
     for note in page.notes:
@@ -81,12 +82,18 @@ def show(name: str) -> None:
         for control in page.controls:
             if not control.main:
                 widget(name, control)
-    for number, block in enumerate(page.blocks):
-        render(block, f"{name}.{number}")
+    for number, draw in enumerate(drawings):
+        draw(f"{name}.{number}")
     if page.later:
         for compute in page.later:
             compute()
         st.rerun()
+
+
+def finish(shared: Results, name: str, params: dict[str, list[str]]) -> tuple[tuple[Page, list[Draw]], bool]:
+    """The page and what draws its blocks, and whether nothing of it is computed later."""
+    page = PAGES[name].make(View(shared, params, patient=False))
+    return (page, list(map(drawing, page.blocks))), not page.later
 
 
 def parameters(name: str) -> dict[str, list[str]]:
@@ -120,7 +127,7 @@ def widget(page: str, control: Control) -> None:
         st.number_input(control.label, 1, len(control.options), width=170, **common)
     else:
         longest = max((len(control.text(option)) for option in control.options), default=0)
-        st.selectbox(control.label, width=min(110 + 8 * longest, 420), **options, **common)
+        st.selectbox(control.label, width=min(110 + 8 * longest, 560), **options, **common)
 
 
 def write(key: str, control: Control) -> None:
@@ -154,37 +161,49 @@ def share(name: str, page: Page, snapshot: str, params: dict[str, list[str]]) ->
 # ---------------------------------------------------------------- blocks
 
 
-def render(block: Block, key: str) -> None:
-    if isinstance(block, Text) and block.folded:
-        with st.expander(block.folded):
-            TEXTS[block.kind](block.text)
-    elif isinstance(block, Text) and block.address:
-        st.html(markup.link(block))
-    elif isinstance(block, Text):
-        TEXTS[block.kind](block.text)
-    elif isinstance(block, Figure) and block.empty:
-        st.info(letters(block.empty))
-    elif isinstance(block, Figure):
-        st.plotly_chart(block.figure, key=key, config=SAVED)
-    elif isinstance(block, Methods):
-        st.html(markup.methods(block))
-    elif isinstance(block, Cards):
-        st.html(block.html)
-    elif isinstance(block, Columns):
-        for place, blocks in zip(st.columns([3, 2], gap="large"), (block.left, block.right), strict=True):
-            with place:
-                for number, inner in enumerate(blocks):
-                    render(inner, f"{key}.{number}.{len(blocks)}")
-    elif block.folded:
-        with st.expander(block.caption):
-            st.html(markup.grid(block, MOST_ROWS))
-    elif block.sortable and len(block.rows) > MOST_ROWS:
-        frame(block)
-    else:
-        st.html(markup.grid(block))
+def drawing(block: Block) -> Draw:
+    """What draws a block under a key, all that can be made beforehand made: a finished page is drawn many times."""
+    if isinstance(block, Text) and block.address:
+        return html(markup.link(block))
+    if isinstance(block, Text):
+        return folded(block.folded, lambda key: TEXTS[block.kind](block.text))
+    if isinstance(block, Figure) and block.empty:
+        return lambda key: st.info(letters(block.empty))
+    if isinstance(block, Figure):
+        figure = go.Figure(block.figure)  # Streamlit validates a dict each time that it is drawn
+        return lambda key: st.plotly_chart(figure, key=key, config=SAVED, alt=block.alt)
+    if isinstance(block, Methods):
+        return html(markup.methods(block))
+    if isinstance(block, Cards):
+        return html(block.html)
+    if isinstance(block, Columns):
+        sides = [list(map(drawing, blocks)) for blocks in (block.left, block.right)]
+
+        def columns(key: str) -> None:
+            for side, (place, drawings) in enumerate(zip(st.columns([3, 2], gap="large"), sides, strict=True)):
+                with place:
+                    for number, draw in enumerate(drawings):
+                        draw(f"{key}.{side}.{number}")
+
+        return columns
+    if block.sortable and len(block.rows) > MOST_ROWS:
+        return frame(block)
+    return folded(block.caption if block.folded else "", html(markup.grid(block, MOST_ROWS if block.folded else None)))
 
 
-def frame(grid: Grid) -> None:
+def html(text: str) -> Draw:
+    return lambda key: st.html(text)
+
+
+def folded(title: str, draw: Draw) -> Draw:
+    def expander(key: str) -> None:
+        with st.expander(title):
+            draw(key)
+
+    return expander if title else draw
+
+
+def frame(grid: Grid) -> Draw:
     """A long table, to sort by a click on a head and to search with the tool above it."""
     linked = {k for row in grid.rows for k, cell in enumerate(row) if not isinstance(cell, str)}
     columns: dict[str, list[Any]] = {}
@@ -199,8 +218,13 @@ def frame(grid: Grid) -> None:
             config[title] = st.column_config.LinkColumn(title, display_text=r"[?&]run=([0-9a-f]+)")
         elif k == 0:
             config[title] = st.column_config.TextColumn(title, pinned=True)
-    st.caption(letters(f"{grid.caption}: {len(grid.rows):,} rows"))
-    st.dataframe(pd.DataFrame(columns), column_config=config, hide_index=True, height=620)
+    data, caption = pd.DataFrame(columns), letters(f"{grid.caption}: {len(grid.rows):,} rows")
+
+    def draw(key: str) -> None:
+        st.caption(caption)
+        st.dataframe(data, column_config=config, hide_index=True, height=620)
+
+    return draw
 
 
 def letters(text: str) -> str:

@@ -18,8 +18,10 @@ class Entry:
 PAGES = {
     "table": Entry("Leaderboard", tables.landing),
     "papers": Entry("Papers", tables.papers),
+    "reproduce": Entry("Reproduce", tables.reproduced),
     "calibration": Entry("Calibration", figures.calibration),
     "uncertainty": Entry("Uncertainty", figures.uncertainty),
+    "shift": Entry("Shift", figures.shift),
     "draws": Entry("Draws", figures.draws),
     "cost": Entry("Cost", figures.cost),
     "compare": Entry("Compare", runs.compare),

@@ -314,39 +314,21 @@ def decomposed(shown: Sequence[Answers]) -> ChartData:
     return figure(traces, axes, 140 + 300 * rows, [1] * rows, columns, names, min(0.14, 0.3 / rows))
 
 
-def detections(by_row: Mapping[str, Mapping[str, float]], score: str) -> ChartData:
-    """AUROC of telling each shifted data set from the one trained on: {row: {data set: AUROC in [0, 1]}}."""
-    traces = [
-        line(
-            row,
-            [100 * v for v in values.values()],
-            list(map(plain, values)),
-            mode="markers",
-            hovertemplate="AUROC %{x:.1f}",
-        )
-        for row, values in by_row.items()
-    ]
-    dashed = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
-    chance = {"type": "line", "x0": 50, "x1": 50, "y0": 0, "y1": 1, "yref": "y domain", "line": dashed}
-    axes: Axes = {
-        "xaxis": {"title": {"text": f"AUROC of {score}, %; 50 is chance"}},
-        # a category: else names that look like numbers or dates are
-        "yaxis": {"autorange": "reversed", "type": "category", "automargin": True},
-    }
-    most = max((len(values) for values in by_row.values()), default=0)
-    return figure(traces, axes, 190 + 70 * most, shapes=[chance])
-
-
-def shifted(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> ChartData:
-    """A metric from the data set trained on to farther ones: {row: {data set: (mean, std)}}."""
-    traces, scale = list[Trace](), METRICS[metric].scale
+def shifted(
+    values: Mapping[str, Mapping[str, tuple[float, float | None]]], title: str, scale: float, level: float | None = None
+) -> ChartData:
+    """A number on data sets, nearest first: {row: {data set: (mean, std)}}; `level` is a dashed line."""
+    traces = list[Trace]()
     for row, points in values.items():
         spread = [0.0 if std is None else std * scale for _, std in points.values()]
         bars = {"array": spread, "visible": any(spread), "width": 3}
         means = [mean * scale for mean, _ in points.values()]
         traces.append(line(row, list(map(plain, points)), means, connectgaps=True, error_y=bars))
-    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": titled(metric)}}}
-    return figure(traces, axes, 440)
+    dashed = {"color": NEUTRAL, "dash": "dash", "width": 1.5}
+    level_line = {"type": "line", "x0": 0, "x1": 1, "xref": "x domain", "y0": level, "y1": level, "line": dashed}
+    # a category: else names that look like numbers or dates are
+    axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": title}}}
+    return figure(traces, axes, 440, **({} if level is None else {"shapes": [level_line]}))
 
 
 def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> ChartData:

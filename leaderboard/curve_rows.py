@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from math import isnan, nan
+from collections.abc import Sequence
 
 from uqharness.leaderboard.curves import Answers, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
@@ -118,29 +117,6 @@ def part_rows(shown: Sequence[Answers]) -> Rows:
             groups = [part[which] for part in parts for which in (right | True, right, ~right)]
             rows.append([answers.row, *(f"{values.mean():.4f}" if len(values) else "–" for values in groups)])
     return header, rows
-
-
-def detection_rows(by_row: Mapping[str, Mapping[str, float]]) -> Rows:
-    data = list(dict.fromkeys(name for values in by_row.values() for name in values))
-    rows = []
-    for row, values in by_row.items():
-        aurocs = [values.get(name, nan) for name in data]
-        rows.append([row, *("–" if isnan(value) else f"{100 * value:.2f}" for value in aurocs)])
-    return ["Method", *data], rows
-
-
-def shift_rows(values: Mapping[str, Mapping[str, tuple[float, float | None]]], metric: str) -> Rows:
-    """{row: {data set: (mean, standard deviation)}} as one row each."""
-    data = list(dict.fromkeys(name for points in values.values() for name in points))
-    rows = []
-    for row, points in values.items():
-        pairs = [points.get(name, (nan, None)) for name in data]
-        rows.append([row, *(_spread(value, std, metric) for value, std in pairs)])
-    return ["Method", *data], rows
-
-
-def _spread(value: float, std: float | None, metric: str) -> str:
-    return number(value, metric) + ("" if std is None else f" ± {number(std, metric)}")
 
 
 def draw_rows(curves: Sequence[DrawCurve]) -> Rows:

@@ -1,4 +1,4 @@
-"""The numbers behind the figures: answers of one run, bootstrap bands, shift detection.
+"""The numbers behind the figures: answers of one run, bootstrap bands.
 
 Pure functions of arrays and records; `charts` draws what they return.
 """
@@ -18,13 +18,9 @@ from uqharness.metrics.registry import (
     correct,
     expected_entropy,
     mutual_information,
-    ood_auroc,
-    predictive_entropy,
     softmax_draws,
 )
 from uqharness.results.record import Record
-
-SCORES = {"entropy": "Predictive entropy", "confidence": "1 − confidence", "information": "Mutual information"}
 
 
 @dataclass(frozen=True)
@@ -63,35 +59,6 @@ def band(bins: Mapping[str, Sequence[Any]], replicates: int = 1000, seed: int = 
     ends[:, always] = np.quantile(share[:, always], (0.025, 0.975), axis=0)
     ends[:, sometimes & ~always] = np.nanquantile(share[:, sometimes & ~always], (0.025, 0.975), axis=0)
     return ends[0], ends[1]
-
-
-def scores(result: Answers, kind: str) -> Floats | None:
-    """Return the uncertainty of each question, [D], divided by log C so that questions are comparable."""
-    if kind == "information":
-        return None if result.draws is None else mutual_information(result.draws, normalised=True)
-    return predictive_entropy(result.probs, normalised=True) if kind == "entropy" else 1 - confidence(result.probs)
-
-
-def detection(inside: Answers, outside: Answers, kind: str) -> float:
-    """AUROC of telling shifted questions by their uncertainty; NaN where there is no such score."""
-    one, other = scores(inside, kind), scores(outside, kind)
-    return float("nan") if one is None or other is None else ood_auroc(one, other)
-
-
-def detections(shown: Mapping[str, Sequence[Answers]], home: str, kind: str) -> dict[str, dict[str, float]]:
-    """{row: {shifted data set: AUROC}} from the answers on every data set; `home` is the one that was trained on.
-
-    Every row names all data sets, in their order: NaN where it has no answers.
-    """
-    away = {data: {result.row: result for result in many} for data, many in shown.items() if data != home and many}
-    return {
-        own.row: {
-            data: detection(own, by_row[own.row], kind) if own.row in by_row else float("nan")
-            for data, by_row in away.items()
-        }
-        for own in shown[home]
-        if any(own.row in by_row for by_row in away.values())
-    }
 
 
 def sure_shares(result: Answers, bins: int = 20) -> tuple[Floats, Floats, Floats]:

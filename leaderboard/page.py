@@ -57,7 +57,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Grid:
-    """A table of texts. Kinds: methods (the first column names them), numbers, words.
+    """A table of texts. Kinds: methods (the first column names them), numbers, words, cells (the last is of words).
 
     `sortable`: a reader wants to sort and to search it; `folded`: behind a figure that shows the same.
     """

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import nan
-from statistics import mean, stdev
 
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
 from uqharness.leaderboard.table_sources import labels, newest
@@ -45,35 +43,6 @@ class Group:
         """The run of this seed; of a row that was not trained here (the base alone), the one there is."""
         runs = self.runs.get(data, {}).get(row, {})
         return runs.get(seed) or (next(iter(runs.values())) if list(runs) == ["None"] else None)
-
-    def homes(self) -> list[str]:
-        """The data sets that adapters were trained on and asked about."""
-        return [data for data, kind in self.shifts.items() if kind == "id"]
-
-    def near(self, home: str) -> list[str]:
-        """`home` and what the adapters that were trained there answered elsewhere, nearest first."""
-        alike = [data for data, kind in self.shifts.items() if kind and self.trained[data] == self.trained[home]]
-        return [home, *(data for data in alike if data != home)]
-
-    def over_seeds(
-        self, rows: Sequence[str], metric: str, draws: int | None, data: Sequence[str]
-    ) -> dict[str, dict[str, tuple[float, float | None]]]:
-        """{row: {data set: (mean, standard deviation over seeds)}}, in the order of `data`; NaN where there is none."""
-        values: dict[tuple[str, str], list[float]] = {}
-        for name in data:
-            for row in rows:
-                runs = self.runs[name].get(row, {}).values()
-                if own := [run.number(metric, n) for run in runs if (n := run.used(draws)) is not None]:
-                    values[row, name] = own
-        present = [name for name in data if any(other == name for _, other in values)]
-        return {
-            row: {name: _spread(values.get((row, name), ())) for name in present}
-            for row in dict.fromkeys(row for row in rows if any(other == row for other, _ in values))
-        }
-
-
-def _spread(values: Sequence[float]) -> tuple[float, float | None]:
-    return mean(values) if values else nan, stdev(values) if len(values) > 1 else None
 
 
 def groups(sources: Sequence[RunSummary]) -> list[Group]:

@@ -32,7 +32,8 @@ MARGINS = {"acc": 0.02, "ece": 0.02, "nll": 0.05}
 PAPER_SEEDS = 3  # no paper prints how many seeds its ± is over
 RECIPE = fields_of("recipe")  # of a run's settings, those that change what is learned
 COSTS = {"train_seconds": "seconds", "peak_memory": "peak_memory_bytes", "trainable": "trainable_parameters"}
-DECIDED = ("agrees", "differs", "cannot be told", "holds", "fails")  # verdicts, where there is one
+DECIDED = ("agrees", "holds", "differs", "fails", "cannot be told")
+VERDICTS = (*DECIDED, "no verdict", "not measured")
 MARKS_NOTE = "ECE is marked in our columns alone, by its debiased value: papers print no floor"
 SEEDS_NOTE = f"no paper prints over how many seeds its ± is: {PAPER_SEEDS} are assumed in the intervals"
 # Our tasks by what comes before `_uq`, under the papers' names.
@@ -114,7 +115,7 @@ class Report:
 
     def counts(self) -> dict[str, int]:
         every = [cell.verdict for cell in self.cells] + [claim.verdict for claim in self.claims]
-        return {verdict: every.count(verdict) for verdict in dict.fromkeys(every)}
+        return {verdict: every.count(verdict) for verdict in VERDICTS if verdict in every}
 
 
 @dataclass(frozen=True)
@@ -216,11 +217,11 @@ def _cell(row: Mapping[Any, Any], ours: Sequence[Measured]) -> Cell:
         if (m.label, m.dataset, m.trained_on) == (label, row["dataset"], row["trained_on"])
         and all(m.settings.get(key, value) == value for key, value in wanted.items())
     ]  # fmt: skip
-    first = matches[0].source.row if matches else None  # one row of ours: other settings of the same method are another
+    matches.sort(key=lambda m: len(departures(m, paper, base)))  # of several settings, those nearest to the paper's
     taken: dict[Any, tuple[Measured, int]] = {}
     for m in matches:
-        used = m.source.used(draws)
-        if m.source.row == first and used is not None:
+        used, first = m.source.used(draws), matches[0].source
+        if used is not None and (m.source.row, m.source.recipe_text) == (first.row, first.recipe_text):
             taken[m.source.seed] = (m, used)
     value = float(row["value"])
     std = None if row["std"] is None or row["std"] != row["std"] else float(row["std"])

@@ -24,7 +24,7 @@ from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 T = TypeVar("T")
-MOST_VALUES, MOST_RECORDS = 256, 128  # values and records that are kept; the oldest goes first
+MOST_VALUES, MOST_RECORDS, MOST_PAGES = 256, 128, 64  # that are kept; the oldest goes first
 
 
 class Results:
@@ -34,6 +34,7 @@ class Results:
         self.board = board
         self._values: dict[Hashable, Any] = {}
         self._records: dict[Hashable, Any] = {}
+        self._pages: dict[Hashable, Any] = {}
 
     @property
     def runs(self) -> list[RunSummary]:
@@ -49,6 +50,13 @@ class Results:
 
     def cached(self, key: Hashable, make: Callable[[], T]) -> T:
         return cast(T, _cached(self._values, MOST_VALUES, key, make))
+
+    def finished(self, key: Hashable, make: Callable[[], tuple[T, bool]]) -> T:
+        """A page, kept once `make` says that nothing of it is still to be computed."""
+        if key in self._pages:
+            return cast(T, self._pages[key])
+        page, complete = make()
+        return cast(T, _cached(self._pages, MOST_PAGES, key, lambda: page)) if complete else page
 
     def record(self, run_id: str) -> Record:
         return cast(Record, _cached(self._records, MOST_RECORDS, run_id, lambda: self.board.record(run_id)))

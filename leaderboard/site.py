@@ -41,8 +41,10 @@ EXPORTS = {"csv": "csv", "md": "md", "latex": "tex", "json": "json"}
 SECTIONS = {
     "table": ("metric",),
     "papers": ("paper",),
+    "reproduce": ("paper", "metric"),
     "calibration": ("table", "data", "figure"),
     "uncertainty": ("table", "figure", "data"),
+    "shift": ("data",),
     "draws": ("table", "data"),
     "cost": ("table", "data"),
     "submit": (),

@@ -1,4 +1,4 @@
-"""Pages of figures: calibration, uncertainty, draws, cost. Each figure has its numbers as a table."""
+"""Pages of figures: calibration, uncertainty, shift, draws, cost. Each figure has its numbers as a table."""
 
 from __future__ import annotations
 
@@ -7,22 +7,34 @@ from dataclasses import dataclass
 from typing import Any
 
 from uqharness.errors import InputError
-from uqharness.leaderboard import charts, costs, curve_rows, curves
+from uqharness.leaderboard import charts, costs, curve_rows, ood
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.page import Block, Figure, Grid, Page, Text, View
-from uqharness.leaderboard.picks import Group
+from uqharness.leaderboard.picks import FIRST, Group
 from uqharness.leaderboard.table_formats import titled
 from uqharness.metrics.registry import BINS, METRICS
 from uqharness.results.runs import RunSummary
 
-ALL = "all"
+ALL, NOBODY = "all", "nothing"
 NOTHING = "No measured results were given, so there is nothing to draw."
 ABOUT = {
     "Calibration": "Accuracy against confidence: on the diagonal, confidence means what it says.",
-    "Uncertainty": "Is it unsure where it is wrong, and where the questions are new?",
+    "Uncertainty": "Is it unsure where it is wrong?",
+    "Shift": "Questions of another data set than the one that was trained on: can they be told, what do they change?",
     "Draws": "Metrics of the first N draws of one run, and how much it matters which N draws these are.",
     "Cost": "Training time, memory, parameters and forward passes, as each run recorded them.",
 }
+ELSEWHERE = (
+    "No adapter here answered both its own data set and a shifted one. `uqharness tasks` lists the pairs; evaluate an "
+    "adapter on both:"
+)
+EVALUATE = "uqharness eval ADAPTER --tasks openbookqa_uq,uq_ood --output_path results\nuqharness leaderboard results"
+CHANGES = (
+    "Change: shifted minus in distribution. The two sets hold different questions, so the 95 % interval combines those "
+    "of both values; {more}with several training seeds mean ± standard deviation stands there. ECE is biased upwards "
+    "on small sets."
+)
+MORE = "“than {}” is how much more the metric changes than {}'s of the same seed, paired by question; "
 
 GAPS = (
     "Gap: confidence less accuracy; above zero is over-confident. Floor: the ECE that a calibrated model with "
@@ -61,14 +73,14 @@ class Picked:
         seed = "no training seed" if self.seed == "None" else f"seed {self.seed}"
         return f"{self.data}, {seed}" + ("" if self.draws is None else f", N = {self.draws}")
 
-    def run(self, row: str, data: str = "") -> RunSummary | None:
-        return self.group.run(data or self.data, row, self.seed)
+    def run(self, row: str) -> RunSummary | None:
+        return self.group.run(self.data, row, self.seed)
 
-    def answers(self, data: str = "") -> list[Answers]:
+    def answers(self) -> list[Answers]:
         """Of every chosen row that has a run with so many draws, and has kept them."""
         out = []
         for row in self.rows:
-            source = self.run(row, data)
+            source = self.run(row)
             used = source.used(self.draws) if source else None
             if source is not None and used is not None:
                 with contextlib.suppress(InputError):  # published without its single draws
@@ -87,19 +99,16 @@ class Picked:
         return [Text(f"Without answers on {self.place}: {', '.join(rows)}", "caption")] if rows else []
 
 
-def pick(view: View, draws: bool = True, seeds: bool = True, homes: bool = False, every: bool = False) -> Picked:
+def pick(view: View, draws: bool = True, seeds: bool = True, every: bool = False) -> Picked:
     """The choice of table, data set, methods, seed and N.
 
-    Without `draws`, all of them; without `seeds`, what is shown is over all; `homes`: data that was trained on;
-    `every`: starts with all methods.
+    Without `draws`, all of them; without `seeds`, what is shown is over all; `every`: starts with all methods.
     """
     groups = view.results.groups
     names = [group.name for group in groups]
     name = view.one("table", "Table", names) if len(groups) > 1 else names[0]
     group = groups[names.index(name)]
-    data = view.one(
-        "data", "Trained on" if homes else "Data set", (group.homes() if homes else []) or list(group.runs), main=True
-    )
+    data = view.one("data", "Data set", list(group.runs), main=True)
     rows, known = group.rows(data), group.seeds(data)
     start = rows if every else group.start(data)
     chosen = view.several("row", "Methods", rows, start)
@@ -142,56 +151,73 @@ def calibration(view: View) -> Page:
 def uncertainty(view: View) -> Page:
     if not view.results.groups:
         return _nothing(view, "Uncertainty")
-    figures = {
-        "risk": "Risk and coverage",
-        "parts": "Epistemic and aleatoric",
-        "detection": "Shift detection",
-        "shift": "From ID to OOD",
-    }
+    figures = {"risk": "Risk and coverage", "parts": "Epistemic and aleatoric"}
     whole = any(s.draws > 1 and s.combine != "given" and view.results.whole(s.run_id) for s in _drawn(view))
     if not whole:  # a figure that nothing can be drawn in is no choice
         figures.pop("parts")
     figure = view.one("figure", "Figure", list(figures), kind="segments", labels=figures, main=True)
-    away = figure in ("detection", "shift")
-    picked = pick(view, homes=away, seeds=figure != "shift")
-    near, at = picked.group.near(picked.data), picked.place
-    if away and (picked.group.shifts[picked.data] != "id" or len(near) < 2):
-        reason = "These results hold no data set with a shift from the one that was trained on."
-        return view.page("Uncertainty", ABOUT["Uncertainty"], [Text(reason, "info")])
-    blocks: list[Block]
-    if figure == "shift":
-        metric = view.one(
-            "metric", "Metric", list(METRICS), "nll", labels={m: known.label for m, known in METRICS.items()}
-        )
-        over, label = picked.group.over_seeds(picked.rows, metric, picked.draws, near), METRICS[metric].label
-        n = "" if picked.draws is None else f", N = {picked.draws}"
-        caption = f"{label} where it was trained, {picked.data}, and away{n}: mean and standard deviation over seeds"
-        blocks = [
-            Figure(charts.shifted(over, metric), "shift", f"{label} from {picked.data} to shifted data sets"),
-            Grid(*curve_rows.shift_rows(over, metric), caption),
-        ]
-    elif figure == "detection":
-        score = view.one("score", "Score", list(curves.SCORES), labels=curves.SCORES)
-        name = curves.SCORES[score].lower()
-        aurocs = curves.detections({data: picked.answers(data) for data in near}, picked.data, score)
-        blocks = [
-            Figure(charts.detections(aurocs, name), "detection", f"AUROC of telling shifted questions by {name}"),
-            Grid(*curve_rows.detection_rows(aurocs), f"AUROC of {name}, %: {at} against the other data set"),
-        ]
-    elif figure == "parts":
-        shown = picked.answers()
-        blocks = [
+    picked = pick(view)
+    shown, at = picked.answers(), picked.place
+    if figure == "parts":
+        blocks: list[Block] = [
             Figure(charts.decomposed(shown), "epistemic", f"Epistemic against aleatoric on {picked.data}"),
             Text(PARTS, "caption"),
             Grid(*curve_rows.part_rows(shown), f"Means over questions, {at}"),
         ]
     else:
-        shown = picked.answers()
         blocks = [
             Figure(charts.risk_coverage(shown), "risk-coverage", f"Risk against coverage on {picked.data}"),
             Grid(*curve_rows.coverage_rows(shown), f"Accuracy at coverage, %, on {at}"),
         ]
-    return view.page("Uncertainty", ABOUT["Uncertainty"], [*(picked.missing() if figure != "shift" else []), *blocks])
+    return view.page("Uncertainty", ABOUT["Uncertainty"], [*picked.missing(), *blocks])
+
+
+def shift(view: View) -> Page:
+    """`uqharness ood` as a page: one pair of data sets as tables, all shifts from the same home as figures."""
+    results, label = view.results, view.results.board.label
+    tables = results.cached("shifts", lambda: ood.tables(results.runs))
+    if not tables:
+        return view.page("Shift", ABOUT["Shift"], [Text(ELSEWHERE, "info"), Text(EVALUATE, "code")])
+    name = view.one("data", "Data sets", list(tables), main=True)
+    near = {tables[other][0][1].task: other for other in ood.same_home(tables, name)}
+    labels = list(dict.fromkeys(label(inside) for other in near.values() for inside, _ in tables[other]))
+    known = [f"{score} of the answer" for score in ood.SCORES]
+    score = view.one("score", "Score", list(ood.SCORES), "entropy", labels=dict(zip(ood.SCORES, known, strict=True)))
+    metric = view.one("metric", "Metric", list(METRICS), "nll", labels={m: k.label for m, k in METRICS.items()})
+    chosen = view.several(
+        "row", "Methods of the figures", labels, [row for row in labels if row in FIRST] or labels[:4]
+    )
+    most = max(run.draws for pair in tables[name] for run in pair)
+    samples = view.one("samples", "N, draws averaged", [ALL, *map(str, range(most + 1))])
+    against = view.one("against", "Changes against", [NOBODY, *labels], "MLE")
+    draws = None if samples == ALL else int(samples)
+
+    def compared(of: str) -> list[ood.Row]:
+        def make() -> tuple[list[ood.Row], list[RunSummary]]:
+            return ood.compared(tables[of], label, results.record, draws=draws, against=against)
+
+        return results.cached(("ood", of, draws, against), make)[0]
+
+    by_set = {data: [row for row in compared(other) if row.label in chosen] for data, other in near.items()}
+    home, rows = tables[name][0][0].task, compared(name)
+    aurocs = charts.shifted(ood.detected(by_set, score), f"AUROC of {ood.SCORES[score]}, %; 50 is chance", 100, 50)
+    values = charts.shifted(ood.numbers(by_set, metric), titled(metric), METRICS[metric].scale)
+    blocks: list[Block] = [
+        Text("Can shifted questions be told?", "heading"),
+        Figure(aurocs, "detection", f"AUROC of telling shifted questions from those of {home} by {ood.SCORES[score]}"),
+    ]
+    if not rows:
+        return view.page("Shift", ABOUT["Shift"], [Text(f"No result here has N = {draws}.", "info")])
+    more = MORE.format(against, against) if any(row.against for row in rows) else ""
+    blocks += [
+        Grid(*ood.detection_table(rows), f"Detection, %: {name}"),
+        *(Text(line, "caption") for line in ood.EXPLAINED),
+        Text("What does the shift change?", "heading"),
+        Figure(values, "shift", f"{METRICS[metric].label} from {home} to shifted data sets"),
+        Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {name}"),
+        Text(CHANGES.format(more=more), "caption"),
+    ]
+    return view.page("Shift", ABOUT["Shift"], blocks)
 
 
 def draws(view: View) -> Page:

@@ -7,7 +7,8 @@ from dataclasses import replace
 from math import isnan
 from typing import Any
 
-from uqharness.leaderboard import about, charts, costs, headline, reported_table
+from uqharness.leaderboard import about, charts, costs, headline, reported_table, reproduce
+from uqharness.leaderboard import reproduce_formats as formats
 from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.ranking import Tests, ranks_of
 from uqharness.leaderboard.results import Results
@@ -51,6 +52,16 @@ CHANGE = (
 )
 NO_DRAWS = "N = –: the paper states no number of draws."
 AS_PRINTED = "Other prompts, budgets and bases than here: neither averaged nor ranked with what was measured."
+NO_REPRODUCTION = (
+    "No result here is on a data set that the papers report: run the suite of a paper's table, and open its folder."
+)
+RUN_SUITE = "uqharness suite run blob-table1 --out runs/blob-table1\nuqharness leaderboard runs/blob-table1"
+OURS = formats.CELL_HEADS.index("Ours")
+VERDICTS = (
+    "Agrees: the 95 % interval of the difference lies within 2 points of ACC and ECE, or 0.05 of NLL. Differs: it lies "
+    "outside on one side. Cannot be told: anything else. No verdict: another base, other settings, fewer questions or "
+    "one seed, as the row says. ‡: the paper contradicts itself here."
+)
 
 
 def landing(view: View) -> Page:
@@ -115,6 +126,30 @@ def papers(view: View) -> Page:
     return view.page(
         "Reported in papers", "What the papers of the methods print, with ± and every note on a cell.", blocks
     )
+
+
+def reproduced(view: View) -> Page:
+    """`uqharness reproduce` as a page: a paper's cells beside ours."""
+    title, what = "Reproduce", "A paper's numbers beside those measured here, cell by cell, each in its own column."
+    reports = view.results.cached("reports", lambda: reproduce.reports(view.results.runs))
+    if not reports:
+        return view.page(title, what, [Text(NO_REPRODUCTION, "info"), Text(RUN_SUITE, "code")])
+    name = view.one("paper", "Table of a paper", list(reports), main=True)
+    report, blocks = reports[name], list[Block]()
+    blocks += [Text(f"{name}: {formats.summary(report)}."), Text(VERDICTS, "caption")]
+    if metrics := formats.metrics_of(report):
+        labels = {metric: formats.title(metric) for metric in metrics}
+        metric = view.one("metric", "Metric", metrics, kind="segments", labels=labels, main=True)
+        only = view.switch("measured", "Measured cells only", any(cell.ours for cell in report.cells), main=True)
+        rows = formats.cell_rows(report, metric, {1: ("", ""), 2: ("", "")})
+        rows = [row for row in rows if not only or row[OURS] != "–"]
+        blocks.append(Grid(formats.CELL_HEADS, rows, f"{name}, {labels[metric]}", "cells", sortable=True))
+    if report.claims:
+        rows = [formats.claim_row(claim, formats.shared_reasons(report)) for claim in report.claims]
+        blocks.append(Grid(formats.CLAIM_HEADS, rows, f"{name}: what the paper says about it", "words", sortable=True))
+    notes = [[note] for note in report.notes if note != reproduce.MARKS_NOTE]
+    blocks.append(Grid(["Note"], notes, f"{len(notes)} notes", "words", folded=True))
+    return view.page(title, what, blocks)
 
 
 def measured(view: View, table: Table, metric: str, name: str, most: int, explain: bool) -> list[Block]:

@@ -89,10 +89,10 @@ def test_any_number_of_methods_has_a_panel_each(methods: int) -> None:
 
 
 def test_lines_carry_the_numbers_in_the_units_of_the_table() -> None:
-    (line,) = checked(charts.shifted({"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}}, "acc")).data
-    assert list(line.y) == [50, 25] and list(line.error_y.array) == [1, 0]
-    (dots,) = checked(charts.detections({"BLoB": {"near": 0.6, "far": 0.8}}, "entropy")).data
-    assert list(dots.x) == [60, 80] and list(dots.y) == ["near", "far"]
+    drawn = checked(charts.shifted({"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}}, "ACC, %", 100, 50))
+    (line,), (level,) = drawn.data, drawn.layout.shapes
+    assert list(line.x) == ["near", "far"] and list(line.y) == [50, 25] and list(line.error_y.array) == [1, 0]
+    assert (level.y0, level.y1) == (50, 50)
     curve = DrawCurve("BLoB", "acc", [1, 2], np.array([0.4, 0.5]), np.array([0.3, 0.5]), np.array([0.5, 0.5]), 0.45)
     spread, line = checked(charts.against_draws([[curve]])).data
     assert list(line.x) == [1, 2, 0, 0] and list(line.y) == [40, 50, None, 45]  # the mean, after a gap
@@ -158,8 +158,7 @@ def test_no_name_becomes_markup() -> None:
         charts.right_and_wrong([found]),
         charts.risk_coverage([found]),
         charts.decomposed([found]),
-        charts.detections({EVIL: {EVIL: 0.5}}, "x"),
-        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "acc"),
+        charts.shifted({EVIL: {EVIL: (0.5, None)}}, "ACC", 100),
         charts.against_draws([[curve]]),
         charts.empty(EVIL),
         charts.pareto([{"row": EVIL, "a": 1, "b": 1}], "a", "b", [True]),

@@ -14,8 +14,6 @@ from uqharness.metrics.registry import (
     ece,
     ece_debiased,
     ece_floor,
-    mutual_information,
-    ood_auroc,
     reliability_bins,
 )
 
@@ -47,16 +45,6 @@ def test_the_band_is_that_of_a_bootstrap_over_questions() -> None:
     expected = np.nanquantile(np.array(shares, dtype=float)[:, some], (0.025, 0.975), axis=0)
     np.testing.assert_allclose(np.stack([low, high])[:, some], expected, atol=0.02)
     assert np.isnan(low[np.array(bins["count"]) == 0]).all()
-
-
-def test_detection_is_the_auroc_of_the_score() -> None:
-    inside, outside = (curves.answers(record(seed=s), "BLoB") for s in (0, 1))
-    assert inside.draws is not None and outside.draws is not None
-    expected = ood_auroc(mutual_information(inside.draws, True), mutual_information(outside.draws, True))
-    assert curves.detection(inside, outside, "information") == expected
-    one = curves.answers(record(seed=2), "BLoB", 0)
-    assert np.isnan(curves.detection(inside, one, "information"))
-    assert 0 <= curves.detection(inside, one, "entropy") <= 1
 
 
 def test_decomposition_thins_and_adds_up() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from made_results import result
 
-from uqharness.leaderboard import charts, costs, curve_rows, curves, picks
+from uqharness.leaderboard import costs, picks
 from uqharness.leaderboard.board import Board, build
 from uqharness.leaderboard.picks import Group
 
@@ -32,29 +32,6 @@ def board(tmp_path: Path) -> Board:
 def group(board: Board) -> Group:
     (found,) = picks.groups(board.runs)
     return found
-
-
-def test_a_shift_is_away_from_what_the_same_adapters_were_trained_on(group: Group) -> None:
-    assert set(group.homes()) == {HOME, "boolq_uq"}
-    assert group.near(HOME) == [HOME, f"{NEAR} ({HOME})", f"{FAR} ({HOME})"]
-    assert all(group.trained[data] == "boolq_uq" for data in group.near("boolq_uq"))
-
-
-def test_every_row_of_a_figure_has_the_data_sets_in_one_order(group: Group, board: Board) -> None:
-    near = group.near(HOME)
-    told = group.over_seeds(["MLE", "BLoB", "gone"], "nll", None, near)
-    assert list(told) == ["MLE", "BLoB"] and {tuple(points) for points in told.values()} == {tuple(near)}
-    assert isnan(told["MLE"][near[1]][0]) and not isnan(told["BLoB"][near[1]][0])
-    lines = charts.shifted(told, "nll")["data"]
-    assert {tuple(line["x"]) for line in lines} == {tuple(near)} and all(line["connectgaps"] for line in lines)
-    runs = {data: [run for row in ("MLE", "BLoB") if (run := group.run(data, row, "0"))] for data in near}
-    shown = {
-        data: [curves.answers(board.record(run.run_id), run.method) for run in found] for data, found in runs.items()
-    }
-    found = curves.detections(shown, HOME, "entropy")
-    assert {row: list(values) for row, values in found.items()} == {"MLE": near[1:], "BLoB": near[1:]}
-    assert isnan(found["MLE"][near[1]]) and 0 < found["BLoB"][near[1]] < 1
-    assert curve_rows.detection_rows(found)[1][0][1] == "–"
 
 
 @pytest.mark.parametrize(("draws", "passes"), [(None, 5.0), (1, 2.0), (0, 1.0)])

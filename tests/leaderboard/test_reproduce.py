@@ -15,11 +15,16 @@ import pytest
 
 from tests.made_results import PROTOCOL
 from uqharness.cli import main
-from uqharness.leaderboard import reported
+from uqharness.leaderboard import markup, reported, site
+from uqharness.leaderboard.board import build
+from uqharness.leaderboard.catalogue import PAGES
+from uqharness.leaderboard.page import Grid, Page, Text, View
 from uqharness.leaderboard.reproduce import Number, Report, compare, departures, measured, report, verdict
 from uqharness.leaderboard.reproduce_formats import FORMATS
+from uqharness.leaderboard.results import Results
 from uqharness.results.reading import RECORD, pack
 from uqharness.results.runs import read_runs
+from uqharness.suite import schema
 
 PAPER = {
     "base": "/models/Llama-2-7b-hf", "steps": 5000, "lr": 1e-4, "batch_size": 4, "max_length": 300, "lora_r": 8,
@@ -127,6 +132,14 @@ def test_rows_are_told_apart_by_draws_and_settings(tmp_path: Path) -> None:
     assert starred.ours.mean == pytest.approx(0.75) and cell(found, "BLoB", "acc", draws=10).ours.mean == pytest.approx(
         0.69
     )
+
+
+def test_of_several_bases_and_settings_the_papers_are_compared_and_none_are_mixed(tmp_path: Path) -> None:
+    for seed in range(3):
+        result(tmp_path, "mle", "MLE", seed, 0.69 + seed / 1000, 0.99)
+        result(tmp_path, "mle", "MLE", seed + 1, 0.30, 0.99, run={"base": "other", "steps": 7})
+    one = cell(make(tmp_path), "MLE", "acc")
+    assert one.ours.mean == pytest.approx(0.691) and one.ours.seeds == 3 and one.verdict == "agrees"
 
 
 def test_what_the_paper_contradicts_gets_a_note_and_no_verdict(tmp_path: Path) -> None:
@@ -341,3 +354,55 @@ def test_a_reason_that_holds_everywhere_is_said_once(tmp_path: Path) -> None:
     assert "everywhere: another base: tiny" in text and text.count("another base: tiny") == 1
     assert "no verdict: p is 0.3, the paper's 0.1" in text
     assert "another base: tiny; p is 0.3" in FORMATS["csv"](make(tmp_path))  # a file says all of it on each line
+
+
+def page_of(folder: Path, **params: str) -> Page:
+    results = Results(build([folder]))
+    return PAGES["reproduce"].make(View(results, {name: [value] for name, value in params.items()}))
+
+
+def test_the_page_has_the_cells_of_the_command_and_starts_with_what_is_measured(tmp_path: Path) -> None:
+    for seed, right in enumerate((0.685, 0.69, 0.695)):
+        result(tmp_path, "mle", "MLE", seed, right, 0.99)
+    page = page_of(tmp_path, metric="acc")
+    (paper,) = [control for control in page.controls if control.name == "paper"]
+    assert paper.value == paper.options[0] == "BLoB, table 1, Llama2-7B"  # the one with verdicts before the others
+    assert len(paper.options) > 1 and not any("slides" in name for name in paper.options)
+    grid = next(block for block in page.blocks if isinstance(block, Grid))
+    (row,) = grid.rows
+    text = FORMATS["md"](make(tmp_path))
+    line = next(x for x in text.splitlines() if x.startswith("| MLE | – | WG-S | 68.99"))
+    assert row == line.replace("**", "").replace("\\", "").strip("| ").split(" | ") and row[-1] == "agrees"
+    whole = next(b for b in page_of(tmp_path, metric="acc", measured="0").blocks if isinstance(b, Grid))
+    assert len(whole.rows) == 54 and page.notes == []
+
+
+def test_the_page_tests_sentences_and_says_what_to_run_where_nothing_is_measured(tmp_path: Path) -> None:
+    empty = page_of(tmp_path)
+    assert [type(block) for block in empty.blocks] == [Text, Text] and "suite run" in empty.blocks[1].text
+    for seed in range(2):
+        laplace(tmp_path, "map", 0.95 - seed / 1000, seed, 1000)
+        laplace(tmp_path, "all", 0.75, seed, 1000)
+    figure = "Laplace-LoRA, figure 3, Llama2-7B"
+    page = page_of(tmp_path, paper=figure)
+    claims = [b for b in page.blocks if isinstance(b, Grid) and "says" in b.caption]
+    assert len(claims) == 1 and {row[-1] for row in claims[0].rows} >= {"holds"} and page.notes == []
+
+
+def test_a_hostile_name_is_text_on_the_page(tmp_path: Path) -> None:
+    for seed in range(2):
+        result(tmp_path, "mle", "MLE", seed, 0.69, 0.99, run={"base": "<script>alert(1)</script>"})
+    page = page_of(tmp_path)
+    html = "".join(markup.grid(block) for block in page.blocks if isinstance(block, Grid))
+    said = html + "".join(str(site.render(block, "x")) for block in page.blocks)
+    assert "<script" not in said and "&lt;script" in said
+
+
+def test_suites_and_sentences_name_the_same_base() -> None:
+    named = {(row["paper"], row["figure"]): row["base_model"] for row in reported.claims()}
+    suites = [
+        schema.read(str(path)).reproduces
+        for path in schema.shipped().values()
+        if path.stem.startswith("laplace-figure")
+    ]
+    assert {(s["paper"], str(s["figure"])): s["base"] for s in suites} == named

@@ -412,15 +412,11 @@ def test_every_page_of_figures_draws_and_says_where_there_is_nothing(
     assert not of(nothing, Figure) and "nothing to draw" in said(nothing)
 
 
-@pytest.mark.parametrize(("figure", "traces"), [("parts", 2), ("detection", 2), ("shift", 2), ("risk", 2)])
-def test_the_figures_of_uncertainty(shared: Results, figure: str, traces: int) -> None:
+@pytest.mark.parametrize("figure", ["parts", "risk"])
+def test_the_figures_of_uncertainty(shared: Results, figure: str) -> None:
     page = opened(shared, "uncertainty", figure=figure, row=["MLE", "BLoB"])
     (drawn,), (grid,) = of(page, Figure), of(page, Grid)
-    assert len(drawn.figure["data"]) == traces and len(grid.rows) == (1 if figure == "parts" else 2)
-    named = {control.name: control for control in page.controls}
-    assert ("seed" in named) == (figure != "shift")
-    if figure in ("detection", "shift"):  # shifts start where it was trained
-        assert named["data"].label == "Trained on" and list(named["data"].options) == ["openbookqa_uq"]
+    assert len(drawn.figure["data"]) == 2 and len(grid.rows) == (1 if figure == "parts" else 2)
 
 
 def test_calibration_takes_bins_and_methods_of_the_link(shared: Results) -> None:
