@@ -46,6 +46,27 @@ def test_ranks_come_in_the_second_round(shown: Any) -> None:
     assert "testing …" not in shown.html and 'class="rank top"' in shown.html
 
 
+def test_a_page_is_made_once_for_its_parameters_and_again_where_ranks_were_pending(
+    shown: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[tuple[str, bool]] = []
+    finish = app.finish
+
+    def counted(shared: Any, name: str, params: Any) -> Any:
+        page, complete = finish(shared, name, params)
+        made.append((name, complete))
+        return page, complete
+
+    app._results.clear()
+    monkeypatch.setattr(app, "finish", counted)
+    shown.open("table", metric="brier")
+    first = shown.html
+    shown.open("table", metric="brier")
+    assert made == [("table", False), ("table", True)] and shown.html == first and "testing …" not in first
+    shown.open("table", metric="brier", method="MLE")
+    assert len(made) > 2 and shown.html != first
+
+
 def test_texts_of_links_and_files_are_letters(shown: Any) -> None:
     at = shown.open("calibration", data="![x](http://e)<b>")
     assert r"\!\[x\]\(http\:\/\/e" in at.info[0].value.replace("/", r"\/") and "<b>" not in at.info[0].value
@@ -56,7 +77,7 @@ def test_a_long_table_is_a_data_frame_with_numbers_as_numbers(monkeypatch: pytes
     monkeypatch.setattr(app.st, "dataframe", lambda frame, **more: seen.update(frame=frame, **more))
     monkeypatch.setattr(app.st, "caption", lambda text: None)
     rows = [[EVIL, f"{k}.5", "–" if k else "1,000", "0.5 ± 0.1", (f"{k:016x}", f"run?run={k:016x}")] for k in range(60)]
-    app.render(Grid(["Method", "NLL", "Cost", "ACC", "Run"], rows, "all", sortable=True), "x")
+    app.drawing(Grid(["Method", "NLL", "Cost", "ACC", "Run"], rows, "all", sortable=True))("x")
     frame = seen["frame"]
     assert frame["NLL"].tolist()[:2] == [0.5, 1.5] and frame["Cost"][0] == 1000 and frame["ACC"][0] == "0.5 ± 0.1"
     assert frame["Run"][1] == f"run?run={1:016x}" and seen["column_config"]["Method"]["pinned"]

@@ -391,7 +391,7 @@ def test_the_page_tests_sentences_and_says_what_to_run_where_nothing_is_measured
 
 def test_a_hostile_name_is_text_on_the_page(tmp_path: Path) -> None:
     for seed in range(2):
-        result(tmp_path, "mle", "MLE", seed, 0.69, 0.99, run={"base": "<script>alert(1)</script>"})
+        result(tmp_path, "mle", "MLE", seed, 0.69, 0.99, run={"base": "<script>alert(1)"})
     page = page_of(tmp_path)
     html = "".join(markup.grid(block) for block in page.blocks if isinstance(block, Grid))
     said = html + "".join(str(site.render(block, "x")) for block in page.blocks)
