@@ -128,19 +128,30 @@ def md_letters(text: str) -> str:
 
 
 def latex(tables: Sequence[Table]) -> str:
+    """A block of rows for each metric; what a column was trained on stands below its task."""
     parts = []
     for k, table in enumerate(tables, start=1):
-        rows = [[tex_letters(cell) for cell in header(table)]]
-        rows += [[*map(tex_letters, row[:4]), *map(_tex_cell, row[4:])] for row in lines(table, TEX_MARKS, "±")]
-        body = [" & ".join(row) + r" \\" for row in rows]
-        body.insert(1, r"\midrule")
-        comments = "\n".join(f"% {' '.join(line.split())}" for line in [f"Table {k}; needs booktabs", *about(table)])
+        body = [
+            " & ".join([*map(tex_letters, header(table)[:4]), *(_tex_head(c.name) for c in table.columns)]) + r" \\"
+        ]
+        for i, row in enumerate(lines(table, TEX_MARKS, "±")):
+            first = i % len(table.rows) == 0
+            body += [r"\midrule"] * first
+            texts = [tex_letters(row[0]) if first else "", *map(tex_letters, row[1:4]), *map(_tex_cell, row[4:])]
+            body.append(" & ".join(texts) + r" \\")
+        notes = [f"Table {k}; needs booktabs", *about(table)]
         shape = "l" * 4 + "c" * len(table.columns)
         grid = "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
-        parts.append(f"{comments}\n{grid}\n")
+        parts.append("\n".join(f"% {' '.join(line.split())}" for line in notes) + f"\n{grid}\n")
     return "\n".join(parts)
 
 
+def _tex_head(name: str) -> str:
+    parts = [*map(tex_letters, name.replace(" (", "\n(").replace(", ", ",\n").split("\n"))]
+    return parts[0] if len(parts) == 1 else r"\shortstack{" + r"\\".join(parts) + "}"
+
+
+GREEK = "alpha beta gamma delta Delta varepsilon epsilon lambda mu pi rho sigma tau".split()
 TEX = {
     "_": r"\_",
     "%": r"\%",
@@ -157,6 +168,11 @@ TEX = {
     "−": "$-$",
     "…": r"\ldots{}",
     "×": r"$\times$",
+    "≤": r"$\leq$",
+    "≥": r"$\geq$",
+    "≠": r"$\neq$",
+    "→": r"$\rightarrow$",
+    **{letter: rf"$\{name}$" for letter, name in zip("αβγδΔεϵλμπρστ", GREEK, strict=True)},
     "·": r"$\cdot$",
     "<": r"\textless{}",
     ">": r"\textgreater{}",
