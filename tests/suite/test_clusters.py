@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,18 @@ def test_the_script_asks_for_what_the_flags_say() -> None:
     text = sbatch_script(options, 7, Path("out"))
     for line in ("partition=low", "account=me", "time=30", "gres=gpu:1", "array=0-6%4", "requeue"):
         assert f"#SBATCH --{line}" in text, text
+
+
+@pytest.mark.parametrize("runner, package", [("slurm", "submitit"), ("ray", "ray")])
+def test_a_missing_package_is_refused_before_anything_runs(
+    runner: str, package: str, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setitem(sys.modules, package, None)
+    words = ["suite", "run", str(world / "tiny.yaml"), "--out", str(tmp_path), "--on", runner]
+    for flags in ([], ["--dry-run"] * (runner == "slurm")):
+        assert main([*words, *flags]) == 2
+        assert f"--on {runner} needs {package}: pip install uqharness[{runner}]" in capsys.readouterr().err
 
 
 @needs_submitit

@@ -89,6 +89,8 @@ def test_at_is_one_training_with_several_adapters() -> None:
         ("  blob: {kl_lrr: 1}", "", "x.yaml:7: row blob: unknown setting 'kl_lrr' (did you mean kl_lr?)"),
         ("  blob: {kl_lr: much}", "", "x.yaml:7: row blob: kl_lr is 'much'"),
         ("  blob: {eps: 0}", "", "x.yaml:7: row blob: eps is 0"),
+        ("  mle: {}\n  blob:\n    eps: 0.1\n    kl_lrr: 1", "", "x.yaml:10: row blob: unknown setting 'kl_lrr'"),
+        ("  mle: {}", "override:\n- where: {method: mle}\n  set: {lrr: 1}", "x.yaml:10: row mle: unknown setting"),
         ("  mle: {out: here}", "", "x.yaml:7: row mle: unknown setting 'out'"),
         ("  mle: {}\n  map: {source: mle}", "", "x.yaml:8: row map: map trains an adapter of its own"),
         ("  mle: {at: [50]}", "", "x.yaml:7: row mle: at 50: the training has 20 steps"),
@@ -179,6 +181,19 @@ def test_ten_thousand_cells_are_planned_and_looked_at_quickly(tmp_path: Path) ->
     started = time.process_time()
     assert len(store.read().cells) == len(made.cells) and set(store.states().values()) == {"done"}
     assert time.process_time() - started < 1.6
+
+
+def test_an_unknown_setting_of_all_rows_is_refused_with_its_own_line() -> None:
+    with pytest.raises(InputError, match=r"x.yaml:4: row mle: unknown setting 'stepz' \(did you mean steps\?\)"):
+        make(parse(HEAD.replace("steps: 20", "stepz: 20") + "  mle: {}", "x.yaml"))
+
+
+def test_a_damaged_marker_is_named(tmp_path: Path) -> None:
+    made, store = planned("  mle: {}"), Store(tmp_path)
+    (mark := store.mark(next(iter(made.cells)), ".json")).parent.mkdir()
+    mark.write_text("")
+    with pytest.raises(InputError, match=f"{mark} cannot be read: .*; delete it, and the next run writes it again"):
+        costs.seconds(made, store, made.cells, "cpu")
 
 
 def test_the_plan_survives_its_file() -> None:

@@ -119,12 +119,15 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
 
     if args.jobs is not None and args.jobs < 1:
         raise InputError(f"--jobs {args.jobs}: must be a positive integer")
+    options = slurm_options(args)
     graph = runners.Graph(cells, store, lambda cell: costs.forwards(cell, made))
     left, started = dict(graph.left), time.monotonic()
     print(f"{store.out}: {len(cells)} cells, {len(cells) - len(left)} done already", file=sys.stderr)
     if left:
         if args.on == "slurm":
             clusters.check_slurm()
+        elif args.on == "ray":
+            clusters.check_ray(args.address)
         preflight(made, left)
         store.forget_failures(left)
         shape = "{percentage:3.0f}% |{bar:40}| {elapsed} elapsed, {remaining} left{postfix}"
@@ -142,7 +145,7 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
             if args.on == "local":
                 runners.local(graph, min(_jobs(args), len(left)), work, tell)
             elif args.on == "slurm":
-                clusters.slurm(graph, slurm_options(args), work, tell)
+                clusters.slurm(graph, options, work, tell)
             else:
                 clusters.ray(graph, args.address, _jobs(args), work, tell)
         except KeyboardInterrupt as stop:
@@ -160,6 +163,11 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
 
 
 def slurm_options(args: argparse.Namespace) -> clusters.SlurmOptions:
+    """Return the options of sbatch; refuse those of a runner that is not used."""
+    of = {"slurm": ("partition", "account", "time", "gres", "max_parallel"), "ray": ("address",)}
+    for runner, names in of.items():
+        if args.on != runner and (given := next((name for name in names if getattr(args, name)), None)):
+            raise InputError(f"--{given.replace('_', '-')} {getattr(args, given)}: only used with --on {runner}")
     names = {"time": args.time, "max_parallel": args.max_parallel}
     numbers = {name: config.convert(int, text, f"--{name.replace('_', '-')}") for name, text in names.items() if text}
     if bad := next((name for name, number in numbers.items() if number < 1), None):
@@ -231,6 +239,9 @@ def _next(store: Store, made: Plan) -> None:
 
 def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Namespace) -> int:
     """Print the plan and its cost; write nothing."""
+    options = slurm_options(args)
+    if args.on == "slurm":
+        clusters.check_package("slurm", "submitit")
     states = store.states()
     left = {name: cell for name, cell in cells.items() if states.get(name) != "done"}
     entries = [entry for entry in made.entries if entry.cell in cells]
@@ -261,7 +272,7 @@ def _show(made: Plan, cells: Mapping[str, Cell], store: Store, args: argparse.Na
         groups = clusters.stages(left)
         shown = ", then ".join(f"{len(stage)} jobs" for stage in groups)
         print(f"slurm: {shown}, each a training with its evaluations; the first array's script:")
-        print(clusters.sbatch_script(slurm_options(args), len(groups[0]), store.out))
+        print(clusters.sbatch_script(options, len(groups[0]), store.out))
     return 0
 
 

@@ -6,6 +6,7 @@ killed, preempted or out of time is run again.
 
 from __future__ import annotations
 
+import importlib.util
 import logging
 import os
 import shutil
@@ -89,7 +90,6 @@ def sbatch_script(options: SlurmOptions, jobs: int, out: Path) -> str:
 
 def slurm(graph: Graph, options: SlurmOptions, work: Work, tell: Callable[[Cell], None], pause: float = 5.0) -> None:
     """Submit all cells as job arrays, one for each stage, and wait for them. Ctrl-C leaves the jobs as they are."""
-    check_slurm()
     import submitit
 
     store, folder, waits = graph.store, graph.store.out / "slurm", None
@@ -121,12 +121,14 @@ def slurm(graph: Graph, options: SlurmOptions, work: Work, tell: Callable[[Cell]
                     tell(cell)
 
 
+def check_package(runner: str, package: str) -> None:
+    if importlib.util.find_spec(package) is None:
+        raise InputError(f"--on {runner} needs {package}: pip install uqharness[{runner}]")
+
+
 def check_slurm() -> None:
     """Refuse to plan jobs if submitit or a controller is missing."""
-    try:
-        import submitit  # noqa: F401
-    except ImportError as error:
-        raise InputError("--on slurm needs submitit: pip install uqharness[slurm]") from error
+    check_package("slurm", "submitit")
     if not shutil.which("sbatch"):
         raise InputError("--on slurm: sbatch is not installed; run this where jobs are submitted")
     try:
@@ -150,11 +152,8 @@ def _queued(jobs: list[str]) -> bool:
 def ray(graph: Graph, address: str | None, jobs: int, work: Work, tell: Callable[[Cell], None]) -> None:
     """Run each cell as a task once it can start; Ray runs the task of a dead worker again."""
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    try:
-        import ray as library
-    except ImportError as error:
-        raise InputError("--on ray needs Ray: pip install uqharness[ray]") from error
-    _check_address(address)
+    import ray as library
+
     how = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
     try:
         library.init(log_to_driver=False, logging_level=logging.ERROR, runtime_env={"env_vars": _inherited()}, **how)
@@ -194,8 +193,9 @@ def _inherited() -> dict[str, str]:
     return {**own, **{name: value for name, value in os.environ.items() if name.startswith(names)}}
 
 
-def _check_address(address: str | None) -> None:
-    """Refuse an unreachable address at once; Ray itself waits for minutes."""
+def check_ray(address: str | None) -> None:
+    """Refuse to run on Ray if it is missing or the address cannot be reached; Ray itself waits for minutes."""
+    check_package("ray", "ray")
     if address in (None, "auto", "local"):
         return
     host, colon, port = str(address).removeprefix("ray://").rpartition(":")

@@ -23,7 +23,7 @@ from uqharness import registry
 from uqharness import settings as config
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import Run, digest
-from uqharness.suite.schema import SAME, Point, Row, Suite
+from uqharness.suite.schema import SAME, Lines, Point, Row, Suite
 
 NUMERICS = 1  # raise it when equal settings give other numbers than before: cells are then made again
 NOT_SETTINGS = ("base", "task", "out", "seed", "resume")  # the grid's, or the engine's
@@ -90,7 +90,7 @@ class Plan:
         """The cells of the entries that match, and those that they need; an axis or a value that is not there is
         refused."""
         for axis, values in only.items():
-            known = {str(getattr(entry, axis)) for entry in self.entries}
+            known = {str(value) for entry in self.entries if (value := getattr(entry, axis)) is not None}
             for value in values:
                 if value not in known:
                     hint = did_you_mean(value, known)
@@ -137,14 +137,19 @@ def tasks(suite: Suite) -> list[str]:
 def changed(suite: Suite, given: Mapping[str, Any]) -> Suite:
     """Return the suite with the parts that --set changes: base, seeds, draws and limit; `at` moves along with steps."""
     parts: dict[str, Any] = {}
-    if given.get("base"):
+    if "base" in given:
+        if not given["base"]:
+            raise InputError("--set base=: give a folder, a GGUF file, a hub id or toyworld")
         parts["bases"] = {str(name): {"base": str(name)} for name in _list(given["base"])}
     for name, low in (("seeds", 0), ("draws", 0)):
         if name in given:
             values = [config.convert(int, value, name) for value in _list(given[name])]
-            if not values or min(values) < low:
-                raise InputError(f"--set {name}={given[name]}: give integers of at least {low}")
             count = name == "seeds" and isinstance(given[name], int)
+            if not values or min(values) < max(low, count):
+                how = (
+                    "give how many, at least 1, or a list as in [0,7]" if count else f"give integers of at least {low}"
+                )
+                raise InputError(f"--set {name}={given[name]}: {how}")
             parts[name] = tuple(range(values[0])) if count else tuple(sorted(set(values)))
     if "limit" in given:
         parts["limit"] = config.convert(int | None, given["limit"], "limit")
@@ -179,9 +184,12 @@ class _Maker:
     filled: dict[tuple[Any, ...], str] = field(default_factory=dict)  # places of the grid -> cell
     resolved: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def fail(self, row: Row, error: object) -> InputError:
+    def fail(self, row: Row, error: object, line: int | None = None) -> InputError:
+        """Return the error with where its cause stands: this line, --set, or the row."""
+        if given := next((name for name in self.given if str(error).startswith(f"{name} is ")), None):
+            return InputError(f"--set {given}={self.given[given]}: {error}")
         name = row.name.partition("@")[0]
-        return InputError(f"{self.suite.file}:{self.suite.lines.get(name, 1)}: row {name}: {error}")
+        return InputError(f"{self.suite.file}:{line or self.suite.lines.get(name, 1)}: row {name}: {error}")
 
     def check_names(self) -> None:
         suite = self.suite
@@ -352,7 +360,8 @@ class _Maker:
                 settings = of_method if name in own and (number > 2 or name not in shared) else theirs
                 if name not in known or (name in NOT_SETTINGS and not (name == "base" and number == 1)):
                     hint = did_you_mean(name, [k for k in known if k not in NOT_SETTINGS])
-                    raise self.fail(row, f"unknown setting {name!r}{hint}")
+                    lines = layer.lines if isinstance(layer, Lines) else {}
+                    raise self.fail(row, f"unknown setting {name!r}{hint}", lines.get(str(key)))
                 settings[name] = value
         for name, value in self.given.items():
             if name in known and name not in NOT_SETTINGS:
@@ -362,10 +371,10 @@ class _Maker:
 
     def _settle(self, row: Row, declared: Any, own: Mapping[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
         """Resolve the layers into the run, the arguments of `train` and the hashed settings."""
-        theirs["base"] = resolved_base(str(theirs["base"]))
         if row.source:
             theirs = {name: value for name, value in theirs.items() if name not in config.OF_ADAPTER}
         try:
+            theirs["base"] = resolved_base(str(theirs["base"]))
             settings = config.as_json(config.build(declared, own)) if declared else {}
             if declared:
                 config.check_values(declared, own)

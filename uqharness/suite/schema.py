@@ -78,6 +78,11 @@ class Lines(dict[str, Any]):
 
     lines: dict[str, int]
 
+    def without(self, keys: Sequence[str]) -> Lines:
+        rest = Lines({key: value for key, value in self.items() if key not in keys})
+        rest.lines = self.lines
+        return rest
+
 
 @dataclass(frozen=True)
 class Row:
@@ -285,7 +290,7 @@ class _Reader:
             method=None if "model" in given else str(given.get("method") or name),
             model=given.get("model"),
             source=given.get("source"),
-            settings={key: value for key, value in given.items() if key not in _ROW},
+            settings=given.without(_ROW),
             evaluate=self.words(given, "evaluate") if "evaluate" in given else None,
             at=tuple(sorted(self.numbers(given, "at", 1))),
         )

@@ -96,7 +96,11 @@ class Store:
 
     def record(self, name: str) -> dict[str, Any]:
         """Return the marker of a finished cell."""
-        return dict(json.loads(self.mark(name, DONE).read_text(encoding="utf-8")))
+        path = self.mark(name, DONE)
+        try:
+            return dict(json.loads(path.read_text(encoding="utf-8")))
+        except (OSError, ValueError, TypeError) as error:
+            raise InputError(f"{path} cannot be read: {error}; delete it, and the next run writes it again") from None
 
     def finish(self, cell: Cell, about: Mapping[str, Any]) -> None:
         write_atomic(self.mark(cell.hash, DONE), json.dumps({"name": cell.name, "kind": cell.kind, **about}) + "\n")
