@@ -17,7 +17,7 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior
 from uqharness.settings import Run, check_ranges, option
-from uqharness.training.base_model import init_adapter
+from uqharness.training.base_model import init_adapter, init_head
 from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ class Ensemble(Method):
         for k in range(len(members), self.members):
             member = member_run(run, k)
             init_adapter(model, member.seed)
+            init_head(model, member.seed)
             stack = LoraStack(model)
             fit_loop(stack, data, member, method=self)
             members.append(stack.mean())

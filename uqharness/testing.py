@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from uqharness import registry
 from uqharness.adapter_io.folder import load_predictive, save_adapter
+from uqharness.engine.lora import is_classifier
 from uqharness.engine.predictive import Predictive, as_predictive
-from uqharness.engine.readers import is_classifier
 from uqharness.engine.rows import Pair, make_rows
 from uqharness.method import Method
 from uqharness.posterior import Posterior, keyed_generator

@@ -118,12 +118,23 @@ def test_what_does_not_fit_is_refused_in_one_line(adapter: Path, blob: Path, enc
         uqharness.train("mle", base="toyworld", task="wnli_uq", out=tmp_path / "a")
     with pytest.raises(InputError, match="wnli_uq is answered from its documents' own fields, and 2 shots"):
         uqharness.train("mle", base=str(encoder), task="wnli_uq", out=tmp_path / "a", num_fewshot=2, max_length=20)
-    with pytest.raises(InputError, match="target module 'classifier' is the classification head, or a part of it"):
-        uqharness.train(
-            "mle", base=str(encoder), task="wnli_uq", out=tmp_path / "a", max_length=20, target_modules=["classifier"]
-        )
     with pytest.raises(InputError, match="is a sequence classifier"):
         uqharness.load(adapter).predict(["A question?"], ["yes", "no"])
+
+
+def test_a_lora_in_the_head_is_saved_with_the_weights_below_it(
+    encoder: Path, tmp_path: Path, offline_hub: object
+) -> None:
+    out, targets = tmp_path / "blob", ["query", "value", "classifier"]
+    options: dict[str, Any] = {"steps": 3, "lr": 1e-2, "max_length": 20, "lora_r": 4, "target_modules": targets}
+    uqharness.train("blob", base=str(encoder), task="wnli_uq", out=out, **options)
+    record = json.loads((out / adapter_io.RECORD).read_text())
+    assert record["run"]["target_modules"] == targets
+    (run,) = evaluate(out, "wnli_uq", samples=2)
+    np.testing.assert_allclose(run.record.logp[0], by_hand(encoder, out, 6, 20), atol=1e-5)  # PEFT alone has a head
+    assert len(np.unique(run.record.logp[:, 0, 0])) == 3
+    random = adapter_io.load_predictive(out)[0].posterior.draws(0, 1, 0)
+    assert "base_model.model.classifier.lora_A.weight" in random
 
 
 def wnli(folder: Path, name: str, split: str) -> TaskManager:

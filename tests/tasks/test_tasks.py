@@ -55,6 +55,8 @@ COUNTS = {
     "mmlu_college_mathematics_cloze_uq": (100, None, None, {}),
     "rte_uq": (277, None, 2490, {}),
     "mrpc_uq": (408, None, 3668, {}),
+    "mrpc_small_uq": (408, 459, 641, {}),
+    "rte_small_uq": (277, 374, 622, {}),
     "cola_uq": (1043, None, 8551, {}),
     "wnli_uq": (71, None, 635, {}),
     "wic_uq": (638, None, 5428, {}),

@@ -97,3 +97,24 @@ def test_a_trained_head_of_as_many_classes_is_kept(encoder: Path, tmp_path: Path
     model = inject(load_base(Run(base=str(tmp_path), device="cpu", max_length=64), classes=3)[0], Run(base="tiny"))
     saved = LoraStack(model).mean()
     assert torch.equal(saved["base_model.model.classifier.weight"], trained.classifier.weight)
+
+
+def test_a_module_that_the_checkpoint_lacks_gets_no_lora(encoder: Path) -> None:
+    base = load_base(Run(base=str(encoder), device="cpu", max_length=64), classes=2)[0]
+    base.uq_fresh = (*base.uq_fresh, "bert.pooler.dense.weight", "bert.pooler.dense.bias")
+    with pytest.raises(InputError, match="'pooler.dense' is not in the checkpoint, so it is drawn from the seed"):
+        inject(base, Run(base="tiny", target_modules=("query", "pooler.dense")))
+
+
+def test_parts_of_a_head_without_a_lora_are_trained_in_full() -> None:
+    base = tiny_encoder()
+    base.uq_fresh = tuple(f"classifier.{part}.{kind}" for part in ("dense", "out_proj") for kind in ("weight", "bias"))
+    model = inject(base, dataclasses.replace(TINY, target_modules=("query", "classifier.out_proj")))
+    trained = {name for name, parameter in LoraStack(model).parameters.items() if parameter.requires_grad}
+    head = {name.removeprefix("base_model.model.classifier.") for name in trained if "classifier" in name}
+    assert head == {"dense.weight", "dense.bias", "out_proj.lora_A.weight", "out_proj.lora_B.weight"}
+    again = inject(tiny_encoder(seed=1), dataclasses.replace(TINY, target_modules=("query", "classifier.out_proj")))
+    saved, other = LoraStack(model).mean(), LoraStack(again).mean()
+    frozen = "base_model.model.classifier.out_proj.base_layer.weight"
+    assert set(saved) == set(other) and frozen in saved
+    assert abs(float(saved[frozen].std()) / 0.2 - 1) < 0.3 and not torch.equal(saved[frozen], other[frozen])

@@ -21,7 +21,6 @@ from typing import Any, Literal, TypedDict
 
 import torch
 from peft import LoraConfig, PeftConfig, PeftModel
-from peft.utils import get_peft_model_state_dict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -30,6 +29,7 @@ from uqharness import registry
 from uqharness.adapter_io import hub, model_card
 from uqharness.adapter_io.peft_config import lora_config
 from uqharness.atomic import finish_folder, folder_beside, place_folder, sha256_of
+from uqharness.engine.lora import HEADS, saved_tensors
 from uqharness.engine.predictive import DrawAverage, Predictive, as_predictive
 from uqharness.errors import InputError, did_you_mean
 from uqharness.loose_json import check, read_object, shown
@@ -445,7 +445,7 @@ def check_base_weights(base: nn.Module, folder: Path) -> None:
 
 def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any] | None, base: str) -> None:
     """Refuse an adapter whose tensors are not those of the model, or that was trained on another base."""
-    state = {name: tuple(t.shape) for name, t in get_peft_model_state_dict(model, save_embedding_layers=False).items()}
+    state = {name: tuple(t.shape) for name, t in saved_tensors(model).items()}
     missing = [name for name in posterior.mean if name not in state]
     if missing:
         raise InputError(
@@ -469,12 +469,14 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
 def of_base(name: str, whole: Sequence[str] | None) -> bool:
     """Return whether a tensor in a PEFT LoRA's file is a weight of the base, which PEFT saves along for some layers.
 
-    whole: `modules_to_save`, whose weights are the adapter's.
+    whole: `modules_to_save`, whose weights are the adapter's. So are those below a LoRA in a classification head.
     """
     module, _, kind = name.removeprefix("base_model.model.").rpartition(".")
     if ".lora_" in name or "trainable_tokens" in name or kind != "weight":  # biases are trained, or not saved
         return False
     parts = module.split(".")
+    if parts[0] in HEADS and parts[-1] == "base_layer":
+        return False
     parents = [".".join(parts[: n + 1]) for n in range(len(parts))]
     return not any(parent.endswith(saved) for parent in parents for saved in whole or ())
 

@@ -24,6 +24,7 @@ from uqharness.errors import InputError
 
 # What happens to a layer's input in a draw (None: the mean): (x [R, T, n], draw, hash of each prefix [R, T]) -> like x.
 InputTransform = Callable[[Tensor, "int | None", Tensor], Tensor]
+HEADS = ("classifier", "score")  # of sequence classifiers, as PEFT knows them
 # PEFT layers whose forward does not run `lora_B(lora_A(x))`: they read the weights themselves.
 _READS_WEIGHTS = ("ParamWrapper", "MultiheadAttention", "Embedding", "_ConvNd", "Conv1d", "Conv2d", "Conv3d")
 
@@ -87,13 +88,15 @@ class LoraStack:
     def __init__(self, model: PeftModel) -> None:
         self.model = model
         self.adapter = _only_adapter(model)
-        self.parameters = _adapter_parameters(model, self.adapter)
+        self.parameters = {**_adapter_parameters(model, self.adapter), **frozen_head(model)}
         self.layers: dict[str, DrawLinear] = {}
         self.unfoldable: str | None = None  # why draws cannot share one forward, in words
         suffix = f".{self.adapter}"
         for name, module in model.named_modules():
             if isinstance(module, LoraLayer):
                 self.unfoldable = self.unfoldable or _why_unfoldable(module, self.adapter)
+                if is_classifier(model.get_base_model()):
+                    _with_places(module)
             elif name.endswith((f".lora_A{suffix}", f".lora_B{suffix}")) and isinstance(module, nn.Linear):
                 self.layers[f"{name.removesuffix(suffix)}.weight"] = DrawLinear.convert(module)
         if not self.parameters:
@@ -111,8 +114,7 @@ class LoraStack:
 
     def mean(self) -> dict[str, Tensor]:
         """Return all tensors that PEFT saves of the adapter, as fp32 copies on the CPU."""
-        state = get_peft_model_state_dict(self.model, adapter_name=self.adapter, save_embedding_layers=False)
-        return {name: tensor.detach().float().cpu().clone() for name, tensor in state.items()}
+        return {name: tensor.detach().float().cpu().clone() for name, tensor in saved_tensors(self.model).items()}
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Copy weights into the adapter; any subset of its names is allowed."""
@@ -196,6 +198,40 @@ class LoraStack:
                 f"the posterior has a tensor {name} that the adapter lacks: check that it belongs to this base model"
             )
         return self.parameters[name]
+
+
+def is_classifier(model: nn.Module) -> bool:
+    """Return whether a base model is a sequence classifier of transformers."""
+    return type(model).__name__.endswith("ForSequenceClassification")
+
+
+def saved_tensors(model: PeftModel) -> dict[str, Tensor]:
+    """Return the tensors of an adapter by their names in its folder: PEFT's, and those of `frozen_head`."""
+    state = get_peft_model_state_dict(model, adapter_name=_only_adapter(model), save_embedding_layers=False)
+    return {**state, **frozen_head(model)}
+
+
+def frozen_head(model: PeftModel) -> dict[str, nn.Parameter]:
+    """Return the weights below a LoRA in a classification head, which a checkpoint of an encoder lacks."""
+    start = tuple(f"base_model.model.{head}" for head in HEADS)
+    return {name: p for name, p in model.named_parameters() if name.startswith(start) and ".base_layer." in name}
+
+
+def _with_places(layer: LoraLayer) -> None:
+    """Show inputs without places `[R, n]` (a pooler's, a classification head's) to the layer's LoRA as `[R, 1, n]`."""
+    if getattr(layer, "uq_places", False):
+        return
+    layer.uq_places = True  # type: ignore[assignment]
+
+    def add(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        module.uq_flat = args[0].ndim == 2  # type: ignore[assignment]
+        return (args[0].unsqueeze(1), *args[1:]) if module.uq_flat else args
+
+    def remove(module: nn.Module, _: object, output: Tensor) -> Tensor:
+        return output.squeeze(1) if module.uq_flat else output
+
+    layer.register_forward_pre_hook(add)  # type: ignore[attr-defined]
+    layer.register_forward_hook(remove)  # type: ignore[attr-defined]
 
 
 def _only_adapter(model: PeftModel) -> str:

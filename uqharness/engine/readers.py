@@ -14,8 +14,9 @@ from typing import Any
 
 import torch
 from peft import PeftModel
-from torch import Tensor, nn
+from torch import Tensor
 
+from uqharness.engine.lora import is_classifier
 from uqharness.engine.rows import Rows
 from uqharness.engine.shortcuts import pick_read, skip_unread
 from uqharness.errors import InputError
@@ -104,11 +105,6 @@ TYPE = 2**24  # more than any vocabulary has: an id of a classifier's rows is to
 def with_types(ids: Sequence[int], types: Sequence[int]) -> tuple[int, ...]:
     """Encode token types (BERT's first and second segment) in token ids, as `Classes` reads them."""
     return tuple(token + TYPE * kind for token, kind in zip(ids, types, strict=True))
-
-
-def is_classifier(model: nn.Module) -> bool:
-    """Return whether a base model is a sequence classifier of transformers."""
-    return type(model).__name__.endswith("ForSequenceClassification")
 
 
 def reader_of(model: PeftModel) -> Reader:

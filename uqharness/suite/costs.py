@@ -31,7 +31,7 @@ ITEMS = {
     "arc_challenge_test": (1119, 1172), "arc_easy_test": (2251, 2376), "openbookqa_test": (4957, 500),
     "arc_easy_small": (636, 1188), "arc_easy_small_cloze_uq_tune": (636, 320), "arc_challenge_small": (0, 586),
     "boolq_test": (9427, 2180), "rte": (2490, 277), "mrpc": (3668, 408), "wic": (5428, 638), "cola": (8551, 1043),
-    "wnli": (635, 71), "boolq_glue": (9427, 3270),
+    "wnli": (635, 71), "boolq_glue": (9427, 3270), "mrpc_small": (641, 408), "rte_small": (622, 277), "cb": (250, 56),
 }  # fmt: skip
 FLOPS = {"cpu": 4e10, "gpu": 1e14}  # a second; a core in float32, a recent card in bfloat16
 ONE_ROW = ("mle", "map", "laplace", "tempscale")  # methods whose answer is one row, for the estimate alone

@@ -26,7 +26,7 @@ import transformers
 from peft import LoraConfig, PeftModel, get_peft_model, prepare_model_for_kbit_training
 from torch import Tensor, nn
 
-from uqharness.engine.readers import is_classifier
+from uqharness.engine.lora import HEADS, is_classifier
 from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run, chosen_layers
@@ -200,39 +200,65 @@ def most_tokens(base: nn.Module) -> int:
     return min(sizes, default=int(base.config.max_position_embeddings))  # type: ignore[union-attr,arg-type]
 
 
-def fresh_modules(base: nn.Module) -> list[str] | None:
+def fresh_modules(base: nn.Module) -> list[str]:
     """Return modules that the checkpoint lacks (a pooler), which are trained in full like the head."""
     modules = {name.rpartition(".")[0] for name in getattr(base, "uq_fresh", ())}
-    return sorted(module for module in modules if not module.startswith(("classifier", "score"))) or None
+    return sorted(module for module in modules if not module.startswith(HEADS))
 
 
-def refuse_head(base: nn.Module, targets: Sequence[str]) -> None:
-    """Refuse a LoRA in a classification head, which is trained in full: PEFT would ignore it silently."""
+def head_targets(base: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return the layers of a classification head that `targets` names; [] if a target is also outside of it.
+
+    PEFT ignores a LoRA in what it trains in full, so a pooler that the checkpoint lacks is refused.
+    """
     if not is_classifier(base):
-        return
-    whole = ("classifier", "score", *(fresh_modules(base) or ()))
+        return []
+    fresh, layers = tuple(fresh_modules(base)), list[str]()
     for target in targets:
         ends = [name for name, _ in base.named_modules() if name == target or name.endswith(f".{target}")]
-        if ends and all(name.startswith(whole) for name in ends):
+        if ends and fresh and all(name.startswith(fresh) for name in ends):
             raise InputError(
-                f"target module {target!r} is the classification head, or a part of it, which is trained in full: "
+                f"target module {target!r} is not in the checkpoint, so it is drawn from the seed and trained in full: "
                 "remove it"
             )
+        layers += ends if all(name.startswith(HEADS) for name in ends) else []
+    return layers
+
+
+def trained_whole(base: nn.Module, targets: Sequence[str]) -> tuple[str | None, list[str] | None]:
+    """Return PEFT's task type and `modules_to_save` for these target modules.
+
+    For SEQ_CLS PEFT trains the whole head. Where layers of the head get a LoRA, only the others are trained in full.
+    """
+    if not is_classifier(base):
+        return "CAUSAL_LM", None
+    if not (low_rank := head_targets(base, targets)):
+        return "SEQ_CLS", fresh_modules(base) or None
+    owners = {name.rpartition(".")[0] for name, _ in base.named_parameters() if name.startswith(HEADS)}
+    return None, [*fresh_modules(base), *sorted(owners - {*low_rank})] or None
 
 
 @torch.no_grad()
 def init_head(model: PeftModel, seed: int) -> None:
-    """Initialise missing modules: weights N(0, initializer_range²) from `seed`, biases 0, scales 1."""
+    """Start what is trained in full: as the checkpoint has it, or where it lacks it from `seed`.
+
+    Drawn weights are N(0, initializer_range²), biases 0, scales 1, also those below a LoRA in the head.
+    """
     base: Any = model.get_base_model()
     std, fresh = float(getattr(base.config, "initializer_range", 0.02)), set(getattr(base, "uq_fresh", ()))
-    for name, parameter in model.named_parameters():
+    parameters = dict(model.named_parameters())
+    for name, parameter in parameters.items():
+        whole = ".modules_to_save.default." in name
         own = name.removeprefix("base_model.model.").replace(".modules_to_save.default.", ".")
-        if ".modules_to_save." not in name or own not in fresh:
-            continue
-        if parameter.ndim > 1:
-            parameter.copy_(std * torch.randn(parameter.shape, generator=keyed_generator("head", seed, own)))
-        else:
-            parameter.fill_(0.0 if own.endswith("bias") else 1.0)
+        own = own.replace(".base_layer.", ".")
+        if own not in fresh:
+            if whole:
+                parameter.copy_(parameters[name.replace(".modules_to_save.default.", ".original_module.")])
+        elif whole or ".base_layer." in name:
+            if parameter.ndim > 1:
+                parameter.copy_(std * torch.randn(parameter.shape, generator=keyed_generator("head", seed, own)))
+            else:
+                parameter.fill_(0.0 if own.endswith("bias") else 1.0)
 
 
 def skeleton(name: str, classes: int = 0) -> nn.Module:
@@ -285,15 +311,15 @@ def check_size(where: str, **options: Any) -> None:
 def inject(base: nn.Module, run: Run) -> PeftModel:
     """Inject a LoRA on the run's target modules, initialised from the run's seed."""
     # The head of a tied base gets a LoRA of its own; one that the embedding shares would be another model.
-    refuse_head(base, run.target_modules)
     untied = {"ensure_weight_tying": False} if "ensure_weight_tying" in inspect.signature(LoraConfig).parameters else {}
+    kind, whole = trained_whole(base, run.target_modules)
     config = LoraConfig(
-        task_type="SEQ_CLS" if is_classifier(base) else "CAUSAL_LM",
+        task_type=kind,  # type: ignore[arg-type,unused-ignore]
         r=run.lora_r,
         lora_alpha=run.lora_alpha,  # type: ignore[arg-type,unused-ignore]
         lora_dropout=run.lora_dropout,
         target_modules=peft_targets(base, run.target_modules, run.layers),
-        modules_to_save=fresh_modules(base),
+        modules_to_save=whole,
         **untied,
     )
     with torch.random.fork_rng(), known_warnings():  # PEFT draws A too; ours replaces it
