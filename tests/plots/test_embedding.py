@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+import uqharness
 from tests.tiny import make_base
 from tests.tiny_task import make_task
 from uqharness.cli import main
@@ -15,9 +16,11 @@ from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError
+from uqharness.harness.model import BayesLoRA
 from uqharness.plots import embedding
 from uqharness.posterior import Gaussian
 from uqharness.testing import tiny_adapter, tiny_data
+from uqharness.training.questions import PairEncoder, load_task, read_questions
 
 FAST = "--lora-r 2 --steps 4 --lr 0.02 --batch-size 4 --max-length 24 --device cpu --record-every 2".split()
 
@@ -30,7 +33,9 @@ def test_states_are_those_of_one_forward_for_each_draw() -> None:
     questions = [q.pairs[:1] for q in tiny_data().train[:5]]
     questions = [[(context, answer[:1])] for ((context, answer),) in questions]
     engine = Engine(model, posterior, samples=3, tokens=20)  # several chunks
-    states = engine.states(make_rows(questions, max_length=24))
+    rows = make_rows(questions, max_length=24)
+    states, average = engine.states(rows)
+    assert torch.equal(average, engine.score(rows).average(rows))
     draws = posterior.draws(0, 3, 0)
     for k, weights in enumerate([mean, *({**mean, **{n: t[i] for n, t in draws.items()}} for i in range(3))]):
         stack.load(weights)
@@ -105,8 +110,25 @@ def test_from_adapters_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "--record-every K" in capsys.readouterr().err and not (tmp_path / "no.pdf").exists()
 
 
-def test_answers_of_their_own_have_no_plane() -> None:
-    assert embedding.shared_answers("t", [[([5], [1]), ([5], [2])], [([6], [1])]]) == [1, 2]
+def test_answers_of_their_own_are_no_classes() -> None:
+    assert embedding.shared_answers([[([5], [1]), ([5], [2])], [([6], [1])]]) == [1, 2]
     for questions in ([[([5], [1])], [([6], [2])]], [[([5], [1, 2])]]):
-        with pytest.raises(InputError, match="a task with letters as answers"):
-            embedding.shared_answers("t", questions)
+        assert embedding.shared_answers(questions) == []
+
+
+def test_questions_with_texts_as_answers_are_shown_in_principal_components(tmp_path: Path) -> None:
+    uqharness.train(
+        "blob", base="toyworld", task="toyworld_cloze_uq", out=tmp_path / "blob", steps=2, batch_size=2, layers="last:1"
+    )
+    lm, task = BayesLoRA(adapter=str(tmp_path / "blob"), samples=3), load_task("toyworld_cloze_uq")
+    embedded = embedding.embed("BLoB", lm, task, limit=8, batch=4)
+    assert embedded.answers == [] and embedded.draws.shape == (3, 8, embedded.mean.shape[1])
+    prompts = [q.pairs[0][0] for q in read_questions(task, "test", task.eval_docs, PairEncoder(lm.tokenizer), 8)]
+    for prompt, state in zip(prompts, embedded.mean, strict=True):  # the question's last token, whatever the answers
+        with torch.no_grad():
+            hidden = lm.model(input_ids=torch.tensor([list(prompt)]), output_hidden_states=True).hidden_states[-1]
+        assert torch.allclose(torch.tensor(state), hidden[0, -1].double(), atol=1e-4)
+    plane = embedding.project(embedded)
+    first = np.linalg.svd(embedded.mean - embedded.mean.mean(0), full_matrices=False)[0][:, 0]
+    assert abs(np.corrcoef(first, plane.mean[:, 0])[0, 1]) == pytest.approx(1)
+    assert plane.regions is None and len(embedding.draw([plane]).axes) == 2

@@ -189,18 +189,26 @@ class Engine:
         return Scores(values, values[0] if is_mean else None, greedy, taken, self.rule)
 
     @torch.inference_mode()
-    def states(self, rows: Rows) -> Tensor:
-        """The hidden states that the output head reads, under every function: `[F, U, H]`, the mean's first."""
+    def states(self, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return what the output head reads, under every function, the mean's first, and the averaged answers.
+
+        Returns:
+            Hidden states `[F, U, H]` and log p̄(choice | question) `[Q, C]`.
+        """
         rows = rows.to(self.stack.device)
-        head, seen, parts = self.model.get_base_model().get_output_embeddings(), list[Tensor](), []
+        head, seen = self.model.get_base_model().get_output_embeddings(), list[Tensor]()
+        states, values = list[Tensor](), list[Tensor]()
+        shared = self._shared(rows)
         handle = head.register_forward_hook(lambda _, args, __: seen.append(args[0]))
         try:
-            for logits in self._chunks(rows):
-                parts.append(seen[-1].reshape(len(logits), logits.shape[1], -1).float().cpu())
-                seen.clear()
+            for logits in self._chunks(rows, state=shared):
+                states.append(seen.pop().reshape(len(logits), logits.shape[1], -1).float().cpu())
+                values.append(self.reader.log_likelihoods(logits, rows).cpu())
         finally:
             handle.remove()
-        return torch.cat(parts)
+        draws = torch.cat(values)[int(self.separate_mean) :]
+        flags = torch.zeros(draws.shape[1], dtype=torch.bool)
+        return torch.cat(states), Scores(draws, None, flags, flags, self.rule).average(rows)
 
     def _run(self, rows: Rows, start: int, stop: int, state: Tensor | None) -> tuple[Tensor, Tensor]:
         """Functions start … stop−1: log p(continuation) `[F, K]` and the draws' summed next-token p `[U, V]`."""

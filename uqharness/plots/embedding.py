@@ -2,7 +2,8 @@
 
 The embedding φ(s; W) is what the output head reads at a question's last token. From the mean's weights: a plane by
 linear discriminant analysis with the right answers as classes, and in it the regions of a logistic regression. Each
-draw's embeddings are projected into that plane.
+draw's embeddings are projected into that plane. Answers that are texts of their own are no classes: the plane is then
+that of the two principal components, without regions.
 
 Against the paper: the analysis shrinks its covariance (Ledoit & Wolf), since with fewer questions than dimensions the
 plain one separates any labels. Right and wrong are those of the averaged answer.
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from tqdm import tqdm
 
 from uqharness.errors import InputError
 from uqharness.metrics.intervals import Interval, z_value
@@ -42,7 +44,7 @@ class Embedded:
     gold: NDArray[np.int64]
     right: NDArray[np.bool_]
     ids: NDArray[np.int64]  # position in the evaluated split
-    answers: Sequence[str]  # of the classes
+    answers: Sequence[str]  # of the classes; () if each question has texts of its own
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ class Plane:
     source: Embedded
     mean: Floats  # [D, 2]
     draws: Floats  # [S, D, 2]
-    regions: Any  # of scikit-learn: predict([n, 2])
+    regions: Any  # of scikit-learn: predict([n, 2]); None without classes
     ratio: Ratio  # of the spread in the plane
     whole: Ratio  # in all dimensions
 
@@ -88,20 +90,27 @@ def ratio_of(values: Floats, right: NDArray[np.bool_], level: float = 0.95) -> R
 
 def project(embedded: Embedded) -> Plane:
     """The plane of the mean's embeddings, and every draw in it."""
+    from sklearn.decomposition import PCA
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
     from sklearn.linear_model import LogisticRegression
 
-    if len(np.unique(embedded.gold)) < 3:
+    if len(embedded.mean) < 3:
+        raise InputError(f"{embedded.name}: a plane needs 3 questions, here {len(embedded.mean)}: raise --limit")
+    if embedded.answers and len(np.unique(embedded.gold)) < 3:
         raise InputError(
             f"{embedded.name}: the right answers are of {len(np.unique(embedded.gold))} kinds, a plane needs 3: take a "
             "task with more choices, or more questions"
         )
-    plane = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2)
-    mean = plane.fit(embedded.mean, embedded.gold).transform(embedded.mean)
+    if embedded.answers:
+        plane: Any = LinearDiscriminantAnalysis(solver="eigen", shrinkage="auto", n_components=2)
+        plane.fit(embedded.mean, embedded.gold)
+    else:
+        plane = PCA(n_components=2, svd_solver="full").fit(embedded.mean)
+    mean = plane.transform(embedded.mean)
     scale = mean.std(axis=0)
     mean = mean / scale
     draws = np.stack([plane.transform(part) / scale for part in embedded.draws])
-    regions = LogisticRegression(max_iter=1000).fit(mean, embedded.gold)
+    regions = LogisticRegression(max_iter=1000).fit(mean, embedded.gold) if embedded.answers else None
     ratios = (ratio_of(spread(values), embedded.right) for values in (draws, embedded.draws))
     return Plane(embedded, mean, draws, regions, *ratios)
 
@@ -159,6 +168,8 @@ def _mesh(limits: tuple[tuple[float, float], tuple[float, float]], count: int = 
 
 
 def _regions(axes: Axes, plane: Plane, limits: tuple[tuple[float, float], tuple[float, float]]) -> None:
+    if plane.regions is None:
+        return
     x, y = _mesh(limits)
     classes = plane.regions.predict(np.stack([x.ravel(), y.ravel()], axis=1)).reshape(x.shape)
     count = int(plane.source.gold.max()) + 1
@@ -170,7 +181,7 @@ def _question(axes: Axes, plane: Plane, d: int, limits: tuple[tuple[float, float
     """Contours of the draws' density in the colour of the right answer, ★ the mean's weights, ▼ the mean embedding."""
     from scipy.stats import gaussian_kde
 
-    colour = COLOURS[int(plane.source.gold[d]) % len(COLOURS)]
+    colour = COLOURS[int(plane.source.gold[d]) % len(COLOURS) if plane.source.answers else 0]
     draws = plane.draws[:, d]  # [S, 2]
     middle = draws.mean(axis=0)
     if np.linalg.matrix_rank(draws - middle) == 2:
@@ -210,9 +221,10 @@ def embed(name: str, lm: BayesLoRA, task: Any, limit: int | None = None, batch: 
 
     Args:
         lm: a loaded adapter, with its number of draws.
-        task: an lm-eval task whose answers are one token each, the same for all questions (letters).
+        task: an lm-eval task.
     """
     from uqharness.engine.rows import make_rows
+    from uqharness.engine.shortcuts import may_branch
     from uqharness.settings import Run, build, field_types
     from uqharness.training.prompts import Prompting
     from uqharness.training.questions import PairEncoder, read_questions
@@ -230,16 +242,16 @@ def embed(name: str, lm: BayesLoRA, task: Any, limit: int | None = None, batch: 
     questions = read_questions(
         task, "test", task.eval_docs, PairEncoder(lm.tokenizer, lm.add_bos_token), limit, prompting
     )
-    answers = shared_answers(task.config.task, [q.pairs for q in questions])
+    branch = may_branch(lm.model, lm.max_length)
     means, draws, right = [], [], []
-    for start in range(0, len(questions), batch):
+    for start in tqdm(range(0, len(questions), batch), desc="embed", unit="batch"):
         part = questions[start : start + batch]
-        rows = make_rows([q.pairs for q in part], lm.max_length)
-        states = engine.states(rows).double().numpy()  # [F, Q, H]: one place is read for each question
-        first = 1 if engine.separate_mean else 0
-        means.append(states[0])
-        draws.append(states[first:])
-        average = engine.score(rows).average(rows)
+        rows = make_rows([q.pairs for q in part], lm.max_length, branch=branch)
+        states, average = engine.states(rows)
+        owner = rows.question[rows.slot].tolist()
+        first = rows.at[[owner.index(q) for q in range(len(part))]]  # where the first answer's first token is read
+        means.append(states[0, first].double().numpy())
+        draws.append(states[int(engine.separate_mean) :, first].double().numpy())
         right.append(average.argmax(-1).numpy() == np.array([q.gold for q in part]))
     return Embedded(
         name,
@@ -248,19 +260,16 @@ def embed(name: str, lm: BayesLoRA, task: Any, limit: int | None = None, batch: 
         np.array([q.gold for q in questions]),
         np.concatenate(right),
         np.arange(len(questions)),
-        [lm.tokenizer.decode([token]).strip() for token in answers],
+        [lm.tokenizer.decode([token]).strip() for token in shared_answers([q.pairs for q in questions])],
     )
 
 
-def shared_answers(task: str, questions: Sequence[Sequence[Any]]) -> list[int]:
-    """The token of each answer, where all questions have the same ones."""
+def shared_answers(questions: Sequence[Sequence[Any]]) -> list[int]:
+    """Return the token of each answer if all questions have the same ones, else []."""
     tokens: dict[int, set[tuple[int, ...]]] = {}
     for pairs in questions:
         for k, (_, answer) in enumerate(pairs):
             tokens.setdefault(k, set()).add(tuple(answer))
     if any(len(kinds) > 1 or len(next(iter(kinds))) > 1 for kinds in tokens.values()):
-        raise InputError(
-            f"the answers of {task} are texts of their own: a plane needs classes that all questions share; "
-            "give --task a task with letters as answers"
-        )
+        return []
     return [next(iter(tokens[k]))[0] for k in sorted(tokens)]
