@@ -16,7 +16,7 @@ from uqharness.suite.schema import Suite, read, shipped
 
 NAMES = set(
     """
-    toyworld common real-small real-small-tune minilm-glue
+    toyworld common real-small real-small-tune minilm-glue encoder-smoke
     blob-table1 blob-table2-ood blob-table7-roberta blob-table8-ablation blob-table9-cost
     melora-table1-params melora-table2 melora-table3-ood melora-table4-noise melora-table5-ood-noise melora-table6-cost
     melora-table8 melora-table9-ood
