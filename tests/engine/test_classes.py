@@ -16,8 +16,8 @@ from uqharness.engine.rows import make_rows
 from uqharness.posterior import Gaussian, keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import tiny_encoder
-from uqharness.training.base_model import fresh_modules, inject, most_tokens
-from uqharness.training.targets import default_targets
+from uqharness.training.base_model import inject, most_tokens
+from uqharness.training.targets import default_targets, fresh_modules
 
 # As far as they differ: token types, a pooler or none, relative or rotary positions, fused projections.
 KINDS: dict[str, dict[str, Any]] = {

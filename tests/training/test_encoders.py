@@ -115,6 +115,12 @@ def test_parts_of_a_head_without_a_lora_are_trained_in_full() -> None:
     assert head == {"dense.weight", "dense.bias", "out_proj.lora_A.weight", "out_proj.lora_B.weight"}
     again = inject(tiny_encoder(seed=1), dataclasses.replace(TINY, target_modules=("query", "classifier.out_proj")))
     saved, other = LoraStack(model).mean(), LoraStack(again).mean()
+    last = dataclasses.replace(TINY, target_modules=("query", "classifier.out_proj"), layers="last:1")
+    few = LoraStack(inject(tiny_encoder(), last)).mean()
+    assert {name.partition(".lora_A")[0][17:] for name in few if ".lora_A" in name} == {
+        "roberta.encoder.layer.1.attention.self.query",
+        "classifier.out_proj",
+    }
     frozen = "base_model.model.classifier.out_proj.base_layer.weight"
     assert set(saved) == set(other) and frozen in saved
     assert abs(float(saved[frozen].std()) / 0.2 - 1) < 0.3 and not torch.equal(saved[frozen], other[frozen])

@@ -231,7 +231,7 @@ def embed(name: str, lm: BayesLoRA, task: Any, limit: int | None = None, batch: 
 
     engine = lm.engine
     if engine.model.get_base_model().get_output_embeddings() is None:
-        raise InputError(f"{name} classifies with a head of its own: embeddings are drawn of causal language models")
+        raise InputError(f"{name} is an encoder's adapter, which has a head of its own: give adapters of causal models")
     if engine.combined or engine.count < 3 or not engine.samples > 1:
         raise InputError(
             f"{name} has no draws of weights to show: give an adapter whose answers average several draws (blob, bbb, "

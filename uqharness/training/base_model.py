@@ -31,7 +31,7 @@ from uqharness.errors import InputError, did_you_mean
 from uqharness.posterior import keyed_generator
 from uqharness.settings import Run, chosen_layers
 from uqharness.training.prompts import template_text
-from uqharness.training.targets import peft_targets
+from uqharness.training.targets import fresh_modules, head_targets, peft_targets
 
 log = logging.getLogger("uqharness.training.base_model")
 MOST_LAYERS, MOST_ROWS = 4096, 2**24
@@ -175,7 +175,7 @@ def load_classifier(where: str, classes: int, **options: Any) -> nn.Module:
         )
     base.uq_fresh = tuple(sorted(report["missing_keys"]))
     if base.uq_fresh:
-        log.info("not in the checkpoint, so drawn from the seed and trained whole: %s", ", ".join(base.uq_fresh))
+        log.info("not in the checkpoint, so drawn from the seed: %s", ", ".join(base.uq_fresh))
     return base
 
 
@@ -198,31 +198,6 @@ def most_tokens(base: nn.Module) -> int:
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding)
     ]
     return min(sizes, default=int(base.config.max_position_embeddings))  # type: ignore[union-attr,arg-type]
-
-
-def fresh_modules(base: nn.Module) -> list[str]:
-    """Return modules that the checkpoint lacks (a pooler), which are trained in full like the head."""
-    modules = {name.rpartition(".")[0] for name in getattr(base, "uq_fresh", ())}
-    return sorted(module for module in modules if not module.startswith(HEADS))
-
-
-def head_targets(base: nn.Module, targets: Sequence[str]) -> list[str]:
-    """Return the layers of a classification head that `targets` names; [] if a target is also outside of it.
-
-    PEFT ignores a LoRA in what it trains in full, so a pooler that the checkpoint lacks is refused.
-    """
-    if not is_classifier(base):
-        return []
-    fresh, layers = tuple(fresh_modules(base)), list[str]()
-    for target in targets:
-        ends = [name for name, _ in base.named_modules() if name == target or name.endswith(f".{target}")]
-        if ends and fresh and all(name.startswith(fresh) for name in ends):
-            raise InputError(
-                f"target module {target!r} is not in the checkpoint, so it is drawn from the seed and trained in full: "
-                "remove it"
-            )
-        layers += ends if all(name.startswith(HEADS) for name in ends) else []
-    return layers
 
 
 def trained_whole(base: nn.Module, targets: Sequence[str]) -> tuple[str | None, list[str] | None]:

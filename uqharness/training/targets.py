@@ -6,12 +6,13 @@ Only layers of the language model and its output head count: the vision tower of
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as PEFT_TARGETS
 from torch import nn
 
+from uqharness.engine.lora import HEADS, is_classifier
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import ALL_LINEAR, AUTO, chosen_layers
 
@@ -50,16 +51,43 @@ def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all")
     if targets == AUTO:
         targets = default_targets(base)
     check_targets(base, targets)
-    every, head = targets == ALL_LINEAR, base.get_output_embeddings()  # type: ignore[operator]
+    every, low_rank = targets == ALL_LINEAR, head_targets(base, targets)
+    lm_head = base.get_output_embeddings()  # type: ignore[operator]
     if layers == "all" and not _is_multimodal(base):
         return "all-linear" if every else list(targets)
     inside = _layer_prefixes(base, layers) if layers != "all" else ("",)
     wanted = {name: m for name, m in _linears(base).items() if every or any(_is_end(t, name) for t in targets)}
-    names = [name for name, module in wanted.items() if name.startswith(inside) and module is not head]
+    head = [name for name, module in wanted.items() if module is lm_head or name in low_rank]
+    names = [name for name in wanted if name.startswith(inside) and name not in head]
     if not names and layers != "all":
         raise InputError(f"layers {layers} have none of {', '.join(targets)}: give other layers, or remove --layers")
     # PEFT leaves the head out of all-linear as well.
-    return names if every else names + [name for name, module in wanted.items() if module is head]
+    return names if every else names + head
+
+
+def fresh_modules(base: nn.Module) -> list[str]:
+    """Return modules that the checkpoint lacks (a pooler), which are trained in full like the head."""
+    modules = {name.rpartition(".")[0] for name in getattr(base, "uq_fresh", ())}
+    return sorted(module for module in modules if not module.startswith(HEADS))
+
+
+def head_targets(base: nn.Module, targets: Sequence[str]) -> list[str]:
+    """Return the layers of a classification head that `targets` names; [] if a target is also outside of it.
+
+    PEFT ignores a LoRA in what it trains in full, so a pooler that the checkpoint lacks is refused.
+    """
+    if not is_classifier(base):
+        return []
+    fresh, layers = tuple(fresh_modules(base)), list[str]()
+    for target in targets:
+        ends = [name for name, _ in base.named_modules() if name == target or name.endswith(f".{target}")]
+        if ends and fresh and all(name.startswith(fresh) for name in ends):
+            raise InputError(
+                f"target module {target!r} is not in the checkpoint, so it is drawn from the seed and trained in full: "
+                "remove it"
+            )
+        layers += ends if all(name.startswith(HEADS) for name in ends) else []
+    return layers
 
 
 def _layer_prefixes(base: nn.Module, layers: str) -> tuple[str, ...]:
