@@ -26,9 +26,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from tests.suite.dying import POINTS, kill_at, kill_group
 
+T = TypeVar("T")
 ROOT = Path(__file__).parents[2]
 PENDING = "UQHARNESS_TEST_KILLS"  # the file with the kills to come, for the workers of a run
 # What is interrupted: how many calls of the function (dying.POINTS) in one process come before each kill.
@@ -49,12 +51,14 @@ def start(words: list[str], log: Path, **environment: str) -> subprocess.Popen[b
         return subprocess.Popen(words, env={**os.environ, **environment}, **kwargs)  # type: ignore[call-overload]
 
 
-def until(condition: Callable[[], object], process: subprocess.Popen[bytes], seconds: float = 900) -> None:
+def until(condition: Callable[[], T], process: subprocess.Popen[bytes], seconds: float = 900) -> T:
+    """Wait for a true value of the condition while the run goes on; return it."""
     limit = time.monotonic() + seconds
-    while not condition():
+    while not (value := condition()):
         assert process.poll() is None, "the run ended before it could be interrupted"
         assert time.monotonic() < limit, "nothing happened"
         time.sleep(0.1)
+    return value
 
 
 def in_training(out: Path) -> bool:
@@ -112,7 +116,7 @@ def ray(suite: str, out: Path, flags: list[str]) -> None:
     process = start(command(suite, out, *flags, "--on", "ray", "--jobs", "2"), out.with_suffix(".log"))
     for cells in (0, 10):
         until(lambda: in_training(out) and done(out) >= cells, process)  # noqa: B023
-        pid = kill_ray_worker(process.pid)
+        pid = kill_ray_worker(process)
         print(f"killed Ray's worker {pid}; {done(out)} cells done", flush=True)
     assert process.wait() == 0
 
@@ -155,15 +159,17 @@ def requeued(out: Path) -> int:
     return sum(text.count("Starting with JobEnvironment") > 1 for text in logs)
 
 
-def kill_ray_worker(driver: int) -> int:
-    """Kill a worker that is running a cell; return its process."""
+def kill_ray_worker(process: subprocess.Popen[bytes]) -> int:
+    """Kill a worker of this run's Ray that is in the middle of a cell; return its process."""
 
     def children(parent: int, pattern: str) -> list[int]:
         found = subprocess.run(["pgrep", "-f", pattern, "-P", str(parent)], capture_output=True)
         return [int(word) for word in found.stdout.split()]
 
-    (raylet, *_) = children(driver, "raylet/raylet")
-    (pid, *_) = children(raylet, "ray::_ray_task")
+    def working() -> list[int]:
+        return [pid for raylet in children(process.pid, "raylet/raylet") for pid in children(raylet, "ray::_ray_task")]
+
+    (pid, *_) = until(working, process)
     os.kill(pid, signal.SIGKILL)
     return pid
 

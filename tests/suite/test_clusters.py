@@ -128,6 +128,6 @@ def test_slurm_with_a_preempted_job_gives_the_local_numbers(world: Path, local: 
 def test_ray_with_a_killed_worker_gives_the_local_numbers(world: Path, local: Path) -> None:
     process = run(world, "ray", "--on", "ray", "--jobs", "2")
     until(lambda: in_training(world / "ray"), process)
-    kill_ray_worker(process.pid)
+    kill_ray_worker(process)
     assert process.wait(timeout=900) == 0
     assert contents(world / "ray") == contents(local)
