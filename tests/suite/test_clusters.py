@@ -1,6 +1,6 @@
 """Suites on a real Slurm of one node and a real local Ray: preempted, killed, and equal to the local numbers.
 
-`.ci/full` runs the long ones: they need slurm-wlm, munge and root, and the packages submitit and ray.
+`.ci/full` runs what needs the packages submitit and ray; some of it also needs slurm-wlm, munge and root.
 """
 
 from __future__ import annotations
@@ -59,6 +59,7 @@ def test_groups_are_trainings_with_their_evaluations_in_stages(world: Path) -> N
     assert len(stages(done_before)) == 1 and stages({}) == []
 
 
+@pytest.mark.full
 @needs_submitit
 def test_the_script_asks_for_what_the_flags_say() -> None:
     options = SlurmOptions("low", "me", 30, "gpu:1", 4)
@@ -79,6 +80,7 @@ def test_a_missing_package_is_refused_before_anything_runs(
         assert f"--on {runner} needs {package}: pip install uqharness[{runner}]" in capsys.readouterr().err
 
 
+@pytest.mark.full
 @needs_submitit
 def test_a_controller_that_is_not_there_is_refused_before_anything_runs(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -98,6 +100,7 @@ def test_a_controller_that_is_not_there_is_refused_before_anything_runs(
     assert not (tmp_path / "out" / "adapters").exists()
 
 
+@pytest.mark.full
 @needs_ray
 def test_an_address_that_does_not_answer_is_refused_before_anything_runs(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

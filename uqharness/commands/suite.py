@@ -165,11 +165,11 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
 def slurm_options(args: argparse.Namespace) -> clusters.SlurmOptions:
     """Return the options of sbatch; refuse those of a runner that is not used."""
     of = {"slurm": ("partition", "account", "time", "gres", "max_parallel"), "ray": ("address",)}
-    for runner, names in of.items():
-        if args.on != runner and (given := next((name for name in names if getattr(args, name)), None)):
+    for runner, options in of.items():
+        if args.on != runner and (given := next((name for name in options if getattr(args, name)), None)):
             raise InputError(f"--{given.replace('_', '-')} {getattr(args, given)}: only used with --on {runner}")
-    names = {"time": args.time, "max_parallel": args.max_parallel}
-    numbers = {name: config.convert(int, text, f"--{name.replace('_', '-')}") for name, text in names.items() if text}
+    texts = {"time": args.time, "max_parallel": args.max_parallel}
+    numbers = {name: config.convert(int, text, f"--{name.replace('_', '-')}") for name, text in texts.items() if text}
     if bad := next((name for name, number in numbers.items() if number < 1), None):
         raise InputError(f"--{bad.replace('_', '-')} {numbers[bad]}: give a number of at least 1")
     return clusters.SlurmOptions(partition=args.partition, account=args.account, gres=args.gres, **numbers)
