@@ -13,9 +13,9 @@ import warnings
 import numpy as np
 from numpy.typing import NDArray
 
-from uqharness.metrics import calibration
-from uqharness.metrics import registry as metrics
-from uqharness.metrics.registry import METRICS, Answers
+from uqharness.metrics import averaging, calibration, metric, points
+from uqharness.metrics.metric import Answers
+from uqharness.metrics.registry import METRICS
 
 Array = NDArray[np.float64]
 WORLDS = {"calibrated": 1.0, "mild": 1.3, "heavy": 3.0, "under": 0.7, "corner": -1.0}
@@ -27,7 +27,7 @@ def world(name: str, n: int, rng: np.random.Generator) -> tuple[Array, Array]:
     """(model's probs [n, 4], true probs [n, 4])."""
     z = rng.normal(0.0, 2.0, (n, 4))
     a = WORLDS[name]
-    p, q = (metrics.combine_draws(x[None], "given") for x in (abs(a) * z, z))
+    p, q = (averaging.combine_draws(x[None], "given") for x in (abs(a) * z, z))
     if a < 0:  # between 0.6 and 0.8 the model is right only half as often as it says
         flip = np.isin(np.floor(p.max(axis=1) * 15), (9.0, 10.0, 11.0))
         q = np.where(flip[:, None], 0.5 * q + 0.125, q)
@@ -49,15 +49,15 @@ def truth(name: str, rng: np.random.Generator, n: int = 2_000_000) -> dict[str, 
     p, q = world(name, n, rng)
     gold = sample(q, rng)
     answers = Answers.of(p, gold)
-    chance = q[np.arange(n), metrics.predicted(p)]
+    chance = q[np.arange(n), points.predicted(p)]
     out: dict[str, float | Array] = {
         k: float(np.abs(expected_gaps(calibration.bins_of(answers, *options), chance)).sum())
         for k, options in BINNED.items()
     }
     b = calibration.bins_of(answers)
     out["mce"] = np.abs(expected_gaps(b, chance)) * n / np.maximum(b.counts, 1)
-    out["acc"], out["entropy"] = float(chance.mean()), float(metrics.predictive_entropy(p).mean())
-    logp = np.log(np.maximum(p, metrics.PROB_FLOOR))
+    out["acc"], out["entropy"] = float(chance.mean()), float(points.predictive_entropy(p).mean())
+    logp = np.log(np.maximum(p, metric.PROB_FLOOR))
     out["nll"] = float(-(q * logp).sum(axis=1).mean())
     out["brier"] = float((p**2 - 2 * p * q + q).sum(axis=1).mean())
     out |= {name: float(METRICS[name].value(answers)) for name in ("auroc", "aurc")}

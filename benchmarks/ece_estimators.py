@@ -54,8 +54,8 @@ from scipy.stats import beta
 
 from uqharness.leaderboard import publish
 from uqharness.leaderboard.board import build
+from uqharness.metrics.averaging import combine_draws
 from uqharness.metrics.calibration import binomial_mad, debias
-from uqharness.metrics.registry import combine_draws
 
 Array = NDArray[np.float64]
 SIZES = (100, 200, 500, 1000, 2000, 5000)

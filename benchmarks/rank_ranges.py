@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from uqharness.leaderboard import publish, ranking
 from uqharness.leaderboard.board import build
-from uqharness.metrics.registry import METRICS, average
+from uqharness.metrics.averaging import average
+from uqharness.metrics.registry import METRICS
 
 Array = NDArray[np.float64]
 TASKS = ("toyworld_uq", "toyworld_near_uq", "toyworld_far_uq")

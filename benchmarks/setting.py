@@ -13,7 +13,8 @@ from uqharness.posterior import keyed_generator
 from uqharness.settings import Run
 from uqharness.testing import tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.data import ChoiceData, Question
+from uqharness.training.data import ChoiceData
+from uqharness.training.questions import Question
 
 QVH, QV = ("q_proj", "v_proj", "lm_head"), ("q_proj", "v_proj")
 

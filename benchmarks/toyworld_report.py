@@ -40,7 +40,9 @@ from uqharness.commands import demo
 from uqharness.commands import suite as suites
 from uqharness.errors import InputError
 from uqharness.leaderboard.figures import Panel, reliability_svg
-from uqharness.metrics.registry import METRICS, combine_draws, reliability_bins
+from uqharness.metrics.averaging import combine_draws
+from uqharness.metrics.calibration import reliability_bins
+from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import Run, read_results
 from uqharness.suite import schema
 from uqharness.suite.plan import Plan, make, world_hash

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from uqharness.loose_json import nest, value_of
-from uqharness.results.reading import content_of, parse, parse_model_args
+from uqharness.results.reading import content_of, parse
 from uqharness.results.runs import RunSummary, plain_text
-from uqharness.settings import UNRECORDED, Run, fields_of
+from uqharness.settings import UNRECORDED, Run, fields_of, parse_model_args
 
 FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")

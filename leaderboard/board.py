@@ -24,7 +24,7 @@ from uqharness.leaderboard import publish, reported
 from uqharness.leaderboard.cache import refresh, result_files
 from uqharness.leaderboard.table_sources import labels
 from uqharness.results.files import Problem, problem, record_in, shown_path
-from uqharness.results.reading import Record
+from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 # What makes two results the same run: with the same start, of two answers at most one is what the model gave.

@@ -17,7 +17,11 @@ from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.headline import Points
 from uqharness.leaderboard.table_formats import titled
 from uqharness.leaderboard.theme import GRID, NEUTRAL, Style, soft, style
-from uqharness.metrics.registry import BINS, METRICS, Floats, aurc, confidence, correct, reliability_bins, risk_curve
+from uqharness.metrics.calibration import BINS, reliability_bins
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.points import confidence, correct
+from uqharness.metrics.registry import METRICS
+from uqharness.metrics.selective import aurc, risk_curve
 
 Trace = dict[str, Any]
 Axes = dict[str, dict[str, Any]]  # plotly.js's names of axes, and what they are

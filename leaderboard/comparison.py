@@ -11,9 +11,10 @@ import pandas as pd
 from uqharness.leaderboard import ranking
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics.registry import METRICS, correct
+from uqharness.metrics.points import correct
+from uqharness.metrics.registry import METRICS
 from uqharness.results.differences import of_protocols
-from uqharness.results.reading import Record
+from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 MOST = 4

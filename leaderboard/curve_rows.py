@@ -7,21 +7,10 @@ from collections.abc import Sequence
 from uqharness.leaderboard.curves import Answers, sure_shares
 from uqharness.leaderboard.draw_curves import DrawCurve
 from uqharness.leaderboard.table_formats import arrow, number
-from uqharness.metrics.registry import (
-    METRICS,
-    accuracy_at_coverage,
-    aurc,
-    bin_probs,
-    confidence,
-    correct,
-    ece,
-    ece_debiased,
-    ece_floor,
-    expected_entropy,
-    mce,
-    mutual_information,
-    reliability_bins,
-)
+from uqharness.metrics.calibration import bin_probs, ece, ece_debiased, ece_floor, mce, reliability_bins
+from uqharness.metrics.points import confidence, correct, expected_entropy, mutual_information
+from uqharness.metrics.registry import METRICS
+from uqharness.metrics.selective import accuracy_at_coverage, aurc
 
 Rows = tuple[list[str], list[list[str]]]
 

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from uqharness.metrics.registry import METRICS, Floats, in_orders
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.registry import METRICS, in_orders
 from uqharness.results.reading import every_n
 from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary

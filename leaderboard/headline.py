@@ -18,7 +18,8 @@ from uqharness.leaderboard.results import Results
 from uqharness.leaderboard.table import Cell, Table
 from uqharness.leaderboard.table_formats import number
 from uqharness.loose_json import value_of
-from uqharness.metrics.registry import METRICS, Floats
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.registry import METRICS
 from uqharness.results.runs import RunSummary
 
 PANELS = ("nll", "ece")

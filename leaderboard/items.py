@@ -10,8 +10,8 @@ import pandas as pd
 
 from uqharness.leaderboard.curves import Answers, answers
 from uqharness.leaderboard.texts import Text
-from uqharness.metrics.registry import confidence, correct, mutual_information, nll_items, predicted, predictive_entropy
-from uqharness.results.reading import Record
+from uqharness.metrics.points import confidence, correct, mutual_information, nll_items, predicted, predictive_entropy
+from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 SURE = 0.8  # from here on an answer counts as confident

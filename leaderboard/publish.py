@@ -29,7 +29,8 @@ from uqharness.errors import InputError
 from uqharness.leaderboard.cache import refresh, result_files
 from uqharness.leaderboard.columns import OPTIONAL, SCHEMA, to_runs, to_table
 from uqharness.loose_json import check, flatten, nest, parse, text_of, value_of
-from uqharness.metrics.registry import brier_items, combine_draws, correct, log_softmax, nll_items
+from uqharness.metrics.averaging import combine_draws, log_softmax
+from uqharness.metrics.points import brier_items, correct, nll_items
 from uqharness.results.files import Problem, problem, reason_of, record_in, shown_path, suspicions
 from uqharness.results.reading import MAX_BYTES, content_of
 from uqharness.results.record import MAX_VALUES, Record, digest

@@ -33,7 +33,8 @@ from scipy.special import stdtr, stdtrit
 
 from uqharness.errors import InputError
 from uqharness.leaderboard.table import ANY_RECIPE, Table
-from uqharness.metrics.registry import METRICS, Answers, Floats, tested
+from uqharness.metrics.metric import Answers, Floats
+from uqharness.metrics.registry import METRICS, tested
 
 ALPHA = 0.05
 POWER = 0.8

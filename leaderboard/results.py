@@ -18,8 +18,9 @@ from uqharness.leaderboard.picks import Group
 from uqharness.leaderboard.publish import Averaged
 from uqharness.leaderboard.ranking import Tests
 from uqharness.leaderboard.table import Cell, Table
-from uqharness.metrics.registry import METRICS, Floats, tested
-from uqharness.metrics.registry import Answers as Given
+from uqharness.metrics.metric import Answers as Given
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.registry import METRICS, tested
 from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 

@@ -12,10 +12,10 @@ from uqharness.leaderboard import reported_table
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.loose_json import value_of
-from uqharness.metrics import registry as metrics
+from uqharness.metrics import metric
 from uqharness.metrics.registry import METRICS
 from uqharness.results.files import Problem
-from uqharness.results.reading import Record
+from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 LISTED = ("nll", "brier", "acc", "ece", "ece_debiased")
@@ -76,7 +76,7 @@ def numbers(run: RunSummary, record: Record) -> tuple[list[str], list[list[str]]
     """(header, rows): every metric at all draws with its interval over questions, and at fewer draws."""
     steps = [n for n in STEPS if n < run.draws and (n or run.has_mean)]
     result = answers(record, "")
-    given = metrics.Answers.of(result.probs, result.gold, draws=result.draws)
+    given = metric.Answers.of(result.probs, result.gold, draws=result.draws)
     rows = []
     for name, known in METRICS.items():
         value = run.number(name, run.draws)

@@ -15,8 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from uqharness import toyworld
-from uqharness.results.reading import Record
-from uqharness.results.record import digest
+from uqharness.results.record import Record, digest
 
 MAX_BYTES = 512 * 2**20
 ADD = "Evaluate with --log_samples to see the questions: lm-eval then writes them beside the results."

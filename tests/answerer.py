@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import LM
 
-from uqharness.results.reading import BMALogProb
+from uqharness.results.record import BMALogProb
 
 
 class Answerer(LM):

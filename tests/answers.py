@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from uqharness.metrics import registry as metrics
+from uqharness.metrics import averaging, metric, points
 from uqharness.metrics.registry import METRICS
 
 Array = NDArray[np.float64]
@@ -19,7 +19,7 @@ def questions(n: int, seed: int, choices: tuple[int, ...] = (2, 3, 4, 5)) -> tup
     for size in rng.choice(choices, n):
         cuts = np.sort(rng.integers(0, 21, size - 1))
         rows.append(np.diff([0, *cuts, 20]) / 20)
-    return metrics.pad(rows), np.array([rng.integers(0, len(row)) for row in rows])
+    return points.pad(rows), np.array([rng.integers(0, len(row)) for row in rows])
 
 
 def value(name: str, probs: ArrayLike, gold: ArrayLike, draws: ArrayLike | None = None) -> float:
@@ -28,13 +28,13 @@ def value(name: str, probs: ArrayLike, gold: ArrayLike, draws: ArrayLike | None 
 
 
 def stderr(name: str, probs: ArrayLike, gold: ArrayLike, draws: ArrayLike | None = None) -> float:
-    return METRICS[name].standard_error(metrics.Answers.of(probs, gold, draws=draws))
+    return METRICS[name].standard_error(metric.Answers.of(probs, gold, draws=draws))
 
 
 def interval(
     name: str, probs: ArrayLike, gold: ArrayLike, level: float = 0.95, draws: ArrayLike | None = None
 ) -> tuple[float, float]:
-    return METRICS[name].confidence_interval(metrics.Answers.of(probs, gold, draws=draws), level)
+    return METRICS[name].confidence_interval(metric.Answers.of(probs, gold, draws=draws), level)
 
 
 def calibrated(n: int, seed: int) -> tuple[Array, Answers]:
@@ -47,7 +47,7 @@ def calibrated(n: int, seed: int) -> tuple[Array, Answers]:
 def overconfident(n: int, factor: float, rng: np.random.Generator) -> tuple[Array, Array]:
     """(model's, true) 4-way probabilities: the model multiplies the true logits by `factor`."""
     z = rng.normal(0.0, 2.0, (n, 4))
-    return metrics.combine_draws(factor * z[None], "given"), metrics.combine_draws(z[None], "given")
+    return averaging.combine_draws(factor * z[None], "given"), averaging.combine_draws(z[None], "given")
 
 
 def draw_answers(true: Array, rng: np.random.Generator) -> Answers:

@@ -21,7 +21,8 @@ from uqharness.posterior import Point
 from uqharness.settings import Run
 from uqharness.testing import TINY, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.data import ChoiceData, Question
+from uqharness.training.data import ChoiceData
+from uqharness.training.questions import Question
 
 RUN = dataclasses.replace(TINY, target_modules=("q_proj", "v_proj", "lm_head"), lora_r=2)
 

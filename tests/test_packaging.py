@@ -156,7 +156,7 @@ KEEPS = [
     ("adapters/laplace.py", "from uqharness.adapters.mle import MLE\nfrom uqharness.engine.lora import LoraStack"),
     (
         "leaderboard/views.py",
-        "from uqharness.metrics.registry import ece\nfrom uqharness.results.reading import unpack",
+        "from uqharness.metrics.registry import ece\nfrom uqharness.results.record import unpack",
     ),
     ("leaderboard/app.py", "from uqharness.leaderboard import views\nfrom uqharness import __version__"),
     ("uqharness/harness/model.py", "from .adapters_of_another_kind import x\nimport adapters.blob"),

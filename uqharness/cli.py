@@ -217,11 +217,8 @@ def _overview(words: list[str]) -> int:
 
 def _parser(name: str) -> Parser:
     _, about, examples = COMMANDS[name]
-    parser = Parser(
-        prog=f"uqharness {name}",
-        description=about,
-        epilog="\n".join(["examples:", *(f"  {e}" for e in examples)]),
-    )
+    shown = "\n".join(["examples:", *(f"  {example}" for example in examples)])
+    parser = Parser(prog=f"uqharness {name}", description=about, epilog=shown)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import logging
 import re
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint, PackageNotFoundError, entry_points, version
 from pathlib import Path
 from typing import Any
 
+from uqharness import __version__
 from uqharness.errors import InputError
 
 METHODS = "uqharness.methods"
@@ -26,13 +27,8 @@ def installed(group: str) -> dict[str, EntryPoint]:
         if point.name not in points:
             points[point.name] = point
         elif points[point.name].value != point.value:
-            log.warning(
-                "%s %s of %s is hidden by %s",
-                group.rpartition(".")[2][:-1],
-                point.name,
-                point.value,
-                points[point.name].value,
-            )
+            what = f"{group.rpartition('.')[2][:-1]} {point.name} of {point.value}"
+            log.warning("%s is hidden by %s", what, points[point.name].value)
     return dict(sorted(points.items()))
 
 
@@ -53,6 +49,14 @@ def distribution(point: EntryPoint) -> str:
     """Return the package that an entry point comes from."""
     dist = getattr(point, "dist", None)
     return dist.name if dist is not None else "uqharness"
+
+
+def version_of(package: str) -> str | None:
+    """Return the version of an installed package; None if it is missing. This one's is known in a checkout too."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return __version__ if package == "uqharness" else None
 
 
 def built_in(point: EntryPoint) -> bool:

@@ -317,6 +317,14 @@ def parse_set(items: Iterable[str]) -> dict[str, str]:
     return pairs
 
 
+def parse_model_args(given: Any) -> dict[str, Any]:
+    """Return lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    pairs = (part.partition("=") for part in str(given or "").split(",") if part.strip())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
 def resolve_run(suggests: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[Run, dict[str, dict[str, Any]]]:
     """Return the run settings (given, else suggested, else default) and the overridden suggestions."""
     run = build(Run, {**suggests, **given})

@@ -20,7 +20,8 @@ from uqharness.method import Method
 from uqharness.posterior import Posterior, keyed_generator
 from uqharness.settings import Run, as_json
 from uqharness.training.base_model import inject
-from uqharness.training.data import ChoiceData, Question
+from uqharness.training.data import ChoiceData
+from uqharness.training.questions import Question
 
 TINY = Run(
     base="tiny",

@@ -12,7 +12,8 @@ from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.page import Block, Figure, Grid, Page, Text, View
 from uqharness.leaderboard.picks import FIRST, Group
 from uqharness.leaderboard.table_formats import titled
-from uqharness.metrics.registry import BINS, METRICS
+from uqharness.metrics.calibration import BINS
+from uqharness.metrics.registry import METRICS
 from uqharness.results.runs import RunSummary
 
 ALL, NOBODY = "all", "nothing"

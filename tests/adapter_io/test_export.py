@@ -28,7 +28,7 @@ from uqharness.commands import serving
 from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.rows import make_rows
-from uqharness.metrics.registry import combine_draws
+from uqharness.metrics.averaging import combine_draws
 from uqharness.posterior import Gaussian
 
 PAIRS = [([1, 12, 13, 14, 4], [6]), ([1, 12, 13, 14, 4], [7, 9]), ([1, 20, 4], [8])]

@@ -10,7 +10,7 @@ from uqharness.adapters.mle import MLE
 from uqharness.engine.engine import Engine
 from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError
-from uqharness.metrics.registry import combine_draws
+from uqharness.metrics.averaging import combine_draws
 from uqharness.posterior import Members
 from uqharness.settings import build
 from uqharness.testing import TINY, check_method, fit_tiny

@@ -15,7 +15,7 @@ from uqharness.engine.engine import Engine
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import DrawAverage, Tempered
 from uqharness.errors import InputError
-from uqharness.metrics.registry import combine_draws
+from uqharness.metrics.averaging import combine_draws
 from uqharness.posterior import Gaussian, Members, Point, Posterior, keyed_generator
 from uqharness.testing import TINY, check_method, fit_tiny, tiny_data, tiny_llama
 from uqharness.training.base_model import inject

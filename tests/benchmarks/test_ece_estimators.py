@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ece_estimators
-from uqharness.metrics.registry import bin_probs, ece, ece_debiased
+from uqharness.metrics.calibration import bin_probs, ece, ece_debiased
 
 ROOT = Path(__file__).parents[2]
 

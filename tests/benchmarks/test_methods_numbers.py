@@ -15,7 +15,8 @@ import pytest
 from benchmarks import methods_numbers as numbers
 from uqharness import registry
 from uqharness.commands import demo
-from uqharness.results.reading import RECORD, pack
+from uqharness.results.reading import RECORD
+from uqharness.results.record import pack
 from uqharness.suite import schema
 from uqharness.suite.plan import make
 from uqharness.suite.store import Store

@@ -564,11 +564,11 @@ def test_methods_and_tasks_as_json(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_tasks_listed_are_those_lm_eval_finds(capsys: pytest.CaptureFixture[str]) -> None:
     from lm_eval.tasks import TaskManager
 
-    from uqharness.commands.tasks_only import our_folder
+    from uqharness.commands.tasks_only import our_tasks
 
     assert main(["tasks", "--json"]) == 0
     listed = {row["name"] for row in json.loads(capsys.readouterr().out)}
-    assert listed == set(TaskManager(include_path=our_folder(), include_defaults=False).all_tasks)
+    assert listed == set(TaskManager(include_path=our_tasks(), include_defaults=False).all_tasks)
 
 
 def test_doctor_reports_checks_and_fails_when_one_fails(

@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from tests.made_results import result
 from uqharness.cli import main
 from uqharness.leaderboard.board import build
-from uqharness.metrics import registry as metrics
+from uqharness.metrics import averaging, points
 from uqharness.results import ood
 
 TASKS = ("openbookqa_uq", "arc_challenge_uq", "mmlu_college_physics_uq")
@@ -46,8 +46,8 @@ def test_numbers_are_scikit_learns_on_the_records(results: Path, capsys: pytest.
     scores, labels = [], []
     for k, task in enumerate((TASKS[0], TASKS[2])):
         (run,) = board.select(method="BLoB", seed=1, task=task)
-        p = metrics.softmax_draws(board.record(run.run_id).rows())
-        scores += metrics.mutual_information(p).tolist()
+        p = averaging.softmax_draws(board.record(run.run_id).rows())
+        scores += points.mutual_information(p).tolist()
         labels += [k] * p.shape[1]
         assert row["acc_shifted" if k else "acc"] == pytest.approx(run.number("acc", 4))
     assert row["auroc_mutual_information"] == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)

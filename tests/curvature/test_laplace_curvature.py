@@ -32,7 +32,8 @@ from uqharness.curvature.laplace import Block, Diag, Full, Kron
 from uqharness.engine.lora import LoraStack
 from uqharness.engine.rows import make_rows
 from uqharness.posterior import keyed_generator
-from uqharness.training.data import ChoiceData, Question
+from uqharness.training.data import ChoiceData
+from uqharness.training.questions import Question
 
 # ---------------------------------------------------------------- the Fisher
 

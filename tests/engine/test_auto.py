@@ -21,10 +21,11 @@ from uqharness.engine.rows import make_rows
 from uqharness.errors import InputError, RunError
 from uqharness.harness.model import BayesLoRA
 from uqharness.harness.scoring import score
+from uqharness.metrics import averaging
 from uqharness.metrics import registry as metrics
 from uqharness.posterior import Gaussian, keyed_generator
-from uqharness.results.reading import BMALogProb, every_n
-from uqharness.results.record import Record, item_rows, pack, unpack
+from uqharness.results.reading import every_n
+from uqharness.results.record import BMALogProb, Record, item_rows, pack, unpack
 
 
 def questions(count: int, seed: int = 0) -> list[list[tuple[list[int], list[int]]]]:
@@ -128,7 +129,7 @@ def test_the_record_knows_what_was_drawn() -> None:
     assert record.taken.tolist() == [2, 4, 3] and record.draws == 4
     assert pack(items())["mean_taken"] == 3.0
     for n in (1, 2, 3, 4):
-        probs = metrics.combine_draws(record.rows(n), "probs")
+        probs = averaging.combine_draws(record.rows(n), "probs")
         for d, item in enumerate(items()):
             np.testing.assert_allclose(probs[d, : 2 + d % 2], mean_probs(item, n), rtol=1e-6)
             assert np.isnan(probs[d, 2 + d % 2 :]).all()

@@ -22,7 +22,7 @@ import uqharness
 from tests.tiny import make_encoder
 from uqharness.adapter_io import folder as adapter_io
 from uqharness.errors import InputError
-from uqharness.metrics.registry import average
+from uqharness.metrics.averaging import average
 
 CLASSES = ("not_entailment", "entailment")
 # lm-eval's own tasks need not be indexed.

@@ -22,7 +22,8 @@ from uqharness.harness.choices import doc_hash
 from uqharness.harness.scoring import per_byte
 from uqharness.harness.task import UQTask
 from uqharness.metrics.registry import METRICS
-from uqharness.results.reading import RECORD, BMALogProb, metrics, read_results, require_comparable, unpack
+from uqharness.results.reading import RECORD, metrics, read_results, require_comparable
+from uqharness.results.record import BMALogProb, unpack
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,9 @@ from uqharness.leaderboard import charts, headline, theme
 from uqharness.leaderboard.charts import ChartData
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.draw_curves import DrawCurve
-from uqharness.metrics.registry import (
-    aurc,
-    bin_probs,
-    confidence,
-    correct,
-    ece,
-    expected_entropy,
-    mutual_information,
-    reliability_bins,
-)
+from uqharness.metrics.calibration import bin_probs, ece, reliability_bins
+from uqharness.metrics.points import confidence, correct, expected_entropy, mutual_information
+from uqharness.metrics.selective import aurc
 
 EVIL = "<script>alert(1)</script>"
 

@@ -12,7 +12,8 @@ from made_results import record, result
 from uqharness.leaderboard import curve_rows, curves, publish
 from uqharness.leaderboard.board import build
 from uqharness.leaderboard.draw_curves import DrawCurve, draw_curves, known_curves
-from uqharness.metrics.registry import METRICS, average
+from uqharness.metrics.averaging import average
+from uqharness.metrics.registry import METRICS
 from uqharness.results.record import Record
 
 

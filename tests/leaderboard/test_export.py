@@ -14,7 +14,9 @@ from uqharness.leaderboard import charts, curve_rows, curves, export
 from uqharness.leaderboard.draw_curves import draw_curves
 from uqharness.leaderboard.page import Grid
 from uqharness.leaderboard.table_formats import number
-from uqharness.metrics.registry import METRICS, mutual_information, reliability_bins
+from uqharness.metrics.calibration import reliability_bins
+from uqharness.metrics.points import mutual_information
+from uqharness.metrics.registry import METRICS
 
 ROWS = [[("BLoB", "run?run=1"), "-0.5", "a | b"], ["=1+1", "–", "50 % <b>\nof & $x_1$ \\input{/etc/passwd}"]]
 GRIDS = [Grid(["Method", "Gap", "Words"], ROWS, "One, [a](b)"), Grid(["Method", "N"], [["MLE", "1"]], "Other", "words")]

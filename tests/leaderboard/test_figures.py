@@ -7,7 +7,7 @@ import xml.etree.ElementTree as ET
 import numpy as np
 
 from uqharness.leaderboard.figures import BAR, OVER, SIZE, Panel, reliability_svg
-from uqharness.metrics.registry import reliability_bins
+from uqharness.metrics.calibration import reliability_bins
 
 NS = "{http://www.w3.org/2000/svg}"
 

@@ -14,8 +14,7 @@ from scipy import stats
 from uqharness import toyworld
 from uqharness.leaderboard import comparison, curves, items, markup, texts
 from uqharness.leaderboard.board import Board, build
-from uqharness.results.reading import Record
-from uqharness.results.record import digest, pack, unpack
+from uqharness.results.record import Record, digest, pack, unpack
 
 
 @pytest.fixture

@@ -19,7 +19,8 @@ from uqharness.errors import InputError
 from uqharness.leaderboard import publish, table
 from uqharness.leaderboard.board import build
 from uqharness.loose_json import text_of
-from uqharness.metrics.registry import METRICS, combine_draws
+from uqharness.metrics.averaging import combine_draws
+from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import RECORD
 from uqharness.results.record import pack
 

@@ -18,8 +18,10 @@ from uqharness.leaderboard import ranking, table
 from uqharness.leaderboard.board import build
 from uqharness.leaderboard.markup import methods
 from uqharness.leaderboard.page import Methods
+from uqharness.metrics.averaging import combine_draws
+from uqharness.metrics.calibration import bin_probs, ece_debiased
 from uqharness.metrics.intervals import mcnemar
-from uqharness.metrics.registry import bin_probs, brier_items, combine_draws, correct, ece_debiased, nll_items
+from uqharness.metrics.points import brier_items, correct, nll_items
 
 
 def world(rng: np.random.Generator, items: int = 200, width: int = 3) -> tuple[np.ndarray, np.ndarray]:

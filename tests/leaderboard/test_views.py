@@ -36,8 +36,8 @@ from uqharness.leaderboard.results import Results
 from uqharness.leaderboard.table_formats import lines, number
 from uqharness.leaderboard.views import runs as views_runs
 from uqharness.leaderboard.views import tables as views_tables
+from uqharness.metrics.metric import Answers as Given
 from uqharness.metrics.registry import METRICS
-from uqharness.metrics.registry import Answers as Given
 from uqharness.results.reading import RECORD
 from uqharness.results.record import digest, pack
 from uqharness.results.runs import read_runs

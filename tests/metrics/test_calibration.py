@@ -14,7 +14,8 @@ from torchmetrics.classification import MulticlassCalibrationError
 from uqharness.errors import InputError
 from uqharness.metrics import calibration
 from uqharness.metrics import points as scores
-from uqharness.metrics.registry import METRICS, Answers
+from uqharness.metrics.metric import Answers
+from uqharness.metrics.registry import METRICS
 
 
 def torchmetrics_bins(probs: np.ndarray, gold: np.ndarray, bins: int) -> calibration.Binned:

@@ -15,7 +15,8 @@ from scipy import stats
 from uqharness.errors import InputError
 from uqharness.metrics import averaging, calibration, intervals, selective
 from uqharness.metrics import points as scores
-from uqharness.metrics.registry import METRICS, Answers
+from uqharness.metrics.metric import Answers
+from uqharness.metrics.registry import METRICS
 
 WORLDS = {"calibrated": 1.0, "mild": 1.3, "heavy": 3.0}
 

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from uqharness import plugins
 from uqharness.errors import InputError
+from uqharness.metrics import averaging, calibration, points
 from uqharness.metrics import registry as metrics
 from uqharness.metrics.registry import METRICS, compute_all
 
@@ -63,16 +64,16 @@ def test_registry_names_what_was_promised() -> None:
 def test_compute_all_equals_the_single_functions() -> None:
     rng = np.random.default_rng(0)
     logp, gold = rng.normal(0, 2, (5, 80, 4)), rng.integers(0, 4, 80)
-    values, answers = compute_all(logp, gold), metrics.average(logp, gold)
+    values, answers = compute_all(logp, gold), averaging.average(logp, gold)
     binned = [name for name, metric in METRICS.items() if metric.biased]
     ends = {f"{name}_{end}" for name in binned for end in ("low", "high")}
     errors = {f"{name}_stderr" for name in METRICS if METRICS[name].has_interval and name not in binned}
     assert set(values) == set(METRICS) | errors | ends | {"ece_floor_q95"}
     for name in binned:
         assert (values[f"{name}_low"], values[f"{name}_high"]) == METRICS[name].confidence_interval(answers)
-    assert values["ece10"] == metrics.ece(metrics.bin_probs(answers.p, gold, 10))
+    assert values["ece10"] == calibration.ece(calibration.bin_probs(answers.p, gold, 10))
     assert values["mutual_information"] == pytest.approx(
-        metrics.mutual_information(metrics.softmax_draws(logp)).mean(), abs=1e-12
+        points.mutual_information(averaging.softmax_draws(logp)).mean(), abs=1e-12
     )
     for name, metric in METRICS.items():
         assert values[name] == metric.value(answers)

@@ -9,7 +9,8 @@ from sklearn.metrics import average_precision_score, roc_auc_score, roc_curve
 from tests.answers import calibrated, questions
 from uqharness.errors import InputError
 from uqharness.metrics import ood
-from uqharness.metrics.registry import METRICS, Answers
+from uqharness.metrics.metric import Answers
+from uqharness.metrics.registry import METRICS
 
 
 @pytest.mark.parametrize("digits", [0, 1, 12])  # 0: most scores tie

@@ -18,19 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from uqharness.errors import InputError, RunError
-from uqharness.results.reading import (
-    RECORD,
-    BMALogProb,
-    is_kept,
-    metrics,
-    model_protocol,
-    pack,
-    read_results,
-    require_comparable,
-    shift,
-    unpack,
-)
-from uqharness.results.record import digest, item_rows
+from uqharness.results.reading import RECORD, is_kept, metrics, model_protocol, read_results, require_comparable, shift
+from uqharness.results.record import BMALogProb, digest, item_rows, pack, unpack
 
 LOGP = st.floats(-80, 5, width=32)
 

@@ -14,8 +14,8 @@ from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.results.leakage import fingerprint
 from uqharness.settings import Run, digest, recipe_hash
-from uqharness.training.data import ChoiceData, PairEncoder, hold_out, load_task, prepare
-from uqharness.training.questions import read_questions
+from uqharness.training.data import ChoiceData, hold_out, prepare
+from uqharness.training.questions import PairEncoder, load_task, read_questions
 
 LETTERS = ["A", "B", "C"]
 

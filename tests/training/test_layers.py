@@ -23,7 +23,7 @@ from uqharness.engine.rows import model_input
 from uqharness.errors import InputError
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import inject
-from uqharness.training.loop import Batch, _prepare_memory, choice_loss, collate, fit_loop
+from uqharness.training.loop import Batch, choice_loss, collate, fit_loop, prepare_memory
 from uqharness.training.prefix_cache import _KEPT, PrefixCache, read
 
 RUN = dataclasses.replace(TINY, layers="last:2", target_modules=("q_proj", "v_proj"))
@@ -141,7 +141,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(layers: str) -> None:
             for name, parameter in model.named_parameters():
                 if ".lora_B." in name:
                     parameter.fill_(0.1)
-        _prepare_memory(model, dataclasses.replace(run, gradient_checkpointing=checkpointing))
+        prepare_memory(model, dataclasses.replace(run, gradient_checkpointing=checkpointing))
         choice_loss(LoraStack(model), Batch(rows, gold, 0, 0)).backward()
         gradients.append({name: p.grad for name, p in model.named_parameters() if p.requires_grad})
     assert gradients[0].keys() == gradients[1].keys() and all(g is not None for g in gradients[0].values())

@@ -30,7 +30,8 @@ from uqharness.adapter_io import folder as adapter_io
 from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.harness.task import UQTask
-from uqharness.results.reading import RECORD, unpack
+from uqharness.results.reading import RECORD
+from uqharness.results.record import unpack
 from uqharness.settings import Run, recipe_hash
 from uqharness.training import prompts
 from uqharness.training.data import ChoiceData

@@ -21,8 +21,9 @@ from uqharness.settings import Run
 from uqharness.testing import TINY, tiny_data, tiny_llama
 from uqharness.training.base_model import build_model, inject
 from uqharness.training.checkpoints import thin
-from uqharness.training.data import ChoiceData, Question
+from uqharness.training.data import ChoiceData
 from uqharness.training.loop import Stream, choice_loss, fit_loop, learning_rate, score
+from uqharness.training.questions import Question
 
 torch.set_num_threads(1)
 

@@ -256,11 +256,6 @@ def tensors_of(path: Path) -> dict[str, dict[str, Any]]:
         return {name: {"dtype": part.get_dtype(), "shape": list(part.get_shape())} for name, part in parts.items()}
 
 
-def file_record(path: Path) -> dict[str, Any]:
-    """Return the record's entry of a safetensors file that belongs to the adapter."""
-    return {"sha256": sha256_of(path), "tensors": tensors_of(path)}
-
-
 def check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
     """Refuse safetensors files or tensors that differ from those that the record lists."""
     for name in sorted({MEAN, POSTERIOR, *listed}):
@@ -340,9 +335,8 @@ def save_folder(
         save_peft(temporary, config, posterior.mean)
         if state := posterior.state():
             save_file({k: v.contiguous() for k, v in state.items()}, temporary / POSTERIOR, {"format": "pt"})
-        full["files"] = {
-            name: file_record(temporary / name) for name in (MEAN, POSTERIOR) if (temporary / name).exists()
-        }
+        paths = [temporary / name for name in (MEAN, POSTERIOR) if (temporary / name).exists()]
+        full["files"] = {path.name: {"sha256": sha256_of(path), "tensors": tensors_of(path)} for path in paths}
         (temporary / RECORD).write_text(json.dumps(full, indent=2, sort_keys=True) + "\n")
         (temporary / SPLITS).write_text(json.dumps({"splits": splits or []}) + "\n")
         (temporary / CARD).write_text(str(model_card.make(full)))
@@ -363,16 +357,10 @@ def save_peft(folder: Path, config: PeftConfig, tensors: Tensors) -> None:
 
 def posterior_record(posterior: Posterior, method: str) -> dict[str, Any]:
     """Return the record's entry of a posterior, with the method that reads it if another method saves it."""
-    own = {
-        "kind": posterior.kind,
-        "finite": posterior.finite,
-        "mean_is_member": posterior.mean_is_member,
-        "train_seed": posterior.train_seed,
-        **posterior.settings(),
-    }
+    own = {name: getattr(posterior, name) for name in ("kind", "finite", "mean_is_member", "train_seed")}
     if method in registry.methods() and type(posterior) not in registry.get_method(method).posteriors:
         own["restored_by"] = registry.maker_of(posterior)
-    return own
+    return {**own, **posterior.settings()}
 
 
 def classes(folder: Path, record: Mapping[str, Any] | None) -> tuple[str, ...]:
@@ -388,11 +376,6 @@ def classes(folder: Path, record: Mapping[str, Any] | None) -> tuple[str, ...]:
     if not heads:
         raise InputError(f"{folder / MEAN}: a sequence classifier's adapter without its head: save both with PEFT")
     return tuple(map(str, range(heads[-1])))
-
-
-def targets(config: LoraConfig) -> list[str]:
-    """Return the names of the target modules of a configuration that `lora_config` made."""
-    return sorted(config.target_modules or ())
 
 
 def content_hash(folder: Path) -> str:
@@ -427,7 +410,10 @@ def attach(base: nn.Module, folder: Path, name: str, trainable: bool = False) ->
 def check_base_weights(base: nn.Module, folder: Path) -> None:
     """Refuse an adapter whose file contains weights that differ from the base's, which PEFT would overwrite."""
     parameters = dict(base.named_parameters(remove_duplicate=False))
-    for name, saved in base_weights(folder).items():
+    whole, path = read_config(folder).modules_to_save, folder / MEAN
+    with _whole(path), safe_open(path, "pt") as file:
+        weights = {name: file.get_tensor(name) for name in file.keys() if of_base(name, whole)}  # noqa: SIM118
+    for name, saved in weights.items():
         own = parameters.get(name.removeprefix("base_model.model.").replace(".base_layer.", "."))
         if own is None or own.shape != saved.shape or not own.is_floating_point():
             shape = "does not have" if own is None else f"has as {own.dtype} {list(own.shape)}"
@@ -448,9 +434,7 @@ def check_fits(model: PeftModel, posterior: Posterior, record: Mapping[str, Any]
     state = {name: tuple(t.shape) for name, t in saved_tensors(model).items()}
     missing = [name for name in posterior.mean if name not in state]
     if missing:
-        raise InputError(
-            f"{len(missing)} of {len(posterior.mean)} adapter tensors do not exist in {base}: {missing[0]}"
-        )
+        raise InputError(f"{len(missing)} of {len(posterior.mean)} adapter tensors are not in {base}: {missing[0]}")
     if lacking := [name for name in state if name not in posterior.mean]:
         raise InputError(
             f"{len(lacking)} of {len(state)} tensors that {PEFT_CONFIG} asks for are not in the adapter: "
@@ -479,13 +463,6 @@ def of_base(name: str, whole: Sequence[str] | None) -> bool:
         return False
     parents = [".".join(parts[: n + 1]) for n in range(len(parts))]
     return not any(parent.endswith(saved) for parent in parents for saved in whole or ())
-
-
-def base_weights(folder: Path) -> dict[str, torch.Tensor]:
-    """Return the weights of the base that an adapter's file contains."""
-    whole, path = read_config(folder).modules_to_save, folder / MEAN
-    with _whole(path), safe_open(path, "pt") as file:
-        return {name: file.get_tensor(name) for name in file.keys() if of_base(name, whole)}  # noqa: SIM118
 
 
 def read_tensors(path: Path) -> dict[str, torch.Tensor]:

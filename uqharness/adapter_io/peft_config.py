@@ -26,18 +26,10 @@ _NAME = re.compile(r"[\w.\-]+")
 _CHANGES_BASE = ("corda", "loftq", "lora_ga")
 _UNSUPPORTED = ("megatron_config", "arrow_config", "monteclora_config", "kasa_config", "use_bdlora")
 # About initialisation, training or PEFT itself; nothing of the trained function depends on them.
-_IGNORED = {
-    "auto_mapping",
-    "corda_config",
-    "eva_config",
-    "inference_mode",
-    "loftq_config",
-    "lora_ga_config",
-    "megatron_core",
-    "peft_version",
-    "runtime_config",
-    "velora_config",
-}
+_IGNORED = (
+    "auto_mapping corda_config eva_config inference_mode loftq_config lora_ga_config megatron_core peft_version "
+    "runtime_config velora_config"
+).split()
 log = logging.getLogger("lm_eval.uqharness")
 
 
@@ -152,14 +144,10 @@ def _targets(file: Mapping[str, Any], modules: Iterable[str], where: str) -> lis
         if isinstance(listed, str):
             raise InputError(f"{where}: target_modules is a pattern beside target_parameters: write a list of names")
         return listed
-    modules = list(modules)
-    narrowed = any(file.get(key) for key in ("exclude_modules", "layers_pattern")) or (
-        file.get("layers_to_transform") is not None
-    )
-    if isinstance(listed, list) and not narrowed:
-        names = set(listed)
-        meant = [next((suffix for suffix in _suffixes(module) if suffix in names), None) for module in modules]
-        if names == set(meant):
+    modules, narrowed = list(modules), file.get("exclude_modules") or file.get("layers_pattern")
+    if isinstance(listed, list) and not narrowed and file.get("layers_to_transform") is None:
+        ends = {next((suffix for suffix in _suffixes(module) if suffix in listed), None) for module in modules}
+        if set(listed) == ends:
             return listed
     return sorted(modules)
 

@@ -70,11 +70,8 @@ def run(store: Store, cell: Cell) -> None:
         out = place(cell.hash)
         recover_folder(out)
         command = [] if out.is_dir() else act(store, cell, out)  # a killed run may have completed it
-        about: dict[str, Any] = {
-            "command": shlex.join(["uqharness", *command]) if command else None,
-            "commit": commit(),
-        }
-        about |= {"version": __version__, "host": socket.gethostname(), "ended": time.time()}
+        about: dict[str, Any] = {"command": shlex.join(["uqharness", *command]) if command else None}
+        about |= {"commit": commit(), "version": __version__, "host": socket.gethostname(), "ended": time.time()}
         store.finish(cell, {**about, "seconds": round(time.time() - started, 2)})
 
 
@@ -93,8 +90,12 @@ def train(store: Store, cell: Cell, out: Path) -> list[str]:
     argv += ["--adapter", str(store.adapter(cell.source))] if cell.source else []
     argv += ["--include-path", spec["include_path"]] if spec["include_path"] else []
     checkpoints = out.with_name(f"{out.name}.checkpoints")
-    if cell.after:
-        _go_on_from(store.adapter(cell.after), checkpoints)
+    if cell.after:  # reuse the checkpoints of the training up to an earlier step
+        earlier = store.adapter(cell.after)
+        left = earlier.with_name(f"{earlier.name}.checkpoints")
+        if left.is_dir() and not checkpoints.exists():
+            with contextlib.suppress(OSError):
+                left.rename(checkpoints)
     settings = store.mark(cell.hash, ".yaml")
     write_atomic(settings, yaml.safe_dump(given))
     argv += ["--config", str(settings), *(["--resume"] if checkpoints.is_dir() else [])]
@@ -106,29 +107,20 @@ def train(store: Store, cell: Cell, out: Path) -> list[str]:
     return ["train", *argv]
 
 
-def _go_on_from(earlier: Path, checkpoints: Path) -> None:
-    """Reuse the checkpoints of the training up to an earlier step."""
-    left = earlier.with_name(f"{earlier.name}.checkpoints")
-    if left.is_dir() and not checkpoints.exists():
-        with contextlib.suppress(OSError):
-            left.rename(checkpoints)
-
-
 def evaluate(store: Store, cell: Cell, out: Path) -> list[str]:
     """Evaluate a cell into a temporary folder, rename it when it is complete, and return the command."""
     from uqharness.commands import evaluate
+    from uqharness.training.base_model import pick_device
+    from uqharness.training.prompts import flags
 
     spec = cell.spec
     trained = spec if "run" in spec else _plan(str(store.out)).cells[str(cell.source)].spec
     run = config.build(Run, {**trained["run"], "out": str(out)})
     model, given = _model(spec, run, store.adapter(cell.source) if cell.source else None)
     argv = ["--model", model, "--model_args", given, "--tasks", spec["task"], "--batch_size", spec["batch_size"]]
-    argv += ["--device", _device(run), *(["--limit", str(spec["limit"])] if spec["limit"] else [])]
+    argv += ["--device", str(pick_device(run.device)), *(["--limit", str(spec["limit"])] if spec["limit"] else [])]
     argv += ["--include_path", spec["include_path"]] if spec["include_path"] else []
-    if model == "bayeslora" or model == "hf":
-        from uqharness.training.prompts import flags
-
-        argv += flags(config.as_json(run))
+    argv += flags(config.as_json(run)) if model in ("bayeslora", "hf") else []
     with folder_beside(out) as folder:
         args = evaluate.parse(Parser(prog="uqharness eval"), [*argv, "--output_path", str(folder)])
         command = ["eval", *argv, "--output_path", str(out)]
@@ -152,12 +144,6 @@ def _model(spec: Any, run: Run, adapter: Path | None) -> tuple[str, str]:
     where, file = base_location(run.base)
     dtype = str(training_dtype(run)).removeprefix("torch.")
     return "hf", f"pretrained={where},dtype={dtype}{bits}" + (f",gguf_file={file}" if file else "")
-
-
-def _device(run: Run) -> str:
-    from uqharness.training.base_model import pick_device
-
-    return str(pick_device(run.device))
 
 
 # -------------------------------------------------------------------- what a worker keeps

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from importlib import metadata
 from pathlib import Path
 
+from uqharness.plugins import version_of
+
 OK, NOTE, FAILED = "ok", "note", "failed"
 PACKAGES = ("lm-eval", "torch", "transformers", "peft", "datasets", "accelerate", "safetensors", "numpy")
 Result = tuple[str, str]
@@ -45,10 +47,9 @@ def results() -> Iterator[tuple[str, str, str]]:
 
 
 def versions() -> Result:
-    versions = {name: _version(name) for name in ("uqharness", *PACKAGES)}
-    missing = [name for name, version in versions.items() if version is None and name != "uqharness"]
+    versions = {name: version_of(name) for name in ("uqharness", *PACKAGES)}
     text = f"python {sys.version.split()[0]}, " + ", ".join(f"{n} {v or 'not installed'}" for n, v in versions.items())
-    return FAILED if missing else OK, text
+    return FAILED if None in versions.values() else OK, text
 
 
 def hook() -> Result:
@@ -57,13 +58,9 @@ def hook() -> Result:
 
     if hasattr(registry, "load_plugins") or hasattr(registry, "import_plugins"):
         return OK, "this lm-eval reads entry points itself"
-    active = any(type(finder).__module__ == "uqharness.harness.hook" for finder in sys.meta_path)
-    if active:
+    if any(type(finder).__module__ == "uqharness.harness.hook" for finder in sys.meta_path):
         return OK, "active: plain lm_eval has bayeslora and the _uq tasks"
-    return (
-        FAILED,
-        "not active: only `uqharness eval` has them; pip install uqharness (not python -S, not a zip)",
-    )
+    return FAILED, "not active: only `uqharness eval` has them; pip install uqharness (not python -S, not a zip)"
 
 
 def entries() -> Result:
@@ -106,7 +103,7 @@ def device() -> Result:
 def bitsandbytes() -> Result:
     if importlib.util.find_spec("bitsandbytes") is None:
         return NOTE, "not installed: no 4- and 8-bit bases"
-    return OK, f"{_version('bitsandbytes')}: 4- and 8-bit bases"
+    return OK, f"{version_of('bitsandbytes')}: 4- and 8-bit bases"
 
 
 def hub() -> Result:
@@ -121,10 +118,7 @@ def hub() -> Result:
     except urllib.error.HTTPError as error:  # an answer, too
         return OK, f"{constants.ENDPOINT} answers ({error.code})"
     except (OSError, ValueError) as error:
-        return (
-            NOTE,
-            f"{constants.ENDPOINT} cannot be reached ({error}): toyworld and local folders still work",
-        )
+        return NOTE, f"{constants.ENDPOINT} cannot be reached ({error}): toyworld and local folders still work"
 
 
 def toyworld() -> Result:
@@ -154,13 +148,6 @@ def disk() -> Result:
     if not os.access(here, os.W_OK):
         return NOTE, f"{text}; {here} cannot be written: give another --out and --output_path"
     return (OK if min(free.values()) >= 1 else NOTE), text
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None
 
 
 CHECKS: dict[str, Callable[[], Result]] = {

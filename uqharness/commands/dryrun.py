@@ -50,15 +50,8 @@ def show(plan: Plan, states: Mapping[str, str], task: Any) -> int:
 def estimate(plan: Plan, cell: Run, task: Any) -> dict[str, Any]:
     """Fit for two steps, save nothing, and scale the costs to all steps."""
     steps = min(STEPS, cell.steps)
-    off: dict[str, Any] = {
-        "stop_at": 0,
-        "eval_every": 0,
-        "select": "last",
-        "save_every": 0,
-        "record_every": 0,
-        "resume": False,
-        "report_to": (),
-    }
+    off: dict[str, Any] = dict.fromkeys(("stop_at", "eval_every", "save_every", "record_every"), 0)
+    off |= {"select": "last", "resume": False, "report_to": ()}
     model, data = prepare(plan, cell, task)
     splits = [f"{split['split']} ({split['items']} items to {split['purpose']})" for split in data.record["splits"]]
     from uqharness.engine.predictive import as_predictive

@@ -21,6 +21,7 @@ from uqharness.commands import early
 from uqharness.commands.parser import explain
 from uqharness.errors import InputError, did_you_mean, instead
 from uqharness.harness.saving import check_place, collect, protect
+from uqharness.settings import parse_model_args, read_file
 
 MODEL = "bayeslora"
 # As in pyproject.toml: a checkout that is not installed has no entry points.
@@ -75,31 +76,15 @@ def run(args: argparse.Namespace) -> int:
     short = {"adapter": args.adapter, "allow_leak": args.allow_leak or None}
     for name in ("adapter", "allow_leak", "debug", "argv"):
         delattr(args, name)
-    settings = _settings(args)
-    args.model = settings.get("model") if args.model is None else args.model
-    args.model = args.model or MODEL
+    settings = read_file(args.config) if args.config else {}  # as lm-eval will read it
+    args.model = (settings.get("model") if args.model is None else args.model) or MODEL
     ours = {name: value for name, value in short.items() if value is not None}
     if ours and args.model != MODEL:
         raise InputError(f"ADAPTER and --allow-leak are for --model {MODEL}, found --model {args.model}")
     if ours:
-        args.model_args = {**(_dict(settings.get("model_args"))), **(args.model_args or {}), **ours}
+        args.model_args = {**parse_model_args(settings.get("model_args")), **(args.model_args or {}), **ours}
     _check(args, settings)
     return _evaluate(args, settings)
-
-
-def _settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that lm-eval will read from --config."""
-    if not args.config:
-        return {}
-    from uqharness.settings import read_file
-
-    return read_file(args.config)
-
-
-def _dict(given: Any) -> dict[str, Any]:
-    from uqharness.results.reading import parse_model_args
-
-    return parse_model_args(given)
 
 
 def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
@@ -118,20 +103,17 @@ def _check(args: argparse.Namespace, settings: dict[str, Any]) -> None:
         raise InputError(f"--limit {shown}: give a number of questions, or a fraction of them between 0 and 1")
     if size is not None and not re.fullmatch(r"0*[1-9][0-9]{0,4}|auto(:[0-9]{1,4}(\.[0-9]+)?)?", str(size)):
         raise InputError(f"--batch_size {str(size)[:60]}: must be an integer from 1 to 99999, auto or auto:N")
-    _check_tasks(args.tasks or settings["tasks"], include)
+    tasks = args.tasks or settings["tasks"]
+    words = [tasks] if isinstance(tasks, str) else tasks
+    if isinstance(words, list) and all(isinstance(word, str) for word in words):
+        names = [name.strip() for word in words for name in word.split(",")]
+        early.check_tasks(filter(None, names), [include] if include else [])
     if place := args.output_path or settings.get("output_path"):
         check_place(str(place))
-    given = {**_dict(settings.get("model_args")), **(args.model_args or {})}
+    given = {**parse_model_args(settings.get("model_args")), **(args.model_args or {})}
     if args.model == MODEL and not given.get("adapter"):
         hint = instead(given) or "give its folder or hub:user/name, `uqharness eval ADAPTER --tasks …`"
         raise InputError(f"no adapter: {hint}")
-
-
-def _check_tasks(tasks: Any, include: Any) -> None:
-    if isinstance(tasks, str) or (isinstance(tasks, list) and all(isinstance(task, str) for task in tasks)):
-        words = [tasks] if isinstance(tasks, str) else tasks
-        names = [name.strip() for word in words for name in word.split(",")]
-        early.check_tasks(filter(None, names), [include] if include else [])
 
 
 def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
@@ -140,8 +122,7 @@ def _evaluate(args: argparse.Namespace, settings: dict[str, Any]) -> int:
     from lm_eval.utils import setup_logging
 
     setup_logging()
-    _register()
-    _known_model(args.model)
+    _register(args.model)
     from uqharness.commands.tasks_only import lean_tasks
 
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
@@ -167,8 +148,8 @@ def _import(model: str) -> None:
         gc.enable()
 
 
-def _register() -> None:
-    """Register our models, as the start-up hook or a newer lm-eval does."""
+def _register(model: str) -> None:
+    """Register our models, as the start-up hook or a newer lm-eval does; refuse an unknown `model`."""
     import lm_eval.models  # noqa: F401  (the built-ins come first)
     from lm_eval.api import registry
     from lm_eval.loggers import evaluation_tracker
@@ -178,11 +159,6 @@ def _register() -> None:
     for name, target in MODELS.items():
         if name not in registry.model_registry:
             registry.model_registry.register(name, target=target)
-
-
-def _known_model(name: str) -> None:
-    from lm_eval.api import registry
-
     known = list(registry.model_registry.keys())
-    if name not in known:
-        raise InputError(f"unknown model {name!r}{did_you_mean(name, known)}; lm-eval has {', '.join(sorted(known))}")
+    if model not in known:
+        raise InputError(f"unknown model {model!r}{did_you_mean(model, known)}; lm-eval has {', '.join(sorted(known))}")

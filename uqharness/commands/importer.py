@@ -61,32 +61,21 @@ def run(args: argparse.Namespace) -> int:
     )
     log.warning("the items that it was trained on are unknown: evaluating on them cannot be refused")
     print(f"next, with the prompts it was trained on (the protocol {imported.protocol}):")
-    print(f"  uqharness eval {shlex.quote(str(out))} --tasks {example_task(imported)} --output_path results")
+    task = "openbookqa_uq_bp" if imported.protocol == "bayesian-peft" else "openbookqa_uq_ll"
+    print(f"  uqharness eval {shlex.quote(str(out))} --tasks {task} --output_path results")
     return 0
-
-
-def example_task(imported: Imported) -> str:
-    return "openbookqa_uq_bp" if imported.protocol == "bayesian-peft" else "openbookqa_uq_ll"
 
 
 def record(imported: Imported, base: str, args: argparse.Namespace) -> dict[str, Any]:
     """Return the record of an imported checkpoint, without a recipe: how it was trained is not stored."""
     from uqharness import registry
     from uqharness.adapter_io import folder as adapter_io
-    from uqharness.commands.train import versions
+    from uqharness.commands.train import method_entry, versions
 
-    cls = registry.get_method(imported.method)
     config = imported.config
-    settings: dict[str, Any] = {"average": args.average} if imported.method == "ens" else {}
+    settings = {"average": args.average} if imported.method == "ens" else {}
     return {
-        "method": {
-            "name": cls.name,
-            "label": cls.label,
-            "paper": cls.paper,
-            "settings": settings,
-            "package": "uqharness",
-            "version": versions()["uqharness"],
-        },
+        "method": method_entry(registry.get_method(imported.method), settings, "uqharness"),
         "base": {"name": base, "revision": None, "fingerprint": None},
         "imported": {
             "from": str(args.source),
@@ -102,7 +91,7 @@ def record(imported: Imported, base: str, args: argparse.Namespace) -> dict[str,
             "lora_r": config.r,
             "lora_alpha": config.lora_alpha,
             "lora_dropout": config.lora_dropout,
-            "target_modules": adapter_io.targets(config),
+            "target_modules": sorted(config.target_modules or ()),
         },
         "recipe": None,
         "recipe_hash": None,

@@ -12,6 +12,7 @@ from typing import Any
 import yaml
 
 from uqharness.errors import InputError
+from uqharness.toyworld import SIZES
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -54,12 +55,7 @@ def list_methods() -> list[dict[str, Any]]:
 
     aliases = {target: alias for alias, target in registry.ALIASES.items()}
     return [
-        {
-            **_method(name),
-            "alias": aliases.get(name),
-            "package": plugins.distribution(point),
-            "value": point.value,
-        }
+        {**_method(name), "alias": aliases.get(name), "package": plugins.distribution(point), "value": point.value}
         for name, point in registry.methods().items()
     ]
 
@@ -73,14 +69,7 @@ def _method(name: str) -> dict[str, Any]:
     try:
         cls = registry.get_method(name)
     except InputError as error:
-        return {
-            "name": name,
-            "label": None,
-            "paper": None,
-            "summary": None,
-            "passes": None,
-            "error": str(error),
-        }
+        return {"name": name, **dict.fromkeys(("label", "paper", "summary", "passes")), "error": str(error)}
     settings = {
         spec.name: {"default": config.as_json(spec.default), "help": spec.metadata.get("help", "")}
         for spec in dataclasses.fields(cls)
@@ -103,9 +92,12 @@ def list_tasks() -> list[dict[str, Any]]:
     """Return our tasks and groups from their YAMLs, without reading data sets."""
     folder = Path(str(files("uqharness.tasks").joinpath("shifts.yaml"))).parent
     configs = [read(path) for path in sorted(folder.rglob("*.yaml")) if path.name != "shifts.yaml"]
-    tasks = [_task(config) for config in configs if isinstance(config.get("task"), str)]
-    groups = [_group(config) for config in configs if "group" in config]
-    return tasks + groups
+    empty = dict.fromkeys(("dataset", "subset", "trains_on", "items", "protocol"))
+    groups = []
+    for config in (config for config in configs if "group" in config):
+        members = ", ".join(m if isinstance(m, str) else str(m.get("task")) for m in config["task"])
+        groups.append({"name": config["group"], "kind": "group", **empty, "evaluates": members, "shift": []})
+    return [_task(config) for config in configs if isinstance(config.get("task"), str)] + groups
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -118,6 +110,9 @@ def read(path: Path) -> dict[str, Any]:
 def _task(config: Mapping[str, Any]) -> dict[str, Any]:
     uq = (config.get("metadata") or {}).get("uq") or {}
     role = "test" if config.get("test_split") else "validation"
+    items = None
+    if config.get("dataset_path") == "uqharness.toyworld":  # the only one that is known without a download
+        items = SIZES.get(str(config.get("dataset_name")), {}).get(str(config.get(f"{role}_split")))
     return {
         "name": config["task"],
         "kind": "task",
@@ -125,31 +120,16 @@ def _task(config: Mapping[str, Any]) -> dict[str, Any]:
         "subset": config.get("dataset_name"),
         "trains_on": _part(config, "training", uq),
         "evaluates": _part(config, role, uq),
-        "items": _items(config, role),
+        "items": items,
         "protocol": uq.get("protocol"),
         "shift": shifts_to(config["task"]),
     }
-
-
-def _group(config: Mapping[str, Any]) -> dict[str, Any]:
-    members = [m if isinstance(m, str) else str(m.get("task")) for m in config["task"]]
-    empty = dict.fromkeys(("dataset", "subset", "trains_on", "items", "protocol"))
-    return {"name": config["group"], "kind": "group", **empty, "evaluates": ", ".join(members), "shift": []}
 
 
 def _part(config: Mapping[str, Any], role: str, uq: Mapping[str, Any]) -> str | None:
     split = config.get(f"{role}_split")
     part = (uq.get("slices") or {}).get(role)
     return f"{split}, rows {part[0]}/{part[2]} to {part[1]}/{part[2]}" if split and part else split
-
-
-def _items(config: Mapping[str, Any], role: str) -> int | None:
-    """Return the number of items; known without a download for the embedded world only."""
-    if config.get("dataset_path") != "uqharness.toyworld":
-        return None
-    from uqharness.toyworld import SIZES
-
-    return SIZES.get(str(config.get("dataset_name")), {}).get(str(config.get(f"{role}_split")))
 
 
 def shifts_to(task: str) -> list[str]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from uqharness.commands.folders import writable
 from uqharness.commands.ood import board_of
-from uqharness.commands.table import MAX_DRAWS, words
+from uqharness.commands.table import draws_of, words
 from uqharness.errors import InputError, did_you_mean
 from uqharness.settings import count_of
 
@@ -66,10 +66,9 @@ def run(args: argparse.Namespace) -> int:
         raise InputError(f"{args.kind} is computed and takes no results: remove {args.paths[0]}")
     if made_of != "nothing" and not args.paths:
         raise InputError(f"{args.kind} is made of {made_of}: name at least one folder")
-    draws = None if args.samples is None else count_of(args.samples, 0, MAX_DRAWS)
-    if args.samples is not None and (draws is None or args.kind not in SAMPLE_KINDS):
-        wrong = f"{args.kind} takes none" if draws is not None else f"give an integer from 0 to {MAX_DRAWS:,}"
-        raise InputError(f"--samples {args.samples[:60]!r}: {wrong}")
+    draws = None if args.samples is None else draws_of(args.samples)
+    if draws is not None and args.kind not in SAMPLE_KINDS:
+        raise InputError(f"--samples {args.samples!r}: {args.kind} takes none")
     if args.metric and args.kind not in METRIC_KINDS:
         raise InputError(f"--metric is for {', '.join(METRIC_KINDS)}: {args.kind} takes none")
     limit = None if args.limit is None else count_of(args.limit, 1, 10**9)
@@ -113,21 +112,14 @@ def drawn(args: argparse.Namespace, draws: int | None) -> Any:
         return figure.draw(std.std_layers([(Path(path).name, record_of(path)) for path in args.paths]))
     rows = rows_of(args.paths, words(args.task), words(args.method))
     if args.kind in METRIC_KINDS:
-        chart = {"draws": results.draws, "steps": results.steps, "predictive": results.predictive}[args.kind]
-        return figure.draw(chart(rows, metrics_of(args.metric)))
+        return figure.draw(getattr(results, args.kind)(rows, metrics_of(args.metric)))
     if args.kind == "cost":
         return figure.draw(results.cost(rows))
     if draws is not None:
-        short = [row for row in rows if row.run.used(draws) is None]
-        rows = [row for row in rows if row not in short]
+        rows = [row for row in rows if row.run.used(draws) is not None]
         if not rows:
             raise InputError(f"no run contains N = {draws}: evaluate again with samples={draws}")
-    by_draws = {
-        "reliability": results.reliability,
-        "risk-coverage": results.risk_coverage,
-        "tradeoff": results.tradeoff,
-    }
-    return figure.draw(by_draws[args.kind](rows, draws))
+    return figure.draw(getattr(results, args.kind.replace("-", "_"))(rows, draws))
 
 
 def rows_of(paths: Sequence[str], tasks: Sequence[str], methods: Sequence[str]) -> list[Row]:

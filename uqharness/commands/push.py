@@ -43,7 +43,10 @@ def run(args: argparse.Namespace) -> int:
     _, record = adapter_io.load_predictive(folder)
     leakage.seen_splits(folder, record)
     base = (record or {}).get("base", {}).get("name") or adapter_io.read_config(folder).base_model_name_or_path
-    text = _read(folder / adapter_io.CARD)
+    try:
+        text = (folder / adapter_io.CARD).read_text(encoding="utf-8") if (folder / adapter_io.CARD).is_file() else None
+    except UnicodeDecodeError as error:
+        raise InputError(f"{folder / adapter_io.CARD}: not UTF-8; save it as UTF-8") from error
     card = model_card.complete(text, record, base, repository)
     if args.results:
         model_card.add_results(card, repository.partition("/")[2], evaluations(args.results, folder))
@@ -61,9 +64,8 @@ def run(args: argparse.Namespace) -> int:
         print(f"{adapter_io.CARD} begins with\n---\n{card.data.to_yaml()}\n---")
         return 0
     message = args.message or f"Add {adapter_io.content_hash(folder)} with uqharness"
-    done = hub.push(
-        repository, files, owned=adapter_io.FILES, branch=args.revision, private=args.private, message=message
-    )
+    how = {"owned": adapter_io.FILES, "branch": args.revision, "private": args.private, "message": message}
+    done = hub.push(repository, files, **how)
     print(f"{done.url}: {len(files)} files, {sum(sizes.values()) / 1e6:.1f} MB, branch {done.branch}, {done.commit}")
     known = record or {}
     words = ["--tasks", str((known.get("data") or {}).get("task") or "TASK"), *prompts.flags(known.get("run") or {})]
@@ -91,10 +93,3 @@ def evaluations(results: list[str], folder: Path) -> list[RunSummary]:
     for note in notes:
         log.info(note)
     return sorted(best, key=lambda run: (run.task, run.protocol_hash))
-
-
-def _read(path: Path) -> str | None:
-    try:
-        return path.read_text(encoding="utf-8") if path.is_file() else None
-    except UnicodeDecodeError as error:
-        raise InputError(f"{path}: not UTF-8; save it as UTF-8") from error

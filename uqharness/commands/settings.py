@@ -63,7 +63,7 @@ def resolve(args: argparse.Namespace) -> Plan:
     point = registry.get_point(args.method)
     own, shared = split(config.read_file(args.config) if args.config else {}, cls, args.config)
     for name, value in config.parse_set(args.set or []).items():
-        _choose(name, cls)(own, shared)[name] = value
+        _choose(name, cls, own, shared)[name] = value
     shared.update(config.from_flags(args, Run))
     base = str(shared.get("base") or "")
     if base and base != "toyworld" and Path(base).expanduser().exists():
@@ -77,17 +77,9 @@ def resolve(args: argparse.Namespace) -> Plan:
         inherited = sources.inherit(source, shared)
     suggests = {key: value for key, value in cls.suggests.items() if key not in inherited}
     run, overridden = config.resolve_run(suggests, {**shared, **inherited})
-    return Plan(
-        method,
-        run,
-        frozenset(shared),
-        frozenset(suggests) - frozenset(shared),
-        overridden,
-        plugins.distribution(point),
-        args.seeds,
-        source,
-        frozenset(inherited),
-    )
+    given, package = frozenset(shared), plugins.distribution(point)
+    chosen = frozenset(suggests) - given
+    return Plan(method, run, given, chosen, overridden, package, args.seeds, source, frozenset(inherited))
 
 
 def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -102,17 +94,16 @@ def split(values: Mapping[str, Any], cls: type[Method], source: str) -> tuple[di
         if key == "method" and value not in (cls.name, None):
             raise InputError(f"{source} is for method {value!r}, the command says {cls.name}: use one of them")
         if key not in ("settings", "method"):
-            _choose(key, cls)(own, shared)[key] = value
+            _choose(key, cls, own, shared)[key] = value
     return own, shared
 
 
-def _choose(name: str, cls: type[Method]) -> Any:
-    """Return whether a name is a setting of the method or of the run."""
-    own, shared = config.field_types(cls), config.field_types(Run)
-    if name not in own and name not in shared:
-        hint = did_you_mean(name, [*own, *shared])
+def _choose(name: str, cls: type[Method], own: dict[str, Any], shared: dict[str, Any]) -> dict[str, Any]:
+    """Return `own` for a setting of the method and `shared` for one of the run."""
+    known, of_run = config.field_types(cls), config.field_types(Run)
+    if name not in known and name not in of_run:
         raise InputError(
-            f"unknown setting {name!r}{hint}; {cls.name} has {', '.join(own) or 'none'}; "
-            "the settings of every run are the flags in `uqharness train --help`"
+            f"unknown setting {name!r}{did_you_mean(name, [*known, *of_run])}; {cls.name} has "
+            f"{', '.join(known) or 'none'}; the settings of every run are the flags in `uqharness train --help`"
         )
-    return (lambda ours, theirs: ours) if name in own else (lambda ours, theirs: theirs)
+    return own if name in known else shared

@@ -43,8 +43,7 @@ class Source:
     def entry(self) -> dict[str, Any]:
         """Return its entry in the record of a method that builds on it: its own record."""
         plain = {"method": {"name": "peft", "label": "PEFT LoRA"}}
-        commit = hub.commit_of(self.folder)
-        revision = {"adapter_revision": commit} if commit else {}
+        revision = {"adapter_revision": commit} if (commit := hub.commit_of(self.folder)) else {}
         return {"adapter": self.name, "content_hash": self.hash, **revision, **(self.record or plain)}
 
     def recipe(self) -> dict[str, Any]:
@@ -77,12 +76,11 @@ class Source:
         seen = [split for split in adapter_io.read_splits(self.folder) if split["purpose"] == "fit"]
         shared = leakage.count_seen((split for split in own if split["purpose"] != "fit"), seen)
         if shared:
-            log.warning(
-                "%d of the items to tune or select on were used to fit %s, which is surer of them than of others: "
-                "train it with the same held-out items, or take a task with a validation split to spare",
-                shared,
-                self.name,
+            what = (
+                f"{shared} of the items to tune or select on were used to fit {self.name}, which is surer of them than "
             )
+            do = "of others: train it with the same held-out items, or take a task with a validation split to spare"
+            log.warning("%s%s", what, do)
         return shared
 
 
@@ -108,7 +106,7 @@ def fixed(source: Source) -> dict[str, Any]:
         "lora_dropout": float(source.peft.lora_dropout),
         "target_modules": config.convert(
             config.field_types(Run)["target_modules"],
-            run.get("target_modules") if some else adapter_io.targets(source.peft),
+            run.get("target_modules") if some else sorted(source.peft.target_modules or ()),
             "target_modules",
         ),
         "layers": str(run["layers"]) if some else Run.layers,
@@ -131,7 +129,8 @@ def inherit(source: Source, given: Mapping[str, Any]) -> dict[str, Any]:
                 f"which is fixed: remove --{key.replace('_', '-')}"
             )
     run: Mapping[str, Any] = (source.record or {}).get("run") or {}
-    own = set(given) | ({"load_in_4bit", "load_in_8bit"} if {"load_in_4bit", "load_in_8bit"} & set(given) else set())
+    bits = {"load_in_4bit", "load_in_8bit"}
+    own = set(given) | (bits if bits & set(given) else set())
     suggested = {key: run[key] for key in INHERITED if key not in own and run.get(key) not in (None, "")}
     if not given.get("base"):
         from uqharness.harness.arguments import recorded_base  # imports lm-eval

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     names = words(args.metric) or list(table.DEFAULT)
     for name in names:
         find(name)
-    samples: list[int | None] = [_draws(word) for word in words(args.samples)]
+    samples: list[int | None] = [draws_of(word) for word in words(args.samples)]
     runs = read_runs(args.results, names)
     if args.format in METADATA:
         sys.stdout.write(printable(_metadata(runs, args.format)))
@@ -76,7 +76,8 @@ def words(given: list[str] | None) -> list[str]:
     return list(dict.fromkeys(word for part in given or () for word in part.split(",") if word))
 
 
-def _draws(word: str) -> int:
+def draws_of(word: str) -> int:
+    """Return the number of draws of `--samples`."""
     if (draws := count_of(word, 0, MAX_DRAWS)) is None:
         raise InputError(f"--samples {word[:60]!r}: give integers from 0 to {MAX_DRAWS:,}, for example 0,5,10")
     return draws

@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import glob
-import importlib
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from uqharness.errors import InputError, did_you_mean
-from uqharness.training.questions import adds_our_tasks
+from uqharness.training.questions import adds_our_tasks, our_tasks
 
 log = logging.getLogger("uqharness.eval")
 
@@ -51,22 +50,18 @@ def manager(original: Any, names: list[str], include_path: Any, metadata: Any) -
     """Return a TaskManager that knows all of `names`."""
     original._uqharness_include = include_path  # where the leak check finds a task by its name
     given = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or ())
-    lean = original(include_path=[our_folder(), *given], include_defaults=False, metadata=metadata)
+    lean = original(include_path=[our_tasks(), *given], include_defaults=False, metadata=metadata)
     if all(_is_file(name) or complete(name, lean.task_index) for name in names):
         lean.include_path = include_path
         return lean
     log.info("indexing lm-eval's own tasks: not all of %s are uqharness's", ", ".join(names))
     # Where the start-up hook or lm-eval itself adds our folder, adding it again would only warn.
-    folders = given if adds_our_tasks(original) else [our_folder(), *given]
+    folders = given if adds_our_tasks(original) else [our_tasks(), *given]
     full = original(include_path=folders or None, metadata=metadata)
     for name in names:
         if not _is_file(name) and not Path(name).is_dir() and not full.match_tasks([name]):
             raise InputError(f"unknown task {name!r}{did_you_mean(name, full.all_tasks)}; see `uqharness tasks`")
     return full
-
-
-def our_folder() -> str:
-    return str(Path(str(importlib.import_module("uqharness.tasks").__file__)).parent)
 
 
 def complete(name: str, index: Mapping[str, Any]) -> bool:
@@ -79,18 +74,16 @@ def complete(name: str, index: Mapping[str, Any]) -> bool:
         return False
     if entry.kind.name != "GROUP":
         return True
-    return all(_member_is_complete(member, index) for member in (entry.cfg or {}).get("task") or ())
+    return _all_complete((entry.cfg or {}).get("task") or (), index)
 
 
-def _member_is_complete(member: Any, index: Mapping[str, Any]) -> bool:
-    if isinstance(member, Mapping):
-        name = member.get("group", member.get("task"))
-        return complete(name, index) if isinstance(name, str) else all(_inner(name or (), index))
-    return complete(str(member), index)
-
-
-def _inner(members: Iterable[Any], index: Mapping[str, Any]) -> Iterator[bool]:
-    return (_member_is_complete(member, index) for member in members)
+def _all_complete(members: Any, index: Mapping[str, Any]) -> bool:
+    """Return whether a group's members are complete: names, and inline groups with a name or with members."""
+    if isinstance(members, str):
+        return complete(members, index)
+    if isinstance(members, Mapping):
+        return _all_complete(members.get("group", members.get("task")) or (), index)
+    return all(_all_complete(member, index) for member in members)
 
 
 def _is_file(name: str) -> bool:

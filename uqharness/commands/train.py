@@ -24,6 +24,7 @@ from uqharness.commands.fitting import costs, prepare
 from uqharness.commands.folders import writable
 from uqharness.commands.settings import Plan, resolve
 from uqharness.errors import InputError
+from uqharness.plugins import version_of
 from uqharness.results import leakage
 from uqharness.settings import Run, count_of, is_main_process
 
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
     from uqharness.engine.predictive import Predictive
+    from uqharness.method import Method
 
 log = logging.getLogger("uqharness.train")
 
@@ -67,15 +69,10 @@ def run(args: argparse.Namespace) -> int:
     plan = _with_targets(plan, task)
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     if type(plan.method).uses_source and not type(plan.method).continues and plan.source is None:
-        name = type(plan.method).name
-        log.warning(
-            "%s builds on a trained LoRA, and --adapter is not given: first training one, MLE for %s steps; to reuse "
-            "an existing one: uqharness train %s --adapter DIR --out %s",
-            name,
-            f"{plan.run.steps:,}",
-            name,
-            shlex.quote(plan.run.out or "OUT"),
-        )
+        name, out = type(plan.method).name, shlex.quote(plan.run.out or "OUT")
+        what = f"{name} builds on a trained LoRA, and --adapter is not given: first training one, MLE for"
+        reuse = f"to reuse an existing one: uqharness train {name} --adapter DIR --out {out}"
+        log.warning("%s %s steps; %s", what, f"{plan.run.steps:,}", reuse)
     if args.dry_run:
         from uqharness.commands import dryrun
 
@@ -122,9 +119,7 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     if not any(out.iterdir()):
         return "to do"
     if not (out / adapter_io.PEFT_CONFIG).exists():
-        raise InputError(
-            f"--out {out} contains something that is not an adapter: give a folder that does not exist yet"
-        )
+        raise InputError(f"--out {out} contains something that is no adapter: give a folder that does not exist yet")
     if overwrite:
         return "to do"
     record = adapter_io.read_record(out)
@@ -137,9 +132,7 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
         "adapter": (record.get("source") or {}).get("content_hash"),
     }
     wanted = {"adapter": None, **plan.identity()}
-    other = [key for key, value in wanted.items() if key in recorded and recorded[key] != value]
-    if other:
-        key = other[0]
+    for key in (key for key, value in wanted.items() if key in recorded and recorded[key] != value):
         raise InputError(
             f"{out} was trained with {key}={recorded[key]!r}, now it is {wanted[key]!r}: "
             "seeds of one table need equal settings; give another --out, or --overwrite"
@@ -189,7 +182,8 @@ def _train(plan: Plan, cell: Run, task: Any, args: argparse.Namespace) -> None:
             stop.args = (f"checkpoints are in {cell.checkpoints}: add --resume to the command to continue",)
         raise
     seconds = time.perf_counter() - started
-    used, data.record["splits"] = data.record["splits"], [_without_items(s) for s in data.record["splits"]]
+    used = data.record["splits"]
+    data.record["splits"] = [{k: v for k, v in leakage.stored(s).items() if k != "fingerprints"} for s in used]
     full = record(plan, cell, model, {**data.record, "splits": used}, seconds)
     full["data"] = {k: v for k, v in data.record.items() if k != "training"}
     full["data"]["leak_allowed"] = bool(args.allow_leak and len(set(splits(task))) == 1)
@@ -215,14 +209,7 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
     cls, courses = type(plan.method), list(data.get("training", ()))
     base = model.get_base_model()
     return {
-        "method": {
-            "name": cls.name,
-            "label": cls.label,
-            "paper": cls.paper,
-            "settings": config.as_json(plan.method),
-            "package": plan.package,
-            "version": _version(plan.package),
-        },
+        "method": method_entry(cls, config.as_json(plan.method), plan.package),
         "base": {
             "name": cell.base,
             "revision": getattr(base.config, "_commit_hash", None),
@@ -240,9 +227,15 @@ def record(plan: Plan, cell: Run, model: PeftModel, data: Mapping[str, Any], sec
     }
 
 
+def method_entry(cls: type[Method], settings: dict[str, Any], package: str) -> dict[str, Any]:
+    """Return the record's entry of a method."""
+    about = {"name": cls.name, "label": cls.label, "paper": cls.paper, "settings": settings}
+    return {**about, "package": package, "version": version_of(package)}
+
+
 def versions() -> dict[str, str | None]:
     names = ("torch", "transformers", "peft", "lm-eval", "uqharness")
-    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: _version(name) for name in names}}
+    return {"python": ".".join(map(str, sys.version_info[:3])), **{name: version_of(name) for name in names}}
 
 
 def describe(predictive: Predictive) -> str:
@@ -263,21 +256,6 @@ def _next(plan: Plan, args: argparse.Namespace) -> None:
         adapter = shlex.quote(f"adapter={cell.out},samples=10")
         print(f"  lm_eval --model bayeslora --model_args {adapter} --tasks {tasks}{include} --output_path results")
     print("  uqharness table results")
-
-
-def _version(package: str) -> str | None:
-    from importlib import metadata
-
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        from uqharness import __version__
-
-        return __version__ if package == "uqharness" else None
-
-
-def _without_items(split: Mapping[str, Any]) -> dict[str, Any]:
-    return {k: v for k, v in leakage.stored(split).items() if k != "fingerprints"}
 
 
 def _quiet() -> None:

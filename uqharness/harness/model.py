@@ -28,11 +28,18 @@ from uqharness.engine.engine import Engine, Scores
 from uqharness.engine.rows import Pair, make_rows, model_input
 from uqharness.engine.shortcuts import may_branch
 from uqharness.errors import InputError
-from uqharness.harness.arguments import check_arguments, draws_asked, recorded_base, sampling_asked, whole_number, with_gguf
+from uqharness.harness.arguments import (
+    check_arguments,
+    draws_asked,
+    recorded_base,
+    sampling_asked,
+    whole_number,
+    with_gguf,
+)
 from uqharness.harness.generation import Mixture, Sampler, split_settings, unpadded
 from uqharness.results import leakage
 from uqharness.results.provenance import ProtocolCheck
-from uqharness.results.reading import BMALogProb
+from uqharness.results.record import BMALogProb
 from uqharness.settings import boolean
 from uqharness.training import base_model
 from uqharness.training.pairs import PairReader

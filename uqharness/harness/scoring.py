@@ -12,7 +12,8 @@ from typing import NamedTuple
 import numpy as np
 
 from uqharness.errors import InputError, RunError
-from uqharness.metrics.registry import METRICS, average
+from uqharness.metrics.averaging import average
+from uqharness.metrics.registry import METRICS
 from uqharness.results.record import BMALogProb, item_rows
 
 PER_ITEM = tuple(name for name, metric in METRICS.items() if metric.items)

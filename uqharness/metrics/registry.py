@@ -16,74 +16,15 @@ from uqharness import plugins
 from uqharness.errors import InputError, did_you_mean
 from uqharness.metrics.averaging import (
     average,
-    combine_draws,
     first_draws,
     first_in_orders,
-    log_softmax,
-    softmax_draws,
 )
 from uqharness.metrics.calibration import (
     BINS,
     RULES,
-    bin_probs,
-    ece,
-    ece_debiased,
-    ece_floor,
     ece_metric,
-    mce,
-    reliability_bins,
 )
-from uqharness.metrics.metric import PROB_FLOOR, Answers, Draws, Floats, Metric
-from uqharness.metrics.points import (
-    brier_items,
-    confidence,
-    correct,
-    expected_entropy,
-    mutual_information,
-    nll_items,
-    pad,
-    predicted,
-    predictive_entropy,
-)
-from uqharness.metrics.selective import accuracy_at_coverage, aurc, ood_auroc, risk_curve
-
-__all__ = [
-    "BINS",
-    "METRICS",
-    "PROB_FLOOR",
-    "Answers",
-    "Draws",
-    "Floats",
-    "Metric",
-    "accuracy_at_coverage",
-    "aurc",
-    "average",
-    "bin_probs",
-    "brier_items",
-    "combine_draws",
-    "compute_all",
-    "confidence",
-    "correct",
-    "ece",
-    "ece_debiased",
-    "ece_floor",
-    "every_n",
-    "expected_entropy",
-    "find",
-    "in_orders",
-    "log_softmax",
-    "mce",
-    "mutual_information",
-    "nll_items",
-    "ood_auroc",
-    "pad",
-    "predicted",
-    "predictive_entropy",
-    "reliability_bins",
-    "risk_curve",
-    "softmax_draws",
-    "tested",
-]
+from uqharness.metrics.metric import Floats, Metric
 
 AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor
 log = logging.getLogger(__name__)

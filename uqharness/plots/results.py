@@ -15,10 +15,12 @@ import numpy as np
 
 from uqharness.errors import InputError
 from uqharness.metrics.averaging import average
+from uqharness.metrics.calibration import bin_probs
 from uqharness.metrics.intervals import wilson
 from uqharness.metrics.metric import Answers, Metric
 from uqharness.metrics.points import right, sure
-from uqharness.metrics.registry import bin_probs, find, risk_curve
+from uqharness.metrics.registry import find
+from uqharness.metrics.selective import risk_curve
 from uqharness.plots.figure import Chart, Line, Panel
 from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary

@@ -53,11 +53,9 @@ def _fields(protocol: Mapping[str, str], other: Mapping[str, str]) -> dict[str, 
 
 def _differing(one: Mapping[str, str], other: Mapping[str, str], missing: str) -> dict[str, tuple[str, str]]:
     keys = [key for key in sorted({*one, *other}) if one.get(key) != other.get(key)]
-    return {key: _shown(*(_text(fields.get(key), missing) for fields in (one, other))) for key in keys}
-
-
-def _text(text: str | None, missing: str) -> str:
-    return missing if text is None else "not set" if text == text_of(None) else text
+    words = {None: missing, text_of(None): "not set"}
+    values = {key: [words.get(text, text) for text in (one.get(key), other.get(key))] for key in keys}
+    return {key: _shown(*map(str, both)) for key, both in values.items()}
 
 
 def _shown(one: str, other: str) -> tuple[str, str]:

@@ -10,7 +10,8 @@ import hashlib
 from dataclasses import dataclass, field
 
 from uqharness.errors import InputError
-from uqharness.results.reading import Record, content_of, packed_records, parse, read_run
+from uqharness.results.reading import content_of, packed_records, parse, read_run
+from uqharness.results.record import Record
 from uqharness.results.runs import MAX_LINE, SUSPECT, RunSummary, plain_text, summarise
 
 

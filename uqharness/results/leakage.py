@@ -178,12 +178,7 @@ class LeakCheck:
     """
 
     def __init__(
-        self,
-        folder: Path,
-        record: Mapping[str, Any] | None,
-        allow: bool,
-        load: Callable[[str], Any],
-        whole: bool = False,
+        self, folder: Path, record: Mapping[str, Any] | None, allow: bool, load: Callable[[str], Any], whole: bool
     ) -> None:
         self.record, self.allow, self.load, self.whole = record, allow, load, whole
         self.found: dict[str, dict[str, Any]] = {}
@@ -226,20 +221,14 @@ class LeakCheck:
             published, reason = self._published(name, task), ""
         except UQError as error:
             published, reason = set(), str(error)
-        natural = {k for k in used if items[k].prints[VERSION] in published}
-        leaked, total = len(used) - len(natural), len(items)
+        ids = sorted(items[k].id for k in used if items[k].prints[VERSION] in published)
+        leaked, natural, total = len(used) - len(ids), len(ids), len(items)
         if leaked:
-            self._refuse(f"{leaked} of {total} items of {name}", parts, len(natural), reason)
+            self._refuse(f"{leaked} of {total} items of {name}", parts, natural, reason)
         else:
-            log.warning(
-                "bayeslora: %d of %d items of %s are also in the published training data: counted, and the metrics "
-                "without them are in `uqharness table`",
-                len(natural),
-                total,
-                name,
-            )
-        ids = sorted(items[k].id for k in natural)
-        return {"items": total, "leaked": leaked, "natural": len(natural), "natural_ids": ids, "used": parts}
+            line = f"{natural} of {total} items of {name} are also in the published training data: counted, and the "
+            log.warning("bayeslora: %smetrics without them are in `uqharness table`", line)
+        return {"items": total, "leaked": leaked, "natural": natural, "natural_ids": ids, "used": parts}
 
     def _refuse(self, what: str, parts: Sequence[Mapping[str, Any]], natural: int, reason: str) -> None:
         purposes = " and ".join(dict.fromkeys(part["purpose"] for part in parts))
@@ -267,11 +256,15 @@ class LeakCheck:
         for each in names:
             trained = evaluated if each == name else self.load(each)
             for role in ("training", "validation"):
-                if (role == "training" or evaluated_role(trained) == "test") and has_docs(trained, role):
-                    if not same_rows(rows(trained, role), rows(evaluated, evaluated_role(evaluated))):
-                        prints = {document_fingerprint(doc) for doc in docs(trained, role)}
-                        # A copy of the evaluated split under another name is no training split.
-                        shared |= prints if len(prints & items) <= LIMIT * len(items) else set()
+                has_role = getattr(trained, f"has_{role}_docs")()
+                if not has_role or (role == "validation" and evaluated_role(trained) != "test"):
+                    continue
+                one, other = rows(trained, role), rows(evaluated, evaluated_role(evaluated))
+                if one[0] == other[0] and max(one[1], other[1]) < min(one[2], other[2]):  # rows in common
+                    continue
+                prints = {document_fingerprint(doc) for doc in docs(trained, role)}
+                # A copy of the evaluated split under another name is no training split.
+                shared |= prints if len(prints & items) <= LIMIT * len(items) else set()
         return shared
 
 
@@ -280,13 +273,12 @@ def asked_items(requests: Sequence[Any]) -> list[Item]:
     by_doc: dict[Any, dict[int, Any]] = defaultdict(dict)
     for request in requests:
         by_doc[request.doc_id][request.idx] = request
-    return [_item(doc_id, [entries[k] for k in sorted(entries)]) for doc_id, entries in by_doc.items()]
-
-
-def _item(doc_id: Any, requests: Sequence[Any]) -> Item:
-    doc = requests[0].doc
-    prints = {1: fingerprint(request.args[:2] for request in requests), VERSION: document_fingerprint(doc)}
-    return Item(int(doc.get("uq_id", doc_id)), prints)
+    items = []
+    for doc_id, entries in by_doc.items():
+        choices = [entries[k] for k in sorted(entries)]
+        doc, prompt = choices[0].doc, fingerprint(request.args[:2] for request in choices)
+        items.append(Item(int(doc.get("uq_id", doc_id)), {1: prompt, VERSION: document_fingerprint(doc)}))
+    return items
 
 
 def split_items(task: Any) -> list[Item]:
@@ -302,10 +294,6 @@ def evaluated_role(task: Any) -> str:
     return "test" if task.has_test_docs() else "validation"
 
 
-def has_docs(task: Any, role: str) -> bool:
-    return bool(getattr(task, f"has_{role}_docs")())
-
-
 def docs(task: Any, role: str) -> Iterable[Mapping[str, Any]]:
     documents: Iterable[Mapping[str, Any]] = getattr(task, f"{role}_docs")()
     return documents
@@ -316,8 +304,3 @@ def rows(task: Any, role: str) -> tuple[Any, float, float]:
     config = task.config
     where = (config.dataset_path, config.dataset_name, config.dataset_kwargs, getattr(config, f"{role}_split"))
     return (where, *(task.bounds(role) if hasattr(task, "bounds") else (0, float("inf"))))
-
-
-def same_rows(one: tuple[Any, float, float], other: tuple[Any, float, float]) -> bool:
-    """Return whether two roles have rows in common."""
-    return bool(one[0] == other[0] and max(one[1], other[1]) < min(one[2], other[2]))

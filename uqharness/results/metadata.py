@@ -36,28 +36,23 @@ def stated(runs: Iterable[RunSummary]) -> list[RunSummary]:
 
 def model_index(name: str, runs: Sequence[RunSummary]) -> dict[str, Any]:
     """Return the entry of one model in a card's `model-index`."""
-    return {"name": name, "results": [_result(run) for run in runs]}
-
-
-def _result(run: RunSummary) -> dict[str, Any]:
-    protocol = {key: value_of(text) for key, text in run.protocol.items()}
-    subset, on_hub = protocol.get("subset"), dataset_id(run)
-    dataset = {"type": on_hub or run.task, "name": on_hub or run.task}
-    if on_hub and subset:
-        dataset |= {"name": f"{on_hub} ({subset})", "config": str(subset)}
-    if protocol.get("split"):
-        dataset["split"] = str(protocol["split"])
-    args = {"draws": run.draws, "items": run.items, "protocol_hash": run.protocol_hash}
-    metrics = [
-        {
-            "type": kind,
-            "value": round(run.number(metric, run.draws), 6),
-            "name": f"{label}, {run.task}, {how(run)}",
-            "args": args,
-        }
-        for metric, (kind, label) in METRICS.items()
-    ]
-    return {"task": {"type": "multiple-choice", "name": "Multiple choice"}, "dataset": dataset, "metrics": metrics}
+    results = []
+    for run in runs:
+        subset, split = (value_of(run.protocol.get(key, "")) for key in ("subset", "split"))
+        on_hub = dataset_id(run)
+        dataset = {"type": on_hub or run.task, "name": on_hub or run.task}
+        if on_hub and subset:
+            dataset |= {"name": f"{on_hub} ({subset})", "config": str(subset)}
+        if split:
+            dataset["split"] = str(split)
+        args = {"draws": run.draws, "items": run.items, "protocol_hash": run.protocol_hash}
+        metrics = [
+            {"type": kind, "value": round(run.number(metric, run.draws), 6), "name": f"{label}, {run.task}, {how(run)}"}
+            for metric, (kind, label) in METRICS.items()
+        ]
+        task = {"type": "multiple-choice", "name": "Multiple choice"}
+        results.append({"task": task, "dataset": dataset, "metrics": [{**each, "args": args} for each in metrics]})
+    return {"name": name, "results": results}
 
 
 def eval_results(runs: Sequence[RunSummary]) -> list[dict[str, Any]]:

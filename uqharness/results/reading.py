@@ -11,7 +11,7 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib.resources import files
@@ -22,29 +22,10 @@ from uqharness import loose_json
 from uqharness.errors import InputError
 from uqharness.loose_json import text_of
 from uqharness.metrics import registry as formulas
+from uqharness.metrics.metric import Floats
 from uqharness.results.differences import of_protocols
-from uqharness.results.record import BMALogProb, Record, claimed, digest, item_rows, pack, unpack
-
-__all__ = [
-    "RECORD",
-    "BMALogProb",
-    "Record",
-    "Run",
-    "content_of",
-    "digest",
-    "every_n",
-    "item_rows",
-    "metrics",
-    "pack",
-    "packed_records",
-    "parse",
-    "read_results",
-    "read_run",
-    "require_comparable",
-    "say_if_not_kept",
-    "shift",
-    "unpack",
-]
+from uqharness.results.record import Record, claimed, digest, unpack
+from uqharness.settings import parse_model_args
 
 # The budget of one results file. MMLU with 100 draws has 100 MB, 5.6 million answers and a few thousand JSON values.
 MAX_BYTES = 256 * 2**20
@@ -90,17 +71,9 @@ def metrics(record: Record, draws: int | None = None) -> dict[str, float]:
     return formulas.compute_all(record.rows(draws), record.gold, record.combine)
 
 
-def every_n(record: Record, names: Collection[str] | None = None) -> tuple[list[int], dict[str, formulas.Floats]]:
+def every_n(record: Record, names: Collection[str] | None = None) -> tuple[list[int], dict[str, Floats]]:
     """Return the available numbers of draws, 0 (the mean) or 1 … S, and metrics (None: every one) for each of them."""
     return formulas.every_n(record.logp, record.gold, record.combine, record.has_mean, names)
-
-
-def parse_model_args(given: Any) -> dict[str, Any]:
-    """Return lm-eval's model_args, a dict or `a=b,c=d`, as a dict."""
-    if isinstance(given, Mapping):
-        return dict(given)
-    pairs = (part.partition("=") for part in str(given or "").split(",") if part.strip())
-    return {key.strip(): value.strip() for key, _, value in pairs}
 
 
 def model_protocol(config: Mapping[str, Any]) -> dict[str, str]:
@@ -112,20 +85,12 @@ def model_protocol(config: Mapping[str, Any]) -> dict[str, str]:
 def read_results(source: str | Path | Mapping[str, Any]) -> list[Run]:
     """Return the runs with a record in a results file, a folder of them, or the dict of `simple_evaluate`."""
     if isinstance(source, Mapping):
-        return _runs(source, "results") or _nothing("the results given")
+        return _runs([("results", source)], "the results given")
     if not os.path.exists(source):
         raise InputError(f"{source} does not exist; give a results_*.json of lm-eval or a folder of them")
     path = Path(source)
     files = sorted(path.rglob("results_*.json")) if path.is_dir() else [path]
-    return [run for file in files for run in _runs(_load(file), str(file))] or _nothing(str(path))
-
-
-def _nothing(where: str) -> list[Run]:
-    raise InputError(f"no record of draws in {where}: run a _uq task (uqharness tasks) with --output_path")
-
-
-def _load(path: Path) -> Mapping[str, Any]:
-    return parse(content_of(path), str(path))
+    return _runs(((str(file), parse(content_of(file), str(file))) for file in files), str(path))
 
 
 def content_of(path: str | Path) -> bytes:
@@ -155,8 +120,11 @@ def parse(content: bytes, where: str) -> Mapping[str, Any]:
     return data
 
 
-def _runs(data: Mapping[str, Any], source: str) -> list[Run]:
-    return [read_run(data, source, *packed) for packed in packed_records(data)]
+def _runs(contents: Iterable[tuple[str, Mapping[str, Any]]], where: str) -> list[Run]:
+    runs = [read_run(data, name, *packed) for name, data in contents for packed in packed_records(data)]
+    if not runs:
+        raise InputError(f"no record of draws in {where}: run a _uq task (uqharness tasks) with --output_path")
+    return runs
 
 
 def packed_records(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any], Any]]:

@@ -95,14 +95,8 @@ class Record:
     def only(self, indices: np.ndarray) -> Record:
         """Return the record of the selected questions, [D] booleans."""
         hashes = [name for name, stays in zip(self.doc_hashes, indices, strict=True) if stays]
-        return replace(
-            self,
-            logp=self.logp[:, indices],
-            gold=self.gold[indices],
-            choices=self.choices[indices],
-            ids=self.ids[indices],
-            doc_hashes=hashes,
-        )
+        arrays = {"gold": self.gold[indices], "choices": self.choices[indices], "ids": self.ids[indices]}
+        return replace(self, logp=self.logp[:, indices], **arrays, doc_hashes=hashes)
 
     def rows(self, draws: int | None = None) -> np.ndarray:
         """Log-likelihoods `[n, D, C]` of the first n draws (None: all there are; 0: the posterior mean).
@@ -124,14 +118,11 @@ class Record:
         return rows.astype(np.float64)
 
 
-def canonical(value: Any) -> str:
-    """Return canonical JSON, to be hashed."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-
-
 def digest(value: Any) -> str:
     """Return the first 16 hex digits of SHA-256 of a string, or of the canonical JSON of anything else."""
-    text = value if isinstance(value, str) else canonical(value)
+    text = value
+    if not isinstance(value, str):
+        text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 

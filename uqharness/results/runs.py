@@ -27,7 +27,8 @@ import numpy as np
 
 from uqharness.errors import InputError
 from uqharness.loose_json import check, flatten, shown, text_of, value_of
-from uqharness.metrics.registry import METRICS, Floats
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.registry import METRICS
 from uqharness.results.leakage import LIMIT
 from uqharness.results.provenance import other_protocol
 from uqharness.results.reading import Run, every_n, metrics, read_results, shift
@@ -425,12 +426,8 @@ def labels_seen(links: Iterable[AdapterRecord]) -> int | None:
 
 def training_passes(links: list[AdapterRecord]) -> int | None:
     """Return the number of trained LoRAs; fitting or tuning on top of one (0 steps) trains none."""
-    counts = [
-        (link.get("posterior") or {}).get("members") or 1
-        for link in links
-        if (link.get("costs") or {}).get("steps") != 0
-    ]
-    return sum(counts) if links else None
+    trained = [link for link in links if (link.get("costs") or {}).get("steps") != 0]
+    return sum((link.get("posterior") or {}).get("members") or 1 for link in trained) if links else None
 
 
 def _cost(links: Iterable[AdapterRecord], name: str, together: Any) -> float | None:

@@ -335,11 +335,7 @@ def settle_tying(model: PeftModel) -> None:
     """Keep tied tensors tied; tying them again by name, as HFLM does, fails if PEFT wraps the head."""
     base: Any = model.get_base_model()
     if is_tied(base):
-        base.tie_weights = _stay_tied
-
-
-def _stay_tied(*_: Any, **__: Any) -> None:
-    return None
+        base.tie_weights = lambda *_, **__: None
 
 
 @contextmanager
@@ -444,9 +440,7 @@ def quantisation(options: MutableMapping[str, Any], dtype: torch.dtype | None) -
     if four and eight:
         raise InputError("load_in_4bit and load_in_8bit are both on: choose one")
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise InputError(
-            "4- and 8-bit bases need bitsandbytes, which is not installed: pip install uqharness[quantized]"
-        )
+        raise InputError("4- and 8-bit bases need bitsandbytes, which is missing: pip install uqharness[quantized]")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # a line for every 8-bit product
     defaults = {"bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": dtype} if four else {}
     try:

@@ -9,6 +9,7 @@ Knows tensors and files; not the Trainer, not methods.
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import logging
 import math
@@ -94,7 +95,11 @@ class Course:
         if scored or step == self.run.last_step or step % LOOK == 0 or not self._unseen[-1][1].is_cuda:
             self.look()
         if scored:
-            self._evaluate(step)
+            self.evaluations.append({"step": step, **self.score()})
+            if wanted := self.run.select.partition(":")[2]:
+                values = [(-1.0 if wanted == "acc" else 1.0) * scores[wanted] for scores in self.evaluations]
+                if values[-1] < min(values[:-1], default=math.inf):
+                    self.best, self.selected = self._copies(), step
         if self.stds is not None and (step % self.run.record_every == 0 or step == self.run.last_step):
             self._record_std()
 
@@ -112,26 +117,18 @@ class Course:
         by_step: dict[int, list[float]] = {}
         for step, value in zip(steps, torch.stack(losses).tolist(), strict=True):
             if not math.isfinite(value):
-                self._fail(step, value)
+                self._bar.close()
+                own = self.own_checkpoints()
+                rescue = (
+                    f"the last good checkpoint is {own[-1].name}" if own else "no checkpoint was written (--save-every)"
+                )
+                raise RunError(
+                    f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr"
+                )
             by_step.setdefault(step, []).append(value)
         self.losses += [sum(values) / len(values) for values in by_step.values()]
         self._bar.set_postfix(loss=f"{self.losses[-1]:.4f}", refresh=False)
         self._bar.update(len(by_step))
-
-    def _fail(self, step: int, value: float) -> None:
-        self._bar.close()
-        own = self.own_checkpoints()
-        rescue = f"the last good checkpoint is {own[-1].name}" if own else "no checkpoint was written (--save-every)"
-        raise RunError(f"the loss is {value} at step {step + 1} of {self.run.steps}; {rescue}; try a lower --lr")
-
-    def _evaluate(self, step: int) -> None:
-        self.evaluations.append({"step": step, **self.score()})
-        wanted = self.run.select.partition(":")[2]
-        if wanted:
-            sign = -1.0 if wanted == "acc" else 1.0
-            values = [sign * scores[wanted] for scores in self.evaluations]
-            if values[-1] < min(values[:-1], default=math.inf):
-                self.best, self.selected = self._copies(), step
 
     def finish(self) -> None:
         """Restore the weights of the selected step and finalise the costs."""
@@ -140,8 +137,7 @@ class Course:
         self._note_memory()
         if self.best is not None:
             self._copy_in(self.best)
-        bad = [name for name, tensor in self.trained.items() if not bool(torch.isfinite(tensor).all())]
-        if bad:
+        if bad := [name for name, tensor in self.trained.items() if not bool(torch.isfinite(tensor).all())]:
             raise RunError(f"{bad[0]} is not finite after step {self.step}: try a lower --lr")
 
     def _note_memory(self) -> None:
@@ -194,8 +190,11 @@ class Course:
         place = self.run.checkpoints / partial.name
         if place in self.own_checkpoints():
             _delete(place)
-        if os.path.lexists(place):
-            _set_aside(place)
+        if os.path.lexists(place):  # it does not belong to this run
+            names = (place.with_name(f"{place.name}.aside{number}") for number in itertools.count(1))
+            aside = next(path for path in names if not os.path.lexists(path))
+            os.rename(place, aside)
+            _tell(f"{place} is not a checkpoint of this run: renamed to {aside.name}")
         os.rename(partial, place)
         self.clear_partial()
         older = [folder for folder in self.own_checkpoints() if folder != place]
@@ -243,11 +242,7 @@ class Course:
         self.best = load_file(folder / BEST) if BEST in state["files"] else None
         self.step = self.resumed_from = int(state["step"])
         self.losses, self.evaluations, self.std = state["losses"], state["evaluations"], state.get("std", {})
-        self.selected, self.seconds, self.peak_memory = (
-            state["selected"],
-            state["seconds"],
-            state["peak_memory"],
-        )
+        self.selected, self.seconds, self.peak_memory = (state[key] for key in ("selected", "seconds", "peak_memory"))
 
     def _copies(self) -> dict[str, Tensor]:
         return {name: tensor.detach().cpu().clone().contiguous() for name, tensor in self.trained.items()}
@@ -255,9 +250,7 @@ class Course:
     @torch.no_grad()
     def _copy_in(self, tensors: Mapping[str, Tensor]) -> None:
         if set(tensors) != set(self.trained):
-            raise InputError(
-                "the checkpoint holds other tensors than this run trains: give a checkpoint of the same method"
-            )
+            raise InputError("the checkpoint holds other tensors than this run trains: give one of the same method")
         for name, tensor in tensors.items():
             self.trained[name].copy_(tensor)
 
@@ -340,12 +333,3 @@ def _delete(folder: Path) -> None:
                 (folder / name).unlink()
     with contextlib.suppress(OSError):
         folder.rmdir()
-
-
-def _set_aside(folder: Path) -> None:
-    """Rename a folder at a checkpoint's path that does not belong to this run."""
-    number = 1
-    while os.path.lexists(place := folder.with_name(f"{folder.name}.aside{number}")):
-        number += 1
-    os.rename(folder, place)
-    _tell(f"{folder} is not a checkpoint of this run: renamed to {place.name}")

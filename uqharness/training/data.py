@@ -12,6 +12,7 @@ import hashlib
 import logging
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,6 @@ from uqharness.training.questions import (
     PairEncoder,
     Question,
     check_trainable,
-    load_task,
     read_questions,
     without_shared_start,
 )
@@ -34,7 +34,6 @@ from uqharness.training.questions import (
 if TYPE_CHECKING:
     from uqharness.training.checkpoints import Course
 
-__all__ = ["ChoiceData", "PairEncoder", "Question", "load_task", "prepare"]
 log = logging.getLogger(__name__)
 
 
@@ -49,32 +48,18 @@ def keep_questions() -> None:
 
 def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
     """Return the data of a training run, by the run's flags and the method's `uses_tune`."""
-    select = run.select_split if run.eval_every else None
-    key = (
-        run.task,
-        run.base,
-        run.max_length,
-        uses_tune,
-        run.tune_fraction,
-        select,
-        *(getattr(run, p) for p in PROMPTS),
-    )
-    if _kept is not None and key in _kept:
-        data = _kept[key]
-    else:
-        pair = pair_of(task)
-        data = ChoiceData.from_task(
-            task,
-            PairReader(tokenizer, pair, classes_of(task), run.max_length) if pair else PairEncoder(tokenizer),
-            run.max_length,
-            tune=uses_tune,
-            tune_fraction=run.tune_fraction,
-            select_split=select,
-            prompting=Prompting.of(task, tokenizer, run),
-        )
-        if _kept is not None:
-            _kept[key] = data
-    return data if _kept is None else dataclasses.replace(data, record=copy.deepcopy(data.record), courses=[])
+    splits = {"tune": uses_tune, "tune_fraction": run.tune_fraction}
+    splits["select_split"] = run.select_split if run.eval_every else None
+    key = (run.task, run.base, run.max_length, *splits.values(), *(getattr(run, name) for name in PROMPTS))
+    data = (_kept or {}).get(key)
+    if data is None:
+        pair, prompting = pair_of(task), Prompting.of(task, tokenizer, run)
+        reader = PairReader(tokenizer, pair, classes_of(task), run.max_length) if pair else PairEncoder(tokenizer)
+        data = ChoiceData.from_task(task, reader, run.max_length, **splits, prompting=prompting)
+    if _kept is None:
+        return data
+    _kept[key] = data
+    return dataclasses.replace(data, record=copy.deepcopy(data.record), courses=[])
 
 
 @dataclass
@@ -115,15 +100,20 @@ class ChoiceData:
         fit, spare, select = parts["fit"], parts["tune"], parts["select"]
         if not tune:  # read for select_split=tune alone
             parts["tune"] = Part("", [])
-        used = {purpose: part for purpose, part in parts.items() if part.items}
+        used, path = (
+            {purpose: part for purpose, part in parts.items() if part.items},
+            str(task.config.dataset_path or ""),
+        )
         record = {
             "task": task.config.task,
             "form": prompting.form,
-            "dataset": _dataset(task),
+            # The data set as lm-eval names it; a folder of this machine has no name.
+            "dataset": None if not path or os.path.isabs(path) else path,
             "subset": task.config.dataset_name,
-            "dropped": _plain(getattr(task, "train_dropped", None)),
+            "dropped": getattr(task, "train_dropped", None),
             "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
-            "multi_token_choices": sum(map(count_multi_token, fit.items)),
+            # Not counting the tokens that all choices of a question begin with (a chat's line break).
+            "multi_token_choices": sum(len(rest) > 1 for q in fit.items for rest in without_shared_start(q.pairs)),
             **({"classes": list(classes)} if (classes := classes_of(task)) else {}),
             "splits": [part.record(purpose) for purpose, part in used.items()],
         }
@@ -170,12 +160,8 @@ def divide(
 
 def hold_out(items: list[Question], count: int, key: str) -> tuple[list[Question], list[Question]]:
     """Return (rest, held out): the `count` items whose hashed fingerprint comes first; equal items stay together."""
-    ranked = sorted({q.fingerprint for q in items}, key=lambda f: hashlib.sha256(f"{key}:{f}".encode()).digest())
-    sizes: dict[str, int] = {}
-    for question in items:
-        sizes[question.fingerprint] = sizes.get(question.fingerprint, 0) + 1
-    held, total = set(), 0
-    for name in ranked:
+    sizes, held, total = Counter(q.fingerprint for q in items), set(), 0
+    for name in sorted(sizes, key=lambda f: hashlib.sha256(f"{key}:{f}".encode()).digest()):
         if total >= count:
             break
         held.add(name)
@@ -194,32 +180,15 @@ def held_items(split: str, total: int) -> int:
     return count
 
 
-def count_multi_token(question: Question) -> int:
-    """Count choices of several tokens, without the tokens that all choices begin with (a chat's line break)."""
-    return sum(len(answer) > 1 for answer in without_shared_start(question.pairs))
-
-
 def count_long(items: Sequence[Question], max_length: int) -> int:
     """Count items that lose tokens: on the left as in HFLM (the last token is no input), or in a classifier."""
     return sum(q.cut or any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
-
-
-def _dataset(task: Any) -> str | None:
-    """The data set as lm-eval names it; None for a folder of this machine."""
-    path = task.config.dataset_path
-    return None if not path or os.path.isabs(str(path)) else str(path)
 
 
 def _split_name(task: Any, role: str) -> str:
     if hasattr(task, "split_record"):
         return str(task.split_record(role)["split"])
     return str(getattr(task.config, f"{role}_split"))
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    return value if isinstance(value, (int, str, type(None))) else len(value)
 
 
 def _say(record: Mapping[str, Any]) -> None:
@@ -229,8 +198,5 @@ def _say(record: Mapping[str, Any]) -> None:
             log.warning("%d items to %s are longer than max_length and lose tokens%s", count, purpose, where)
     if record["dropped"]:
         log.info("training removes items by their number of choices, or for a repeated answer: %s", record["dropped"])
-    if record["multi_token_choices"]:
-        log.info(
-            "%d answer choices are several tokens: their log-probabilities are summed",
-            record["multi_token_choices"],
-        )
+    if count := record["multi_token_choices"]:
+        log.info("%d answer choices are several tokens: their log-probabilities are summed", count)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch.special import entr
 
 from uqharness.engine.predictive import DrawAverage, Predictive, as_predictive
 from uqharness.engine.readers import choice_logprobs
@@ -69,15 +69,10 @@ def measure(model: PeftModel, made: Posterior | Predictive, data: ChoiceData) ->
         faint = answers(model, tenth, data, questions)[0] if tenth else 0.0
     finally:
         model.train(training)
-    activity = {
-        "questions": len(questions),
-        "draws": DRAWS,
-        "seed": SEED,
-        "moved": moved,
-        "mutual_information": information,
-    }
+    activity = {"questions": len(questions), "draws": DRAWS, "seed": SEED, "moved": moved}
     std = spread(predictive.posterior) if predictive.draws_weights else None
-    return {**activity, "faint": faint, "std": std, "inert": moved < max(LEAST, 3 * faint)}
+    inert = moved < max(LEAST, 3 * faint)
+    return {**activity, "mutual_information": information, "faint": faint, "std": std, "inert": inert}
 
 
 def answers(
@@ -95,12 +90,8 @@ def answers(
             (rows.question.cpu(), rows.choice.cpu()), torch.tensor(True)
         )
         gaps.append((draws - mean).abs()[:, own].flatten())
-        information.append(entropy(draws.mean(0)) - entropy(draws).mean(0))
+        information.append(entr(draws.mean(0)).sum(-1) - entr(draws).sum(-1).mean(0))
     return float(torch.cat(gaps).mean()), max(0.0, float(torch.cat(information).mean()))
-
-
-def entropy(p: Tensor) -> Tensor:
-    return torch.special.entr(p).sum(-1)
 
 
 def spread(posterior: Posterior) -> float:

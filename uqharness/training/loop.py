@@ -37,15 +37,6 @@ if TYPE_CHECKING:
     from uqharness.training.data import ChoiceData
     from uqharness.training.questions import Question
 
-__all__ = [
-    "Batch",
-    "Course",
-    "Learned",
-    "choice_loss",
-    "collate",
-    "fit_loop",
-    "learning_rate",
-]
 log = logging.getLogger(__name__)
 # The rest of the Trainer's chatter (its banner at the start, its dictionary at the end) says nothing new.
 logging.getLogger("transformers.trainer").setLevel(logging.WARNING)
@@ -85,16 +76,8 @@ class Learned:
         return dict(zip(stds, torch.stack([std.mean() for std in stds.values()]).tolist(), strict=True))
 
     def record(self, run: Run, start: float) -> dict[str, Any]:
-        needed = self.needed(start)
-        return {
-            "summed": self.summed(run),
-            "needed": needed,
-            "steps": self.steps(run, needed),
-            "std": [start, self.std()],
-        }
-
-    def summed(self, run: Run) -> float:
-        return math.fsum(self.rate(step, run) for step in range(run.last_step))
+        summed, needed = math.fsum(self.rate(step, run) for step in range(run.last_step)), self.needed(start)
+        return {"summed": summed, "needed": needed, "steps": self.steps(run, needed), "std": [start, self.std()]}
 
     def steps(self, run: Run, needed: float) -> int | None:
         """Return the fewest whole cycles, in steps, reaching the needed sum (to 1 %); None: over a million steps."""
@@ -204,11 +187,7 @@ class LossModel(nn.Module):
     """The module that the Trainer trains: adapter, the method's own parameters, and the loss as forward."""
 
     def __init__(
-        self,
-        stack: LoraStack,
-        loss: Loss,
-        extra: Mapping[str, nn.Parameter],
-        prefix: PrefixCache | None = None,
+        self, stack: LoraStack, loss: Loss, extra: Mapping[str, nn.Parameter], prefix: PrefixCache | None = None
     ) -> None:
         super().__init__()
         self.stack, self.loss, self.model, self.prefix = stack, loss, stack.model, prefix
@@ -275,7 +254,7 @@ def fit_loop(
         schedule, loader = partial(learning_rate, run=run), partial(batches, data, run, branch)
         trainer = ChoiceTrainer(wrapped, run, optimizer, schedule, loader, course, scratch)
         trainer.add_callback(Watch(course, after_step))
-        _prepare_memory(stack.model, run)
+        prepare_memory(stack.model, run)
         course.begin(start)
         try:
             if course.step < run.last_step:
@@ -327,11 +306,11 @@ def check_tune(name: str, data: ChoiceData, least: int) -> None:
         )
 
 
-def _prepare_memory(model: PeftModel, run: Run) -> None:
+def prepare_memory(model: PeftModel, run: Run) -> None:
+    """Switch gradient checkpointing on if the run asks for it."""
     if run.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        base = model.get_base_model()
-        if hasattr(base, "_require_grads_hook"):
-            # transformers makes the embedding's output ask for gradients. The reentrant kind alone needs that, and it
-            # sends the backward pass through all layers below the first LoRA.
+        # transformers makes the embedding's output ask for gradients. The reentrant kind alone needs that, and it
+        # sends the backward pass through all layers below the first LoRA.
+        if hasattr(base := model.get_base_model(), "_require_grads_hook"):
             base.disable_input_require_grads()

@@ -188,14 +188,8 @@ class Prompting:
             )
 
     def requests(self, task: Any, doc: Mapping[str, Any], metadata: tuple[str, int, int]) -> list[Any]:
-        requests: list[Any] = task.construct_requests(
-            doc=doc,
-            ctx=self.context(task, doc),
-            metadata=metadata,
-            apply_chat_template=self.template is not None,
-            chat_template=self.template,
-        )
-        return requests
+        chat = {"apply_chat_template": self.template is not None, "chat_template": self.template}
+        return list(task.construct_requests(doc=doc, ctx=self.context(task, doc), metadata=metadata, **chat))
 
 
 def refuse_prompts(name: str, chat: object, system: object, shots: int | None) -> None:
@@ -355,15 +349,13 @@ class FormCheck:
             if self.form is None:
                 self._say("bayeslora: the adapter does not record its prompt format: no prompts are refused")
                 continue
-            form = getattr(group[0], "uq_form", None) or self._seen(group, name)
+            if (form := getattr(group[0], "uq_form", None)) is None:
+                what = f"bayeslora: of {name}'s prompts only the chat template is compared with the adapter's training"
+                self._say(what)
+                chat = next((r.args[0].entry for r in group if isinstance(r.args[0], ChatText)), None)
+                form = {**self.form, **(chat or {"chat_template": None, "chat_arguments": {}})}
             if problem := difference(self.form, form, self.run):
                 raise InputError(f"task {name} has another prompt format than the adapter, which was {problem}")
-
-    def _seen(self, group: Sequence[Any], name: str) -> dict[str, Any]:
-        assert self.form is not None
-        chat = next((r.args[0].entry for r in group if isinstance(r.args[0], ChatText)), None)
-        self._say(f"bayeslora: of {name}'s prompts only the chat template is compared with the adapter's training")
-        return {**self.form, **(chat or {"chat_template": None, "chat_arguments": {}})}
 
     def _say(self, line: str) -> None:
         if line not in self._said:

@@ -34,7 +34,7 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
     from lm_eval.tasks import TaskManager
 
     extra = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or ())
-    paths = [str(path) for path in (_our_tasks(), *extra) if path]
+    paths = [our_tasks(), *map(str, extra)]
     manager = TaskManager(include_defaults=False, include_path=paths)
     if name not in manager.task_index and not Path(name).is_file():
         log.info("%s is not one of our tasks: indexing lm-eval's", name)
@@ -68,10 +68,10 @@ def adds_our_tasks(manager: Any) -> bool:
     return hasattr(module, "discover_plugin_task_paths") or getattr(manager.__init__, "_uqharness", False)
 
 
-def _our_tasks() -> Path | None:
-    """The folder of our tasks, which stand right of this package: their place, not their code."""
-    spec = importlib.util.find_spec("uqharness.tasks")
-    return Path(spec.origin).parent if spec and spec.origin else None
+def our_tasks() -> str:
+    """Return the folder of our tasks, which stand right of this package: their place, not their code."""
+    spec: Any = importlib.util.find_spec("uqharness.tasks")
+    return str(Path(spec.origin).parent)
 
 
 class PairEncoder(HFLM):
@@ -140,7 +140,9 @@ def read_questions(
         bare = requests if prompting in (None, plain) else _ask(task, split, docs, plain)[1]
     if not places:
         raise InputError(f"{task.config.task}: its {split} split is empty")
-    pairs = encode(_non_empty(requests))
+    if empty := next((request.task_name for request in requests if request.args[1] == ""), None):
+        raise InputError(f"{empty}: an answer choice is empty and tokenises to nothing: give it text")
+    pairs = encode(requests)
     lost: Collection[tuple[int, ...]] = getattr(encode, "cut", ())
     questions, start = [], 0
     for (where, gold), size in zip(places, sizes, strict=True):
@@ -227,10 +229,3 @@ def without_shared_start(pairs: Sequence[Pair]) -> list[list[int]]:
     while min(map(len, continuations)) > 1 and len({tokens[0] for tokens in continuations}) == 1:
         continuations = [tokens[1:] for tokens in continuations]
     return continuations
-
-
-def _non_empty(requests: Sequence[Instance]) -> Sequence[Instance]:
-    for request in requests:
-        if request.args[1] == "":
-            raise InputError(f"{request.task_name}: an answer choice is empty and tokenises to nothing: give it text")
-    return requests

@@ -53,7 +53,7 @@ def peft_targets(base: nn.Module, targets: tuple[str, ...], layers: str = "all")
     check_targets(base, targets)
     every, low_rank = targets == ALL_LINEAR, head_targets(base, targets)
     lm_head = base.get_output_embeddings()  # type: ignore[operator]
-    if layers == "all" and not _is_multimodal(base):
+    if layers == "all" and _is_text(base):
         return "all-linear" if every else list(targets)
     inside = _layer_prefixes(base, layers) if layers != "all" else ("",)
     wanted = {name: m for name, m in _linears(base).items() if every or any(_is_end(t, name) for t in targets)}
@@ -127,12 +127,17 @@ def _head(base: nn.Module) -> tuple[str, ...]:
 
 
 def _linears(base: nn.Module) -> dict[str, nn.Module]:
-    return {name: module for name, module in _language_modules(base) if _is_linear(module)}
+    """Return the linear layers by name; quantised ones keep both numbers, GPT-2's Conv1D does not."""
+    return {
+        name: module
+        for name, module in _language_modules(base)
+        if type(module).__name__ == "Conv1D" or (hasattr(module, "in_features") and hasattr(module, "out_features"))
+    }
 
 
 def _language_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Return the modules of the language model by their full names."""
-    if not _is_multimodal(base):
+    if _is_text(base):
         yield from ((name, module) for name, module in base.named_modules() if name)
         return
     decoder, head = base.get_decoder(), base.get_output_embeddings()  # type: ignore[operator]
@@ -145,21 +150,12 @@ def _language_modules(base: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     yield from ((name, module) for name, module in base.named_modules() if id(module) in inside)
 
 
-def _is_text(decoder: nn.Module) -> bool:
-    config: Any = decoder.config
+def _is_text(model: nn.Module) -> bool:
+    """Return whether the model is a language model alone."""
+    config: Any = model.config
     return config.get_text_config() is config
-
-
-def _is_multimodal(base: nn.Module) -> bool:
-    return not _is_text(base)
 
 
 def _is_end(target: str, name: str) -> bool:
     """Return whether PEFT matches the module `name` with `target`."""
     return name == target or name.endswith(f".{target}")
-
-
-def _is_linear(module: nn.Module) -> bool:
-    # bitsandbytes' and other quantised linears keep the two numbers; GPT-2's Conv1D is the exception.
-    named = hasattr(module, "in_features") and hasattr(module, "out_features")
-    return named or type(module).__name__ == "Conv1D"

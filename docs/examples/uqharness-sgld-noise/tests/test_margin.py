@@ -3,8 +3,9 @@
 import numpy as np
 from uqharness_margin import METRICS
 
+from uqharness.metrics.averaging import softmax_draws
 from uqharness.metrics.registry import METRICS as KNOWN
-from uqharness.metrics.registry import every_n, softmax_draws
+from uqharness.metrics.registry import every_n
 
 LOGP = np.random.default_rng(0).normal(0, 2, (5, 20, 4))  # the mean's row and four draws
 GOLD = np.zeros(20, dtype=int)
