@@ -26,7 +26,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class BBB(Method):
     flipout: Literal["none", "example", "token"] = option("none", "fresh signs per question or token")
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.kl_reduce == "mean" and self.kl_weight != "items":
             raise InputError(
                 f"kl_weight is {self.kl_weight} and kl_reduce mean: the mean counts 1 / batch size, as in the library; "

@@ -21,7 +21,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Posterior, keyed_generator
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.base_model import uniform
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
@@ -76,9 +76,6 @@ class BLoB(Method):
         "G's likelihood gradient: the KL's SGD (authors' code), or M's AdamW (Algorithm 1: one optimiser)",
     )
     mean_init: Literal["paper", "peft"] = option("paper", "M ~ U(±√(6/n)) (Algorithm 1), or PEFT's U(±√(1/n))")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)

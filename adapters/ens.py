@@ -16,7 +16,7 @@ from uqharness.engine.predictive import DrawAverage, Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.base_model import init_adapter, init_head
 from uqharness.training.loop import fit_loop
 
@@ -41,9 +41,6 @@ class Ensemble(Method):
 
     members: int = option(3, "how many adapters are trained (BLoB paper: 3)", low=1, high=1000)
     average: Literal["probs", "logits"] = option("probs", "what is averaged; the BLoB paper's ENS averages logits")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Predictive:
         if source is not None and source.mean_is_member:

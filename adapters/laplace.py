@@ -25,7 +25,7 @@ from uqharness.engine.rows import Rows
 from uqharness.errors import InputError, RunError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, keyed_generator
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import collate, fit_loop
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ class Laplace(Method):
     )
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.structure == "full" and self.prior == "layer":
             raise InputError("prior=layer needs a Fisher that is block-diagonal: use structure=kron or diag")
 

@@ -17,7 +17,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Point, Posterior
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class MAP(Method):
     prior_var: float | None = option(None, "s² of the prior N(0, s²), instead of λ = 1/(N s²)", low=1e-12)
 
     def __post_init__(self) -> None:
-        check_ranges(self)
+        super().__post_init__()
         if self.prior_var is not None and self.weight_decay != type(self).weight_decay:
             raise InputError("weight_decay and prior_var exclude each other: give one")
 

@@ -23,7 +23,7 @@ from uqharness.errors import InputError
 from uqharness.loose_json import check
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, keyed_generator, split_state
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
@@ -112,9 +112,6 @@ class MCDropout(Method):
     mask: Literal["column", "token"] = option(
         "column", "at evaluation: one mask per draw on A's columns, or fresh masks per token (no generation)"
     )
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Predictive:
         if run.lora_dropout not in (0.0, self.p):

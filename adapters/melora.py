@@ -26,7 +26,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -113,9 +113,6 @@ class MeLoRA(Method):
         "adamw", "H's likelihood gradient: AdamW (Table 7), or the KL's SGD (as in BLoB's code)"
     )
     flipout: Literal["none", "example", "token"] = option("none", "fresh signs per question or token")
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)

@@ -26,7 +26,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import Batch, Learned, choice_loss, fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -98,9 +98,6 @@ class ScalaBL(Method):
     kl: Literal["exact", "code"] = option("exact", "KL[q ‖ p], or the code's KL[p ‖ q]")
     kl_lr: float = option(0.1, "learning rate of the KL's SGD", low=0)
     gamma: float = option(8.0, "γ of BLoB's rescaled data set size", low=0.1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)

@@ -28,7 +28,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError
 from uqharness.method import Method
 from uqharness.posterior import Posterior, Tensors, check_tensor, keyed_generator, noise, split_state, stored
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import fit_loop
 
 if TYPE_CHECKING:
@@ -128,9 +128,6 @@ class SWAG(Method):
     start: float = option(0.5, "fraction of the steps before the first snapshot", low=0, high=0.99)
     every: int = option(0, "steps between snapshots (0: one epoch)", low=0)
     rank: int = option(20, "K: deviations that are kept", low=2, high=1000)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         steps = self.snapshots(run, len(data.train))

@@ -23,7 +23,7 @@ from uqharness.engine.predictive import DrawAverage, Predictive, Tempered
 from uqharness.method import Method
 from uqharness.posterior import Point
 from uqharness.registry import maker_of
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
@@ -50,9 +50,6 @@ class TempScale(Method):
 
     samples: int = option(10, "draws of the source that are averaged, here and at evaluation", low=1, high=10_000)
     min_items: int = option(10, "fewer tuning items than this are refused", low=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Predictive:
         check_tune(self.name, data, self.min_items)

@@ -29,7 +29,7 @@ from uqharness.engine.predictive import Predictive
 from uqharness.errors import InputError, RunError
 from uqharness.method import Method
 from uqharness.posterior import Gaussian, Point, Posterior, Tensors
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import check_tune, fit_loop, tune_table
 
 if TYPE_CHECKING:
@@ -64,9 +64,6 @@ class TFB(Method):
     sigma: float = option(0.015, "σ where the search starts", low=1e-9)
     halvings: int = option(5, "steps of the bisection (of log σ, in a bracket of one doubling)", low=0, high=100)
     min_items: int = option(10, "fewer tuning items than this are refused", low=1)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         check_tune(self.name, data, self.min_items)

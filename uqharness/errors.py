@@ -48,12 +48,8 @@ def of_system(error: BaseException) -> UQError | None:
 
 
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-_FULL_TEXTS = (
-    "No space left on device",
-    "Disk quota exceeded",
-    "PytorchStreamWriter failed",
-    ". unexpected pos ",  # torch.save
-)
+# The last two are torch.save's.
+_FULL_TEXTS = ("No space left on device", "Disk quota exceeded", "PytorchStreamWriter failed", ". unexpected pos ")
 _REFUSED = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EISDIR, errno.ENOTDIR)
 
 

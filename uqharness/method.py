@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from uqharness.engine.predictive import DrawAverage, Predictive
 from uqharness.posterior import Point, Posterior
+from uqharness.settings import check_ranges
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -63,6 +64,10 @@ class Method(ABC):
     uses_tune: ClassVar[bool] = False  # reads `data.tune`, which is then held out of `data.train`
     uses_source: ClassVar[bool] = False  # can build on a trained adapter (`--adapter`), `source` of `fit`
     continues: ClassVar[bool] = False  # that adapter must be of the same recipe and seed: this method's first part
+
+    def __post_init__(self) -> None:
+        """Refuse settings outside their ranges; a method that checks more calls this first."""
+        check_ranges(self)
 
     @abstractmethod
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None) -> Posterior | Predictive:

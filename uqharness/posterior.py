@@ -176,11 +176,8 @@ class Members(Posterior):
 
     def state(self) -> Tensors:
         # Member 0 is the PEFT part of the adapter already.
-        return {
-            f"member{k}.{name}": tensor
-            for k, member in enumerate(self.members[1:], start=1)
-            for name, tensor in member.items()
-        }
+        others = enumerate(self.members[1:], start=1)
+        return {f"member{k}.{name}": tensor for k, member in others for name, tensor in member.items()}
 
     def settings(self) -> dict[str, Any]:
         return {"members": len(self.members)}
@@ -224,12 +221,11 @@ class Gaussian(Posterior):
             check_tensor(f"std of {name}", tensor, self.mean[name].shape, low=0)
 
     def draws(self, start: int, stop: int, seed: int) -> Tensors:
-        return {
-            name: torch.stack(
-                [self.mean[name] + std * noise(self.train_seed, seed, i, name, std.shape) for i in range(start, stop)]
-            )
-            for name, std in self.std.items()
-        }
+        drawn = {}
+        for name, std in self.std.items():
+            noises = [noise(self.train_seed, seed, i, name, std.shape) for i in range(start, stop)]
+            drawn[name] = torch.stack([self.mean[name] + std * e for e in noises])
+        return drawn
 
     def state(self) -> Tensors:
         return {f"{name}.std": tensor for name, tensor in self.std.items()}

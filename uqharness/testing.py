@@ -23,19 +23,8 @@ from uqharness.training.base_model import inject
 from uqharness.training.data import ChoiceData
 from uqharness.training.questions import Question
 
-TINY = Run(
-    base="tiny",
-    task="tiny",
-    steps=12,
-    lr=5e-2,
-    batch_size=4,
-    max_length=24,
-    lora_r=2,
-    lora_alpha=4,
-    warmup=0.1,
-    device="cpu",
-    report_to=(),
-)
+TINY = Run("tiny", "tiny", steps=12, lr=5e-2, batch_size=4, max_length=24, lora_r=2, lora_alpha=4, warmup=0.1)
+TINY = dataclasses.replace(TINY, device="cpu")
 
 
 def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:
@@ -75,18 +64,8 @@ def tiny_data(items: int = 16, seed: int = 0, encoder: bool = False) -> ChoiceDa
         tail = [5] if n % 3 == 0 else []
         pairs: list[Pair] = [(context, [k] if encoder else [k + 1, *tail]) for k in range(3)]
         questions.append(Question(pairs, context[0] % 3, f"{seed}-{n}"))
-    record = {
-        "task": "tiny",
-        "splits": [
-            {
-                "purpose": "fit",
-                "split": "train",
-                "items": items,
-                "hash": "tiny",
-                "fingerprints": [q.fingerprint for q in questions],
-            }
-        ],
-    }
+    split = {"purpose": "fit", "split": "train", "items": items, "hash": "tiny"}
+    record = {"task": "tiny", "splits": [{**split, "fingerprints": [q.fingerprint for q in questions]}]}
     return ChoiceData(questions, questions[: items // 4], questions[: items // 4], TINY.max_length, 0, record)
 
 
@@ -201,9 +180,8 @@ def check_saved(method: Method, predictive: Predictive, model: PeftModel, data: 
     assert at_mean is not None and mean_again is not None
     assert torch.equal(at_mean, mean_again), "the answers at N = 0 are not those of what was saved"
     beside_draws = at_mean if drawn.mean is None else drawn.mean
-    assert float((at_mean - beside_draws).abs().max()) < 1e-4, (
-        "N = 0 is not the mean's row of N = 3: set mean_is_plain = False if `inputs` change the mean"
-    )
+    problem = "N = 0 is not the mean's row of N = 3: set mean_is_plain = False if `inputs` change the mean"
+    assert float((at_mean - beside_draws).abs().max()) < 1e-4, problem
     encoder = is_classifier(model.get_base_model())
     fresh = PeftModel.from_pretrained(tiny_encoder() if encoder else tiny_llama(), str(out)).eval()
     if not predictive.mean_is_plain:
@@ -244,9 +222,9 @@ def check_resume(
         marker.unlink()  # as if it had been stopped while it wrote its last checkpoint
     made, _, data = fit_tiny(method, dataclasses.replace(saving, resume=True), source, encoder)
     resumed = as_predictive(made).posterior
-    assert any(curve["resumed_from"] == stop for curve in data.record.get("training", [])) or not data.record.get(
-        "training"
-    ), "the run did not resume from its checkpoint: train through uqharness.training.loop.fit_loop"
+    courses = data.record.get("training", [])
+    went_on = not courses or any(curve["resumed_from"] == stop for curve in courses)
+    assert went_on, "the run did not resume from its checkpoint: train through uqharness.training.loop.fit_loop"
     for name, tensor in posterior.mean.items():
         assert torch.equal(tensor, resumed.mean[name]), f"the resumed mean differs in {name}"
     for name, tensor in posterior.state().items():

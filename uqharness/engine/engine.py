@@ -237,12 +237,9 @@ class Engine:
             last = self.count - 1
             full, short = (self._forward(rows, last, last + 1, prefixes, s) for s in (None, state))
             if not agree(full, short):
-                log.warning(
-                    "the %d layers below the first that differs between draws give other results when shared in %s: "
-                    "each draw runs in full",
-                    self.trunk.depth,
-                    type(self.model.get_base_model()).__name__,
-                )
+                kind, depth = type(self.model.get_base_model()).__name__, self.trunk.depth
+                what = "layers below the first that differs between draws give other results when shared in"
+                log.warning("the %d %s %s: each draw runs in full", depth, what, kind)
                 self.trunk = None
                 return None
         return state

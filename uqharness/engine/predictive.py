@@ -148,9 +148,7 @@ class DrawAverage(Predictive):
     def engine(self, model: PeftModel, samples: int = 10, seed: int = 0, **how: Any) -> Engine:
         how["auto"] = how.get("auto") if self.stops_early else None
         if how.get("pairs") and samples and not self.draws_weights:
-            raise InputError(
-                f"{self.kind}: draws of noise on inputs have no mirrored pairs: remove sampling=antithetic"
-            )
+            raise InputError(f"{self.kind}: noise on inputs has no mirrored pairs: remove sampling=antithetic")
         inputs = {} if self.mean_is_plain and not samples else self.inputs(seed)
         how |= {"weights": self.draws_weights, "inputs": inputs, "rule": self.rule}
         return Engine(model, self.posterior, samples, seed, **how)

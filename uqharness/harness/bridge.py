@@ -25,20 +25,11 @@ from typing import Any
 
 def find_and_watch(me: object, name: str, path: Any, target: Any) -> ModuleSpec | None:
     """Return what the other finders find, with `PATCHES[name].apply` called once that module has run."""
-    spec = _ask_the_others(me, name, path, target)
+    others = [finder for finder in sys.meta_path if finder is not me and hasattr(finder, "find_spec")]
+    spec = next((spec for finder in others if (spec := finder.find_spec(name, path, target)) is not None), None)
     if spec is not None:
         _guarded(_run_after, spec.loader, name, PATCHES[name].apply)
     return spec
-
-
-def _ask_the_others(me: object, name: str, path: Any, target: Any) -> ModuleSpec | None:
-    for finder in list(sys.meta_path):
-        find_spec = getattr(finder, "find_spec", None)
-        if finder is not me and find_spec is not None:
-            spec: ModuleSpec | None = find_spec(name, path, target)
-            if spec is not None:
-                return spec
-    return None
 
 
 def _run_after(loader: Any, name: str, then: Callable[[ModuleType], None]) -> None:
@@ -91,20 +82,16 @@ def _add_task_folders(manager: ModuleType) -> None:
         if call.arguments.get("include_defaults", True):  # False: the caller's folders, no others
             manager.TaskManager._uqharness_include = given  # where the leak check finds a task by its name
             own = list(given) if isinstance(given, (list, tuple)) else [given] if given else []
+            folders: list[str] = []
+            for entry in entry_points(group="lm_eval.tasks"):
+                _guarded(_add_folder, folders, entry)
             # Later folders override earlier ones, so the user's come last.
-            call.arguments["include_path"] = [*_task_folders(), *own] or None
+            call.arguments["include_path"] = [*folders, *own] or None
         init(*call.args, **call.kwargs)
         self.include_path = given
 
     with_plugins._uqharness = True  # type: ignore[attr-defined]
     manager.TaskManager.__init__ = with_plugins
-
-
-def _task_folders() -> list[str]:
-    folders: list[str] = []
-    for entry in entry_points(group="lm_eval.tasks"):
-        _guarded(_add_folder, folders, entry)
-    return folders
 
 
 def _add_folder(folders: list[str], entry: Any) -> None:

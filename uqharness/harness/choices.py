@@ -99,7 +99,9 @@ class ChoiceTask(ConfigurableTask):
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
             instance.uq_pair = pair  # the fields that a sequence classifier reads
             by_item[instance.doc["uq_id"]].append(instance.args[:2])
-        self._asked = {key: hash_asked(pairs) for key, pairs in by_item.items()}
+        for key, pairs in by_item.items():  # prompts are several where they differ by choice
+            contexts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
+            self._asked[key] = digest(contexts[0] if len(set(contexts)) == 1 else contexts), digest(answers)
         self._asked_with = kwargs
 
     # ---------------------------------------------------------------- answers
@@ -120,9 +122,8 @@ class ChoiceTask(ConfigurableTask):
                 for (key, ones), (texts, _) in zip(requests_of.items(), labelled, strict=True)
             }
             given = [self._normalised(one, texts) for one, (texts, _) in zip(scores.values(), labelled, strict=True)]
-            answers = score(
-                given, [gold for _, gold in labelled], [f"{self.task_name}: item {key}" for key in requests_of]
-            )
+            names = [f"{self.task_name}: item {key}" for key in requests_of]
+            answers = score(given, [gold for _, gold in labelled], names)
             self._answers |= dict(zip(scores.items(), answers, strict=True))
         return out
 
@@ -207,7 +208,8 @@ class ChoiceTask(ConfigurableTask):
     def protocol(self, items: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Return everything that defines the evaluation; model, training and metric settings are not part of it."""
         config, arguments = self.config, self._asked_with
-        path, chat = str(config.dataset_path), template_entry(arguments) or {}
+        path, system = str(config.dataset_path), arguments.get("system_instruction")
+        chat = template_entry(arguments) or {}
         return {
             "name": self.uq.get("protocol"),
             "version": self.VERSION,
@@ -222,7 +224,7 @@ class ChoiceTask(ConfigurableTask):
             },
             "fewshot": self._fewshot(),
             "chat_template": chat.get("chat_template"),
-            "system_instruction": optional_digest(arguments.get("system_instruction")),
+            "system_instruction": None if system is None else digest(system),
             "items": len(items),
             "documents": digest([item["doc_hash"] for item in items]),
             "prompts": digest([item["prompt_hash"] for item in items]),
@@ -247,16 +249,6 @@ class ChoiceTask(ConfigurableTask):
             "delimiter": self.config.fewshot_delimiter,
             "multiturn": bool(chat and self._asked_with.get("fewshot_as_multiturn")),
         }
-
-
-def hash_asked(pairs: Sequence[tuple[str, str]]) -> tuple[str, str]:
-    """Return hashes of an item's prompt (or prompts, where they differ by choice) and of its answer strings."""
-    prompts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
-    return digest(prompts[0] if len(set(prompts)) == 1 else prompts), digest(answers)
-
-
-def optional_digest(text: str | None) -> str | None:
-    return None if text is None else digest(text)
 
 
 def template_entry(arguments: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -276,38 +276,31 @@ class BayesLoRA(HFLM):
         """Return the joint log-likelihood: log-mean-exp over draws of the whole document's log-likelihood."""
         if self.classes:
             self._refuse_kind(str(requests[0].task_name))
+        windows: list[Pair] = []
+        owner: list[int] = []
+        for i, (text,) in enumerate(request.args for request in requests):
+            sizes = {"max_seq_len": self.max_length, "context_len": 1}
+            rolling = utils.get_rolling_token_windows(self.tok_encode(text), prefix_token=self.prefix_token_id, **sizes)
+            for context, continuation in map(utils.make_disjoint_window, rolling):
+                windows.append((list(context), list(continuation)))
+                owner.append(i)
         with self._open_form():
-            return self._rolling(requests, disable_tqdm)
+            # No window is a choice of a question, even where two have the same input.
+            scores = self._score(windows, disable_tqdm, [(None, n) for n in range(len(windows))])
+            total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)  # [S, documents]
+            index = torch.tensor(owner, dtype=torch.long)
+            draws = total.index_add(1, index, scores.draws)
+            mean = None if scores.mean is None else total.new_zeros(len(requests)).index_add(0, index, scores.mean)
+            answers = [self._average(draws[:, i], mean, i) for i in range(len(requests))]
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
+        return list(answers)
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         if self.classes:
             self._refuse_kind(str(requests[0].task_name))
         with self._open_form():
             return super().generate_until(requests, disable_tqdm=disable_tqdm)
-
-    def _rolling(self, requests: list[Instance], disable_tqdm: bool) -> list[float]:
-        windows: list[Pair] = []
-        owner: list[int] = []
-        for i, (text,) in enumerate(request.args for request in requests):
-            rolling = utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text),
-                prefix_token=self.prefix_token_id,
-                max_seq_len=self.max_length,
-                context_len=1,
-            )
-            for window in map(utils.make_disjoint_window, rolling):
-                windows.append((list(window[0]), list(window[1])))
-                owner.append(i)
-        # No window is a choice of a question, even where two have the same input.
-        scores = self._score(windows, disable_tqdm, [(None, n) for n in range(len(windows))])
-        total = torch.zeros(len(scores.draws), len(requests), dtype=torch.float64)  # [S, documents]
-        index = torch.tensor(owner, dtype=torch.long)
-        draws = total.index_add(1, index, scores.draws)
-        mean = None if scores.mean is None else torch.zeros(len(requests)).double().index_add(0, index, scores.mean)
-        answers = [self._average(draws[:, i], mean, i) for i in range(len(requests))]
-        for request, answer in zip(requests, answers, strict=True):
-            self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
-        return list(answers)
 
     def _average(self, draws: Tensor, mean: Tensor | None, k: int, taken: int | None = None) -> BMALogProb:
         """Return log 1/S Σ_s exp(draws_s) together with its draws; the mean's own value if S = 0."""

@@ -81,7 +81,13 @@ def protect(module: ModuleType) -> None:
         init(self, *args, **kwargs)
         _check(self)
         config = self.general_config_tracker
-        config.log_experiment_args = _after_check(self, config.log_experiment_args)  # called once the model is known
+        log_experiment_args = config.log_experiment_args
+
+        def once_the_model_is_known(*args: Any, **kwargs: Any) -> Any:
+            _check(self)
+            return log_experiment_args(*args, **kwargs)
+
+        config.log_experiment_args = once_the_model_is_known
 
     @wraps(aggregated)
     def save_results_aggregated(self: Any, results: dict[str, Any], samples: Any = None) -> None:
@@ -121,23 +127,18 @@ def _check(tracker: Any) -> None:
         check_place(str(tracker.output_path))
 
 
-def _after_check(tracker: Any, then: Callable[..., Any]) -> Callable[..., Any]:
-    def log_experiment_args(*args: Any, **kwargs: Any) -> Any:
-        _check(tracker)
-        return then(*args, **kwargs)
-
-    return log_experiment_args
-
-
 Move = Callable[["Callable[[], str] | None", Callable[[bytes], bool]], None]
 
 
 @contextlib.contextmanager
 def _staged(tracker: Any, module: ModuleType) -> Iterator[Move]:
-    """Within: the tracker writes to a temporary folder; `move` brings whole files to the real place."""
+    """Within: the tracker writes to the roomiest temporary folder; `move` brings whole files to the real place."""
     given = Path(tracker.output_path)
     real = given.parent if given.suffix == ".json" else given
-    staging = Path(tempfile.mkdtemp(dir=_roomiest(real), prefix=".uqharness-"))
+    nearest = next(path for path in (real.absolute(), *real.absolute().parents) if path.is_dir())
+    places = [folder for folder in (tempfile.gettempdir(), str(nearest)) if os.access(folder, os.W_OK)]
+    roomiest = max(places or [tempfile.gettempdir()], key=lambda folder: shutil.disk_usage(folder).free)
+    staging = Path(tempfile.mkdtemp(dir=roomiest, prefix=".uqharness-"))
     logger: logging.Logger = module.eval_logger
 
     def name_the_real_place(record: logging.LogRecord) -> bool:
@@ -169,13 +170,6 @@ def _staged(tracker: Any, module: ModuleType) -> Iterator[Move]:
         tracker.output_path = str(given)
         logger.removeFilter(name_the_real_place)
         shutil.rmtree(staging, ignore_errors=True)
-
-
-def _roomiest(real: Path) -> str:
-    """Return the folder with more free space: the temporary one or the nearest one above `real`."""
-    nearest = next(path for path in (real.absolute(), *real.absolute().parents) if path.is_dir())
-    places = [folder for folder in (tempfile.gettempdir(), str(nearest)) if os.access(folder, os.W_OK)]
-    return max(places or [tempfile.gettempdir()], key=lambda folder: shutil.disk_usage(folder).free)
 
 
 def _is_json(data: bytes) -> bool:

@@ -61,16 +61,17 @@ def score(scores: Sequence[Sequence[float]], gold: Sequence[int], names: Sequenc
 
 def per_byte(scores: Sequence[float], answers: Sequence[str]) -> list[float]:
     """Return log p(answer) / bytes for every draw: lm-eval's `acc_bytes`, as a distribution over the choices."""
-    return [_divided(score, len(answer.encode())) for score, answer in zip(scores, answers, strict=True)]
-
-
-def _divided(score: float, size: int) -> float:
-    if not isinstance(score, BMALogProb):
-        return score / size
-    if score.combine == "given":
-        raise InputError(
-            "normalise=bytes divides the log-probabilities of draws, and this posterior answers by "
-            "probabilities of the choices: remove normalise"
-        )
-    draws = [None if draw is None else draw / size for draw in score.draws]
-    return BMALogProb(score / size, draws, None if score.mean is None else score.mean / size, score.combine)
+    normalised: list[float] = []
+    for score, answer in zip(scores, answers, strict=True):
+        size = len(answer.encode())
+        if not isinstance(score, BMALogProb):
+            normalised.append(score / size)
+            continue
+        if score.combine == "given":
+            raise InputError(
+                "normalise=bytes divides the log-probabilities of draws, and this posterior answers by "
+                "probabilities of the choices: remove normalise"
+            )
+        *draws, mean = (None if value is None else value / size for value in (*score.draws, score.mean))
+        normalised.append(BMALogProb(score / size, draws, mean, score.combine))
+    return normalised

@@ -74,8 +74,12 @@ class UQTask(ChoiceTask):
             self.features = list(rows.features)
             rows = rows.add_column("uq_id", list(range(len(rows))))
             choices = [self.labelled(doc, role)[0] for doc in rows.to_list()]
-            sizes = [len(answers) for answers in choices]
-            self._roles[role] = self._drop(rows, choices) if role == "training" else self._keep(rows, sizes, role)
+            if role == "training":
+                rows = self._drop(rows, choices)
+            elif rule := keep.read_rule(self.config.metadata):
+                indices, self.left_out[role] = keep.apply(rule, [len(answers) for answers in choices])
+                rows = rows.select(indices)
+            self._roles[role] = rows
         return self._roles[role]
 
     def _drop(self, rows: Any, choices: Sequence[Sequence[str]]) -> Any:
@@ -88,13 +92,6 @@ class UQTask(ChoiceTask):
             self.train_dropped["repeated"] = sum(repeated)
         stay = [i for i in range(len(choices)) if not (other[i] or repeated[i])]
         return rows if len(stay) == len(choices) else rows.select(stay)
-
-    def _keep(self, rows: Any, sizes: Sequence[int], role: str) -> Any:
-        rule = keep.read_rule(self.config.metadata)
-        if not rule:
-            return rows
-        indices, self.left_out[role] = keep.apply(rule, sizes)
-        return rows.select(indices)
 
     def bounds(self, role: str) -> tuple[int, int]:
         """Return the first row and the row after the last of a role in its split (`metadata.uq.slices`)."""

@@ -17,7 +17,7 @@ from uqharness.engine.lora import LoraStack
 from uqharness.engine.predictive import Predictive
 from uqharness.method import Method
 from uqharness.posterior import Members, Posterior, keyed_generator
-from uqharness.settings import Run, check_ranges, option
+from uqharness.settings import Run, option
 from uqharness.training.loop import fit_loop, learning_rate
 
 if TYPE_CHECKING:
@@ -40,9 +40,6 @@ class SGLDNoise(Method):
     snapshots: int = option(5, "K: iterates that are kept", low=1)
     burn_in: float = option(0.5, "fraction of the steps before the first of them", low=0, high=0.99)
     temperature: float = option(0.1, "T: 1 is the posterior, 0 is plain training", low=0)
-
-    def __post_init__(self) -> None:
-        check_ranges(self)
 
     def fit(self, model: PeftModel, data: ChoiceData, run: Run, source: Predictive | None = None) -> Posterior:
         stack = LoraStack(model)
