@@ -117,15 +117,11 @@ class MCDropout(Method):
         if run.lora_dropout not in (0.0, self.p):
             raise InputError(f"mcd drops with p={self.p}, lora_dropout is {run.lora_dropout}: give --set p=… alone")
         stack = LoraStack(model)
-        set_dropout(model, stack.adapter, self.p)
+        # PEFT's own dropout: p belongs to the method and not to the shared run settings.
+        model.peft_config[stack.adapter].lora_dropout = self.p  # type: ignore[attr-defined,unused-ignore]
+        for module in model.modules():
+            if isinstance(module, LoraLayer) and stack.adapter in module.lora_dropout:
+                module.lora_dropout[stack.adapter] = nn.Dropout(self.p)
         fit_loop(stack, data, run, method=self)
         posterior = Dropped(stack.mean(), run.seed, self.p)
         return TokenMasks(posterior) if self.mask == "token" else DrawAverage(posterior)
-
-
-def set_dropout(model: PeftModel, adapter: str, p: float) -> None:
-    """Set PEFT's own dropout to p, which belongs to the method and not to the shared run settings."""
-    model.peft_config[adapter].lora_dropout = p  # type: ignore[attr-defined,unused-ignore]
-    for module in model.modules():
-        if isinstance(module, LoraLayer) and adapter in module.lora_dropout:
-            module.lora_dropout[adapter] = nn.Dropout(p)

@@ -57,16 +57,15 @@ class Factor:
         assert self.total is not None, "no data"
         if not bool(self.total.isfinite().all()):
             return self.total.cpu(), torch.full((1,), math.nan), math.nan
-        vectors, values = self._nystrom() if self.test is not None else self._eigen()
+        if self.test is None:
+            values, vectors = torch.linalg.eigh(self.total)
+            vectors, values = vectors[:, -self.rank :], values[-self.rank :]
+        else:
+            vectors, values = self._nystrom()
         keep = values > 1e-12 * values.max().clamp(min=1e-300)
         vectors, values = vectors[:, keep], values[keep]
         trace = float(self.total.trace() if self.test is None else self.trace)
         return vectors.cpu(), values.cpu(), max(0.0, trace - float(values.sum()))
-
-    def _eigen(self) -> tuple[Tensor, Tensor]:
-        assert self.total is not None
-        values, vectors = torch.linalg.eigh(self.total)
-        return vectors[:, -self.rank :], values[-self.rank :]
 
     def _nystrom(self) -> tuple[Tensor, Tensor]:
         assert self.total is not None and self.test is not None

@@ -136,12 +136,10 @@ class Kron(Curvature):
         return {name: self.blocks[name].half(e, precision[name]) for name, e in noise.items()}
 
     def state(self) -> Tensors:
-        return {
-            f"{name}.{part}": tensor
-            for name, block in self.blocks.items()
-            for part, tensor in vars(block).items()
-            if tensor is not None
-        }
+        parts = (
+            (f"{name}.{part}", tensor) for name, block in self.blocks.items() for part, tensor in vars(block).items()
+        )
+        return {name: tensor for name, tensor in parts if tensor is not None}
 
     @classmethod
     def restore(cls, state: Tensors) -> Kron:
@@ -294,9 +292,8 @@ class DenseCollector(Collector):
         self.total: dict[str, Tensor] = {}
         count = sum(stack.layers[name].weight.numel() for name in names)
         if full and count > FULL_LIMIT:
-            raise InputError(
-                f"structure=full needs a matrix of {count} x {count}, {FULL_LIMIT} at most: use structure=kron"
-            )
+            size = f"{count} x {count}, {FULL_LIMIT} at most"
+            raise InputError(f"structure=full needs a matrix of {size}: use structure=kron")
 
     def gradients(self, name: str, x: Tensor, g: Tensor, rows: Rows) -> None:
         j = per_question(x, g, rows)

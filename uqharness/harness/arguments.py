@@ -45,14 +45,12 @@ def check_arguments(cls: type, adapter: str, base: str | None, kwargs: dict[str,
             hint = f"did you mean {close}?" if close else f"bayeslora's own are {', '.join(ours)}"
             raise InputError(f"bayeslora has no argument {name!r}: {hint}")
     check_values(kwargs)
-    switches = {*_SWITCHES, *(n for n, p in inspect.signature(HFLM).parameters.items() if _is_switch(p.annotation))}
+    # HFLM's source has its annotations as text.
+    kinds = {
+        n: str(getattr(p.annotation, "__name__", p.annotation)) for n, p in inspect.signature(HFLM).parameters.items()
+    }
+    switches = {*_SWITCHES, *(n for n, kind in kinds.items() if kind.replace(" ", "") in ("bool", "bool|None"))}
     return {name: switch(name, value) if name in switches else value for name, value in kwargs.items()}
-
-
-def _is_switch(annotation: object) -> bool:
-    """`bool` or `bool | None`, which HFLM's source has as text."""
-    kinds = {kind.strip() for kind in getattr(annotation, "__name__", str(annotation)).split("|")}
-    return "bool" in kinds <= {"bool", "None"}
 
 
 def switch(name: str, value: object) -> bool | None:

@@ -80,17 +80,12 @@ class Answers:
         if bad.any() or not present[np.arange(d), g].all():
             what = f"{raw[bad][0]} of {c}" if bad.any() else "one that its question lacks"
             raise InputError(f"gold must index a present choice: found {what}; check the labels")
-        values = as_distributions(np.where(present, values, 0.0))
+        values = np.where(present, values, 0.0)
+        total = values.sum(axis=-1)
+        if not np.allclose(total, 1.0, atol=1e-3) or values.min() < 0:
+            worst = total.ravel()[np.argmax(np.abs(total.ravel() - 1.0))]
+            raise InputError(f"rows of probs must be distributions: found a sum of {worst:.6g}; apply a softmax")
         return cls(values, g, present, None if draws is None else Draws.of(draws))
-
-
-def as_distributions(p: Floats) -> Floats:
-    """Refuse rows that are not distributions over the choices."""
-    total = p.sum(axis=-1)
-    if not np.allclose(total, 1.0, atol=1e-3) or p.min() < 0:
-        bad = total.ravel()[np.argmax(np.abs(total.ravel() - 1.0))]
-        raise InputError(f"rows of probs must be distributions: found a sum of {bad:.6g}; apply a softmax")
-    return p
 
 
 def mean_of_taken(values: Floats, axis: int = 0) -> Floats:

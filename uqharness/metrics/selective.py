@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike
 
 from uqharness.errors import InputError
 from uqharness.metrics.intervals import UNDEFINED, Interval, clopper_pearson, t_value, wilson, z_value
-from uqharness.metrics.metric import Answers, Bools, Floats, Ints, Metric, once
+from uqharness.metrics.metric import Answers, Bools, Floats, Metric, once
 from uqharness.metrics.points import confidence, correct, right, sure
 
 
@@ -48,12 +48,6 @@ def risk_of_ranks(ranks: Floats, hits: Bools) -> Floats:
     size = np.bincount(place)
     share = np.bincount(place, ~hits.ravel()) / np.maximum(size, 1)
     return np.asarray(np.repeat(share, size).reshape(ranks.shape).cumsum(axis=-1) / np.arange(1, n + 1))
-
-
-def tie_groups(conf: Floats) -> tuple[Ints, Ints]:
-    """(group of each item, size of each group): items of equal confidence, most confident group first."""
-    _, inverse, counts = np.unique(-conf, return_inverse=True, return_counts=True)
-    return np.asarray(inverse, dtype=np.int64), np.asarray(counts, dtype=np.int64)
 
 
 def aurc(p: ArrayLike, gold: ArrayLike) -> Floats:
@@ -110,7 +104,8 @@ def aurc_influence(answers: Answers) -> Floats:
     """
     curve, n = risk(answers), len(answers.gold)
     k = np.arange(1, n + 1)
-    group, size = tie_groups(sure(answers))
+    # Items of equal confidence, the most confident group first: the group of each item, the size of each group.
+    _, group, size = np.unique(-sure(answers), return_inverse=True, return_counts=True)
     start = np.concatenate([[0], np.cumsum(size)[:-1]])
     tail = np.cumsum((1 / k)[::-1])[::-1]  # sum_{j >= k} 1/j
     risk_tail = np.cumsum((curve / k)[::-1])[::-1]

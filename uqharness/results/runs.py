@@ -343,6 +343,8 @@ def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummar
     recipe, base = record.get("recipe") or trained, base_of(run, info)
     given = run.model_args
     adapter = info.get("adapter") or given.get("adapter") or given.get("peft")
+    # A model without our record: the folder of a plain adapter, or zero-shot for a base.
+    unrecorded = f"{last(adapter)} on {base}" if adapter else base if base == run.model else f"{base} (zero-shot)"
     settings = dict(method.get("settings") or {})
     if (built_on := (record.get("source") or {}).get("method")) is not None:  # another adapter: another row
         settings["on"] = built_on.get("label")
@@ -357,7 +359,7 @@ def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummar
             task=run.task,
             model=run.model,
             base=base,
-            method=str(method.get("label") or method.get("name") or _unrecorded(run.model, base, adapter)),
+            method=str(method.get("label") or method.get("name") or unrecorded),
             settings=texts(settings),
             recipe=recipe_of(recipe),
             recipe_hash=record.get("recipe_hash"),
@@ -444,13 +446,6 @@ def base_of(run: Run, info: Mapping[str, Any] | None = None) -> str:
     recipe = record.get("recipe") or record.get("run") or {}
     named = recipe.get("base") or info.get("base") or run.model_args.get("pretrained") or run.model
     return str(run.config.get("base_label") or last(named))
-
-
-def _unrecorded(model: str, base: str, adapter: object) -> str:
-    """Return a name for a model without our record: the folder of a plain adapter, or zero-shot for a base."""
-    if adapter:
-        return f"{last(adapter)} on {base}"
-    return model if base == model else f"{base} (zero-shot)"
 
 
 def last(path: Any, separator: str = "/") -> str:

@@ -48,7 +48,7 @@ def keep_questions() -> None:
 
 def prepare(task: Any, tokenizer: Any, run: Run, uses_tune: bool) -> ChoiceData:
     """Return the data of a training run, by the run's flags and the method's `uses_tune`."""
-    splits = {"tune": uses_tune, "tune_fraction": run.tune_fraction}
+    splits: dict[str, Any] = {"tune": uses_tune, "tune_fraction": run.tune_fraction}
     splits["select_split"] = run.select_split if run.eval_every else None
     key = (run.task, run.base, run.max_length, *splits.values(), *(getattr(run, name) for name in PROMPTS))
     data = (_kept or {}).get(key)
