@@ -8,12 +8,14 @@ import importlib
 import pytest
 
 MODULES = {
+    "uqharness.api": {"Answer"},
     "uqharness.engine.engine": {"Engine"},
     "uqharness.engine.lora": {"LoraStack"},
     "uqharness.engine.predictive": {"Predictive", "DrawAverage", "Tempered"},
+    "uqharness.engine.readers": {"Reader", "Classes"},
     "uqharness.curvature.linearised": {"Linearised"},
     "uqharness.method": {"Method"},
-    "uqharness.metrics.metric": {"Metric"},
+    "uqharness.metrics.metric": {"Answers", "Metric"},
     "uqharness.posterior": {"Posterior", "Point", "Members", "Gaussian"},
     "uqharness.results.differences": {"of_protocols", "of_recipes"},
     "uqharness.testing": {"check_method"},

@@ -27,6 +27,17 @@ class Reader(ABC):
 
     K answers belong to Q questions: answer k is choice `rows.choice[k]` of question `rows.question[k]`. Each is read at
     one place or several; U is the number of distinct places of all rows, S that of functions.
+
+    Example:
+        >>> from uqharness.engine.rows import make_rows
+        >>> from uqharness.testing import tiny_adapter
+        >>> model = tiny_adapter()
+        >>> rows = make_rows([[([5, 6, 7], [1]), ([5, 6, 7], [2])]], max_length=16)  # a question with two choices
+        >>> reader = reader_of(model)
+        >>> likelihoods = reader.log_likelihoods(reader.logits(model, rows), rows)  # [S, K]
+        >>> table = choice_logprobs(likelihoods.detach(), rows)  # [S, Q, C]
+        >>> tuple(likelihoods.shape), tuple(table.shape), round(float(table.exp().sum()), 6)
+        ((1, 2), (1, 1, 2), 1.0)
     """
 
     @abstractmethod
@@ -87,7 +98,16 @@ class Continuations(Reader):
 
 
 class Classes(Reader):
-    """Class logits of a sequence classifier: one row is one question, whose "tokens" are its classes."""
+    """Class logits of a sequence classifier: one row is one question, whose "tokens" are its classes.
+
+    Example:
+        >>> from uqharness.engine.rows import make_rows
+        >>> from uqharness.testing import TINY, tiny_encoder
+        >>> from uqharness.training.base_model import inject
+        >>> rows = make_rows([[([5, 6, 7], [k]) for k in range(3)]], max_length=16)  # one question
+        >>> tuple(Classes().logits(inject(tiny_encoder(), TINY).eval(), rows).shape)  # [S, U, V]
+        (1, 1, 3)
+    """
 
     def logits(self, model: PeftModel, rows: Rows, draws: int = 1, skip: bool = False) -> Tensor:
         """Run the rows, each up to its read position. Later positions are padding and masked."""

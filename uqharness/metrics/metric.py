@@ -55,7 +55,13 @@ class Draws:
 
 @dataclass(frozen=True)
 class Answers:
-    """Answers to D questions: p […, D, C], 0 where `mask` [D, C] is false, and the right ones, gold [D]."""
+    """Answers to D questions: p […, D, C], 0 where `mask` [D, C] is false, and the right ones, gold [D].
+
+    >>> import numpy as np
+    >>> answers = Answers.of([[0.7, 0.2, 0.1], [0.5, 0.5, np.nan]], gold=[0, 1])
+    >>> answers.p.tolist(), answers.mask.sum(axis=1).tolist()
+    ([[0.7, 0.2, 0.1], [0.5, 0.5, 0.0]], [3, 2])
+    """
 
     p: Floats
     gold: Ints
