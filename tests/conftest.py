@@ -47,13 +47,13 @@ def start_hub(script: str) -> dict[str, str]:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     atexit.register(shutil.rmtree, home, ignore_errors=True)
     atexit.register(server.kill)
-    found: dict[str, str] = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
+    settings: dict[str, str] = {"no_proxy": "127.0.0.1", "NO_PROXY": "127.0.0.1"}
     assert server.stdout is not None
     for line in server.stdout:
         match = re.fullmatch(r"export (\w+)='(.*)'\n", line)
-        found |= {match[1]: match[2]} if match else {}
+        settings |= {match[1]: match[2]} if match else {}
         if line.startswith("export RES_OPTIONS"):  # the last one; the server prints no more
-            return found
+            return settings
     raise RuntimeError(f"{script} --serve printed no settings and ended with exit code {server.wait()}")
 
 
@@ -67,12 +67,12 @@ def hub_environment() -> dict[str, str]:
         return {}
     if SETTINGS not in os.environ:
         os.environ[SETTINGS] = json.dumps(start_hub(HUB))
-    found: dict[str, str] = json.loads(os.environ[SETTINGS])
+    settings: dict[str, str] = json.loads(os.environ[SETTINGS])
     for name in list(os.environ):
         if re.fullmatch(r"(HF_HUB|HF_DATASETS|TRANSFORMERS)_(OFFLINE|CACHE)|HF_TOKEN", name):
             del os.environ[name]
-    os.environ.update(found)
-    return found
+    os.environ.update(settings)
+    return settings
 
 
 HUB_ENVIRONMENT = hub_environment()

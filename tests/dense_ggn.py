@@ -68,12 +68,12 @@ def predictive(data: ChoiceData, stack: LoraStack, run: Run = RUN, **settings: o
 def answers(stack: LoraStack, question: Question) -> Tensor:
     """f_c by whole forwards without padding: logits of single tokens, else sums of log-probabilities: `[C]`."""
     single = all(len(answer) == 1 for _, answer in question.pairs)
-    found = []
+    values = []
     for context, answer in question.pairs:
         logits = stack.model(input_ids=torch.tensor([[*context, *answer]])).logits[0]
         scores = logits if single else logits.log_softmax(-1)
-        found.append(sum(scores[len(context) - 1 + k, token] for k, token in enumerate(answer)))
-    return torch.stack(found)  # type: ignore[arg-type]
+        values.append(sum(scores[len(context) - 1 + k, token] for k, token in enumerate(answer)))
+    return torch.stack(values)  # type: ignore[arg-type]
 
 
 def jacobian(stack: LoraStack, question: Question, names: list[str]) -> tuple[Tensor, Tensor]:
@@ -112,8 +112,8 @@ def block_diagonal(fisher: Tensor, stack: LoraStack, names: list[str]) -> Tensor
 def covariance(posterior: LaplacePosterior, stack: LoraStack, question: Question) -> tuple[Tensor, Tensor]:
     """f and the covariance of the answer logits by the code under test."""
     rows = make_rows([question.pairs], 24)
-    f, found = jacobians(stack, list(posterior.precision), rows)
-    return f[0], posterior.curvature.covariance(found, posterior.precision)[0]
+    f, by_layer = jacobians(stack, list(posterior.precision), rows)
+    return f[0], posterior.curvature.covariance(by_layer, posterior.precision)[0]
 
 
 def check_against_dense(posterior: LaplacePosterior, stack: LoraStack, data: ChoiceData, fisher: Tensor) -> None:
@@ -134,9 +134,9 @@ def check_against_dense(posterior: LaplacePosterior, stack: LoraStack, data: Cho
     for question in (*ask([50, 51, 10]).train, *LONG.train):
         f, j = jacobian(stack, question, names)
         inverse = torch.linalg.inv(fisher + precision * torch.eye(len(fisher)))
-        found_f, found = covariance(posterior, stack, question)
+        found_f, block = covariance(posterior, stack, question)
         torch.testing.assert_close(found_f, f, rtol=1e-9, atol=1e-9)
-        torch.testing.assert_close(found, j @ inverse @ j.T, rtol=1e-4, atol=1e-7)
+        torch.testing.assert_close(block, j @ inverse @ j.T, rtol=1e-4, atol=1e-7)
 
 
 def dense_block(block: Block, shape: torch.Size) -> Tensor:

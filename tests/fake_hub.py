@@ -123,22 +123,22 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         path = unquote(self.path.split("?")[0])
         self.server.asked.append(path)
-        if found := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
-            name = found[1]
-            if got := self.files_of(name, found[2] or "main"):
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)(?:/revision/(.+))?", path):
+            name = match[1]
+            if got := self.files_of(name, match[2] or "main"):
                 siblings = [{"rfilename": file} for file in sorted(got[1])]
                 info = {"id": name, "sha": got[0], "private": name in self.server.private, "tags": []}
                 self.json({**info, "siblings": siblings})
-        elif found := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?", path):
-            if got := self.files_of(found[1], found[2]):
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/tree/([^/]+)/?", path):
+            if got := self.files_of(match[1], match[2]):
                 sizes = {file: len(content) for file, content in sorted(got[1].items())}
                 self.json([{"type": "file", "path": f, "size": n, "oid": "0" * 40} for f, n in sizes.items()])
-        elif found := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
-            if (got := self.files_of(found[1], found[2])) is None:
+        elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            if (got := self.files_of(match[1], match[2])) is None:
                 return
-            if found[3] not in got[1]:
+            if match[3] not in got[1]:
                 return self.error(404, "Entry not found", "EntryNotFound")
-            body = got[1][found[3]]
+            body = got[1][match[3]]
             self.reply(body, ETag=f'"{hashlib.sha256(body).hexdigest()}"', X_Repo_Commit=got[0])
         elif re.fullmatch(r"/api/models/[^/]+/[^/]+/tree/[^/]+/.+", path):
             self.error(404, "there are no folders here", "EntryNotFound")
@@ -170,17 +170,17 @@ class Handler(BaseHTTPRequestHandler):
             return self.create(json.loads(body))
         if path == "/api/validate-yaml":
             return self.validate(json.loads(body)["content"])
-        found = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
-        if found is None:
-            found = re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/(batch)()", path)
-        if found is None:
+        match = re.fullmatch(r"/api/models/([^/]+/[^/]+)/(preupload|commit|branch)/(.+)", path)
+        if match is None:
+            match = re.fullmatch(r"/([^/]+/[^/]+)\.git/info/lfs/objects/(batch)()", path)
+        if match is None:
             return self.error(404, "no such page")
-        if self.may_write(found[1]):
-            getattr(self, found[2])(found[1], found[3], body)
+        if self.may_write(match[1]):
+            getattr(self, match[2])(match[1], match[3], body)
         return None
 
-    def create(self, asked: dict[str, Any]) -> None:
-        name = f"{asked.get('organization') or OWNER}/{asked['name']}"
+    def create(self, body: dict[str, Any]) -> None:
+        name = f"{body.get('organization') or OWNER}/{body['name']}"
         if self.user() is None:
             return self.error(401, "Invalid username or password.")
         if not name.startswith(f"{OWNER}/"):
@@ -188,7 +188,7 @@ class Handler(BaseHTTPRequestHandler):
         if name in self.server.repositories:
             return self.json({"error": "You already created this model repo", "url": f"/{name}"}, 409)
         self.server.create(name)
-        if asked.get("visibility") == "private" or asked.get("private"):
+        if body.get("visibility") == "private" or body.get("private"):
             self.server.private.add(name)
         return self.json({"url": f"{self.server.endpoint}/{name}", "name": name, "id": name})
 

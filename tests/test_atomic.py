@@ -36,8 +36,8 @@ def test_an_adapter_and_its_draws_follow_the_umask(group_umask: None, base: Path
     assert {"adapter_model.safetensors", "posterior.safetensors"} < modes(folder).keys()
     assert set(modes(folder).values()) == {0o660} and stat.S_IMODE(folder.stat().st_mode) == 0o770
     assert main(["export", str(folder), str(tmp_path / "draws"), "--samples", "2"]) == 0
-    found = modes(tmp_path / "draws")
-    assert found["draw1"] == 0o770 and found["draw1/adapter_model.safetensors"] == 0o660
+    file_modes = modes(tmp_path / "draws")
+    assert file_modes["draw1"] == 0o770 and file_modes["draw1/adapter_model.safetensors"] == 0o660
     assert {path.name for path in tmp_path.iterdir()} == {"blob", "draws"}
 
 

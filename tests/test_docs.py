@@ -45,8 +45,8 @@ def relative(path: Path) -> str:
 def sections(text: str) -> dict[str, str]:
     """{method: its section}: from "## `name`: …" to the next heading of that level."""
     parts = re.split(r"^## ", text, flags=re.MULTILINE)[1:]
-    found = {re.match(r"`([\w-]+)`: ", part): part for part in parts}
-    return {match[1]: part for match, part in found.items() if match}
+    by_name = {re.match(r"`([\w-]+)`: ", part): part for part in parts}
+    return {match[1]: part for match, part in by_name.items() if match}
 
 
 def table(text: str, first: str) -> list[list[str]]:
@@ -88,10 +88,10 @@ def suggested(section: str) -> dict[str, Any]:
 
 
 def test_every_method_has_a_section() -> None:
-    found = sections(METHODS.read_text(encoding="utf-8"))
-    assert set(BUILT_IN) <= set(found), f"without a section: {set(BUILT_IN) - set(found)}"
+    parts = sections(METHODS.read_text(encoding="utf-8"))
+    assert set(BUILT_IN) <= set(parts), f"without a section: {set(BUILT_IN) - set(parts)}"
     files = {path.stem for path in (ROOT / "adapters").glob("*.py")}
-    assert set(found) <= files | set(BUILT_IN), f"sections of no method: {set(found) - files}"
+    assert set(parts) <= files | set(BUILT_IN), f"sections of no method: {set(parts) - files}"
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
@@ -146,8 +146,8 @@ def test_the_examples_use_the_run_settings_of_the_demo() -> None:
 def links(text: str) -> list[str]:
     """Targets of links and images that are neither addresses nor places on the page itself."""
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    found = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose)
-    return [target for target in found if not re.match(r"[a-z]+:|#", target)]
+    links = re.findall(r"\]\(([^)\s]+)[^)]*\)", prose)
+    return [target for target in links if not re.match(r"[a-z]+:|#", target)]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=relative)
@@ -255,15 +255,15 @@ def tree() -> list[tuple[str, str, str]]:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     block = re.search(r"^## The tree\n\n((?:    .*\n)+)", text, flags=re.MULTILINE)
     assert block is not None, "README.md has no section `The tree`"
-    found, folder = [], ""
+    listed, folder = [], ""
     for line in block[1].splitlines():
         inner = line.startswith("      ")
         match = re.match(r"((?:[\w./]+(?:\.py|/) *)+)(.*)", line.strip())
         assert match is not None, f"no path at the start of {line!r}"
         if not inner:
             folder = match[1].split()[0]
-        found.append((folder if inner else "", match[1], match[2]))
-    return found
+        listed.append((folder if inner else "", match[1], match[2]))
+    return listed
 
 
 def test_the_tree_names_only_what_exists() -> None:

@@ -29,7 +29,7 @@ def test_a_real_model_trains_and_evaluates_on_arc(
     letters = [*base, *small, "--task", "arc_easy_uq", "--out", "letters"]
     lettered = command(["uqharness", "train", "blob", *letters], offline_hub, tmp_path)
     assert lettered.returncode == 2 and "splits the answer letter 'A' into 2 tokens" in lettered.stderr
-    asked = [
+    argv = [
         "--model_args",
         "adapter=blob,samples=3",
         "--tasks",
@@ -39,7 +39,7 @@ def test_a_real_model_trains_and_evaluates_on_arc(
         "--output_path",
         "results",
     ]
-    evaluated = command(["uqharness", "eval", *asked, "--batch_size", "8"], offline_hub, tmp_path)
+    evaluated = command(["uqharness", "eval", *argv, "--batch_size", "8"], offline_hub, tmp_path)
     assert evaluated.returncode == 0, evaluated.stderr
     (run,) = read_results(tmp_path / "results")
     assert (run.record.items, run.record.draws, run.record.has_mean) == (50, 3, True)

@@ -168,9 +168,9 @@ KEEPS = [
 def test_import_rule_is_broken(tmp_path: Path, path: str, code: str) -> None:
     (tmp_path / path).parent.mkdir(parents=True)
     (tmp_path / path).write_text(code)
-    found = rule().violations(tmp_path)
+    violations = rule().violations(tmp_path)
     line = len(code.splitlines())
-    assert len(found) == 1 and found[0].startswith(f"{path}:{line}: imports uqharness."), found
+    assert len(violations) == 1 and violations[0].startswith(f"{path}:{line}: imports uqharness."), violations
 
 
 @pytest.mark.parametrize("path, code", KEEPS)

@@ -137,10 +137,10 @@ def test_recipe_hash_sees_the_recipe_and_nothing_else():
     other = [{"lr": 1e-3}, {"lora_r": 4}, {"steps": 9}, {"dtype": "float32"}, {"target_modules": ("q_proj",)}]
     other += [{"base": "c"}, {"lora_dropout": 0.1}, {"schedule": "constant"}, {"max_length": 9}]
     other += [{"weight_decay": 0.5}, {"adam_eps": 1e-8}, {"group_by_length": True}, {"layers": "last:2"}]
-    found = {recipe_hash(dataclasses.replace(run, **change), data) for change in other}
-    found.add(recipe_hash(run, {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}))
-    assert len(found) == len(other) + 1 and recipe_hash(run, data) not in found
-    assert all(text.startswith("v2-") and len(text) == 19 for text in found)
+    hashes = {recipe_hash(dataclasses.replace(run, **change), data) for change in other}
+    hashes.add(recipe_hash(run, {"splits": [{"purpose": "fit", "fingerprints": ["a"]}]}))
+    assert len(hashes) == len(other) + 1 and recipe_hash(run, data) not in hashes
+    assert all(text.startswith("v2-") and len(text) == 19 for text in hashes)
 
 
 def test_every_setting_of_the_recipe_is_in_its_hash():

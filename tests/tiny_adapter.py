@@ -52,8 +52,8 @@ def instances(kind: str, arguments: Sequence[Any]) -> list[Instance]:
 
 def ask(text: str, choices: Sequence[str], doc: int) -> list[Instance]:
     """One question's requests, as lm-eval makes them."""
-    found = enumerate(choices)
-    return [Instance("loglikelihood", {}, (text, c), k, metadata=("some_task", doc, 1)) for k, c in found]
+    numbered = enumerate(choices)
+    return [Instance("loglikelihood", {}, (text, c), k, metadata=("some_task", doc, 1)) for k, c in numbered]
 
 
 @contextmanager

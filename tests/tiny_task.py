@@ -13,13 +13,13 @@ LETTERS = "ABC"
 def questions(count: int, seed: int) -> list[dict[str, Any]]:
     """The right letter follows from the first word, four times out of five."""
     rng = random.Random(seed)
-    found = []
+    rows = []
     for _ in range(count):
         words = [rng.randrange(40) for _ in range(rng.randint(2, 5))]
         gold = words[0] % 3 if rng.random() < 0.8 else rng.randrange(3)
         text = " ".join(f"w{w}" for w in words)
-        found.append({"text": f"{text} Answer:", "choices": list(LETTERS), "gold": gold})
-    return found
+        rows.append({"text": f"{text} Answer:", "choices": list(LETTERS), "gold": gold})
+    return rows
 
 
 def make_task(folder: Path, name: str = "tiny_uq", seed: int = 0, uq: bool = True, **config: Any) -> Path:

@@ -36,12 +36,12 @@ def rand(*shape: int) -> Tensor:
 
 
 def mean() -> dict[str, Tensor]:
-    found = {}
+    tensors = {}
     for layer in (0, 1):
         for module in ("q_proj", "v_proj"):
             name = f"base_model.model.model.layers.{layer}.self_attn.{module}.lora_"
-            found |= {f"{name}A.weight": rand(R, WIDTH), f"{name}B.weight": rand(WIDTH, R)}
-    return found
+            tensors |= {f"{name}A.weight": rand(R, WIDTH), f"{name}B.weight": rand(WIDTH, R)}
+    return tensors
 
 
 MEANS = mean()

@@ -203,11 +203,11 @@ def test_the_readmes_client_averages_as_the_posterior_does(
     threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         ask = partial(names["probabilities"], "question", url=f"http://127.0.0.1:{server.server_port}")
-        found = ask([" A", " B"])
+        answers = ask([" A", " B"])
         with pytest.raises(LookupError, match="C.*not among the 3 most probable"):
             ask([" A", " C"])
     finally:
         server.shutdown()
         server.server_close()
     logp = np.array([[[top[" A"], top[" B"]]] for top in Completions.tops.values()])  # [S, D, C]
-    assert found == pytest.approx(combine_draws(logp, rule)[0])
+    assert answers == pytest.approx(combine_draws(logp, rule)[0])

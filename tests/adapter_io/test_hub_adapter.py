@@ -95,9 +95,9 @@ def test_a_pushed_adapter_answers_as_the_folder_does(hub: FakeHub, blob: Path, t
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    here, there, newest = json.loads(re.search("FOUND (.*)", done.stdout)[1])  # type: ignore[index]
-    assert there[:2] == here[:2] and here[2] is None
-    assert there[2:] == [commit, f"hub:someone/blob@{commit}"]
+    here, cached, newest = json.loads(re.search("FOUND (.*)", done.stdout)[1])  # type: ignore[index]
+    assert cached[:2] == here[:2] and here[2] is None
+    assert cached[2:] == [commit, f"hub:someone/blob@{commit}"]
     assert newest[2] == hub.repositories["someone/blob"]["main"] != commit and newest[0] != here[0]
 
 
@@ -107,9 +107,9 @@ def test_the_results_file_names_the_commit_and_fills_the_card(
     assert main(["push", str(blob), "someone/blob"]) == 0
     commit = hub.repositories["someone/blob"]["main"]
     make_task(tmp_path / "tasks")
-    asked = ["eval", f"hub:someone/blob@{commit}", "--model_args", "samples=2", "--tasks", "tiny_uq"]
-    asked += ["--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "results")]
-    assert main(asked) == 0
+    argv = ["eval", f"hub:someone/blob@{commit}", "--model_args", "samples=2", "--tasks", "tiny_uq"]
+    argv += ["--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "results")]
+    assert main(argv) == 0
     (run,) = read_results(tmp_path / "results")
     info = run.config["uqharness"]
     assert (info["adapter_revision"], info["adapter_hash"]) == (commit, adapter_io.content_hash(blob))
@@ -318,10 +318,10 @@ def test_only_whole_results_of_this_very_adapter_count(
         assert main([*command, str(own)]) == 2 and not hub.repositories
     assert lines[0].endswith("arc_easy_uq: skipped: fitted, tuned or selected on these questions")
     assert lines[1].endswith("openbookqa_uq: skipped: 40 of 500 questions")
-    asked = {"dataset": "allenai/ai2_arc", "subset": "ARC-Easy", "split": "validation"}
-    result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=3)
-    result_of(blob, own, protocol={**asked, "rows": [0, 40]}, draws=4)
-    cloze = {"task": "arc_easy_cloze_uq", "protocol": {**asked, "name": "uq-cloze-v1"}}
+    dataset = {"dataset": "allenai/ai2_arc", "subset": "ARC-Easy", "split": "validation"}
+    result_of(blob, own, protocol={**dataset, "rows": [0, 40]}, draws=3)
+    result_of(blob, own, protocol={**dataset, "rows": [0, 40]}, draws=4)
+    cloze = {"task": "arc_easy_cloze_uq", "protocol": {**dataset, "name": "uq-cloze-v1"}}
     result_of(blob, own, **cloze)
     assert main([*command, str(own), str(tmp_path / "others")]) == 0
     (index,) = front_matter(hub, "someone/blob")["model-index"]

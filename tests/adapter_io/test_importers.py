@@ -42,11 +42,11 @@ def doubled(base: Path, folder: Path, *names: str) -> dict[str, Tensor]:
     for k, (_, parameter) in enumerate(p for p in outer.named_parameters() if ".lora_" in p[0]):
         torch.nn.init.normal_(parameter, std=0.3, generator=torch.Generator().manual_seed(k))
     outer.save_pretrained(str(folder))
-    found = {}
+    tensors = {}
     for name in ("default", *names):
         outer.set_adapter(name)
-        found[name] = logits(outer)
-    return found
+        tensors[name] = logits(outer)
+    return tensors
 
 
 def add_rho(folder: Path) -> dict[str, Tensor]:

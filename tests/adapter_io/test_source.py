@@ -66,9 +66,9 @@ def test_our_adapter_says_everything(world: Path, tmp_path: Path) -> None:
     assert (run["lora_r"], run["lora_alpha"], run["target_modules"]) == (2, 6, ["q_proj", "v_proj"])
     assert (run["base"], run["task"], run["seed"], run["max_length"]) == (str(world / "base"), "tiny_uq", 3, 24)
     assert record["recipe_hash"] == source["recipe_hash"] and record["costs"]["steps"] == 0
-    mine = {(s["purpose"], s["hash"]) for s in adapter_io.read_splits(tmp_path / "lap")}
+    own = {(s["purpose"], s["hash"]) for s in adapter_io.read_splits(tmp_path / "lap")}
     theirs = {(s["purpose"], s["hash"]) for s in adapter_io.read_splits(world / "mle")}
-    assert theirs < mine and {purpose for purpose, _ in theirs} == {"fit", "select"}
+    assert theirs < own and {purpose for purpose, _ in theirs} == {"fit", "select"}
     config = json.loads((tmp_path / "lap" / adapter_io.PEFT_CONFIG).read_text())
     assert config["r"] == 2 and config["base_model_name_or_path"] == str(world / "base")
 
@@ -124,17 +124,19 @@ def test_a_method_that_tunes_says_so_in_its_record(world: Path, tmp_path: Path) 
 
 def test_what_is_given_counts_where_it_may(world: Path) -> None:
     source = sources.read(str(world / "mle"), Laplace)
-    found = sources.inherit(source, {"seed": 0, "base": "elsewhere", "lora_r": "2", "target_modules": "v_proj,q_proj"})
-    assert "seed" not in found and "base" not in found and found["max_length"] == 24
-    assert found["target_modules"] == ("q_proj", "v_proj") and found["lora_r"] == 2
+    inherited = sources.inherit(
+        source, {"seed": 0, "base": "elsewhere", "lora_r": "2", "target_modules": "v_proj,q_proj"}
+    )
+    assert "seed" not in inherited and "base" not in inherited and inherited["max_length"] == 24
+    assert inherited["target_modules"] == ("q_proj", "v_proj") and inherited["lora_r"] == 2
 
 
 def test_a_dry_run_says_what_comes_from_the_adapter_and_writes_nothing(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert laplace(world, "mle", tmp_path / "lap", "--dry-run") == 0
-    told = capsys.readouterr().out
-    assert "builds on" in told and "lora_r: 2  (from the adapter)" in told and "from doing it once" in told
+    printed = capsys.readouterr().out
+    assert "builds on" in printed and "lora_r: 2  (from the adapter)" in printed and "from doing it once" in printed
     assert not os.listdir(tmp_path)
 
 

@@ -33,9 +33,9 @@ def test_contract(settings: dict[str, str]) -> None:
 @pytest.mark.parametrize("prior_std", [1.0, 0.2])
 def test_closed_form_kl_is_that_of_torch_distributions(prior_std: float) -> None:
     mean, rho = random(3, 7, key="mean"), random(3, 7, key="rho") - 3
-    found = BBB(prior_std=prior_std, kl_reduce="sum").kl({"a": mean}, {"a": rho}, {"a": torch.zeros(3, 7)})
+    value = BBB(prior_std=prior_std, kl_reduce="sum").kl({"a": mean}, {"a": rho}, {"a": torch.zeros(3, 7)})
     wanted = kl_divergence(Normal(mean, F.softplus(rho)), Normal(torch.zeros(3, 7).double(), prior_std)).sum()
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(value, wanted)
 
 
 def test_its_gradient_by_hand() -> None:
@@ -56,10 +56,10 @@ def mixture(pi: float, wide: float, narrow: float) -> MixtureSameFamily:
 def test_mixture_kl_is_log_q_minus_log_p_at_the_draw() -> None:
     mean, rho, e = random(3, 6, key="mean"), random(3, 6, key="rho") - 3, random(3, 6, key="e")
     std = F.softplus(rho)
-    found = BBB(prior="mixture", pi=0.25, narrow_std=0.01, kl_reduce="sum").kl({"a": mean}, {"a": rho}, {"a": e})
+    value = BBB(prior="mixture", pi=0.25, narrow_std=0.01, kl_reduce="sum").kl({"a": mean}, {"a": rho}, {"a": e})
     w = mean + std * e
     wanted = (Normal(mean, std).log_prob(w) - mixture(0.25, 1.0, 0.01).log_prob(w)).sum()
-    torch.testing.assert_close(found, wanted)
+    torch.testing.assert_close(value, wanted)
 
 
 def test_mixture_kl_averages_to_the_integral() -> None:
@@ -68,12 +68,12 @@ def test_mixture_kl_averages_to_the_integral() -> None:
     rho = torch.full((200_000,), math.log(math.expm1(std)), dtype=torch.float64)
     draws = random(200_000, key="many")
     method = BBB(prior="mixture", narrow_std=0.1, kl_reduce="sum")
-    found = method.kl({"a": torch.full_like(rho, mean)}, {"a": rho}, {"a": draws}) / len(rho)
+    value = method.kl({"a": torch.full_like(rho, mean)}, {"a": rho}, {"a": draws}) / len(rho)
     grid = torch.linspace(-5, 5, 200_001, dtype=torch.float64)
     q = Normal(torch.tensor(mean).double(), torch.tensor(std).double())
     gap = q.log_prob(grid) - mixture(0.5, 1.0, 0.1).log_prob(grid)
     wanted = torch.trapezoid(q.log_prob(grid).exp() * gap, grid)
-    assert float(found) == pytest.approx(float(wanted), abs=0.006)  # standard error 0.0018
+    assert float(value) == pytest.approx(float(wanted), abs=0.006)  # standard error 0.0018
 
 
 @pytest.mark.parametrize("prior", ["gaussian", "mixture"])
@@ -96,8 +96,8 @@ def test_a_training_forward_is_one_with_drawn_weights(prior: str) -> None:
         wanted = choice_loss(stack, batch) + method.kl(means, rho, noise) / 16
         expected = torch.autograd.grad(wanted, own)
     torch.testing.assert_close(loss, wanted)
-    for found, gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-5)
+    for closed, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(closed, gradient, rtol=1e-4, atol=1e-5)
 
 
 def test_bayesian_torchs_defaults() -> None:

@@ -165,11 +165,11 @@ def layer_outputs(flipout: str, count: int = 2000) -> tuple[Tensor, Tensor, Tens
     linear.weight.data.zero_()
     empty, example = torch.zeros(0, dtype=torch.long), torch.tensor([0, 0, 1])
     rows = Rows(torch.zeros(3, 2), example.new_tensor([0, 1, 2]), *[empty] * 6, example)
-    found = []
+    stds = []
     for micro in range(count):
         linear.perturbation = method.perturbations([r], Batch(rows, torch.zeros(2), 0, micro), 0, seed=0)["x"]
-        found.append(linear(x))
-    return torch.stack(found).detach(), x[0, 0], method.std(r).detach()
+        stds.append(linear(x))
+    return torch.stack(stds).detach(), x[0, 0], method.std(r).detach()
 
 
 @pytest.mark.parametrize("flipout", ["example", "token", "none"])

@@ -60,8 +60,8 @@ def test_average_says_what_is_averaged(average):
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
     values = alone.view(2, 2, 3)
     softmax = values.softmax(-1).mean(0) if average == "probs" else values.log_softmax(-1).mean(0).softmax(-1)
-    found = combine_draws(together.view(2, 2, 3).numpy(), predictive.rule)
-    torch.testing.assert_close(torch.tensor(found), softmax, atol=1e-6, rtol=0)
+    averaged = combine_draws(together.view(2, 2, 3).numpy(), predictive.rule)
+    torch.testing.assert_close(torch.tensor(averaged), softmax, atol=1e-6, rtol=0)
 
 
 def test_bad_settings():

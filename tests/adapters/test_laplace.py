@@ -60,8 +60,8 @@ def test_quasi_random_points_are_closer_than_ten_times_as_many_pseudo_random_one
     for seed in range(5):
         points = Linearised(LaplacePosterior({}, Kron({}), {}, train_seed=seed), mc_samples=1024).standard(2)
         pseudo = torch.randn(10_240, 2, generator=keyed_generator("pseudo", seed)).double()
-        found = [float(monte_carlo(f, cov, xi).exp()[0]) for xi in (points, pseudo)]
-        errors.append([abs(p - two_way(f, cov)) for p in found])
+        estimates = [float(monte_carlo(f, cov, xi).exp()[0]) for xi in (points, pseudo)]
+        errors.append([abs(p - two_way(f, cov)) for p in estimates])
     quasi, plain = (max(column) for column in zip(*errors, strict=True))
     assert quasi < 1e-3 and quasi < plain
 
@@ -70,11 +70,11 @@ def test_all_predictives_agree_where_the_covariance_is_small() -> None:
     f = torch.tensor([1.3, -0.4]).double()
     cov = 1e-6 * torch.eye(2).double()
     standard = torch.randn(1000, 2, generator=keyed_generator("xi")).double()
-    for found in (monte_carlo(f, cov, standard), probit(f, cov), bridge(f, cov)):
-        torch.testing.assert_close(found, f.log_softmax(0), rtol=0, atol=1e-4)
+    for logp in (monte_carlo(f, cov, standard), probit(f, cov), bridge(f, cov)):
+        torch.testing.assert_close(logp, f.log_softmax(0), rtol=0, atol=1e-4)
     flat = torch.full((4,), 0.7).double()
-    for found in (probit(flat, cov.new_ones(4).diag()), bridge(flat, cov.new_ones(4).diag())):
-        torch.testing.assert_close(found.exp(), torch.full((4,), 0.25).double())
+    for logp in (probit(flat, cov.new_ones(4).diag()), bridge(flat, cov.new_ones(4).diag())):
+        torch.testing.assert_close(logp.exp(), torch.full((4,), 0.25).double())
 
 
 def test_bridge_is_the_papers_equation_20() -> None:
@@ -84,8 +84,8 @@ def test_bridge_is_the_papers_equation_20() -> None:
         for m, v in zip(mu, variance, strict=True)
     ]
     f, diagonal = torch.tensor([mu, variance], dtype=torch.float64)
-    found = bridge(f, diagonal.diag()).exp()
-    assert found.tolist() == pytest.approx([a / sum(alpha) for a in alpha], rel=1e-12)
+    answers = bridge(f, diagonal.diag()).exp()
+    assert answers.tolist() == pytest.approx([a / sum(alpha) for a in alpha], rel=1e-12)
 
 
 # ---------------------------------------------------------------- through the engine
@@ -97,15 +97,15 @@ def test_answers_do_not_depend_on_the_batch_and_are_distributions(integral: str)
     linearised = predictive(PADDED, stack, predictive=integral, mc_samples=2000)
     questions = [q.pairs for q in (*PADDED.train, *LONG.train)] + [LONG.train[0].pairs[:2]]
     engine = linearised.engine(stack.model, samples=10)
-    found = engine.score(make_rows(questions, 24))
-    assert found.draws.shape == (1, 20) and found.mean is not None
+    scores = engine.score(make_rows(questions, 24))
+    assert scores.draws.shape == (1, 20) and scores.mean is not None
     start = 0
     for pairs in questions:
-        part = found.draws[0, start : start + len(pairs)]
+        part = scores.draws[0, start : start + len(pairs)]
         alone = engine.score(make_rows([pairs], 24)).draws[0]
         torch.testing.assert_close(part, alone, rtol=0, atol=1e-6)
         assert float(part.exp().sum()) == pytest.approx(1, abs=1e-9)
-        own = found.mean[start : start + len(pairs)].log_softmax(0)
+        own = scores.mean[start : start + len(pairs)].log_softmax(0)
         assert float((part - own).abs().max()) > 1e-4  # not the mean's answer
         start += len(pairs)
 
@@ -123,9 +123,9 @@ def test_joint_equals_sampling_the_linear_model() -> None:
         draws = posterior.draws(start, start + 500, 1)
         theta = torch.cat([(draws[n] - posterior.mean[n]).flatten(1) for n in names], 1).double()
         total += (f + theta @ j.T).softmax(-1).sum(0)
-    found = linearised.engine(stack.model).score(make_rows([question.pairs], 24)).draws[0]
-    torch.testing.assert_close(found.exp(), total / 2000, rtol=0, atol=0.02)
-    assert float((found.exp() - f.softmax(0)).abs().max()) > 0.03
+    answer = linearised.engine(stack.model).score(make_rows([question.pairs], 24)).draws[0]
+    torch.testing.assert_close(answer.exp(), total / 2000, rtol=0, atol=0.02)
+    assert float((answer.exp() - f.softmax(0)).abs().max()) > 0.03
 
 
 def test_weights_form_answers_by_draws() -> None:
@@ -168,16 +168,16 @@ def test_lm_eval_gets_combined_answers_to_choices_and_draws_for_the_rest(tmp_pat
     record = {"method": {"name": "laplace", "settings": {}}, "base": {"name": str(base)}}
     save_adapter(tmp_path / "lap", model, linearised, record)
     lm = BayesLoRA(str(tmp_path / "lap"), samples=4, device="cpu", batch_size=3)
-    asked = [
+    variants = [
         Instance("loglikelihood", {}, (text, answer), k, metadata=("task", doc, 1))
         for doc, text in enumerate(("w1 w2 Answer:", "w3 w4 w5 Answer:"))
         for k, answer in enumerate((" A", " B", " w7 w8"))
     ]
-    values = torch.tensor([float(value) for value, _ in lm.loglikelihood(asked)]).view(2, 3)
+    values = torch.tensor([float(value) for value, _ in lm.loglikelihood(variants)]).view(2, 3)
     torch.testing.assert_close(values.exp().sum(1), torch.ones(2))
-    alone = lm.loglikelihood(asked[:1])[0][0]
+    alone = lm.loglikelihood(variants[:1])[0][0]
     form = linearised.open_form().engine(lm.model, 4)
-    draws = form.score(make_rows([[lm._encode_pair(*asked[0].args)]], 64)).draws
+    draws = form.score(make_rows([[lm._encode_pair(*variants[0].args)]], 64)).draws
     assert float(alone) == pytest.approx(float(draws.logsumexp(0)) - math.log(4), abs=1e-5)
     assert alone.combine == "probs" and len(alone.draws) == 4
 
@@ -284,7 +284,7 @@ def test_kron_equals_laplace_torchs() -> None:
     stack = adapter()
     posterior = fit(data, stack, prior_precision=4.0, rank=64)
     test = torch.randint(8, 64, (3, 5), generator=generator)
-    mine = [covariance(posterior, stack, q) for q in ask(*test.tolist()).train]
+    covariances = [covariance(posterior, stack, q) for q in ask(*test.tolist()).train]
 
     gold = torch.tensor([q.gold for q in data.train])
     theirs = oracle.Laplace(
@@ -301,10 +301,10 @@ def test_kron_equals_laplace_torchs() -> None:
     blocks = list(posterior.curvature.blocks.items())
     assert len(blocks) == len(theirs.H_facs.kfacs)
     for (name, block), (left, right) in zip(blocks, theirs.H_facs.kfacs, strict=True):
-        found = dense_block(block, stack.layers[name].weight.shape)
+        dense = dense_block(block, stack.layers[name].weight.shape)
         wanted = torch.kron(left, right)
-        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
+        torch.testing.assert_close(dense, wanted, rtol=1e-4, atol=1e-6 * float(wanted.abs().max()))
     f_mean, f_cov = theirs._glm_predictive_distribution(test)
-    for q, (f, cov) in enumerate(mine):
+    for q, (f, cov) in enumerate(covariances):
         torch.testing.assert_close(f, f_mean[q], rtol=1e-8, atol=1e-8)
         torch.testing.assert_close(cov, f_cov[q], rtol=1e-4, atol=1e-7)

@@ -120,11 +120,11 @@ def masked(model: PeftModel, tokens: Sequence[int], draw: int, p: float, seed: i
 def twin(model: PeftModel) -> torch.Tensor:
     values = []
     for draw in range(3):
-        found = []
+        answers = []
         for context, continuation in PAIRS:
             with masked(model, [*context, *continuation], draw, p=0.4, seed=7):
-                found.append(logprob(model, context, continuation))
-        values.append(found)
+                answers.append(logprob(model, context, continuation))
+        values.append(answers)
     return torch.tensor(values, dtype=torch.float64)
 
 

@@ -154,8 +154,8 @@ def test_kl_gradients_are_autograds(kl: str) -> None:
     method = MeLoRA(kl=kl)  # type: ignore[arg-type]
     m, h, a = (random(4, width, key=key).requires_grad_() for key, width in (("m", 4), ("h", 4), ("a", 6)))
     value = method.kl_value(m, h.square(), a, 0.7) + 0 * a.sum()
-    for found, wanted in zip(method.kl_gradients(m, h, a, 0.7), torch.autograd.grad(value, (m, h, a)), strict=True):
-        torch.testing.assert_close(found, wanted)
+    for closed, wanted in zip(method.kl_gradients(m, h, a, 0.7), torch.autograd.grad(value, (m, h, a)), strict=True):
+        torch.testing.assert_close(closed, wanted)
 
 
 @pytest.mark.parametrize("std_optimizer", ["adamw", "sgd"])
@@ -170,8 +170,8 @@ def test_the_kl_step_is_sgd(std_optimizer: str) -> None:
         twin[1].grad += core.h.grad
     sgd.step()
     method.step({"q": core}, lr=0.01, weight=0.25, sigma=0.9)
-    for found, wanted in zip((core.m, core.h, core.a.weight), twin, strict=True):
-        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+    for stepped, wanted in zip((core.m, core.h, core.a.weight), twin, strict=True):
+        torch.testing.assert_close(stepped, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_prior_noise_is_uniform_fresh_per_step_and_keyed() -> None:
@@ -211,7 +211,7 @@ def test_a_training_forward_is_one_with_c_a_in_the_place_of_a() -> None:
         wanted = choice_loss(stack, batch)
         expected = torch.autograd.grad(wanted, own)
     torch.testing.assert_close(loss, wanted, rtol=0, atol=1e-5)  # fp32: (C x) A and (C A) x round differently
-    for found, gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)
+    for closed, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(closed, gradient, rtol=1e-3, atol=1e-5)
     method.finish(stack, cores, seed=0)
     assert score(stack, data) == pytest.approx(scored, rel=1e-5)

@@ -35,8 +35,8 @@ def test_kl_is_that_of_torch_distributions(kl: str, prior_std: float) -> None:
     log_mean, log_std = random(8, key="m").double(), random(8, key="s").double()
     q, p = Normal(log_mean.exp(), log_std.exp()), Normal(torch.zeros(8).double(), prior_std)
     wanted = kl_divergence(q, p) if kl == "exact" else kl_divergence(p, q)
-    found = ScalaBL(kl=kl, prior_std=prior_std).kl_value(log_mean, log_std)  # type: ignore[arg-type]
-    torch.testing.assert_close(found, wanted.sum())
+    kl_value = ScalaBL(kl=kl, prior_std=prior_std).kl_value(log_mean, log_std)  # type: ignore[arg-type]
+    torch.testing.assert_close(kl_value, wanted.sum())
     assert abs(float(kl_divergence(q, p).sum() / kl_divergence(p, q).sum()) - 1) > 0.1  # the two differ
 
 
@@ -90,8 +90,8 @@ def test_a_training_forward_is_one_with_diag_s_a_in_the_place_of_a() -> None:
         wanted = choice_loss(stack, batch)
         expected = torch.autograd.grad(wanted, own)
     torch.testing.assert_close(loss, wanted, rtol=1e-6, atol=1e-6)
-    for found, gradient in zip(gradients, expected, strict=True):
-        torch.testing.assert_close(found, gradient, rtol=1e-3, atol=1e-5)
+    for closed, gradient in zip(gradients, expected, strict=True):
+        torch.testing.assert_close(closed, gradient, rtol=1e-3, atol=1e-5)
     posterior = method.finish(stack, diagonals, seed=0)
     assert score(stack, data) == pytest.approx(scored, rel=1e-5)
     assert set(posterior.state()) == {f"{name}.relative_std" for name in diagonals}
@@ -103,11 +103,11 @@ def test_the_kl_step_is_sgd() -> None:
     diagonals = method.start(stack, 0)
     d = next(iter(diagonals.values()))
     mean, std = d.log_mean.detach().exp(), d.log_std.detach().exp()
-    kept = [d.log_mean.detach().clone(), d.log_std.detach().clone()]
+    before = [d.log_mean.detach().clone(), d.log_std.detach().clone()]
     method.step(diagonals, lr=0.1)
     # d KL / d log μ = μ², d KL / d log σ = σ² − 1 for a standard normal prior
-    torch.testing.assert_close(d.log_mean.data, kept[0] - 0.1 * mean.square())
-    torch.testing.assert_close(d.log_std.data, kept[1] - 0.1 * (std.square() - 1))
+    torch.testing.assert_close(d.log_mean.data, before[0] - 0.1 * mean.square())
+    torch.testing.assert_close(d.log_std.data, before[1] - 0.1 * (std.square() - 1))
 
 
 def test_training_moves_mean_and_std() -> None:

@@ -58,15 +58,15 @@ def test_the_temperature_is_that_of_a_grid_search() -> None:
     logp, gold = overconfident()
     grid = np.exp(np.linspace(math.log(0.5), math.log(50), 4001))
     best = grid[np.argmin([nll(logp, gold, t) for t in grid])]
-    found = best_temperature(logp, gold)
-    assert found == pytest.approx(best, rel=2e-3) and found > 2
-    assert nll(logp, gold, found) <= min(nll(logp, gold, t) for t in grid) + 1e-12
+    temperature = best_temperature(logp, gold)
+    assert temperature == pytest.approx(best, rel=2e-3) and temperature > 2
+    assert nll(logp, gold, temperature) <= min(nll(logp, gold, t) for t in grid) + 1e-12
 
 
 def test_the_temperature_undoes_a_known_one_and_stays_finite() -> None:
     logp, gold = overconfident()
-    found = best_temperature(logp, gold)
-    assert best_temperature((logp / found).log_softmax(-1), gold) == pytest.approx(1.0, rel=1e-6)
+    temperature = best_temperature(logp, gold)
+    assert best_temperature((logp / temperature).log_softmax(-1), gold) == pytest.approx(1.0, rel=1e-6)
     assert best_temperature(logp, logp.argmax(-1)) == LOWEST
     assert best_temperature(logp, logp.nan_to_num(neginf=1e9).argmin(-1)) == HIGHEST
 
@@ -80,10 +80,10 @@ def test_given_is_the_scaled_average_of_the_sources_draws(rule: str) -> None:
     draws = source.engine(model, 3, 0).score(rows).draws.view(3, len(data.train), 3)  # [S, Q, C]
     p = combine_draws(draws.numpy(), rule)  # float64, without torch
     wanted = p ** (1 / 1.7) / (p ** (1 / 1.7)).sum(-1, keepdims=True)
-    found = Tempered(source, 1.7, 3).engine(model, 10).score(rows).draws
-    assert found.shape == (1, 3 * len(data.train))
-    np.testing.assert_allclose(found.exp().view(-1, 3).numpy(), wanted, rtol=1e-6)
-    assert (found.view(-1, 3).argmax(-1).numpy() == p.argmax(-1)).all()
+    answers = Tempered(source, 1.7, 3).engine(model, 10).score(rows).draws
+    assert answers.shape == (1, 3 * len(data.train))
+    np.testing.assert_allclose(answers.exp().view(-1, 3).numpy(), wanted, rtol=1e-6)
+    assert (answers.view(-1, 3).argmax(-1).numpy() == p.argmax(-1)).all()
 
 
 def test_fit_takes_the_tuning_split_and_says_what_it_did() -> None:
@@ -106,8 +106,8 @@ def test_the_folder_is_self_contained(tmp_path: Path) -> None:
     assert isinstance(loaded, Tempered) and record and record["posterior"]["train_seed"] == 3
     assert type(loaded.posterior) is Gaussian and loaded.record() == scaled.record()
     rows, _ = collate(data.train, data)
-    found = [p.engine(model, 1).score(rows).draws for p in (scaled, loaded)]
-    assert torch.equal(*found)
+    answers = [p.engine(model, 1).score(rows).draws for p in (scaled, loaded)]
+    assert torch.equal(*answers)
 
 
 def test_bad_input_is_one_line() -> None:

@@ -45,8 +45,8 @@ def test_the_rotation_keeps_every_answer() -> None:
     torch.testing.assert_close(gram, gram.diagonal().diag())  # orthogonal columns
     assert not torch.allclose(source.mean[name], rotated[name])
     model = inject(tiny_llama(), TINY).eval()
-    found = [tune_table(Engine(model, Point(mean, 0), 1), data) for mean in (source.mean, rotated)]
-    torch.testing.assert_close(*found, rtol=0, atol=1e-5)
+    tables = [tune_table(Engine(model, Point(mean, 0), 1), data) for mean in (source.mean, rotated)]
+    torch.testing.assert_close(*tables, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(("m", "rank"), [(5, 3), (2, 3), (5, 1)])

@@ -120,15 +120,15 @@ def test_draws_are_those_of_stock_peft_and_of_the_slow_twin(made: Made) -> None:
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
     assert ours.truncated == 0
     twin = per_draw(ours.model, ours.predictive.posterior, pairs, samples=2, seed=0)
-    found = torch.tensor([value.draws for value in values], dtype=torch.float64).T
+    drawn = torch.tensor([value.draws for value in values], dtype=torch.float64).T
     tolerance = 1e-5 * torch.tensor([len(answer) for _, answer in pairs], dtype=torch.float64)
-    assert ((found - twin).abs() <= tolerance).all()
+    assert ((drawn - twin).abs() <= tolerance).all()
     assert (twin[0] - twin[1]).abs().max() > 1e-4  # the draws differ
     assert main(["export", str(made.root / "blob"), str(made.root / "draws"), "--samples", "2"]) == 0
     for i in range(2):
         theirs = PeftModel.from_pretrained(made.load(), str(made.root / "draws" / f"draw{i}")).eval()
         for k, pair in enumerate(pairs):
-            assert logprob(theirs, *pair) == pytest.approx(float(found[i, k]), abs=float(tolerance[k]))
+            assert logprob(theirs, *pair) == pytest.approx(float(drawn[i, k]), abs=float(tolerance[k]))
     mean = PeftModel.from_pretrained(made.load(), str(made.root / "blob")).eval()
     plain = made.load()
     for value, pair in zip(values, pairs, strict=True):
@@ -141,16 +141,16 @@ def test_what_nobody_reads_changes_nothing(made: Made) -> None:
     ours = BayesLoRA(adapter=str(made.root / "blob"), samples=2, device="cpu")
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
     questions = [pairs[k : k + 4] for k in range(0, len(pairs), 4)]
-    found = []
+    alternatives = []
     with torch.no_grad():
         for branch in {False, may_branch(ours.model, 24)}:
             rows = make_rows(questions, 24, branch=branch)
             for skip in (False, True):
                 with ours.engine.using(0, 3):  # the mean and two draws
                     logits = Continuations().logits(ours.model, rows, 3, skip=skip)
-                    found.append(Continuations().log_likelihoods(logits, rows))
-    for values in found[1:]:
-        torch.testing.assert_close(values, found[0], rtol=0, atol=3e-5)
+                    alternatives.append(Continuations().log_likelihoods(logits, rows))
+    for values in alternatives[1:]:
+        torch.testing.assert_close(values, alternatives[0], rtol=0, atol=3e-5)
 
 
 def test_a_base_in_4_bit(made: Made) -> None:

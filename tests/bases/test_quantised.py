@@ -43,9 +43,9 @@ def test_quantised_bases_train_evaluate_and_reach_the_table(
         out, include = tmp_path / method, ["--include-path", str(world / "tasks")]
         command = ["train", method, "--base", str(world / "base"), "--task", "tiny_uq", "--out", str(out), *QUICK]
         assert main([*command, f"--load-in-{bits}", *include]) == 0
-        asked = ["eval", str(out), "--model_args", f"samples=2,load_in_{bits}=yes", "--tasks", "tiny_uq"]
-        asked += ["--include_path", str(world / "tasks"), "--output_path", str(tmp_path / "results"), "--device", "cpu"]
-        assert main(asked) == 0
+        argv = ["eval", str(out), "--model_args", f"samples=2,load_in_{bits}=yes", "--tasks", "tiny_uq"]
+        argv += ["--include_path", str(world / "tasks"), "--output_path", str(tmp_path / "results"), "--device", "cpu"]
+        assert main(argv) == 0
     assert main(["table", str(tmp_path / "results")]) == 0
     assert "MLE" in capsys.readouterr().out
     runs = read_results(tmp_path / "results")

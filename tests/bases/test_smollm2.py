@@ -42,9 +42,9 @@ def answers(
         task_manager=TaskManager(include_defaults=False, include_path=str(folder)),
         bootstrap_iters=0,
     )
-    asked = [answer for one in results["samples"][TASK] for _, answer in one["arguments"]]
+    answers = [answer for one in results["samples"][TASK] for _, answer in one["arguments"]]
     given = [float(value) for one in results["samples"][TASK] for value, _ in one["filtered_resps"]]
-    return list(zip(asked, given, strict=True))
+    return list(zip(answers, given, strict=True))
 
 
 @pytest.mark.slow
@@ -64,8 +64,8 @@ def test_a_trained_adapter_answers_as_under_hf(
     lora = PeftModel.from_pretrained(base, str(adapter))
     hf = answers(monkeypatch, HFLM(pretrained=lora, tokenizer=tokenizer, batch_size=4))
     assert [text for text, _ in ours] == [text for text, _ in hf] and len(ours) > QUESTIONS
-    for (text, mine), (_, theirs) in zip(ours, hf, strict=True):
+    for (text, value), (_, theirs) in zip(ours, hf, strict=True):
         # 1e-5 a token, and float32's own resolution where an answer is as unlikely as e^-30.
-        assert mine == pytest.approx(theirs, abs=1e-5 * len(tokenizer.tokenize(text)) + 1e-6 * abs(theirs))
+        assert value == pytest.approx(theirs, abs=1e-5 * len(tokenizer.tokenize(text)) + 1e-6 * abs(theirs))
     moved = [abs(theirs - before) for (_, theirs), (_, before) in zip(hf, plain, strict=True)]
     assert sum(moved) / len(moved) > 0.03  # training did something: the comparison is not of two base models

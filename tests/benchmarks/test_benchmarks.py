@@ -45,15 +45,15 @@ def test_the_gpu_benchmark_runs_anywhere(tmp_path: Path) -> None:
     words = "--shape tiny --device cpu --times 1 --batch 2 --steps 5 --limit 10".split()
     done = subprocess.run(["bash", "benchmarks/gpu.sh", *words], cwd=ROOT, env=out, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-2000:]
-    found = json.loads((tmp_path / "gpu.json").read_text())
-    assert not found["failed"] and set(found["seconds"]) == {"path", "precision", "speed", "4bit"}
-    assert [len(found[part]) for part in ("speed", "4bit")] == [9, 6]
-    for line in [*found["speed"], *found["4bit"]]:
+    saved = json.loads((tmp_path / "gpu.json").read_text())
+    assert not saved["failed"] and set(saved["seconds"]) == {"path", "precision", "speed", "4bit"}
+    assert [len(saved[part]) for part in ("speed", "4bit")] == [9, 6]
+    for line in [*saved["speed"], *saved["4bit"]]:
         assert f"| {line['what']} |" in done.stdout and line["seconds"] > 0 and line["peak_gib"] > 0
     # Rounding moves bf16, and 4 bit more; the draws themselves are the same.
-    half, four, spread = (found["precision"][name]["mean"] for name in ("bfloat16", "4bit", "float32"))
+    half, four, spread = (saved["precision"][name]["mean"] for name in ("bfloat16", "4bit", "float32"))
     assert 0 < half < four and half < 0.1 * spread
-    assert found["path"]["largest difference of a draw's log p to the CPU's"] == 0  # here both are the CPU
+    assert saved["path"]["largest difference of a draw's log p to the CPU's"] == 0  # here both are the CPU
 
 
 def test_a_part_of_the_gpu_benchmark_that_fails_stops_no_other(tmp_path: Path) -> None:
@@ -69,9 +69,9 @@ def test_a_part_of_the_gpu_benchmark_that_fails_stops_no_other(tmp_path: Path) -
     report.part("path", lambda: done.append("path"))
     report.start -= 61
     report.part("4bit", lambda: done.append("4bit"))
-    found = json.loads((tmp_path / "x.json").read_text())
-    assert done == ["path"] and found["failed"]["speed"] == "RuntimeError: no kernel for this card"
-    assert found["failed"]["4bit"] == "left out: begun after 60.0 s"
+    saved = json.loads((tmp_path / "x.json").read_text())
+    assert done == ["path"] and saved["failed"]["speed"] == "RuntimeError: no kernel for this card"
+    assert saved["failed"]["4bit"] == "left out: begun after 60.0 s"
 
 
 def test_without_real_weights_the_real_rows_are_skipped_with_the_reason(tmp_path: Path) -> None:

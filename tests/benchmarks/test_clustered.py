@@ -45,8 +45,8 @@ def test_the_interval_covers_what_new_worlds_would_show() -> None:
     intervals = [clustered.clustered(values) for values in answers]
     naive = [clustered.t_interval(list(values.values())) for values in answers]
 
-    def coverage(found: list[tuple[float, float, float]]) -> float:
-        return float(np.mean([low <= 0 <= high for _, low, high in found]))
+    def coverage(intervals: list[tuple[float, float, float]]) -> float:
+        return float(np.mean([low <= 0 <= high for _, low, high in intervals]))
 
     assert 0.935 < coverage(intervals) < 0.965  # three standard errors of 0.005
     assert coverage(naive) < 0.8

@@ -30,10 +30,10 @@ def test_the_simulated_estimators_are_those_of_the_metrics(n: int) -> None:
     right = rng.random(n) < sure - 0.1
     probs, gold = np.stack([sure, 1 - sure], axis=1), (~right).astype(int)
     weights = np.ones((1, n), np.float32)
-    found, slope = ece_estimators.estimates(sure, right.astype(float), weights)
+    estimate, slope = ece_estimators.estimates(sure, right.astype(float), weights)
     binned = bin_probs(probs, gold)
-    assert found[0, :2] == pytest.approx([float(ece(binned)), float(ece_debiased(binned, clip=False))], abs=1e-6)
-    assert found[1] == pytest.approx(found[0])
+    assert estimate[0, :2] == pytest.approx([float(ece(binned)), float(ece_debiased(binned, clip=False))], abs=1e-6)
+    assert estimate[1] == pytest.approx(estimate[0])
     # The derivative by a question's weight, with the noise of the bins held, as resampling does.
     step = 1e-3 / n
     moved, _ = ece_estimators.estimates(sure, right.astype(float), 1 + 1e3 * step * (np.arange(n) == 7)[None])

@@ -25,8 +25,8 @@ BUILT_IN = {name for name, point in registry.methods().items() if point.value.st
 
 
 def committed() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(numbers.DATA.read_text(encoding="utf-8"))
-    return found
+    data: dict[str, Any] = json.loads(numbers.DATA.read_text(encoding="utf-8"))
+    return data
 
 
 def test_the_page_shows_the_committed_numbers() -> None:
@@ -79,14 +79,14 @@ def made(out: Path, name: str, seed: int, draws: int, finite: int | None) -> np.
 
 
 def test_numbers_are_collected_by_method_draws_and_seed(tmp_path: Path) -> None:
-    kept = [made(tmp_path, "blob", seed, 6, None) for seed in (0, 1)]
+    entries = [made(tmp_path, "blob", seed, 6, None) for seed in (0, 1)]
     made(tmp_path, "mle", 0, 1, 1)
     data = numbers.collect(tmp_path, "a machine")
     rows = {(row["row"], row["draws"]): row for row in data["rows"] if row["task"] == demo.TASKS[1]}
     assert set(rows) == {("blob", 0), ("blob", 5), ("blob", 6), ("mle", 1)} and data["questions"] == 30
     assert data["versions"] == {"torch": "2"} and rows["blob", 5]["seed"] == [0, 1]
     gold = np.arange(30) % 3
-    for seed, logp in enumerate(kept):
+    for seed, logp in enumerate(entries):
         for n, probs in ((0, np.exp(logp[0])), (5, np.exp(logp[1:6]).mean(0))):
             row = rows["blob", n]
             assert row["nll"][seed] == pytest.approx(-np.log(probs[np.arange(30), gold]).mean(), abs=1e-5)
@@ -108,8 +108,8 @@ def test_what_was_expected_is_judged_by_means(ece: list[float], nll: list[float]
         return {"row": name, "draws": 1, "task": demo.TASKS[k], **spread}
 
     rows = [row("blob", k, ece[k], nll[k]) for k in range(3)] + [row("mle", k, 0.2, 1.2) for k in range(3)]
-    told = numbers.order({"settings": {"mle": {}, "blob": {}}, "rows": rows}).splitlines()
-    assert len(told) == 3
-    cells = [cell.strip() for cell in told[2].split("|")[1:-1]]
+    printed = numbers.order({"settings": {"mle": {}, "blob": {}}, "rows": rows}).splitlines()
+    assert len(printed) == 3
+    cells = [cell.strip() for cell in printed[2].split("|")[1:-1]]
     assert cells[0] == "blob" and cells[-2:] == [lower, half]
     assert cells[1:7] == [f"{n - 1.2:+.3f}" for n in nll] + [f"{e / 0.2:.2f}" for e in ece]

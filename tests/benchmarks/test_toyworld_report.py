@@ -173,11 +173,11 @@ def planned(*methods: str, tuned: dict[str, Any] | None = None) -> Plan:
 def test_rows_under_another_name_are_cells_with_their_own_settings() -> None:
     rows = ("mle", "bbb", "mle-tuned", "bbb-sum", report.PER_WORLD)
     made = planned(*rows, tuned={"steps": 11})
-    found = {(entry.method, entry.seed): entry for entry in made.entries}
-    assert set(found) == {*((name, None) for name in demo.REFERENCES), *((name, s) for name in rows for s in (0, 1))}
+    entries = {(entry.method, entry.seed): entry for entry in made.entries}
+    assert set(entries) == {*((name, None) for name in demo.REFERENCES), *((name, s) for name in rows for s in (0, 1))}
     run = {**schema.read("toyworld").run, "base": "toyworld", "task": "toyworld_uq"}
     run["target_modules"] = list(run["target_modules"])
-    sums, chosen, fixed = (demo.settings(made, found[name, 1]) for name in ("bbb-sum", report.PER_WORLD, "mle-tuned"))
+    sums, chosen, fixed = (demo.settings(made, entries[name, 1]) for name in ("bbb-sum", report.PER_WORLD, "mle-tuned"))
     assert {key: sums[key] for key in run} == run and (sums["kl_reduce"], sums["prior_std"]) == ("sum", 0.1)
     assert chosen == {**run, "steps": 11} and fixed == {**run, "steps": 200, "lr": 0.001}
     assert all(cell.spec["limit"] == 7 for cell in made.cells.values() if cell.kind == "evaluate")
@@ -223,8 +223,8 @@ def test_rows_with_other_settings_in_another_world_are_refused(tmp_path: Path) -
 
     for world, chosen in (("w4", 200), ("w5", 400)):  # which each world chooses
         add(world, 800, chosen)
-    found = report.settings_of(tmp_path)
-    assert set(found) == {"blob"} and found["blob"]["steps"] == 800
+    settings = report.settings_of(tmp_path)
+    assert set(settings) == {"blob"} and settings["blob"]["steps"] == 800
     add("w6", 700, 200)
     with pytest.raises(report.InputError, match=r"w6: blob has other settings"):
         report.settings_of(tmp_path)

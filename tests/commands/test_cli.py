@@ -144,9 +144,9 @@ def test_eval_writes_what_lm_eval_writes_in_half_the_time_to_the_first_request(w
         ["-m", "lm_eval", "--model", "bayeslora", *common, "--output_path", str(tmp_path / "theirs")]
     )
     assert ours == theirs == 0
-    found = [next((tmp_path / name).glob("*/results_*.json")) for name in ("ours", "theirs")]
-    assert found[0].parent.name == found[1].parent.name
-    left, right = (json.loads(path.read_text()) for path in found)
+    files = [next((tmp_path / name).glob("*/results_*.json")) for name in ("ours", "theirs")]
+    assert files[0].parent.name == files[1].parent.name
+    left, right = (json.loads(path.read_text()) for path in files)
     assert left["results"] == right["results"] and left["configs"] == right["configs"]
     assert set(left) == set(right) and left["config"].keys() == right["config"].keys()
     assert quick <= 0.5 * slow, f"{quick:.1f} s of processor time against {slow:.1f} s"
@@ -202,12 +202,12 @@ def test_seeds_are_skipped_when_complete_and_refused_when_other_settings(
     out = tmp_path / "a"
     assert train(world, "mle", out, "--seeds", "2") == 0
     shutil.rmtree(out / "seed1")
-    kept = (out / "seed0" / adapter_io.RECORD).read_bytes()
+    before = (out / "seed0" / adapter_io.RECORD).read_bytes()
     capsys.readouterr()
     assert train(world, "mle", out, "--seeds", "2") == 0
-    told = capsys.readouterr().out
-    assert f"{out}/seed0: complete, skipped" in told and f"{out}/seed1: complete" not in told
-    assert (out / "seed0" / adapter_io.RECORD).read_bytes() == kept
+    printed = capsys.readouterr().out
+    assert f"{out}/seed0: complete, skipped" in printed and f"{out}/seed1: complete" not in printed
+    assert (out / "seed0" / adapter_io.RECORD).read_bytes() == before
     seeds = [adapter_io.read_record(out / f"seed{k}")["posterior"]["train_seed"] for k in (0, 1)]  # type: ignore[index]
     assert seeds == [0, 1]
     assert train(world, "mle", out, "--seeds", "2", "--lr", "0.5") == 2
@@ -218,10 +218,10 @@ def test_a_dry_run_estimates_and_writes_nothing(
     world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert train(world, "blob", tmp_path / "a", "--dry-run", "--seeds", "3", "--set", "prior_std=0.1") == 0
-    told = capsys.readouterr().out
-    assert "prior_std: 0.1" in told and "cells: 3" in told and "lr: 0.02  (given)" in told
-    assert re.search(r"time: .* a cell, .* for 3; from 2 real steps of \d+\.\d+ s", told)
-    assert re.search(r"memory: \d+.* MiB|GiB", told) and re.search(r"disk: \d.* for 3", told)
+    printed = capsys.readouterr().out
+    assert "prior_std: 0.1" in printed and "cells: 3" in printed and "lr: 0.02  (given)" in printed
+    assert re.search(r"time: .* a cell, .* for 3; from 2 real steps of \d+\.\d+ s", printed)
+    assert re.search(r"memory: \d+.* MiB|GiB", printed) and re.search(r"disk: \d.* for 3", printed)
     assert not os.listdir(tmp_path)
 
 
@@ -577,9 +577,9 @@ def test_doctor_reports_checks_and_fails_when_one_fails(
     from uqharness.commands import doctor, evaluate
 
     code = main(["doctor", "--json"])
-    found = {line["check"]: line["status"] for line in json.loads(capsys.readouterr().out)}
-    assert set(found) == set(doctor.CHECKS) and code == int("failed" in found.values())
-    assert found["entry points"] == found["methods"] == "ok"  # as the tests need them
+    statuses = {line["check"]: line["status"] for line in json.loads(capsys.readouterr().out)}
+    assert set(statuses) == set(doctor.CHECKS) and code == int("failed" in statuses.values())
+    assert statuses["entry points"] == statuses["methods"] == "ok"  # as the tests need them
     with monkeypatch.context() as patch:
         patch.setitem(evaluate.MODELS, "another", "uqharness.harness.model:Another")
         assert doctor.entries() == ("failed", "no lm_eval.models another: pip install uqharness again")

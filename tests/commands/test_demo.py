@@ -62,8 +62,8 @@ def test_bad_numbers_and_places_are_refused_before_anything_runs(
 
 def test_the_commands_that_the_demo_ends_with_can_be_pasted() -> None:
     lines = demo_report._next(Path("my demo"), []).splitlines()
-    told = [shlex.split(line) for line in lines if " uqharness " in line]
-    assert [words[words.index("uqharness") + 2] for words in told[:2]] == ["my demo/results"] * 2
+    commands = [shlex.split(line) for line in lines if " uqharness " in line]
+    assert [words[words.index("uqharness") + 2] for words in commands[:2]] == ["my demo/results"] * 2
 
 
 def children(pid: int) -> list[int]:

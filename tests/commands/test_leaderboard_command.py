@@ -51,9 +51,9 @@ def test_what_is_no_port_or_address_is_refused(
 
 def test_the_app_is_told_the_results_and_no_telemetry(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    told = leaderboard.environment([tmp_path])
-    assert json.loads(told["UQHARNESS_LEADERBOARD"]) == [str(tmp_path)]
-    assert Path(told["UQHARNESS_LEADERBOARD_CACHE"]).is_relative_to(tmp_path)
+    environment = leaderboard.environment([tmp_path])
+    assert json.loads(environment["UQHARNESS_LEADERBOARD"]) == [str(tmp_path)]
+    assert Path(environment["UQHARNESS_LEADERBOARD_CACHE"]).is_relative_to(tmp_path)
     line = leaderboard.command(8600, "localhost")
     assert "--browser.gatherUsageStats=false" in line and "--server.address=localhost" in line
     app = Path(next(word for word in line if word.endswith("app.py")))

@@ -86,8 +86,8 @@ def test_a_full_disk_is_one_line_and_code_1(command: str, tmp_path: Path) -> Non
 def test_a_full_disk_is_seen_behind_what_libraries_make_of_it() -> None:
     with pytest.raises(RuntimeError) as failed:
         torch.save({"weight": torch.zeros(10**6)}, "/dev/full")  # as a checkpoint is saved
-    told = of_system(failed.value)
-    assert isinstance(told, RunError) and "No space left on device" in str(told)
+    error = of_system(failed.value)
+    assert isinstance(error, RunError) and "No space left on device" in str(error)
     wrapped = ValueError("the callback failed")
     wrapped.__cause__ = OSError(errno.ENOSPC, "No space left on device", "/x/y")
     assert "/x/y: cannot be written: No space left on device" in str(of_system(wrapped))

@@ -57,8 +57,8 @@ def test_diag_is_the_diagonal_of_the_dense_ggn(data: ChoiceData) -> None:
     posterior = fit(data, stack, structure="diag")
     fisher, _ = dense_fisher(stack, data, list(posterior.precision))
     assert isinstance(posterior.curvature, Diag)
-    found = torch.cat([v.flatten() for v in posterior.curvature.values.values()]).double()
-    torch.testing.assert_close(found, fisher.diagonal(), rtol=1e-5, atol=1e-9)
+    values = torch.cat([v.flatten() for v in posterior.curvature.values.values()]).double()
+    torch.testing.assert_close(values, fisher.diagonal(), rtol=1e-5, atol=1e-9)
     check_against_dense(posterior, stack, data, fisher.diagonal().diag())
 
 
@@ -131,8 +131,8 @@ def test_factors_equal_those_of_plain_hooks(tokens: str, batch_size: int) -> Non
     posterior = fit(PADDED, stack, dataclasses.replace(RUN, batch_size=batch_size), tokens=tokens)
     assert isinstance(posterior.curvature, Kron)
     for name, block in posterior.curvature.blocks.items():
-        found = dense_block(block, stack.layers[name].weight.shape)
-        torch.testing.assert_close(found, wanted[name], rtol=1e-4, atol=1e-6 * float(wanted[name].abs().max()))
+        dense = dense_block(block, stack.layers[name].weight.shape)
+        torch.testing.assert_close(dense, wanted[name], rtol=1e-4, atol=1e-6 * float(wanted[name].abs().max()))
     head = next(b for n, b in posterior.curvature.blocks.items() if "lm_head.lora_B" in n)
     assert head.rows is not None and head.rows.tolist() == [1, 2, 3] and head.out.shape == (3, 2)
 
@@ -142,8 +142,8 @@ def test_a_model_prepared_for_gradient_checkpointing_gives_the_same_fisher() -> 
     wanted = fit(PADDED, stack)
     stack.model.enable_input_require_grads()
     stack.model.gradient_checkpointing_enable()
-    found = fit(PADDED, stack)
-    assert all(torch.equal(found.state()[name], tensor) for name, tensor in wanted.state().items())
+    fitted = fit(PADDED, stack)
+    assert all(torch.equal(fitted.state()[name], tensor) for name, tensor in wanted.state().items())
     assert all(not p.grad_fn and p.grad is None for p in stack.model.parameters())
 
 
@@ -173,8 +173,8 @@ def test_sampled_fisher_is_that_of_the_sampled_labels() -> None:
     labels = torch.multinomial(p, 1, generator=keyed_generator("fisher", 5, 0))[:, 0].tolist()
     wanted = sum((j[y] - f.softmax(0) @ j).square() for (f, j), y in zip(parts, labels, strict=True))
     assert isinstance(posterior.curvature, Diag)
-    found = torch.cat([v.flatten() for v in posterior.curvature.values.values()]).double()
-    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-9)
+    values = torch.cat([v.flatten() for v in posterior.curvature.values.values()]).double()
+    torch.testing.assert_close(values, wanted, rtol=1e-5, atol=1e-9)
 
 
 # ---------------------------------------------------------------- low rank
@@ -216,9 +216,9 @@ def test_conjugate_regression() -> None:
     gram = x.T @ x / sigma**2 + precision * torch.eye(6)
     w = torch.linalg.solve(gram, x.T @ y / sigma**2).T  # [2, 6]
     likelihood = float(torch.distributions.Normal(x @ w.T, sigma).log_prob(y).sum())
-    found = evidence(likelihood, kron, {"w": float(w.square().sum())}, {"w": precision})
+    value = evidence(likelihood, kron, {"w": float(w.square().sum())}, {"w": precision})
     marginal = stats.multivariate_normal(np.zeros(30), (sigma**2 * torch.eye(30) + x @ x.T / precision).numpy())
-    assert found == pytest.approx(sum(marginal.logpdf(y[:, k].numpy()) for k in range(2)), rel=1e-9)
+    assert value == pytest.approx(sum(marginal.logpdf(y[:, k].numpy()) for k in range(2)), rel=1e-9)
     new = torch.randn(6, generator=generator).double()
     j = torch.stack([torch.outer(torch.eye(2)[c].double(), new) for c in range(2)])[None]  # [1, C, 2, 6]
     wanted = torch.eye(2).double() * (new @ torch.linalg.solve(gram, new))
@@ -283,6 +283,6 @@ def test_rows_of_some_questions_at_a_time_are_those_questions(size: int) -> None
     questions = [q.pairs for q in (*PADDED.train, *LONG.train)] + [LONG.train[0].pairs[:2]]
     parts = list(split(make_rows(questions, 24), size))
     assert len(parts) == -(-len(questions) // size)
-    found = torch.cat([choice_logits(stack, part)[part.question, part.choice] for part in parts])
+    logits = torch.cat([choice_logits(stack, part)[part.question, part.choice] for part in parts])
     wanted = torch.cat([choice_logits(stack, make_rows([pairs], 24))[0] for pairs in questions])
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-9)
+    torch.testing.assert_close(logits, wanted, rtol=0, atol=1e-9)

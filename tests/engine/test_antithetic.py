@@ -26,14 +26,14 @@ PAIRS = [([1, 12, 13], [4]), ([1, 12, 13], [5]), ([1, 7, 8, 9], [4, 9, 2])]
 @pytest.mark.parametrize("tokens", [1, 40, None])
 def test_the_second_of_a_pair_is_the_first_mirrored(base: Path, blob: Path, tokens: int | None) -> None:
     posterior = adapter_io.load_predictive(blob)[0].posterior
-    found = Engine(make_lora(base), posterior, 5, 7, pairs=True, tokens=tokens).score(make_rows([PAIRS], 64))
+    scores = Engine(make_lora(base), posterior, 5, 7, pairs=True, tokens=tokens).score(make_rows([PAIRS], 64))
     twin, wanted = make_lora(base), []
     for i in range(5):  # by hand: pair i // 2 has the noise of draw i // 2
         drawn = {name: t[0] for name, t in posterior.draws(i // 2, i // 2 + 1, 7).items()}
         mirrored = {name: 2 * posterior.mean[name] - t for name, t in drawn.items()}
         install(twin, {**posterior.mean, **(mirrored if i % 2 else drawn)})
         wanted.append([logprob(twin, *pair) for pair in PAIRS])
-    torch.testing.assert_close(found.draws, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=2e-5)
+    torch.testing.assert_close(scores.draws, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=2e-5)
 
 
 def test_the_first_draws_of_many_are_the_few_bit_for_bit(blob: Path) -> None:
@@ -48,11 +48,11 @@ def test_the_first_draws_of_many_are_the_few_bit_for_bit(blob: Path) -> None:
 
 
 def test_lm_eval_gets_the_same_answers_in_any_batch_and_other_ones_than_without(blob: Path) -> None:
-    asked = instances("loglikelihood", [(text, answer) for text in TEXTS for answer in (" A", " B", " w3 w4")])
+    requests = instances("loglikelihood", [(text, answer) for text in TEXTS for answer in (" A", " B", " w3 w4")])
     runs = []
     for size, sampling in ((1, "antithetic"), (7, "antithetic"), (7, "independent")):
         model = BayesLoRA(adapter=str(blob), samples=4, sampling=sampling, batch_size=size, device="cpu")
-        runs.append([value for value, _ in model.loglikelihood(asked, disable_tqdm=True)])
+        runs.append([value for value, _ in model.loglikelihood(requests, disable_tqdm=True)])
     assert runs[0] == pytest.approx(runs[1], abs=2e-5)
     assert runs[0] != pytest.approx(runs[2], abs=2e-5)
     assert model.get_model_info()["uqharness"]["sampling"] == "independent"

@@ -29,12 +29,12 @@ from uqharness.results.record import BMALogProb, Record, item_rows, pack, unpack
 
 
 def questions(count: int, seed: int = 0) -> list[list[tuple[list[int], list[int]]]]:
-    generator, found = keyed_generator("auto", seed), []
+    generator, made = keyed_generator("auto", seed), []
     for n in range(count):
         context = torch.randint(6, 51, (3 + n % 6,), generator=generator).tolist()
         tail = [7] if n % 3 == 0 else []
-        found.append([(context, [choice, *tail]) for choice in (6, 7, 8)[: 2 + n % 2]])
-    return found
+        made.append([(context, [choice, *tail]) for choice in (6, 7, 8)[: 2 + n % 2]])
+    return made
 
 
 def by_hand(p: np.ndarray, tolerance: float) -> int:
@@ -50,34 +50,34 @@ def by_hand(p: np.ndarray, tolerance: float) -> int:
 @pytest.mark.parametrize("branch", [False, True])
 def test_draws_are_those_of_a_full_run_until_the_bound_holds(base: Path, blob: Path, branch: bool) -> None:
     model, posterior = make_lora(base), adapter_io.load_predictive(blob)[0].posterior
-    asked = [*questions(24), [([6, 7, 8], [9])]]  # the last has one continuation: nothing to settle
+    batch = [*questions(24), [([6, 7, 8], [9])]]  # the last has one continuation: nothing to settle
     # Without branching the engine's questions are the caller's just as well.
-    rows = make_rows(asked, 64, branch=branch)
+    rows = make_rows(batch, 64, branch=branch)
     full = Engine(model, posterior, 10, 3).score(rows)
     p = choice_logprobs(full.draws, rows).exp().numpy()  # [S, Q, C]
-    found = Engine(model, posterior, 10, 3, auto=0.1).score(rows)
+    scores = Engine(model, posterior, 10, 3, auto=0.1).score(rows)
     wanted = [by_hand(p[:, q], 0.1) for q in range(24)] + [10]
-    assert [int(found.taken[rows.question == q][0]) for q in range(25)] == wanted
+    assert [int(scores.taken[rows.question == q][0]) for q in range(25)] == wanted
     assert len(set(wanted)) > 3  # from the first look to the last
-    for k, taken in enumerate(found.taken.tolist()):
-        torch.testing.assert_close(found.draws[:taken, k], full.draws[:taken, k], rtol=0, atol=2e-5)
-        assert found.draws[taken:, k].isnan().all()
-    torch.testing.assert_close(found.mean, full.mean, rtol=0, atol=2e-5)
+    for k, taken in enumerate(scores.taken.tolist()):
+        torch.testing.assert_close(scores.draws[:taken, k], full.draws[:taken, k], rtol=0, atol=2e-5)
+        assert scores.draws[taken:, k].isnan().all()
+    torch.testing.assert_close(scores.mean, full.mean, rtol=0, atol=2e-5)
 
 
 def test_every_question_stops_alone(blob: Path) -> None:
     texts = [" ".join(f"w{(7 * n + i) % 40}" for i in range(2 + n % 5)) for n in range(12)]
-    asked = []
+    requests = []
     for n, text in enumerate(texts):
-        asked += instances("loglikelihood", [(text, choice) for choice in (" A", " B", " C w1")])
-        for k, request in enumerate(asked[-3:]):
+        requests += instances("loglikelihood", [(text, choice) for choice in (" A", " B", " C w1")])
+        for k, request in enumerate(requests[-3:]):
             request.metadata = ("t", n, 1)
             request.task_name, request.doc_id, request.idx = "t", n, k
     runs = []
     for size, cache, tokens in ((1, True, None), (5, True, 1), (12, False, 60)):
         model = BayesLoRA(adapter=str(blob), samples="auto", batch_size=size, device="cpu", logits_cache=cache)
         model.engine.tokens = tokens or model.engine.tokens
-        runs.append([value for value, _ in model.loglikelihood(asked, disable_tqdm=True)])
+        runs.append([value for value, _ in model.loglikelihood(requests, disable_tqdm=True)])
     taken = [[sum(draw is not None for draw in value.draws) for value in run] for run in runs]
     assert taken[0] == taken[1] == taken[2] and min(taken[0]) < 10 and taken[0][0] == taken[0][1]
     assert runs[1] == pytest.approx(runs[0], abs=4e-5) and runs[2] == pytest.approx(runs[0], abs=4e-5)
@@ -111,11 +111,11 @@ def test_bad_arguments_are_refused(blob: Path, arguments: dict[str, Any]) -> Non
 
 
 def items(taken: tuple[int, ...] = (2, 4, 3), most: int = 4) -> list[dict[str, Any]]:
-    rng, found = np.random.default_rng(0), []
+    rng, items = np.random.default_rng(0), []
     for d, n in enumerate(taken):
         rows = [*(-3 * rng.random((n + 1, 2 + d % 2))).astype(np.float32).tolist(), *[None] * (most - n)]
-        found.append({"id": d, "gold": d % 2, "logp": rows, "combine": "probs", "doc_hash": f"{d:016x}"})
-    return found
+        items.append({"id": d, "gold": d % 2, "logp": rows, "combine": "probs", "doc_hash": f"{d:016x}"})
+    return items
 
 
 def mean_probs(item: dict[str, Any], n: int) -> np.ndarray:
@@ -183,15 +183,15 @@ def test_choices_of_a_question_have_the_same_draws() -> None:
 
 
 def test_gaussian_with_auto_still_generates_from_all_draws(base: Path, blob: Path) -> None:
-    asked = instances("generate_until", [("w1 w2", {"until": [], "max_gen_toks": 4})])
+    requests = instances("generate_until", [("w1 w2", {"until": [], "max_gen_toks": 4})])
     auto, ten = (BayesLoRA(adapter=str(blob), samples=n, device="cpu") for n in ("auto", 10))
     assert isinstance(auto.predictive.posterior, Gaussian)
-    assert auto.generate_until(asked, disable_tqdm=True) == ten.generate_until(asked, disable_tqdm=True)
+    assert auto.generate_until(requests, disable_tqdm=True) == ten.generate_until(requests, disable_tqdm=True)
 
 
 def test_documents_with_the_same_window_take_all_draws(blob: Path) -> None:
     """Equal ones, as where lm-eval repeats its last request to fill a rank, and those that differ in the last token."""
-    asked = instances("loglikelihood_rolling", [("w1 w2 w3",), ("w1 w2 w3",), ("w5 w6",), ("w5 w7",)])
+    requests = instances("loglikelihood_rolling", [("w1 w2 w3",), ("w1 w2 w3",), ("w5 w6",), ("w5 w7",)])
     auto, ten = (BayesLoRA(adapter=str(blob), samples=n, device="cpu") for n in ("auto", 10))
-    wanted = ten.loglikelihood_rolling(asked, disable_tqdm=True)
-    assert auto.loglikelihood_rolling(asked, disable_tqdm=True) == pytest.approx(wanted, abs=2e-5)
+    wanted = ten.loglikelihood_rolling(requests, disable_tqdm=True)
+    assert auto.loglikelihood_rolling(requests, disable_tqdm=True) == pytest.approx(wanted, abs=2e-5)

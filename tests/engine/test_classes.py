@@ -71,8 +71,8 @@ def test_folded_answers_equal_one_forward_for_each_draw_and_question(kind: str) 
             drawn = {} if i < 0 else {name: t[0] for name, t in posterior.draws(i, i + 1, seed=1).items()}
             with stack.weights(drawn), torch.no_grad():
                 expected = torch.cat([one(model, kind, *q) for q in QUESTIONS])  # [3 · 3]
-            found = scores.mean if i < 0 else scores.draws[i]
-            torch.testing.assert_close(found, expected, atol=1e-5, rtol=0)
+            row = scores.mean if i < 0 else scores.draws[i]
+            torch.testing.assert_close(row, expected, atol=1e-5, rtol=0)
 
 
 def one(model: PeftModel, kind: str, ids: tuple[int, ...], types: tuple[int, ...]) -> torch.Tensor:

@@ -44,8 +44,8 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 TOKENS = torch.tensor([len(continuation) for _, continuation in PAIRS])
 
 
-def assert_equal_per_token(found: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-5) -> None:
-    torch.testing.assert_close(found / TOKENS, wanted / TOKENS, rtol=0, atol=atol)
+def assert_equal_per_token(values: torch.Tensor, wanted: torch.Tensor, atol: float = 1e-5) -> None:
+    torch.testing.assert_close(values / TOKENS, wanted / TOKENS, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("tokens", [1, 40, None])
@@ -63,8 +63,8 @@ def test_float64_agrees_to_1e_10(tmp_path: Path) -> None:
     posterior = gaussian(model)
     engine = Engine(model, posterior, samples=3, seed=1)
     rows = make_rows(QUESTIONS, 64)
-    found = torch.cat([logits.double() for logits in engine._chunks(rows)])[1:]
-    read = found[:, rows.at, rows.token] - found.logsumexp(-1)[:, rows.at]
+    logits_of_draws = torch.cat([logits.double() for logits in engine._chunks(rows)])[1:]
+    read = logits_of_draws[:, rows.at, rows.token] - logits_of_draws.logsumexp(-1)[:, rows.at]
     scores = torch.zeros(3, len(PAIRS), dtype=torch.float64).index_add(1, rows.slot, read)
     torch.testing.assert_close(scores, per_draw(model, posterior, PAIRS, 3, 1), rtol=0, atol=1e-10)
 

@@ -22,12 +22,12 @@ def test_a_perturbed_linear_is_equation_12(flipout: str) -> None:
     batch = Batch(rows, torch.zeros(len(LONG.train)), 0, 7)
     linear = DrawLinear.convert(nn.Linear(6, 3).double())
     noise = standard(linear.weight, 1, 7, "l").double().requires_grad_()
-    found = perturb(flipout, {"l": noise}, batch.rows, len(batch.gold), 1, 7)["l"]
+    perturbation = perturb(flipout, {"l": noise}, batch.rows, len(batch.gold), 1, 7)["l"]
     x = torch.randn(*rows.input_ids.shape, 6, generator=keyed_generator("x"), dtype=torch.float64)
-    linear.perturbation = found
+    linear.perturbation = perturbation
     y = linear(x)
     wanted = torch.zeros_like(y)
-    s, t = found.signs((len(batch.gold),) if flipout == "example" else tuple(x.shape[:-1]))
+    s, t = perturbation.signs((len(batch.gold),) if flipout == "example" else tuple(x.shape[:-1]))
     for r, q in enumerate(rows.example.tolist()):
         for k in range(x.shape[1]):
             place = {"example": (q,), "token": (r, k)}.get(flipout)
@@ -36,8 +36,8 @@ def test_a_perturbed_linear_is_equation_12(flipout: str) -> None:
     assert {*s.unique().tolist(), *t.unique().tolist()} == {-1.0, 1.0}
     torch.testing.assert_close(y, wanted, rtol=0, atol=1e-12)
     weights = [noise, linear.weight]
-    for mine, theirs in zip(*(torch.autograd.grad(v.square().sum(), weights) for v in (y, wanted)), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+    for own, theirs in zip(*(torch.autograd.grad(v.square().sum(), weights) for v in (y, wanted)), strict=True):
+        torch.testing.assert_close(own, theirs, rtol=0, atol=1e-10)
 
 
 def test_gradients_of_a_forward_that_leaves_out_what_nobody_reads_are_those_of_the_whole() -> None:

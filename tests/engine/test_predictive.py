@@ -162,6 +162,6 @@ def test_tempered_answers_are_the_inner_average_to_a_power() -> None:
     inner = DrawAverage(Gaussian(mean, {n: torch.full_like(t, 0.3) for n, t in mean.items()}, 0))
     rows = make_rows([QUESTIONS[0]], 32)
     p = inner.engine(model, 4).score(rows).average(rows)[0].exp()
-    found = Tempered(inner, 0.5, samples=4).engine(model, 1).score(rows).draws
-    torch.testing.assert_close(found[0].exp(), p**2 / (p**2).sum(), rtol=1e-9, atol=0)
-    assert math.isclose(float(found.exp().sum()), 1.0, rel_tol=1e-9)
+    answers = Tempered(inner, 0.5, samples=4).engine(model, 1).score(rows).draws
+    torch.testing.assert_close(answers[0].exp(), p**2 / (p**2).sum(), rtol=1e-9, atol=0)
+    assert math.isclose(float(answers.exp().sum()), 1.0, rel_tol=1e-9)

@@ -57,9 +57,9 @@ def test_branching_rows_equal_the_slow_twin(kind: str, attention: str) -> None:
     mean = torch.tensor([[logprob(model, *pair) for pair in PAIRS]], dtype=torch.float64)
     wanted = torch.cat([mean, per_draw(model, posterior, PAIRS, samples=3, seed=7)])
     for tokens in (1, 100, None):
-        found = exact(Engine(model, posterior, samples=3, seed=7, tokens=tokens), rows)
+        values = exact(Engine(model, posterior, samples=3, seed=7, tokens=tokens), rows)
         # eager attention takes its softmax in float32, whatever the model is
-        torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10 if attention == "sdpa" else 1e-5)
+        torch.testing.assert_close(values, wanted, rtol=0, atol=1e-10 if attention == "sdpa" else 1e-5)
 
 
 def test_padding_has_no_place_that_no_input_has() -> None:
@@ -70,8 +70,8 @@ def test_padding_has_no_place_that_no_input_has() -> None:
     rows = make_rows(questions, 64, branch=True)
     assert rows.input_ids.shape[1] == 68  # the model has 64 places
     wanted = torch.tensor([[logprob(model, *pair) for pair in [*long, *QUESTIONS[2]]]], dtype=torch.float64)
-    found = exact(Engine(model, gaussian(model), samples=0), rows)
-    torch.testing.assert_close(found, wanted, rtol=0, atol=1e-10)
+    values = exact(Engine(model, gaussian(model), samples=0), rows)
+    torch.testing.assert_close(values, wanted, rtol=0, atol=1e-10)
 
 
 def test_the_last_layer_runs_where_it_is_read_alone() -> None:
@@ -139,19 +139,19 @@ def test_lm_eval_gets_the_same_answers_whether_rows_branch_or_not(tmp_path: Path
     base = make_base(tmp_path / "base")
     make_lora(base).save_pretrained(str(tmp_path / "adapter"), save_embedding_layers=False)
     choices = (" A", " A w3 w4", " B w1", " A w3 w5 w6")
-    asked = [
+    requests = [
         Instance("loglikelihood", {}, (" ".join(f"w{n + i}" for i in range(9 + n)), choice), k, ("t", n, 1))
         for n in range(5)
         for k, choice in enumerate(choices)
     ]
-    found, widths = [], []
+    answers, widths = [], []
     for cache in (True, False):
         model = BayesLoRA(adapter=str(tmp_path / "adapter"), batch_size=2, device="cpu", logits_cache=cache)
         embedding = model.model.get_input_embeddings()
         embedding.register_forward_hook(lambda _, args, out, into=widths: into.append(args[0].numel()))
-        found.append([value for value, _ in model.loglikelihood(asked, disable_tqdm=True)])
+        answers.append([value for value, _ in model.loglikelihood(requests, disable_tqdm=True)])
         widths.append(-1)
-    assert found[0] == pytest.approx(found[1], abs=4e-5)
+    assert answers[0] == pytest.approx(answers[1], abs=4e-5)
     end = widths.index(-1)
     assert 2 * sum(widths[:end]) < sum(widths[end:])
 

@@ -105,9 +105,9 @@ def test_shared_layers_run_once_and_the_numbers_are_the_slow_twins(kind: str) ->
         for tokens in (1, 100, None):
             engine = Engine(model, posterior, samples=3, seed=7, tokens=tokens)
             assert engine.trunk is not None and engine.trunk.depth == FIRST
-            found = exact(engine, rows)  # with the check of the first batch
+            values = exact(engine, rows)  # with the check of the first batch
             # eager attention and some norms compute in float32, whatever the model is
-            torch.testing.assert_close(found, wanted, rtol=0, atol=2e-5)
+            torch.testing.assert_close(values, wanted, rtol=0, atol=2e-5)
             assert engine.trunk is not None  # the check has passed
             with rows_of_layers(model) as counts:
                 engine.score(rows)
@@ -122,8 +122,8 @@ def test_in_float32_the_shared_way_is_within_1e_5_a_token() -> None:
     scores = Engine(model, posterior, samples=4, seed=7).score(make_rows(QUESTIONS, 64, branch=True))
     wanted = twin(model, posterior, 4, mean=True)
     assert scores.mean is not None
-    found = torch.cat([scores.mean[None], scores.draws])
-    torch.testing.assert_close(found / tokens, wanted / tokens, rtol=0, atol=1e-5)
+    rows_of_scores = torch.cat([scores.mean[None], scores.draws])
+    torch.testing.assert_close(rows_of_scores / tokens, wanted / tokens, rtol=0, atol=1e-5)
 
 
 def test_ensembles_share_what_is_below_their_first_lora() -> None:
@@ -177,10 +177,10 @@ def test_noise_on_inputs_differs_at_its_own_layers() -> None:
         wanted.append(answers)
     engine = predictive.engine(model, samples=3, seed=7)
     for branch in (False, True):
-        found = exact(engine, make_rows(QUESTIONS, 64, branch=branch))[1:]
-        torch.testing.assert_close(found, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=2e-5)
+        values = exact(engine, make_rows(QUESTIONS, 64, branch=branch))[1:]
+        torch.testing.assert_close(values, torch.tensor(wanted, dtype=torch.float64), rtol=0, atol=2e-5)
     assert engine.trunk is not None and engine.trunk.depth == FIRST
-    assert float((found[0] - found[1]).abs().max()) > 1e-2
+    assert float((values[0] - values[1]).abs().max()) > 1e-2
 
 
 def test_draws_that_run_one_by_one_share_them_too() -> None:
@@ -209,8 +209,8 @@ def test_a_model_that_hands_something_on_from_its_first_layers_runs_in_full() ->
     posterior, rows = gaussian(model), make_rows(QUESTIONS, 64)
     engine = Engine(model, posterior, 3, 7)
     with lines_of("uqharness.engine.engine") as lines:
-        found = exact(engine, rows)
-    torch.testing.assert_close(found, twin(model, posterior, 3, mean=True), rtol=0, atol=2e-5)
+        values = exact(engine, rows)
+    torch.testing.assert_close(values, twin(model, posterior, 3, mean=True), rtol=0, atol=2e-5)
     assert engine.trunk is None and "each draw runs in full" in lines[0] and len(lines) == 1
 
 

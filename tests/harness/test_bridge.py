@@ -89,10 +89,10 @@ def test_start_costs_at_most_two_milliseconds(bare: Overlay, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("flags", [(), ("-I",), ("-E",)])
 def test_models_and_tasks_are_found(bare: Overlay, tmp_path: Path, flags: tuple[str, ...]) -> None:
-    found = f"import sys; sys.path.append({str(fake_lm_eval(tmp_path))!r}); "  # -I and -E ignore PYTHONPATH
-    models = bare.code(found + SHOW_MODELS, *flags)
+    prelude = f"import sys; sys.path.append({str(fake_lm_eval(tmp_path))!r}); "  # -I and -E ignore PYTHONPATH
+    models = bare.code(prelude + SHOW_MODELS, *flags)
     assert OURS in models.out and "'taken': 'built.in:Model'" in models.out and models.err == "", models
-    tasks = bare.code(found + SHOW_PATHS.format("TaskManager()"), *flags)
+    tasks = bare.code(prelude + SHOW_PATHS.format("TaskManager()"), *flags)
     assert tasks.out == f"[[{task_folder(bare)!r}]]\n" and tasks.err == "", tasks
 
 
@@ -155,8 +155,8 @@ def test_other_packages_are_found_and_a_broken_one_hides_nothing(bare: Overlay, 
     entries = "[lm_eval.models]\nbroken = nowhere\ntaken = plug:Mine\nplugged = plug.model:Plug [extra]\n"
     path = third_party(fake_lm_eval(tmp_path), entries)
     done = bare.code(SHOW_MODELS, path=path)
-    for found in (OURS, "'plugged': 'plug.model:Plug'", "'taken': 'built.in:Model'"):
-        assert found in done.out, done
+    for model_line in (OURS, "'plugged': 'plug.model:Plug'", "'taken': 'built.in:Model'"):
+        assert model_line in done.out, done
     assert done.err.count("\n") == 1 and "broken = 'nowhere' should read 'module:Class'" in done.err, done
 
 
@@ -270,8 +270,8 @@ def test_every_way_to_start_lm_eval_lists_our_tasks(full: Overlay, slim: Path, c
 
 
 def test_lm_eval_validate(full: Overlay, slim: Path, tmp_path: Path) -> None:
-    found = full.run("-m", "lm_eval", "validate", "--tasks", "arc_easy_uq,arc_easy", path=slim)
-    assert found.code == 0 and "All tasks found" in found.out, found
+    done = full.run("-m", "lm_eval", "validate", "--tasks", "arc_easy_uq,arc_easy", path=slim)
+    assert done.code == 0 and "All tasks found" in done.out, done
     missing = full.run("-m", "lm_eval", "validate", "--tasks", "arc_uneasy_uq", path=slim)
     assert missing.code == 1 and "arc_uneasy_uq" in missing.out, missing
 

@@ -34,10 +34,10 @@ def mixture_text(blob: Path, base: Path, ids: list[int], steps: int, samples: in
 def test_greedy_text_is_the_mixtures(base: Path, blob: Path, size: int) -> None:
     ours = BayesLoRA(adapter=str(blob), samples=3, batch_size=size, device="cpu")
     prompts = instances("generate_until", [(text, {"until": [], "max_gen_toks": 6}) for text in TEXTS])
-    for text, found in zip(TEXTS, ours.generate_until(prompts, disable_tqdm=True), strict=True):
+    for text, generated in zip(TEXTS, ours.generate_until(prompts, disable_tqdm=True), strict=True):
         made = mixture_text(blob, base, ours.tok_encode(text), 6, 3)
         made = made[: made.index(2)] if 2 in made else made
-        assert ours.tok_encode(found) == [t for t in made if t > 3]  # special tokens are not printed
+        assert ours.tok_encode(generated) == [t for t in made if t > 3]  # special tokens are not printed
 
 
 def test_sampled_text_does_not_depend_on_the_batch(blob: Path) -> None:

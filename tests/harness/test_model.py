@@ -27,8 +27,8 @@ BASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def assert_close_per_token(found: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
-    for (_, answer), ours, theirs in zip(REQUESTS, found, wanted, strict=True):
+def assert_close_per_token(answers: list[tuple[float, bool]], wanted: list[tuple[float, bool]]) -> None:
+    for (_, answer), ours, theirs in zip(REQUESTS, answers, wanted, strict=True):
         assert float(ours[0]) == pytest.approx(theirs[0], abs=1e-5 * len(answer.split()))
 
 
@@ -43,9 +43,9 @@ def test_a_point_equals_hf(kind: str, size: int, logits_cache: bool, tmp_path: P
     ours = BayesLoRA(adapter=str(adapter), **common)
     hf = HFLM(pretrained=str(base), peft=str(adapter), **common)
     wanted = hf.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    found = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    assert_close_per_token(found, wanted)
-    assert [greedy for _, greedy in found] == [greedy for _, greedy in wanted]
+    answers = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
+    assert_close_per_token(answers, wanted)
+    assert [greedy for _, greedy in answers] == [greedy for _, greedy in wanted]
     documents = instances("loglikelihood_rolling", [(LONG,), (TEXTS[0],)])
     for a, b in zip(ours.loglikelihood_rolling(documents), hf.loglikelihood_rolling(documents), strict=True):
         assert float(a) == pytest.approx(b, abs=1e-5 * 150)
@@ -55,13 +55,13 @@ def test_a_point_equals_hf(kind: str, size: int, logits_cache: bool, tmp_path: P
 
 def test_values_are_the_log_mean_exp_of_the_slow_twin(base: Path, blob: Path) -> None:
     ours = BayesLoRA(adapter=str(blob), samples=4, seed=3, batch_size=3, device="cpu")
-    found = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
+    answers = ours.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
     posterior = adapter_io.load_predictive(blob)[0].posterior
     model = make_lora(base)
     install(model, posterior.mean)
     pairs = [ours._encode_pair(*request) for request in REQUESTS]
     draws = per_draw(model, posterior, pairs, samples=4, seed=3)  # [S, K]
-    for k, (value, _) in enumerate(found):
+    for k, (value, _) in enumerate(answers):
         tokens = len(pairs[k][1])
         assert value.draws == pytest.approx(draws[:, k].tolist(), abs=1e-5 * tokens)
         assert float(value) == pytest.approx(float(draws[:, k].exp().mean().log()), abs=1e-5 * tokens)
@@ -75,9 +75,9 @@ def test_same_numbers_at_any_batch_size_and_chunking(blob: Path, size: int | str
     other = BayesLoRA(adapter=str(blob), samples=3, batch_size=size, device="cpu", max_batch_size=4)
     other.engine.tokens = tokens
     wanted = one.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    found = other.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
-    assert_close_per_token(found, wanted)
-    for (ours, _), (theirs, _) in zip(found, wanted, strict=True):
+    answers = other.loglikelihood(instances("loglikelihood", REQUESTS), disable_tqdm=True)
+    assert_close_per_token(answers, wanted)
+    for (ours, _), (theirs, _) in zip(answers, wanted, strict=True):
         assert ours.draws == pytest.approx(theirs.draws, abs=4e-5)
 
 
@@ -132,8 +132,8 @@ def test_a_combined_answer_is_decided_question_by_question(base: Path, blob: Pat
     assert sum(math.exp(value) for value in wanted) == pytest.approx(1.0, abs=1e-6)
     # lm-eval fills a rank with copies of its last request: neither a choice more nor a choice where there is none.
     for requests in ([*alone, *choices, choices[-1]], [*choices, *alone, alone[0]]):
-        found = [value for value, _ in ours.loglikelihood(requests)]
-        by_request = dict(zip(map(id, requests), found, strict=True))
+        values = [value for value, _ in ours.loglikelihood(requests)]
+        by_request = dict(zip(map(id, requests), values, strict=True))
         again = [float(by_request[id(request)]) for request in choices]
         assert again == pytest.approx([float(value) for value in wanted], abs=1e-6)
         assert by_request[id(choices[0])].combine == "given" and by_request[id(alone[0])].combine == "probs"

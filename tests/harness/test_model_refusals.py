@@ -63,8 +63,8 @@ def test_booleans_of_the_command_line_are_what_they_say(blob: Path) -> None:
     for word, value in words.items():
         given = f"adapter={blob},allow_leak={word},mean={word},logits_cache={word},add_bos_token={word},samples=1"
         model = BayesLoRA.create_from_arg_string(given, {"device": "cpu"})
-        found = (model.leaks.allow, model.mean, model.logits_cache, model.add_bos_token)
-        assert found == (value,) * 4, word
+        switches = (model.leaks.allow, model.mean, model.logits_cache, model.add_bos_token)
+        assert switches == (value,) * 4, word
     model = BayesLoRA.create_from_arg_string(f"adapter={blob},add_bos_token=none", {"device": "cpu"})
     assert model.add_bos_token is None
 
@@ -133,8 +133,8 @@ def test_use_cache_refuses_another_adapters_answers(blob: Path, base: Path, tmp_
     first = CachingLM(BayesLoRA(samples=2, **arguments), str(tmp_path / "cache.db"))
     wanted = first.loglikelihood(instances("loglikelihood", REQUESTS))
     again = CachingLM(BayesLoRA(samples=2, **arguments), str(tmp_path / "cache.db"))
-    found = again.loglikelihood(instances("loglikelihood", REQUESTS))
-    assert [value.draws for value, _ in found] == [value.draws for value, _ in wanted]
+    answers = again.loglikelihood(instances("loglikelihood", REQUESTS))
+    assert [value.draws for value, _ in answers] == [value.draws for value, _ in wanted]
     for change in ({"samples": 3}, {"samples": 2, "seed": 1}):
         with pytest.raises(InputError, match="another cache file"):
             CachingLM(BayesLoRA(**arguments, **change), str(tmp_path / "cache.db"))
@@ -160,11 +160,11 @@ def test_seen_items_are_refused_or_marked(base: Path, tmp_path: Path) -> None:
     ]
     posterior = Point(LoraStack(model).mean(), 0)
     adapter_io.save_adapter(tmp_path / "mle", model, posterior, record(base, model, "mle"), seen)
-    adapter, asked = str(tmp_path / "mle"), instances("loglikelihood", REQUESTS)
+    adapter, requests = str(tmp_path / "mle"), instances("loglikelihood", REQUESTS)
     words = f"2 of {len(REQUESTS)} items of some_task were used to fit and tune this adapter .split train, spare"
     for given in (False, "no"):
         with pytest.raises(InputError, match=words):
-            BayesLoRA(adapter=adapter, device="cpu", allow_leak=given).loglikelihood(asked)
+            BayesLoRA(adapter=adapter, device="cpu", allow_leak=given).loglikelihood(requests)
     marked = BayesLoRA(adapter=adapter, allow_leak="yes", device="cpu")
-    marked.loglikelihood(asked)
+    marked.loglikelihood(requests)
     assert marked.get_model_info()["uqharness"]["leaks"]["some_task"]["leaked"] == 2

@@ -76,14 +76,14 @@ def test_every_metric_equals_its_recomputation_from_the_record(draws: int | None
     results = evaluate(lm=Answerer(draws), log_samples=log_samples)
     packed = values(results)[RECORD]
     record = unpack(packed)
-    again, found = metrics(record), {**packed["metrics"], **values(results)}
+    again, reported = metrics(record), {**packed["metrics"], **values(results)}
     assert set(METRICS) <= set(packed["metrics"]) == set(again)
     assert (record.draws, record.has_mean) == (1 if draws is None else draws, draws is not None)
     for name, value in again.items():
         if np.isnan(value):
-            assert found[name] in (None, "N/A"), name
+            assert reported[name] in (None, "N/A"), name
         else:
-            assert found[name] == pytest.approx(value, abs=1e-12), name
+            assert reported[name] == pytest.approx(value, abs=1e-12), name
 
 
 def test_standard_errors_of_items_are_lm_evals_own() -> None:
@@ -138,8 +138,8 @@ def test_order_and_share_of_items_do_not_matter() -> None:
             instance.resps.append((Answerer().answer(*instance.args), False))
         task.apply_filters()
         for _, doc in task.doc_iterator(rank=rank, world_size=2):
-            asked = [one.filtered_resps["none"] for one in task.instances if one.doc["uq_id"] == doc["uq_id"]]
-            items.append(task.process_results(doc, asked)[RECORD])
+            responses = [one.filtered_resps["none"] for one in task.instances if one.doc["uq_id"] == doc["uq_id"]]
+            items.append(task.process_results(doc, responses)[RECORD])
     record = unpack(task.aggregation()[RECORD](items))
     assert np.array_equal(record.logp, whole.logp, equal_nan=True) and record.protocol == whole.protocol
 
@@ -240,8 +240,8 @@ def test_normalised_draws_are_each_divided_by_the_answers_bytes() -> None:
     plain = UQTask(config(doc_to_choice="{{ ['ü', 'abc', 'abcdef'] }}", process_docs=three))
     for draws in (None, 0, 3):
         lm = Answerer(draws)
-        found, summed = (unpack(values(evaluate(task, lm))[RECORD]).logp for task in (by_bytes(), plain))
-        assert found == pytest.approx(summed / np.array([2, 3, 6]), rel=1e-6, nan_ok=True)
+        per_byte, summed = (unpack(values(evaluate(task, lm))[RECORD]).logp for task in (by_bytes(), plain))
+        assert per_byte == pytest.approx(summed / np.array([2, 3, 6]), rel=1e-6, nan_ok=True)
     with pytest.raises(InputError, match="normalise is 'tokens': write bytes, or remove it"):
         evaluate(by_bytes("tokens"))
 

@@ -154,8 +154,8 @@ def test_binomial_mean_absolute_deviation_equals_its_sum() -> None:
         for p in (0.0, 0.03, 0.5, 0.77, 1.0):
             k = np.arange(n + 1)
             expected = (np.abs(k - n * p) * stats.binom.pmf(k, n, p)).sum()
-            found = calibration.binomial_mad(np.array([float(n)]), np.array([p]))[0]
-            assert found == pytest.approx(expected, abs=1e-12)
+            value = calibration.binomial_mad(np.array([float(n)]), np.array([p]))[0]
+            assert value == pytest.approx(expected, abs=1e-12)
 
 
 @pytest.mark.parametrize("n", [100, 500, 2000])

@@ -147,9 +147,9 @@ def third_party(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Non
 def test_metrics_of_other_packages_come_behind_the_built_ins(
     third_party: None, caplog: pytest.LogCaptureFixture
 ) -> None:
-    found = metrics.installed()
-    assert list(found) == [*METRICS, "first"] and found["acc"] is METRICS["acc"]
-    assert float(found["first"]([[0.3, 0.7], [0.5, 0.5]], [0, 1])) == pytest.approx(0.4)
+    installed = metrics.installed()
+    assert list(installed) == [*METRICS, "first"] and installed["acc"] is METRICS["acc"]
+    assert float(installed["first"]([[0.3, 0.7], [0.5, 0.5]], [0, 1])) == pytest.approx(0.4)
     assert [("acc" in line and "hidden" in line, "broken" in line, "number" in line) for line in caplog.messages] == [
         (False, True, False),
         (False, False, True),

@@ -19,12 +19,12 @@ def test_detection_is_that_of_scikit_learn(digits: int, sizes: tuple[int, int]) 
     rng = np.random.default_rng(sum(sizes))
     inside, shifted = np.round(rng.normal(0, 1, sizes[0]), digits), np.round(rng.normal(0.7, 1, sizes[1]), digits)
     both, label = np.concatenate([inside, shifted]), np.repeat([0, 1], sizes)
-    found = ood.detect(inside, shifted)
-    assert found.auroc == pytest.approx(roc_auc_score(label, both), abs=1e-12)
-    assert found.aupr == pytest.approx(average_precision_score(label, both), abs=1e-12)
+    detection = ood.detect(inside, shifted)
+    assert detection.auroc == pytest.approx(roc_auc_score(label, both), abs=1e-12)
+    assert detection.aupr == pytest.approx(average_precision_score(label, both), abs=1e-12)
     fpr, tpr, _ = roc_curve(1 - label, -both, drop_intermediate=False)
-    assert found.fpr95 == pytest.approx(fpr[np.argmax(tpr >= 0.95 - 1e-12)], abs=1e-12)
-    assert found.auroc_interval[0] < found.auroc < found.auroc_interval[1]
+    assert detection.fpr95 == pytest.approx(fpr[np.argmax(tpr >= 0.95 - 1e-12)], abs=1e-12)
+    assert detection.auroc_interval[0] < detection.auroc < detection.auroc_interval[1]
 
 
 def test_an_empty_set_is_refused() -> None:
@@ -35,8 +35,8 @@ def test_an_empty_set_is_refused() -> None:
 def test_scores_grow_with_uncertainty_and_need_draws() -> None:
     draws = np.array([[[0.9, 0.1], [0.5, 0.5]], [[0.1, 0.9], [0.5, 0.5]]])
     both = Answers.of(draws.mean(0), [0, 0], draws=draws)
-    found = ood.scores(both)
-    assert found["mutual_information"][0] > 0.3 and found["mutual_information"][1] == 0
+    scores = ood.scores(both)
+    assert scores["mutual_information"][0] > 0.3 and scores["mutual_information"][1] == 0
     assert set(ood.scores(Answers.of(draws[0], [0, 0], draws=draws[:1]))) == {"confidence", "entropy"}
     sure = ood.scores(Answers.of([[0.99, 0.01], [0.6, 0.4]], [0, 0]))
     assert all(values[0] < values[1] for values in sure.values())
@@ -48,9 +48,9 @@ def test_interval_of_a_change_covers_no_change(name: str) -> None:
     inside = list[bool]()
     for seed in range(100):
         a, b = (Answers.of(*calibrated(n, 2 * seed + k)) for k, n in enumerate((150, 100)))
-        found = ood.change(METRICS[name], a, b)
-        low, high = found.interval
-        assert low <= found.difference <= high and found.difference == pytest.approx(found.shifted - found.inside)
+        change = ood.change(METRICS[name], a, b)
+        low, high = change.interval
+        assert low <= change.difference <= high and change.difference == pytest.approx(change.shifted - change.inside)
         inside.append(low <= 0 <= high)
     assert sum(inside) >= 90
 

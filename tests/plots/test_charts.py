@@ -127,9 +127,9 @@ def test_std_growth_is_gradient_descent_on_the_kl() -> None:
     for kind, std_of in (("square", torch.square), ("softplus", torch.nn.functional.softplus)):
         start = {"square": 0.1, "softplus": float(np.log(np.expm1(0.01)))}[kind]
         rho = torch.tensor(start, dtype=torch.float64, requires_grad=True)
-        mine = std.growth(kind, 200)
+        ours = std.growth(kind, 200)
         for step in range(200):
-            assert mine[step] == pytest.approx(float(std_of(rho)), rel=1e-9)
+            assert ours[step] == pytest.approx(float(std_of(rho)), rel=1e-9)
             posterior = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), std_of(rho))
             kl = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(0.0, 1.0))
             (slope,) = torch.autograd.grad(kl, rho)

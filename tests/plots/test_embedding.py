@@ -51,9 +51,9 @@ def test_ratio_of_spreads() -> None:
     inside = 0
     for _ in range(200):
         right = rng.random(300) < 0.6
-        found = embedding.ratio_of(rng.exponential(np.where(right, 1.0, 2.0)), right)
-        inside += found.interval[0] <= 2.0 <= found.interval[1]
-        assert (found.right, found.wrong) == (right.sum(), (~right).sum())
+        ratio = embedding.ratio_of(rng.exponential(np.where(right, 1.0, 2.0)), right)
+        inside += ratio.interval[0] <= 2.0 <= ratio.interval[1]
+        assert (ratio.right, ratio.wrong) == (right.sum(), (~right).sum())
     assert 180 <= inside < 200
     draws = rng.normal(0, np.array([1.0, 3.0])[None, :, None], (4000, 2, 5))
     assert embedding.spread(draws) == pytest.approx([5, 45], rel=0.05)

@@ -36,8 +36,8 @@ TRUE = {"question": "is it so", "passage": "It is. " * 400, "idx": 3, "label": 1
 
 def made(make: Any, row: dict[str, Any]) -> dict[str, Any]:
     """A row as `process_docs` of a task has it."""
-    found: dict[str, Any] = make(Dataset.from_list([row]))[0]
-    return found
+    item: dict[str, Any] = make(Dataset.from_list([row]))[0]
+    return item
 
 
 # ---------------------------------------------------------------- items
@@ -118,8 +118,8 @@ def task_of(world: Path, name: str) -> Any:
 
 def requests_of(task: Any, **how: Any) -> list[Any]:
     task.build_all_requests(rank=0, world_size=1, **how)
-    found: list[Any] = task.instances
-    return found
+    requests: list[Any] = task.instances
+    return requests
 
 
 def check_of(world: Path, adapter: Path, allow: bool = False, load: Any = None, whole: bool = False) -> LeakCheck:
@@ -194,8 +194,8 @@ def test_items_that_train_and_evaluation_share_pass_and_are_counted(
 ) -> None:
     assert evaluate(world, world / "tiny_uq", "tiny_uq", tmp_path / "r") == 0
     (run,) = read_results(tmp_path / "r")
-    found = run.config["uqharness"]["leaks"]["tiny_uq"]
-    assert (found["leaked"], found["natural"], found["natural_ids"], found["items"]) == (0, 2, [12, 13], 14)
+    leak = run.config["uqharness"]["leaks"]["tiny_uq"]
+    assert (leak["leaked"], leak["natural"], leak["natural_ids"], leak["items"]) == (0, 2, [12, 13], 14)
     capsys.readouterr()
     assert main(["table", str(tmp_path / "r"), "--metric", "acc"]) == 0
     out = capsys.readouterr().out
@@ -215,8 +215,8 @@ def test_the_training_data_are_found_by_the_name_of_their_task(
     """Of an adapter evaluated on another task, and of a task that is not of our class."""
     assert evaluate(world, world / adapter, task, tmp_path / "r") == 0
     (path,) = (tmp_path / "r").rglob("results_*.json")
-    found = json.loads(path.read_text())["config"]["uqharness"]["leaks"][task]
-    assert (found["leaked"], found["natural"]) == (0, 2)
+    leak = json.loads(path.read_text())["config"]["uqharness"]["leaks"][task]
+    assert (leak["leaked"], leak["natural"]) == (0, 2)
 
 
 @pytest.mark.parametrize(
@@ -256,8 +256,8 @@ def test_the_evaluated_split_is_never_taken_for_training_data(world: Path, tmp_p
     text = (copy / "tiny_uq.yaml").read_text().replace(str(world / "tasks"), str(copy))
     (copy / "tiny_uq.yaml").write_text(text)
     swapped = text.replace('task: "tiny_uq"', 'task: "swapped_uq"')
-    for there, here in (("training", "validation"), ("validation", "train")):
-        swapped = re.sub(rf'^{there}_split: "\w+"', f'{there}_split: "{here}"', swapped, flags=re.MULTILINE)
+    for other, here in (("training", "validation"), ("validation", "train")):
+        swapped = re.sub(rf'^{other}_split: "\w+"', f'{other}_split: "{here}"', swapped, flags=re.MULTILINE)
     (copy / "swapped_uq.yaml").write_text(swapped)
     shutil.copy(copy / "tiny_uq_validation.jsonl", copy / "copy.jsonl")
     copied = text.replace('task: "tiny_uq"', 'task: "copied_uq"').replace("tiny_uq_train.jsonl", "copy.jsonl")

@@ -137,9 +137,9 @@ def test_metrics_for_any_number_of_draws_against_a_loop(draws: int | None, rule:
             probs = [sum(map(math.exp, column)) / len(logs) for column in zip(*logs, strict=True)]
         losses.append(-math.log(probs[record.gold[d]]))
         hits.append(probs.index(max(probs)) == record.gold[d])
-    found = metrics(record, draws)
-    assert found["nll"] == pytest.approx(sum(losses) / len(losses), abs=1e-9)
-    assert found["acc"] == pytest.approx(sum(hits) / len(hits), abs=1e-12)
+    values = metrics(record, draws)
+    assert values["nll"] == pytest.approx(sum(losses) / len(losses), abs=1e-9)
+    assert values["acc"] == pytest.approx(sum(hits) / len(hits), abs=1e-12)
 
 
 def test_draws_that_are_not_there_are_refused() -> None:
@@ -273,7 +273,7 @@ def test_shifts(pair: tuple[str, str], expected: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("argv", "kept"),
+    ("argv", "saved"),
     [
         (["bin/lm_eval", "--model", "hf"], False),
         (["bin/lm-eval", "run", "--tasks", "t"], False),
@@ -288,5 +288,5 @@ def test_shifts(pair: tuple[str, str], expected: str | None) -> None:
         ([], True),
     ],
 )
-def test_when_the_hint_about_the_output_path_is_due(argv: list[str], kept: bool) -> None:
-    assert is_kept(argv) is kept
+def test_when_the_hint_about_the_output_path_is_due(argv: list[str], saved: bool) -> None:
+    assert is_kept(argv) is saved

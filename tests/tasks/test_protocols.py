@@ -45,9 +45,9 @@ def test_keep_leaves_out_what_it_says_and_counts_it(sizes: list[int], wanted: in
         with pytest.raises(InputError, match=f"leaves none of {len(sizes)} items"):
             keep.apply(rule, sizes)
         return
-    kept, left_out = keep.apply(rule, sizes)
-    assert kept == whole and left_out["last_batch"] == len(right) - len(whole)
-    assert len(kept) + sum(left_out["choices"].values()) + left_out["last_batch"] == len(sizes)
+    indices, left_out = keep.apply(rule, sizes)
+    assert indices == whole and left_out["last_batch"] == len(right) - len(whole)
+    assert len(indices) + sum(left_out["choices"].values()) + left_out["last_batch"] == len(sizes)
 
 
 def test_the_command_line_comes_over_the_yaml_and_nonsense_is_refused() -> None:
@@ -59,15 +59,15 @@ def test_the_command_line_comes_over_the_yaml_and_nonsense_is_refused() -> None:
             keep.read_rule({"uq": {"keep": bad}})
 
 
-def kept(**rule: int) -> UQTask:
+def trimmed(**rule: int) -> UQTask:
     uq = {"protocol": "p", "train_choices": 4, **({"keep": rule} if rule else {})}
     return UQTask(config(metadata={"version": 1, "uq": uq}))
 
 
 def test_a_task_with_a_rule_says_so_in_its_record_and_hash() -> None:
     sizes = [len(doc["choices"]) for doc in questions()["validation"]]
-    task = kept(choices=3, full_batches_of=4)
-    run, plain = (read_results(evaluate(each))[0] for each in (task, kept()))
+    task = trimmed(choices=3, full_batches_of=4)
+    run, plain = (read_results(evaluate(each))[0] for each in (task, trimmed()))
     count = sizes.count(3) // 4 * 4
     assert 0 < count < sizes.count(3) and run.record.items == count and plain.record.items == 30
     others = {str(size): sizes.count(size) for size in (2, 4)}
@@ -206,7 +206,7 @@ def test_the_requests_of_a_task_carry_its_protocol() -> None:
             seen.extend(request.uq_protocol for request in requests)
             return super().loglikelihood(requests, *args, **kwargs)
 
-    evaluate(kept(), lm=Spy(), limit=3)
+    evaluate(trimmed(), lm=Spy(), limit=3)
     assert len(seen) > 5 and set(seen) == {"p"}
 
 

@@ -249,9 +249,9 @@ def test_arc_items_with_three_and_five_choices_are_kept(
 def test_numbered_labels_become_letters(load: Callable[[str], UQTask]) -> None:
     task = load("arc_easy_uq_test")
     raw = {row["id"]: row for row in task.dataset["test"] if row["choices"]["label"][0] == "1"}
-    found = [doc for doc in task.eval_docs if doc["id"] in raw]
-    assert len(found) == len(raw) > 50
-    for doc in found:
+    evaluated = [doc for doc in task.eval_docs if doc["id"] in raw]
+    assert len(evaluated) == len(raw) > 50
+    for doc in evaluated:
         assert doc["choices"] == list("ABCD"[: len(doc["choices"])])
         assert doc["gold"] == int(raw[doc["id"]]["answerKey"]) - 1
 

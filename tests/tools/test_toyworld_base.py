@@ -83,8 +83,8 @@ def test_bad_input_is_one_line_and_code_2(tmp_path, capsys: pytest.CaptureFixtur
         (["--out", str(tmp_path / "file"), "--seed", "0"], "is a file; choose another location"),
     ):
         assert main(argv) == 2
-        told = capsys.readouterr().err
-        assert said in told and told.startswith("toyworld: ") and told.count("\n") == 1
+        printed = capsys.readouterr().err
+        assert said in printed and printed.startswith("toyworld: ") and printed.count("\n") == 1
 
 
 def test_questions_are_made_elsewhere_without_a_base(tmp_path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -105,10 +105,10 @@ def test_shipped_base_answers_relations_and_an_untrained_one_does_not(tokenizer)
     right = 0
     for row in rows:
         prompt, _, answer = tokenizer.decode(row[:-1]).rpartition(" ")
-        entity, asked = next(e for e in world.entities if e in prompt), prompt.split("What is the ")[1].split()[0]
+        entity, attribute = next(e for e in world.entities if e in prompt), prompt.split("What is the ")[1].split()[0]
         with torch.no_grad():
             logits = shipped(torch.tensor([tokenizer.encode(prompt)])).logits[0, -1, letters]
-        assert f"{answer}. {world.facts[entity][asked]}" in prompt
+        assert f"{answer}. {world.facts[entity][attribute]}" in prompt
         right += "ABCD"[int(logits.argmax())] == answer
     assert pretrain.relations_right(shipped, corpus, np.random.default_rng(3), 60) == pytest.approx(right / 60)
     assert right / 60 > pretrain.PHASES[-1].right > 0.5

@@ -74,25 +74,25 @@ def test_questions_are_the_requests_of_the_evaluation(encoder):
     task = make_task({"train": items, "test": items}, gen_prefix="w3", description="w1 w2 ")
     data = data_of(task, encoder)
     task.build_all_requests(rank=0, world_size=1)
-    asked: dict[int, list[Instance]] = {}
+    requests: dict[int, list[Instance]] = {}
     for instance in task.instances:
-        asked.setdefault(instance.doc_id, []).append(instance)
-    assert len(data.train) == len(asked) == 7
+        requests.setdefault(instance.doc_id, []).append(instance)
+    assert len(data.train) == len(requests) == 7
     for index, question in enumerate(data.train):
-        assert question.pairs == encoder(asked[index])
+        assert question.pairs == encoder(requests[index])
         assert question.gold == items[index]["label"]
-        assert question.fingerprint == fingerprint([request.args for request in asked[index]])
+        assert question.fingerprint == fingerprint([request.args for request in requests[index]])
 
 
 def test_encoding_is_that_of_hflm(base, encoder):
     """Oracle: a real HFLM, asked for the tokens it would score."""
     lm = HFLM(pretrained=str(base), device="cpu")
-    kept = {}
-    lm._loglikelihood_tokens = lambda requests, **_: kept.update(found=[(c, a) for _, c, a in requests])
+    captured = {}
+    lm._loglikelihood_tokens = lambda requests, **_: captured.update(pairs=[(c, a) for _, c, a in requests])
     pairs = [("w1 w2 Answer:", " A"), ("w1 w2 ", "B C"), ("", " w3 w4"), ("<s> w1", " A"), ("w1  ", " C")]
     requests = [Instance("loglikelihood", {}, pair, index) for index, pair in enumerate(pairs)]
     lm.loglikelihood(requests, disable_tqdm=True)
-    assert encoder(requests) == kept["found"]
+    assert encoder(requests) == captured["pairs"]
 
 
 def test_several_inputs_as_in_winogrande(encoder):
@@ -250,17 +250,17 @@ def test_load_task_by_file_and_its_errors(tmp_path):
 def test_our_tasks_load_without_indexing_lm_evals(monkeypatch):
     import lm_eval.tasks
 
-    asked = []
+    requests = []
     original = lm_eval.tasks.TaskManager.__init__
 
     def watch(self, *args, **kwargs):
-        asked.append(kwargs.get("include_defaults", True))
+        requests.append(kwargs.get("include_defaults", True))
         original(self, *args, **kwargs)
 
     monkeypatch.setattr(lm_eval.tasks.TaskManager, "__init__", watch)
     with pytest.raises(InputError, match="uq_ood_small is a group"):
         load_task("uq_ood_small")
-    assert asked == [False]
+    assert requests == [False]
 
 
 @pytest.mark.slow

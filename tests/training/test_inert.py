@@ -58,19 +58,19 @@ def by_hand(model: PeftModel, tensors: dict[str, torch.Tensor], data: Any) -> to
 
 def test_what_is_measured_is_what_plain_forwards_with_the_draws_give() -> None:
     posterior, model, data = fit_tiny(BLoB(eps=0.6))
-    found = inert.measure(model, posterior, data)
-    assert found is not None and isinstance(posterior, Gaussian)
+    activity = inert.measure(model, posterior, data)
+    assert activity is not None and isinstance(posterior, Gaussian)
     plain = inject(tiny_llama(), TINY).eval()
     drawn = posterior.draws(0, 5, 0)
     mean = by_hand(plain, posterior.mean, data)
     p = torch.stack([by_hand(plain, {**posterior.mean, **{n: t[i] for n, t in drawn.items()}}, data) for i in range(5)])
     entropy = lambda q: -(q * q.log()).sum(-1)  # noqa: E731
-    assert found["moved"] == pytest.approx(float((p - mean).abs().mean()), rel=1e-4)
+    assert activity["moved"] == pytest.approx(float((p - mean).abs().mean()), rel=1e-4)
     information = float((entropy(p.mean(0)) - entropy(p).mean(0)).mean())
-    assert found["mutual_information"] == pytest.approx(information, rel=1e-3)
+    assert activity["mutual_information"] == pytest.approx(information, rel=1e-3)
     std = torch.cat([t.flatten() for t in posterior.std.values()]).mean()
-    assert found["std"] == pytest.approx(float(std), rel=0.1) and found["questions"] == 16
-    assert not found["inert"] and found["moved"] > 0.01
+    assert activity["std"] == pytest.approx(float(std), rel=0.1) and activity["questions"] == 16
+    assert not activity["inert"] and activity["moved"] > 0.01
 
 
 SHORT = dataclasses.replace(TINY, steps=6, lr=1e-4)
@@ -95,11 +95,16 @@ def test_a_posterior_that_does_nothing_is_called_so(
         assert isinstance(posterior, Gaussian)
         small = {name: 1e-3 * std for name, std in posterior.std.items()}
         posterior = Gaussian(posterior.mean, small, posterior.train_seed)
-    found = inert.measure(model, posterior, data)
-    assert found is not None and found["inert"] and found["moved"] < 1e-3 and found["mutual_information"] < 1e-4
-    assert found["std"] is not None
+    activity = inert.measure(model, posterior, data)
+    assert (
+        activity is not None
+        and activity["inert"]
+        and activity["moved"] < 1e-3
+        and activity["mutual_information"] < 1e-4
+    )
+    assert activity["std"] is not None
     with caplog.at_level(logging.WARNING, logger="uqharness.train"):
-        inert.report(method.name, method.if_inert, found, data.record["training"])
+        inert.report(method.name, method.if_inert, activity, data.record["training"])
     (message,) = [r.getMessage() for r in caplog.records if r.name == "uqharness.train"]
     assert "\n" not in message and message.startswith(f"{method.name}: draws do not change the answers")
     assert all(word in message for word in words), message
@@ -108,9 +113,9 @@ def test_a_posterior_that_does_nothing_is_called_so(
 def test_a_posterior_that_does_something_is_not_and_points_are_not_asked(caplog: pytest.LogCaptureFixture) -> None:
     for method in (BLoB(eps=0.6), BBB(), SWAG(every=2)):
         posterior, model, data = fit_tiny(method)
-        found = inert.measure(model, posterior, data)
-        assert found is not None and not found["inert"], method.name
-        inert.report(method.name, method.if_inert, found, data.record["training"])
+        activity = inert.measure(model, posterior, data)
+        assert activity is not None and not activity["inert"], method.name
+        inert.report(method.name, method.if_inert, activity, data.record["training"])
     posterior, model, data = fit_tiny(MLE())
     assert inert.measure(model, posterior, data) is None
     inert.report("mle", "", None, [])
@@ -124,8 +129,8 @@ def test_rounding_of_a_low_precision_base_is_not_taken_for_an_effect() -> None:
     model = inject(tiny_llama().bfloat16(), TINY).eval()
     for scale, wanted in ((0.3, True), (20.0, False)):
         scaled = {name: scale * std for name, std in posterior.std.items()}
-        found = inert.measure(model, Gaussian(posterior.mean, scaled, 0), data)
-        assert found is not None and found["moved"] > 1e-3 and found["inert"] == wanted, (scale, found)
+        activity = inert.measure(model, Gaussian(posterior.mean, scaled, 0), data)
+        assert activity is not None and activity["moved"] > 1e-3 and activity["inert"] == wanted, (scale, activity)
 
 
 # ---------------------------------------------------------------- the steps that make a KL count
@@ -211,12 +216,12 @@ def test_the_board_says_it(tmp_path: Path) -> None:
     file.write_text(json.dumps(data))
     result(tmp_path, "MLE")
     board = build([tmp_path])
-    (found,) = table.build(board.runs, ["acc"])
-    assert [note for note in found.notes if "inert" in note] == [
+    (shown,) = table.build(board.runs, ["acc"])
+    assert [note for note in shown.notes if "inert" in note] == [
         "BLoB is an inert posterior: its draws do not change the answers, every N equals N = 0"
     ]
-    assert "inert posterior" in table_formats.markdown([found])
+    assert "inert posterior" in table_formats.markdown([shown])
     said = [run_view.warnings(run, board.problems) for run in board.runs]
     assert sum(any("inert posterior" in line for line in lines) for lines in said) == 1
     (plain,) = table.build(read_runs([tmp_path]), ["acc"])
-    assert plain.notes == found.notes
+    assert plain.notes == shown.notes

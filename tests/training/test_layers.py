@@ -109,15 +109,15 @@ def graph_of(model: PeftModel, run: Any) -> list[bool]:
     """Whether autograd keeps something of each layer in a training step that is prepared as `fit_loop` does it."""
     data = tiny_data()
     layers: Any = model.get_base_model().model.layers
-    kept: list[bool] = [False] * len(layers)
+    tracked: list[bool] = [False] * len(layers)
     for number, layer in enumerate(layers):
 
         def note(_: object, __: object, output: torch.Tensor, number: int = number) -> None:
-            kept[number] |= output.requires_grad
+            tracked[number] |= output.requires_grad
 
         layer.register_forward_hook(note)
     fit_loop(model, data, dataclasses.replace(run, steps=1))
-    return kept
+    return tracked
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

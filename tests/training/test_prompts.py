@@ -212,12 +212,12 @@ def test_an_item_is_never_its_own_shot_in_evaluation() -> None:
 def test_the_same_items_are_held_out_however_they_are_asked() -> None:
     task = text_task({"train": rows(20)}, doc_to_text="{{text}}")
     tokenizer = byte_tokenizer(CHATML)
-    found = []
+    fingerprints = []
     for prompting in (Prompting(), Prompting(ChatTemplate.of(tokenizer), "Be brief.", 2)):
         data = ChoiceData.from_task(task, PairEncoder(tokenizer), 4096, tune=True, prompting=prompting)
-        found.append([[q.fingerprint for q in part] for part in (data.train, data.tune)])
+        fingerprints.append([[q.fingerprint for q in part] for part in (data.train, data.tune)])
         assert data.record["form"] == prompting.form and data.record["multi_token_choices"] == 0
-    assert found[0] == found[1] and len(found[0][1]) == 2
+    assert fingerprints[0] == fingerprints[1] and len(fingerprints[0][1]) == 2
 
 
 def test_the_number_of_shots_is_the_tasks_own_unless_another_is_asked_for() -> None:
@@ -274,9 +274,9 @@ CHAT = {"chat_template": "1a", "chat_arguments": {}}
         ({**CHAT, "num_fewshot": 1}, {}, "add --apply_chat_template, add --num_fewshot 1"),
     ],
 )
-def test_the_flag_to_add_or_to_remove_is_said(trained: dict[str, Any], asked: dict[str, Any], words: str) -> None:
+def test_the_flag_to_add_or_to_remove_is_said(trained: dict[str, Any], evaluated: dict[str, Any], words: str) -> None:
     run = {"system_instruction": "Be brief."}
-    assert words in str(difference({**PLAIN, **trained}, {**PLAIN, **asked}, run))
+    assert words in str(difference({**PLAIN, **trained}, {**PLAIN, **evaluated}, run))
     assert difference({**PLAIN, **trained}, {**PLAIN, **trained}, run) is None
 
 

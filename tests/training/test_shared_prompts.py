@@ -151,9 +151,9 @@ def test_kept_states_are_those_of_shared_prompts(change: dict[str, Any], monkeyp
     assert len(states) == 7  # a row for each question
     again = trained(monkeypatch, MLE(), cached, shared=True)
     assert len(states) == 7
-    for found in (first, again):
-        assert_same(found, apart)
-        assert sum(found[2]) < sum(apart[2])
+    for run_scores in (first, again):
+        assert_same(run_scores, apart)
+        assert sum(run_scores[2]) < sum(apart[2])
 
 
 def test_rows_of_the_same_tokens_that_branch_elsewhere_are_not_mixed_up(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,8 +165,8 @@ def test_resume_with_dropout_accumulation_and_selection_is_exact(tmp_path):
 def test_a_checkpoint_without_its_marker_does_not_count(tmp_path):
     run = run_of(out=str(tmp_path / "a"), save_every=4)
     fit(run)
-    found = sorted(p.name for p in (tmp_path / "a.checkpoints").iterdir())
-    assert found == ["checkpoint-12", "checkpoint-8"]  # two are kept
+    names = sorted(p.name for p in (tmp_path / "a.checkpoints").iterdir())
+    assert names == ["checkpoint-12", "checkpoint-8"]  # two are kept
     (tmp_path / "a.checkpoints" / "checkpoint-12" / "complete.json").unlink()
     _, _, course = fit(dataclasses.replace(run, resume=True))
     assert course.resumed_from == 8
@@ -225,7 +225,7 @@ def test_weights_that_overflow_in_the_last_step_are_refused():
 def test_select_keeps_the_best_step(select, key, best):
     run = run_of(eval_every=1, select=select, lr=0.5)
     model, data, course = fit(run)
-    values = [found[key] for found in course.evaluations]
+    values = [scores[key] for scores in course.evaluations]
     assert len(values) == 12 and course.selected == values.index(best(values)) + 1
     assert score(LoraStack(model), data)[key] == pytest.approx(best(values))
     assert values[-1] != best(values), "the test needs a run whose last step is not its best"
@@ -235,9 +235,9 @@ def test_score_is_nll_and_accuracy_of_the_selection_split():
     model, data, _ = fit(run_of(steps=4))
     with torch.no_grad():
         tables = [(by_hand(model.eval(), q.pairs, data.max_length), q.gold) for q in data.select]
-    found = score(LoraStack(model), data)
-    assert found["nll"] == pytest.approx(-sum(float(t[g]) for t, g in tables) / len(tables), abs=1e-5)
-    assert found["acc"] == sum(int(t.argmax()) == g for t, g in tables) / len(tables)
+    scores = score(LoraStack(model), data)
+    assert scores["nll"] == pytest.approx(-sum(float(t[g]) for t, g in tables) / len(tables), abs=1e-5)
+    assert scores["acc"] == sum(int(t.argmax()) == g for t, g in tables) / len(tables)
 
 
 def test_eval_without_a_split_is_an_input_error():

@@ -28,9 +28,9 @@ def test_the_table_is_that_of_a_loop_whatever_the_batches(rule: str) -> None:
     data = tiny_data(9)
     data.tune = [Question(q.pairs[: 2 + n % 2], 0, q.fingerprint) for n, q in enumerate(data.train[:7])]
     model, source = inject(tiny_llama(), TINY).eval(), DrawAverage(Members([weights("a"), weights("b")], 0), rule)
-    found = tune_table(source.engine(model, 2, 0), data, size=3)
-    assert found.shape == (7, 3)
-    for q, row in zip(data.tune, found, strict=True):
+    answers = tune_table(source.engine(model, 2, 0), data, size=3)
+    assert answers.shape == (7, 3)
+    for q, row in zip(data.tune, answers, strict=True):
         p = per_draw(model, source.posterior, q.pairs, 2, 0).softmax(-1)  # [S, C]
         mixed = p.mean(0) if rule == "probs" else p.log().mean(0).softmax(-1)
         torch.testing.assert_close(row[: len(mixed)].exp().double(), mixed, rtol=0, atol=1e-5)
