@@ -178,9 +178,9 @@ class Completions(BaseHTTPRequestHandler):
         return None
 
     def do_POST(self) -> None:
-        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        assert self.path == "/v1/completions" and asked["max_tokens"] == 1 and "echo" not in asked
-        answer = {"choices": [{"logprobs": {"top_logprobs": [self.tops[asked["model"]]]}}]}
+        wanted = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        assert self.path == "/v1/completions" and wanted["max_tokens"] == 1 and "echo" not in wanted
+        answer = {"choices": [{"logprobs": {"top_logprobs": [self.tops[wanted["model"]]]}}]}
         body = json.dumps(answer).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -19,7 +19,7 @@ from uqharness.errors import InputError, RunError
 
 
 @pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+def lookups(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     """Every address that was asked for; none answers. The hub counts as there: offline mode would hide a look-up."""
     addresses: list[object] = []
 
@@ -50,32 +50,32 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def test_a_look_up_would_be_counted(asked: list[object]) -> None:
+def test_a_look_up_would_be_counted(lookups: list[object]) -> None:
     from huggingface_hub import HfApi
 
     with pytest.raises(Exception, match=r"no network|refused|error|Error"):
         HfApi().model_info("runs/blob")
-    assert asked
+    assert lookups
 
 
 @pytest.mark.parametrize("adapter", ["runs/blob", "./runs/blob", "runs/plain", "runs/blob/"])
 def test_evaluation_asks_the_hub_for_nothing(
-    adapter: str, world: Path, tmp_path: Path, asked: list[object], monkeypatch: pytest.MonkeyPatch
+    adapter: str, world: Path, tmp_path: Path, lookups: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world)
     command = ["eval", adapter, "--tasks", "tiny_uq", "--include_path", "tasks", "--limit", "2"]
     assert main([*command, "--model_args", "samples=2", "--output_path", str(tmp_path / "results")]) == 0
-    assert asked == [] and list((tmp_path / "results").rglob("results_*.json"))
+    assert lookups == [] and list((tmp_path / "results").rglob("results_*.json"))
 
 
 def test_training_on_an_adapter_and_export_ask_for_nothing(
-    world: Path, tmp_path: Path, asked: list[object], monkeypatch: pytest.MonkeyPatch
+    world: Path, tmp_path: Path, lookups: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world)
     laplace = ["train", "laplace", "--adapter", "runs/plain", "--task", "tiny_uq", "--include-path", "tasks"]
     assert main([*laplace, "--out", str(tmp_path / "lap"), "--device", "cpu"]) == 0
     assert main(["export", "runs/blob", str(tmp_path / "draws"), "--samples", "1"]) == 0
-    assert asked == []
+    assert lookups == []
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_training_on_an_adapter_and_export_ask_for_nothing(
     ],
 )
 def test_a_missing_folder_is_an_error_without_a_question_to_the_hub(
-    name: str, message: str, world: Path, asked: list[object], monkeypatch: pytest.MonkeyPatch
+    name: str, message: str, world: Path, lookups: list[object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(world)
     with pytest.raises(InputError, match=message):
@@ -103,22 +103,22 @@ def test_a_missing_folder_is_an_error_without_a_question_to_the_hub(
         ["export", name, "never", "--samples", "1"],
     ):
         assert main(command) == 2
-    assert asked == [] and not Path("never").exists()
+    assert lookups == [] and not Path("never").exists()
 
 
-def test_a_name_with_hub_is_asked_for(asked: list[object], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_hub_is_asked_for(lookups: list[object], world: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(world)
     with pytest.raises(RunError, match="hub:runs/blob: the hub cannot be reached"):
         fetch("hub:runs/blob")
-    assert asked
+    assert lookups
 
 
 def test_what_is_in_the_cache_needs_no_question(
-    asked: list[object], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    lookups: list[object], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     repository, commit = tmp_path / "models--someone--blob", "a" * 40
     shutil.copytree(world / "runs" / "blob", repository / "snapshots" / commit)
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(commit)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert fetch("someone/blob") == repository / "snapshots" / commit and asked == []
+    assert fetch("someone/blob") == repository / "snapshots" / commit and lookups == []

@@ -46,7 +46,7 @@ def test_gradients_of_a_forward_that_leaves_out_what_nobody_reads_are_those_of_t
     whole = stack.model(input_ids=rows.input_ids).logits[rows.row, rows.pos]  # [U, V]
     short = reader_of(stack.model).logits(stack.model, rows, skip=True)[0]
     torch.testing.assert_close(short, whole, rtol=0, atol=1e-10)
-    for mine, theirs in zip(
+    for from_ours, theirs in zip(
         *(torch.autograd.grad(v.log_softmax(-1)[:, 3].sum(), own) for v in (short, whole)), strict=True
     ):
-        torch.testing.assert_close(mine, theirs, rtol=0, atol=1e-10)
+        torch.testing.assert_close(from_ours, theirs, rtol=0, atol=1e-10)

@@ -36,9 +36,9 @@ def test_a_choice_stands_in_the_url_and_the_default_does_not(shown: Any) -> None
 
 def test_nonsense_in_a_link_is_said_and_left_out(shown: Any) -> None:
     at = shown.open("table", metric="f1", other="1", snapshot="0000")
-    told = " ".join(note.value for note in at.info)
+    notes = " ".join(note.value for note in at.info)
     for part in ("f1", "other", "0000", "numbers may differ"):
-        assert part in told
+        assert part in notes
 
 
 def test_ranks_come_in_the_second_round(shown: Any) -> None:

@@ -109,19 +109,19 @@ def test_a_new_field_is_a_column_without_a_line_more() -> None:
 
 
 def test_unchanged_files_come_from_the_cache_and_changed_ones_do_not(folder: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "board.parquet"
-    first = build([folder], kept)
-    rows = pq.read_table(kept)
+    cache = tmp_path / "board.parquet"
+    first = build([folder], cache)
+    rows = pq.read_table(cache)
     wrong = pa.array(["XYZ"] * len(rows))
-    pq.write_table(rows.set_column(rows.schema.get_field_index("method"), "method", wrong), kept)
-    assert {run.method for run in build([folder], kept).runs} == {"XYZ"}  # nothing was read again
+    pq.write_table(rows.set_column(rows.schema.get_field_index("method"), "method", wrong), cache)
+    assert {run.method for run in build([folder], cache).runs} == {"XYZ"}  # nothing was read again
     touched = sorted(folder.glob("*.json"))[0]
     os.utime(touched, ns=(1, 1))
-    assert [run.method for run in build([folder], kept).runs].count("XYZ") == 6
-    pq.write_table(rows.replace_schema_metadata({"uqharness": b'{"version": "older"}'}), kept)
-    assert same(build([folder], kept), first)  # other code: everything is read again
-    kept.write_bytes(kept.read_bytes()[:2000])
-    assert same(build([folder], kept), first)
+    assert [run.method for run in build([folder], cache).runs].count("XYZ") == 6
+    pq.write_table(rows.replace_schema_metadata({"uqharness": b'{"version": "older"}'}), cache)
+    assert same(build([folder], cache), first)  # other code: everything is read again
+    cache.write_bytes(cache.read_bytes()[:2000])
+    assert same(build([folder], cache), first)
 
 
 def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: Path) -> None:
@@ -130,14 +130,14 @@ def test_a_cache_that_cannot_be_written_is_done_without(folder: Path, tmp_path: 
 
 
 def test_new_and_removed_files(folder: Path, tmp_path: Path) -> None:
-    kept = tmp_path / "board.parquet"
-    before = build([folder], kept)
+    cache = tmp_path / "board.parquet"
+    before = build([folder], cache)
     path = result(folder, "MAP", numbers=99)
-    more = build([folder], kept)
+    more = build([folder], cache)
     assert same(more, build([folder])) and len(more.runs) == 8 and more.snapshot != before.snapshot
     path.unlink()
-    assert same(build([folder], kept), before)
-    assert pq.read_table(kept).num_rows == 7
+    assert same(build([folder], cache), before)
+    assert pq.read_table(cache).num_rows == 7
 
 
 def test_several_processes_give_the_same(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -203,11 +203,11 @@ def test_a_result_that_says_other_numbers_is_shown_and_not_marked(tmp_path: Path
     data["results"]["arc_easy_uq"]["nll,none"] = 0.01
     path.write_text(json.dumps(data))
     board = build([tmp_path])
-    (found,) = table.build(board.runs, ["nll"])
-    cells = {row[0]: found.cells["nll", i, 0] for i, row in enumerate(found.rows)}
+    (made,) = table.build(board.runs, ["nll"])
+    cells = {row[0]: made.cells["nll", i, 0] for i, row in enumerate(made.rows)}
     assert cells["BLoB"].suspect and cells["BLoB"].rank is None and cells["BLoB"].mean > 0.1
     assert {cells["MLE"].rank, cells["ENS"].rank} == {1, 2}
-    assert any("its file reports other numbers" in note for note in found.notes)
+    assert any("its file reports other numbers" in note for note in made.notes)
 
 
 def test_a_run_that_left_the_disk_is_an_error_of_one_line(folder: Path) -> None:
@@ -243,9 +243,9 @@ def test_names_on_the_disk_that_are_no_text(tmp_path: Path) -> None:
     assert publish.create([sound], out).runs == 1
     damaged = out.with_name(os.fsdecode(b"b\xff.parquet"))
     damaged.write_bytes(b"PAR1 no")
-    kept = tmp_path / "board.parquet"
-    first = build([folder], kept)
-    for board in (first, build([folder], kept)):
+    cache = tmp_path / "board.parquet"
+    first = build([folder], cache)
+    for board in (first, build([folder], cache)):
         assert [Path(run.file).name for run in board.runs] == [r"results_\xdcfe.json"]
         assert [Path(each.file).name for each in board.problems] == [r"results_\xdcfd.json"]
         assert board.record(board.runs[0].run_id).items == 40
@@ -274,11 +274,11 @@ def test_what_an_adapter_cost_and_saw_includes_what_it_is_built_on(tmp_path: Pat
         (run,) = read_runs([path])
         return run
 
-    told = [of(record) for record in (base, fitted, scaled, members)]
-    assert [run.train_seconds for run in told] == [22.0, 27.0, 28.0, 22.0]
-    assert {run.trainable for run in told} == {6144.0} and {run.peak_memory for run in told} == {500.0}
-    assert [run.labels_seen for run in told] == [400, 400, 1400, 400]
-    assert [run.training_passes for run in told] == [1, 1, 1, 3]
+    numbers = [of(record) for record in (base, fitted, scaled, members)]
+    assert [run.train_seconds for run in numbers] == [22.0, 27.0, 28.0, 22.0]
+    assert {run.trainable for run in numbers} == {6144.0} and {run.peak_memory for run in numbers} == {500.0}
+    assert [run.labels_seen for run in numbers] == [400, 400, 1400, 400]
+    assert [run.training_passes for run in numbers] == [1, 1, 1, 3]
     nothing = of({"costs": {}})
     assert (nothing.train_seconds, nothing.labels_seen, nothing.training_passes) == (None, None, 1)
     (plain_lora,) = read_runs([result(tmp_path, plain=True)])
@@ -299,8 +299,8 @@ def test_how_a_model_without_a_record_came_to_be(tmp_path: Path) -> None:
     base = of(model="hf", model_args={"pretrained": "org/tiny"})
     adapter = of(model="bayeslora", model_args="adapter=org/lora,pretrained=org/tiny")
     assert [run.training for run in (oracle, base, adapter)] == ["oracle", "none", "unknown"]
-    (found,) = table.build([*read_runs([result(tmp_path, "MLE", numbers=1)]), oracle, base, adapter])
-    assert {note for note in found.notes if note.endswith("for reference, not ranked")} == {
+    (made,) = table.build([*read_runs([result(tmp_path, "MLE", numbers=1)]), oracle, base, adapter])
+    assert {note for note in made.notes if note.endswith("for reference, not ranked")} == {
         f"toyworld_oracle {table.UNTRAINED['oracle']}: for reference, not ranked",
         "tiny (zero-shot) is the base, not trained here: for reference, not ranked",
         "lora on tiny was trained in a way that is not known: for reference, not ranked",
@@ -312,13 +312,13 @@ def test_questions_of_the_published_training_data_are_noted_in_tables_and_remark
     result(tmp_path, "MLE", leaks=leaks)
     result(tmp_path, "BLoB", leaks={"arc_easy_uq": {**leaks["arc_easy_uq"], "leaked": 1}})
     board = build([tmp_path])
-    (found,) = table.build(board.runs)
+    (made,) = table.build(board.runs)
     wanted = "MLE on arc_easy_uq: 1 of 40 questions are also in the published training data; without them: ACC"
-    assert any(note.startswith(wanted) for note in found.notes)
+    assert any(note.startswith(wanted) for note in made.notes)
     said = board.runs[0].remarks["shared"]
     assert said.startswith("1 of 40 questions are also in the published training data: ACC") and not board.problems
     assert set(board.runs[1].remarks) == {"leaked", "shared"}
-    assert found.cells["acc", 1, 0].leaked and not found.cells["acc", 0, 0].leaked
+    assert made.cells["acc", 1, 0].leaked and not made.cells["acc", 0, 0].leaked
 
 
 def test_long_lists_in_settings_and_what_simple_evaluate_returns_are_read(tmp_path: Path) -> None:

@@ -17,32 +17,37 @@ from uqharness.metrics.registry import METRICS
 from uqharness.results.record import Record
 
 
-def slow(kept: Record, metric: str, order: np.ndarray) -> list[float]:
+def slow(full: Record, metric: str, order: np.ndarray) -> list[float]:
     """The metric of the first 1 … S draws in this order."""
-    mixed, known = replace(kept, logp=np.concatenate([kept.logp[:1], kept.logp[1:][order]])), METRICS[metric]
-    return [float(known.value(average(mixed.rows(n), kept.gold, kept.combine))) for n in range(1, kept.draws + 1)]
+    mixed = replace(full, logp=np.concatenate([full.logp[:1], full.logp[1:][order]]))
+    answers = (average(mixed.rows(n), full.gold, full.combine) for n in range(1, full.draws + 1))
+    return [float(METRICS[metric].value(each)) for each in answers]
 
 
 @pytest.mark.parametrize("rule", ["probs", "logits"])
 def test_every_curve_is_its_metric_of_the_first_draws_and_its_spread(rule: str) -> None:
-    kept = record(rule, items=90)
-    found = draw_curves(kept, "BLoB", orders=12, seed=3)
+    answered = record(rule, items=90)
+    found = draw_curves(answered, "BLoB", orders=12, seed=3)
     rng = np.random.Generator(np.random.Philox(3))
     orders = [rng.permutation(4) for _ in range(12)]
     assert set(found) == set(METRICS)
     for metric, curve in found.items():
         assert (curve.row, curve.metric, curve.counts) == ("BLoB", metric, [1, 2, 3, 4])
-        np.testing.assert_allclose(curve.value, slow(kept, metric, np.arange(4)), atol=1e-6)
-        ends = np.quantile([slow(kept, metric, order) for order in orders], (0.05, 0.95), axis=0)
+        np.testing.assert_allclose(curve.value, slow(answered, metric, np.arange(4)), atol=1e-6)
+        ends = np.quantile([slow(answered, metric, order) for order in orders], (0.05, 0.95), axis=0)
         np.testing.assert_allclose(np.stack([curve.low, curve.high]), ends, atol=1e-6)
-        mean = None if METRICS[metric].needs_draws else METRICS[metric](curves.answers(kept, "", 0).probs, kept.gold)
+        mean = (
+            None
+            if METRICS[metric].needs_draws
+            else METRICS[metric](curves.answers(answered, "", 0).probs, answered.gold)
+        )
         assert curve.mean == (None if mean is None else pytest.approx(mean, abs=1e-6))
 
 
 def test_asked_for_some_they_are_the_same() -> None:
-    kept = record(items=90)
+    answered = record(items=90)
     wanted = ("ece_debiased", "mutual_information", "nll")
-    some, every = draw_curves(kept, "BLoB", wanted), draw_curves(kept, "BLoB")
+    some, every = draw_curves(answered, "BLoB", wanted), draw_curves(answered, "BLoB")
     assert tuple(some) == wanted
     for name, curve in some.items():
         for part in ("value", "low", "high"):
@@ -57,11 +62,11 @@ def test_a_choice_of_all_draws_has_no_spread_and_a_choice_of_one_has() -> None:
 
 
 def test_averaged_logits_keep_probabilities_that_are_too_small_for_a_number() -> None:
-    kept = record("logits")
-    kept.logp[1, 1] = [-900.0, 0.0, 0.0]  # alone it is exp(-900) = 0 in float64; averaged with others it is not
-    kept.gold[1] = 0
-    found = draw_curves(kept, "BLoB", orders=2)["nll"]
-    np.testing.assert_allclose(found.value, slow(kept, "nll", np.arange(4)))
+    answered = record("logits")
+    answered.logp[1, 1] = [-900.0, 0.0, 0.0]  # alone it is exp(-900) = 0 in float64; averaged with others it is not
+    answered.gold[1] = 0
+    curve = draw_curves(answered, "BLoB", orders=2)["nll"]
+    np.testing.assert_allclose(curve.value, slow(answered, "nll", np.arange(4)))
 
 
 def test_nothing_to_vary_gives_no_curve() -> None:

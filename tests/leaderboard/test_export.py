@@ -23,23 +23,23 @@ GRIDS = [Grid(["Method", "Gap", "Words"], ROWS, "One, [a](b)"), Grid(["Method", 
 
 
 def test_csv_has_every_text_under_its_header_and_no_formula() -> None:
-    told = list(csv.DictReader(io.StringIO(export.text("CSV", "all", GRIDS, "http://x/?a=1"))))
-    assert [row["table"] for row in told] == ["One, [a](b)"] * 2 + ["Other"]
-    assert [(row["Method"], row["Gap"], row["N"]) for row in told] == [
+    rows = list(csv.DictReader(io.StringIO(export.text("CSV", "all", GRIDS, "http://x/?a=1"))))
+    assert [row["table"] for row in rows] == ["One, [a](b)"] * 2 + ["Other"]
+    assert [(row["Method"], row["Gap"], row["N"]) for row in rows] == [
         ("BLoB", "-0.5", ""),
         ("'=1+1", "–", ""),
         ("MLE", "", "1"),
     ]
-    assert told[1]["Words"] == ROWS[1][2] and {row["link"] for row in told} == {"http://x/?a=1"}
+    assert rows[1]["Words"] == ROWS[1][2] and {row["link"] for row in rows} == {"http://x/?a=1"}
 
 
 def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_as_they_come() -> None:
     long = "x" * (csv.field_size_limit() + 1)
     rows = [["NLL", "1", "2", "3", "a\rb"], ["=cmd|x", "-4\r", "5", "6", "\n=1"], ["ACC", "7", "8", "9", long]]
     text = export.text("CSV", "all", [Grid(["", "=1+1", "table", "", "Words"], rows, "One")], "?a=1")
-    header, *told = csv.reader(io.StringIO(text.replace(long, "long")))
+    header, *cells = csv.reader(io.StringIO(text.replace(long, "long")))
     assert header == ["table", "", "'=1+1", "table", "", "Words", "link"]
-    assert told == [
+    assert cells == [
         ["One", "NLL", "1", "2", "3", "a\nb", "?a=1"],
         ["One", "'=cmd|x", "-4", "5", "6", "'\n=1", "?a=1"],
         ["One", "ACC", "7", "8", "9", "long", "?a=1"],
@@ -47,9 +47,9 @@ def test_csv_of_names_that_are_formulas_or_those_of_other_columns_and_of_texts_a
 
 
 def test_json_has_caption_link_and_all_texts() -> None:
-    told = json.loads(export.text("JSON", "all", GRIDS, "http://x/"))
-    assert (told["caption"], told["link"]) == ("all", "http://x/")
-    assert told["grids"][0]["rows"] == [["BLoB", "-0.5", "a | b"], ROWS[1]]
+    parsed = json.loads(export.text("JSON", "all", GRIDS, "http://x/"))
+    assert (parsed["caption"], parsed["link"]) == ("all", "http://x/")
+    assert parsed["grids"][0]["rows"] == [["BLoB", "-0.5", "a | b"], ROWS[1]]
 
 
 def test_markdown_and_latex_have_a_line_per_row_and_texts_stay_letters() -> None:
@@ -76,25 +76,25 @@ def test_a_backslash_in_a_name_does_not_undo_what_keeps_it_from_being_a_link_or_
 
 @pytest.mark.parametrize("equal_mass", [False, True])
 def test_bins_as_rows_are_those_that_hold_questions(equal_mass: bool) -> None:
-    found = curves.answers(record(items=200), "BLoB")
-    header, rows = curve_rows.bin_rows([found], 10, equal_mass)
-    told = reliability_bins(found.probs, found.gold, 10, equal_mass)
-    assert [int(row[header.index("Questions")]) for row in rows] == [n for n in told["count"] if n]
+    parsed = curves.answers(record(items=200), "BLoB")
+    header, rows = curve_rows.bin_rows([parsed], 10, equal_mass)
+    bins = reliability_bins(parsed.probs, parsed.gold, 10, equal_mass)
+    assert [int(row[header.index("Questions")]) for row in rows] == [n for n in bins["count"] if n]
     assert sum(int(row[3]) for row in rows) == 200
-    for row, right in zip(rows, [a for a, n in zip(told["accuracy"], told["count"], strict=True) if n], strict=True):
+    for row, right in zip(rows, [a for a, n in zip(bins["accuracy"], bins["count"], strict=True) if n], strict=True):
         assert float(row[5]) == pytest.approx(right, abs=1e-4)
         assert float(row[6]) == pytest.approx(float(row[4]) - float(row[5]), abs=2e-4)
 
 
 def test_right_and_wrong_as_rows_are_the_bars_and_means_over_questions() -> None:
-    found = curves.answers(record(items=200), "BLoB")
-    sure, right = np.nanmax(found.probs, axis=1), np.nanargmax(found.probs, axis=1) == found.gold
-    header, rows = curve_rows.share_rows([found])
+    parsed = curves.answers(record(items=200), "BLoB")
+    sure, right = np.nanmax(parsed.probs, axis=1), np.nanargmax(parsed.probs, axis=1) == parsed.gold
+    header, rows = curve_rows.share_rows([parsed])
     for row in rows:
         inside = (sure >= float(row[1])) & (sure < float(row[2]))
-        assert [row[3], row[4]] == [f"{100 * (inside & kept).mean():.2f}" for kept in (right, ~right)]
+        assert [row[3], row[4]] == [f"{100 * (inside & part).mean():.2f}" for part in (right, ~right)]
     assert sum(float(row[3]) + float(row[4]) for row in rows) == pytest.approx(100)
-    _, (row,) = curve_rows.sure_rows([found])
+    _, (row,) = curve_rows.sure_rows([parsed])
     assert [float(text) / 100 for text in row[1:]] == pytest.approx(
         [right.mean(), sure[right].mean(), sure[~right].mean()], abs=1e-4
     )
@@ -104,19 +104,19 @@ def test_right_and_wrong_as_rows_are_the_bars_and_means_over_questions() -> None
 
 
 def test_parts_as_rows_are_means_over_questions() -> None:
-    found, single = curves.answers(record(), "BLoB"), curves.answers(record(draws=1), "MLE")
-    header, rows = curve_rows.part_rows([found, single])
-    assert [row[0] for row in rows] == ["BLoB"] and found.draws is not None
-    gain = mutual_information(found.draws, normalised=True)
-    right = np.nanargmax(found.probs, axis=1) == found.gold
-    told = dict(zip(header, rows[0], strict=True))
-    for which, kept in (("all", gain), ("right", gain[right]), ("wrong", gain[~right])):
-        assert float(told[f"Mutual information, {which}"]) == pytest.approx(kept.mean(), abs=1e-4)
+    many, single = curves.answers(record(), "BLoB"), curves.answers(record(draws=1), "MLE")
+    header, rows = curve_rows.part_rows([many, single])
+    assert [row[0] for row in rows] == ["BLoB"] and many.draws is not None
+    gain = mutual_information(many.draws, normalised=True)
+    right = np.nanargmax(many.probs, axis=1) == many.gold
+    by_column = dict(zip(header, rows[0], strict=True))
+    for which, part in (("all", gain), ("right", gain[right]), ("wrong", gain[~right])):
+        assert float(by_column[f"Mutual information, {which}"]) == pytest.approx(part.mean(), abs=1e-4)
 
 
 def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
-    found = {"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}, "MLE": {"near": (0.4, None)}}
-    header, rows = curve_rows.shift_rows(found, "acc")
+    rates = {"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}, "MLE": {"near": (0.4, None)}}
+    header, rows = curve_rows.shift_rows(rates, "acc")
     assert header == ["Method", "near", "far"]
     assert rows == [
         ["BLoB", f"{number(0.5, 'acc')} ± {number(0.01, 'acc')}", number(0.25, "acc")],

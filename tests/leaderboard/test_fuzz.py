@@ -167,8 +167,8 @@ def test_good_files_are_kept_and_bad_ones_listed(folder: Path, board: Board) -> 
 def test_what_is_shown_is_what_its_file_holds(board: Board) -> None:
     """Every number of a mutant that is kept is that of its own answers, by the slow way."""
     for run in random.Random(1).sample(board.runs, 60):
-        (found,) = [r for r in read_results(run.file) if r.task == run.task]
-        slow = compute_all(found.record.rows(), found.record.gold, found.record.combine)
+        (again,) = [r for r in read_results(run.file) if r.task == run.task]
+        slow = compute_all(again.record.rows(), again.record.gold, again.record.combine)
         for name in METRICS:
             assert run.number(name, run.draws) == pytest.approx(slow[name], abs=1e-9, nan_ok=True)
     assert all(np.isfinite(run.metrics["nll"]).all() for run in board.runs)
@@ -176,10 +176,10 @@ def test_what_is_shown_is_what_its_file_holds(board: Board) -> None:
 
 def test_tables_of_all_that_is_shown_are_built(board: Board) -> None:
     tables = table.build(board.runs, ["acc", "nll"], [0, 2, None])
-    rows = {name for found in tables for name, _ in found.rows}
+    rows = {name for shown in tables for name, _ in shown.rows}
     assert {"MLE", "BLoB"} <= {name.split(" (")[0] for name in rows}
     suspect = {run.run_id for run in board.runs if run.suspect}
-    ranked = {run for found in tables for cell in found.cells.values() if cell.rank for run in cell.runs}
+    ranked = {run for shown in tables for cell in shown.cells.values() if cell.rank for run in cell.runs}
     assert suspect and not suspect & ranked
 
 

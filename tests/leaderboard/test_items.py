@@ -31,8 +31,8 @@ def run_of(board: Board, method: str, seed: int) -> str:
 
 def test_a_row_per_question_with_what_a_loop_finds(board: Board) -> None:
     record, base = (board.record(run_of(board, m, 1)) for m in ("BLoB", "MLE"))
-    found = items.items(record, "BLoB", 3, base)
-    for row in found.frame.to_dict("records"):
+    listed = items.items(record, "BLoB", 3, base)
+    for row in listed.frame.to_dict("records"):
         d, gold = row["at"], record.gold[row["at"]]
         draws = [np.exp(record.logp[s, d].astype(float)) for s in (1, 2, 3)]
         draws = [p / p.sum() for p in draws]
@@ -48,15 +48,15 @@ def test_a_row_per_question_with_what_a_loop_finds(board: Board) -> None:
 
 
 def test_filters_and_orders(board: Board) -> None:
-    found = items.items(board.record(run_of(board, "BLoB", 0)), "BLoB", None, board.record(run_of(board, "MLE", 0)))
-    sizes = {name: len(items.select(found, name)) for name in items.FILTERS}
+    listed = items.items(board.record(run_of(board, "BLoB", 0)), "BLoB", None, board.record(run_of(board, "MLE", 0)))
+    sizes = {name: len(items.select(listed, name)) for name in items.FILTERS}
     assert sizes["all"] == 40 and 0 < sizes["fixed"] < 40 and 0 < sizes["broken"] < 40 and sizes["information"] == 4
-    fixed, broken = items.select(found, "fixed"), items.select(found, "broken")
+    fixed, broken = items.select(listed, "fixed"), items.select(listed, "broken")
     assert fixed["right"].all() and fixed["base_wrong"].all() and broken["base_right"].all()
-    assert not broken["right"].any() and sizes["wrong"] == int((~found.frame["right"]).sum())
-    sure = items.select(found, "wrong", "confidence")["confidence"].tolist()
+    assert not broken["right"].any() and sizes["wrong"] == int((~listed.frame["right"]).sum())
+    sure = items.select(listed, "wrong", "confidence")["confidence"].tolist()
     assert sure == sorted(sure, reverse=True)
-    assert all(c >= items.SURE for c in items.select(found, "sure-wrong")["confidence"])
+    assert all(c >= items.SURE for c in items.select(listed, "sure-wrong")["confidence"])
     alone = items.items(board.record(run_of(board, "BLoB", 0)), "BLoB", 1)
     assert len(items.select(alone, "fixed")) == len(items.select(alone, "information")) == 0
 
@@ -82,8 +82,8 @@ def test_mle_with_other_choices_is_not_compared_with(board: Board) -> None:
 
 def card_of(logp: list[list[list[float] | None]], text: texts.Text | None = None) -> str:
     made = [{**item, "logp": rows} for item, rows in zip(answers(0, 2, len(logp)), logp, strict=True)]
-    found = items.items(unpack(pack(made, task="arc_easy_uq", protocol={})), "BLoB")
-    return markup.card(found, found.frame.to_dict("records")[-1], text)
+    listed = items.items(unpack(pack(made, task="arc_easy_uq", protocol={})), "BLoB")
+    return markup.card(listed, listed.frame.to_dict("records")[-1], text)
 
 
 def test_a_draw_that_was_not_taken_is_not_shown() -> None:
@@ -111,9 +111,9 @@ def toyworld_record(rows: list[dict], wrong: int | None = None) -> Record:
 
 def test_toy_world_questions_are_found_by_id_and_only_where_the_hash_agrees() -> None:
     rows = toyworld.questions("near", "test")[:5]
-    found, whence = texts.texts(toyworld_record(rows, wrong=3), [], [0, 3, 4])
-    assert found[0] is not None and found[0].prompt == rows[0]["prompt"] and found[1] is None
-    assert found[0].choices[1] == f"B. {rows[0]['texts'][1]}" and "embedded world" in whence
+    shown, whence = texts.texts(toyworld_record(rows, wrong=3), [], [0, 3, 4])
+    assert shown[0] is not None and shown[0].prompt == rows[0]["prompt"] and shown[1] is None
+    assert shown[0].choices[1] == f"B. {rows[0]['texts'][1]}" and "embedded world" in whence
 
 
 def test_samples_beside_the_results_are_read_and_broken_lines_left_out(tmp_path: Path) -> None:
@@ -122,13 +122,13 @@ def test_samples_beside_the_results_are_read_and_broken_lines_left_out(tmp_path:
     for item, doc in zip(made, docs, strict=True):
         item["doc_hash"] = digest(doc)
     record = unpack(pack(made, task="arc_easy_uq", protocol={}))
-    asked = {f"gen_args_{k}": {"arg_0": "Which?", "arg_1": f" {c}"} for k, c in enumerate("ABC")}
-    lines = [json.dumps({"doc": {**docs[i], "uq_id": i}, "arguments": asked}) for i in (0, 2)]
+    arguments = {f"gen_args_{k}": {"arg_0": "Which?", "arg_1": f" {c}"} for k, c in enumerate("ABC")}
+    lines = [json.dumps({"doc": {**docs[i], "uq_id": i}, "arguments": arguments}) for i in (0, 2)]
     (tmp_path / "samples_arc_easy_uq_2026.jsonl").write_text(
         "\n".join([lines[0], "{broken", "[]", '{"doc": 1}', lines[1]])
     )
-    found, whence = texts.texts(record, [str(tmp_path / "results_2026.json")], [0, 1, 2])
-    assert [None if t is None else t.choices for t in found] == [("A", "B", "C"), None, ("A", "B", "C")]
+    shown, whence = texts.texts(record, [str(tmp_path / "results_2026.json")], [0, 1, 2])
+    assert [None if t is None else t.choices for t in shown] == [("A", "B", "C"), None, ("A", "B", "C")]
     assert "samples_arc_easy_uq_2026.jsonl" in whence
     nothing, advice = texts.texts(record, [str(tmp_path / "results_2027.json")], [0])
     assert nothing == [None] and "--log_samples" in advice
@@ -144,11 +144,11 @@ def test_a_task_name_cannot_lead_out_of_the_folder(tmp_path: Path) -> None:
 
 def test_a_task_of_any_name_and_half_characters_are_no_error(tmp_path: Path) -> None:
     assert texts.samples_file(str(tmp_path / "results_2026.json"), "x" * 290) is None
-    asked = {"gen_args_0": {"arg_0": "Which \ud800?", "arg_1": "\udc00"}}
+    arguments = {"gen_args_0": {"arg_0": "Which \ud800?", "arg_1": "\udc00"}}
     path = tmp_path / "samples_x_2026.jsonl"
-    path.write_text(json.dumps({"doc": {"id": 1, "texts": ["\ud800"]}, "arguments": asked}))
-    (found,) = texts.read_samples(str(path), 0).values()
-    assert found == texts.Text("Which ??", ("?",))
+    path.write_text(json.dumps({"doc": {"id": 1, "texts": ["\ud800"]}, "arguments": arguments}))
+    (sample,) = texts.read_samples(str(path), 0).values()
+    assert sample == texts.Text("Which ??", ("?",))
 
 
 # ---------------------------------------------------------------- comparison
@@ -156,9 +156,9 @@ def test_a_task_of_any_name_and_half_characters_are_no_error(tmp_path: Path) -> 
 
 def test_only_differing_settings_are_named(board: Board) -> None:
     one, other = (board.run(run_of(board, m, 0)) for m in ("MLE", "BLoB"))
-    found = dict(comparison.differing([one, other]))
-    assert found["method"] == ["MLE", "BLoB"] and found["setting.kl"] == ["–", "1"]
-    assert not [key for key in found if key.startswith(("recipe.", "protocol."))]
+    differing = dict(comparison.differing([one, other]))
+    assert differing["method"] == ["MLE", "BLoB"] and differing["setting.kl"] == ["–", "1"]
+    assert not [key for key in differing if key.startswith(("recipe.", "protocol."))]
     seeds = dict(comparison.differing([one, board.run(run_of(board, "MLE", 1))]))
     assert seeds == {"training seed": ["0", "1"]}
 
@@ -166,19 +166,19 @@ def test_only_differing_settings_are_named(board: Board) -> None:
 def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     records = [board.record(run_of(board, m, 0)) for m in ("MLE", "BLoB")]
     given = [curves.answers(record, "") for record in records]
-    found = comparison.tests(["MLE", "BLoB"], given).set_index("metric")
+    tested = comparison.tests(["MLE", "BLoB"], given).set_index("metric")
     losses = []
     for record in records:
         p = np.exp(record.logp[1:].astype(float)).mean(axis=0)
         losses.append(-np.log(p[np.arange(record.items), record.gold]))
     expected = stats.ttest_rel(*losses)
-    assert found.loc["nll", "difference"] == pytest.approx(np.mean(losses[0]) - np.mean(losses[1]), abs=1e-6)
-    assert found.loc["nll", "p"] == pytest.approx(expected.pvalue, rel=0.3)
+    assert tested.loc["nll", "difference"] == pytest.approx(np.mean(losses[0]) - np.mean(losses[1]), abs=1e-6)
+    assert tested.loc["nll", "p"] == pytest.approx(expected.pvalue, rel=0.3)
     _, [[pair, *counts]] = comparison.both_right(["MLE", "BLoB"], given)
     alone = int(counts[1]), int(counts[2])
     assert pair == "MLE | BLoB" and sum(map(int, counts)) == 40
-    assert found.loc["acc", "p"] == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
-    assert set(comparison.shown_tests(found.reset_index())["Metric"]) == {"ACC", "NLL", "Brier", "ECE (debiased)"}
+    assert tested.loc["acc", "p"] == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
+    assert set(comparison.shown_tests(tested.reset_index())["Metric"]) == {"ACC", "NLL", "Brier", "ECE (debiased)"}
 
 
 def test_other_questions_or_another_protocol_are_not_tested(board: Board, tmp_path: Path) -> None:
@@ -194,5 +194,5 @@ def test_other_questions_or_another_protocol_are_not_tested(board: Board, tmp_pa
 
 def test_names_tell_runs_of_one_row_apart(board: Board) -> None:
     ids = [run_of(board, "BLoB", 0), run_of(board, "BLoB", 1), run_of(board, "MLE", 0)]
-    found = comparison.names([board.run(i) for i in ids], [board.run(i).method for i in ids])
-    assert found == ["BLoB, seed 0", "BLoB, seed 1", "MLE, seed 0"]
+    names = comparison.names([board.run(i) for i in ids], [board.run(i).method for i in ids])
+    assert names == ["BLoB, seed 0", "BLoB, seed 1", "MLE, seed 0"]

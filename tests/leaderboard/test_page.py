@@ -46,13 +46,13 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 @given(values())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_there_and_back_is_the_same_view_without_a_note(empty: Results, view: dict[str, Any]) -> None:
-    told, page = read(empty, {name: as_params(value) for name, value in view.items()})
-    assert told == view and page.notes == []
+    refused, page = read(empty, {name: as_params(value) for name, value in view.items()})
+    assert refused == view and page.notes == []
 
 
 def test_without_parameters_every_control_has_its_default(empty: Results) -> None:
-    told, page = read(empty, {})
-    assert told == DEFAULTS and page.notes == []
+    refused, page = read(empty, {})
+    assert refused == DEFAULTS and page.notes == []
     assert {control.name: control.default for control in page.controls} == DEFAULTS
 
 

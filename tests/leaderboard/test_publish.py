@@ -66,29 +66,31 @@ def test_published_answers_are_within_the_stated_error(results: Path, tmp_path: 
     assert made.whole == (5 if budget else 0)
     source, published = build([results]), build([out])
     for run in source.runs:
-        held, kept = source.record(run.run_id), published.record(run.run_id)
-        assert (kept.draws, kept.doc_hashes, kept.items) == (held.draws, held.doc_hashes, held.items)
-        np.testing.assert_array_equal(kept.gold, held.gold)
-        np.testing.assert_array_equal(kept.choices, held.choices)
+        held, stored = source.record(run.run_id), published.record(run.run_id)
+        assert (stored.draws, stored.doc_hashes, stored.items) == (held.draws, held.doc_hashes, held.items)
+        np.testing.assert_array_equal(stored.gold, held.gold)
+        np.testing.assert_array_equal(stored.choices, held.choices)
         counts = range(held.draws + 1) if budget else (0, held.draws)
         for n in (*counts, None):
             exact = combine_draws(held.rows(n), held.combine)
-            np.testing.assert_allclose(combine_draws(kept.rows(n), kept.combine), exact, atol=publish.STEP / 4 + 1e-6)
+            np.testing.assert_allclose(
+                combine_draws(stored.rows(n), stored.combine), exact, atol=publish.STEP / 4 + 1e-6
+            )
         if budget and held.combine == "probs":
-            np.testing.assert_array_equal(kept.taken, held.taken)
+            np.testing.assert_array_equal(stored.taken, held.taken)
         elif held.draws > 1:
             with pytest.raises(InputError, match="published without its single draws"):
-                kept.rows(1)
+                stored.rows(1)
 
 
 def test_a_budget_keeps_the_draws_of_one_seed_before_it_keeps_none(results: Path, tmp_path: Path) -> None:
     result(results, "BLoB", 0, task="boolq_uq")
     runs = build([results]).runs
     levels = publish.with_draws(runs)
-    kept = [{(r.method, r.task, r.seed) for r in runs if r.run_id in ids} for ids in levels]
-    assert [len(each) for each in kept] == [5, 3, 2, 0]
-    assert kept[1] == {("MLE", "arc_easy_uq", 0), ("BLoB", "arc_easy_uq", 0), ("BLoB", "boolq_uq", 0)}
-    assert kept[2] <= kept[1] and {method for method, _, _ in kept[2]} == {"MLE", "BLoB"}
+    whole = [{(r.method, r.task, r.seed) for r in runs if r.run_id in ids} for ids in levels]
+    assert [len(each) for each in whole] == [5, 3, 2, 0]
+    assert whole[1] == {("MLE", "arc_easy_uq", 0), ("BLoB", "arc_easy_uq", 0), ("BLoB", "boolq_uq", 0)}
+    assert whole[2] <= whole[1] and {method for method, _, _ in whole[2]} == {"MLE", "BLoB"}
     out = tmp_path / "toy.parquet"
     sizes = [publish.create([results], out).size]
     for count in (3, 2, 0):
@@ -109,8 +111,8 @@ def test_questions_of_different_sizes_and_sure_answers() -> None:
 
 def test_a_first_choice_without_any_probability_leaves_the_others_as_they_are() -> None:
     logp = np.array([[[-60.0, 0.0, -30.0], [-50.0, -20.0, 0.0]]] * 2)
-    kept = publish.unpack_rows(publish.pack_rows(logp, np.full(2, 3)), np.full(2, 3), 2)
-    np.testing.assert_allclose(np.exp(kept), np.exp(logp), atol=publish.STEP / 4)
+    unpacked = publish.unpack_rows(publish.pack_rows(logp, np.full(2, 3)), np.full(2, 3), 2)
+    np.testing.assert_allclose(np.exp(unpacked), np.exp(logp), atol=publish.STEP / 4)
 
 
 def test_no_folder_of_this_machine_is_published(results: Path, tmp_path: Path) -> None:

@@ -58,17 +58,17 @@ def test_single_runs_agree_with_the_paired_t_test_and_the_permutation_test_of_sc
     logits, gold = world(rng)
     a, b = softmax(logits), softmax(1.4 * logits + rng.normal(0, 0.4, logits.shape))
     for name, items in (("nll", nll_items), ("brier", brier_items)):
-        found = ranking.compare(name, {"a": [a], "b": [b]}, gold)
+        compared = ranking.compare(name, {"a": [a], "b": [b]}, gold)
         expected = stats.ttest_rel(items(a, gold), items(b, gold))
         flipped = stats.permutation_test(
             (items(a, gold), items(b, gold)), lambda x, y: np.mean(x - y), permutation_type="samples", rng=rng
         )
         assert 0.001 < expected.pvalue < 0.9
-        assert found.p[0, 1] == pytest.approx(expected.pvalue)
-        assert found.p[0, 1] == pytest.approx(flipped.pvalue, rel=0.35, abs=0.005)
-        assert found.difference[0, 1] == pytest.approx((items(a, gold) - items(b, gold)).mean())
+        assert compared.p[0, 1] == pytest.approx(expected.pvalue)
+        assert compared.p[0, 1] == pytest.approx(flipped.pvalue, rel=0.35, abs=0.005)
+        assert compared.difference[0, 1] == pytest.approx((items(a, gold) - items(b, gold)).mean())
         low, high = expected.confidence_interval()
-        assert found.half[0, 1] == pytest.approx((high - low) / 2)
+        assert compared.half[0, 1] == pytest.approx((high - low) / 2)
 
 
 def test_mcnemar_is_the_binomial_test_on_what_one_run_alone_gets_right() -> None:
@@ -106,9 +106,9 @@ def test_with_seeds_the_variance_is_that_of_questions_and_that_between_seeds(
 
 def test_ece_is_compared_by_its_debiased_value(column: tuple[dict[str, list[np.ndarray]], np.ndarray]) -> None:
     methods, gold = column
-    found = ranking.compare("ece", methods, gold)
+    compared = ranking.compare("ece", methods, gold)
     expected = [np.mean([ece_debiased(bin_probs(p, gold), clip=False) for p in probs]) for probs in methods.values()]
-    assert found.metric == "ece_debiased" and found.values == pytest.approx(np.array(expected))
+    assert compared.metric == "ece_debiased" and compared.values == pytest.approx(np.array(expected))
 
 
 def test_holm_by_hand() -> None:
@@ -291,14 +291,14 @@ def test_in_a_table_complete_rows_of_one_recipe_are_ranked_and_the_others_have_t
         record = board.record(run_id)
         return combine_draws(record.rows(draws), record.combine), record.gold
 
-    found = ranking.of_table(shown, "nll", answers)
+    compared = ranking.of_table(shown, "nll", answers)
     rows = {name: i for i, (name, _) in enumerate(shown.rows)}
     held_rows = {str(rows["MLE"]), str(rows["BLoB"])}
-    assert set(found) == {0, 1} and all(set(tests.names) == held_rows for tests in found.values())
+    assert set(compared) == {0, 1} and all(set(tests.names) == held_rows for tests in compared.values())
     held = {str(i): [answers(run, 4)[0] for run in shown.cells["nll", i, 0].runs] for i in (rows["MLE"], rows["BLoB"])}
     gold = board.record(shown.cells["nll", 0, 0].runs[0]).gold
-    assert found[0].adjusted.tolist() == ranking.compare("nll", held, gold).adjusted.tolist()
-    assert ranking.ranks_of(found)[0][rows["MLE"]] == found[0].ranks()[str(rows["MLE"])]
+    assert compared[0].adjusted.tolist() == ranking.compare("nll", held, gold).adjusted.tolist()
+    assert ranking.ranks_of(compared)[0][rows["MLE"]] == compared[0].ranks()[str(rows["MLE"])]
     texts = tiers(table.build(board.runs, ["nll"])[0], {})
     assert texts[rows["ENS"]] == "1/2 cells" and texts[rows["MLE"]] == texts[rows["BLoB"]] == "not ranked"  # two of two
     assert ranking.of_table(shown, "auroc", answers) == {}

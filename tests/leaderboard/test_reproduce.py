@@ -71,21 +71,21 @@ def make(folder: Path, reproduces: dict[str, Any] = TABLE1) -> Report:
     return report("A table", reproduces, read_runs([folder]), [])
 
 
-def cell(found: Report, method: str, metric: str, dataset: str = "WG-S", draws: int | None = None) -> Any:
-    (one,) = [c for c in found.cells if (c.method, c.metric, c.dataset, c.draws) == (method, metric, dataset, draws)]
+def cell(made: Report, method: str, metric: str, dataset: str = "WG-S", draws: int | None = None) -> Any:
+    (one,) = [c for c in made.cells if (c.method, c.metric, c.dataset, c.draws) == (method, metric, dataset, draws)]
     return one
 
 
 def test_three_seeds_of_the_papers_settings_get_a_verdict(tmp_path: Path) -> None:
     for seed, right in enumerate((0.685, 0.69, 0.695)):  # the paper: ACC 68.99 ± 0.58, ECE 29.83 ± 0.58, NLL 3.17
         result(tmp_path, "mle", "MLE", seed, right, 0.99)
-    found = make(tmp_path)
-    acc, ece, nll = (cell(found, "MLE", metric) for metric in ("acc", "ece", "nll"))
+    made = make(tmp_path)
+    acc, ece, nll = (cell(made, "MLE", metric) for metric in ("acc", "ece", "nll"))
     assert acc.verdict == "agrees" and acc.ours.mean == pytest.approx(0.69) and acc.ours.std == pytest.approx(0.005)
     assert ece.verdict == "agrees" and ece.ours.mean == pytest.approx(0.30)
     assert nll.verdict == "differs" and nll.interval[1] < -0.05  # 1.43 is no 3.17, whatever the paper's ± of 0.37
-    assert cell(found, "MLE", "acc", "ARC-C").verdict == "not measured"
-    assert len(found.cells) == 162 and any("3 are assumed" in note for note in found.notes)
+    assert cell(made, "MLE", "acc", "ARC-C").verdict == "not measured"
+    assert len(made.cells) == 162 and any("3 are assumed" in note for note in made.notes)
 
 
 def test_far_away_differs(tmp_path: Path) -> None:
@@ -121,15 +121,15 @@ def test_rows_are_told_apart_by_draws_and_settings(tmp_path: Path) -> None:
     for seed in range(2):
         result(tmp_path, "blob", "BLoB", seed, 0.69, 0.8, draws=10, settings=BLOB)
         result(tmp_path, "blob", "BLoB", seed, 0.60, 0.8, draws=10, settings={**BLOB, "reweight": False})
-    found = make(tmp_path)
+    made = make(tmp_path)
     for draws in (0, 5, 10):
-        assert cell(found, "BLoB", "acc", draws=draws).ours == Number(pytest.approx(0.69), pytest.approx(0), 2)
+        assert cell(made, "BLoB", "acc", draws=draws).ours == Number(pytest.approx(0.69), pytest.approx(0), 2)
     ablation = {**BLOB, "asymmetric": False, "std_scale_b": 0.01}
     for seed in range(2):
         result(tmp_path, "blob", "BLoB", seed, 0.75, 0.8, draws=10, settings=ablation)
-    found = make(tmp_path, {**TABLE1, "table": 8})
-    starred = cell(found, "BLoB (A and B Bayesian, std on B scaled by 1/100)", "acc", draws=10)
-    assert starred.ours.mean == pytest.approx(0.75) and cell(found, "BLoB", "acc", draws=10).ours.mean == pytest.approx(
+    made = make(tmp_path, {**TABLE1, "table": 8})
+    starred = cell(made, "BLoB (A and B Bayesian, std on B scaled by 1/100)", "acc", draws=10)
+    assert starred.ours.mean == pytest.approx(0.75) and cell(made, "BLoB", "acc", draws=10).ours.mean == pytest.approx(
         0.69
     )
 
@@ -145,8 +145,8 @@ def test_of_several_bases_and_settings_the_papers_are_compared_and_none_are_mixe
 def test_what_the_paper_contradicts_gets_a_note_and_no_verdict(tmp_path: Path) -> None:
     for seed in range(3):
         result(tmp_path, "map", "MAP", seed, 0.8138, 0.9, task="openbookqa_uq", settings={"weight_decay": 1e-5})
-    found = make(tmp_path)
-    one = cell(found, "MAP", "ece", "OBQA")
+    made = make(tmp_path)
+    one = cell(made, "MAP", "ece", "OBQA")
     assert one.verdict == "no verdict" and "exchange MAP and ENS" in one.why and one.suspect
     failed = [c for c in make(tmp_path, {**TABLE1, "table": 8}).cells if c.method == "BBB (A and B Bayesian)"]
     assert len(failed) == 18 and all(c.paper is None and c.suspect for c in failed)
@@ -205,8 +205,8 @@ def test_sentences_about_a_figure_are_tested_over_steps_and_seeds(tmp_path: Path
         for steps in (1000, 2000):
             laplace(tmp_path, "map", 0.95 - seed / 1000, seed, steps)
             laplace(tmp_path, "all", 0.75, seed, steps)
-    found = make(tmp_path, FIGURE3)
-    by = {(c.metric, c.left, c.relation): c for c in found.claims}
+    made = make(tmp_path, FIGURE3)
+    by = {(c.metric, c.left, c.relation): c for c in made.claims}
     better = by["ece10", "LA", "below"]
     assert better.verdict == "holds" and (better.held, better.points) == (2, 2) and better.difference < -0.15
     assert by["nll", "LA", "below"].verdict == "holds" and by["acc", "LA", "within"].verdict == "holds"
@@ -247,8 +247,8 @@ def test_parameters_are_compared_and_seconds_are_not() -> None:
         adapter("BLoB", 6_291_456, 120.0),
         adapter("MLE", 33_554_432, 9.0, lora_r=64),
     ]
-    found = report("Parameters", {"paper": "Me-LoRA", "table": 1, "base": ["Llama2-7B", "Llama2-13B"]}, [], records)
-    by = {(c.method, c.dataset, c.base): c for c in found.cells}
+    made = report("Parameters", {"paper": "Me-LoRA", "table": 1, "base": ["Llama2-7B", "Llama2-13B"]}, [], records)
+    by = {(c.method, c.dataset, c.base): c for c in made.cells}
     assert [by[m, "rank 8", "Llama2-7B"].verdict for m in ("LoRA", "BLoB", "Me-LoRA")] == [
         "agrees",
         "agrees",
@@ -315,8 +315,8 @@ def test_latex_has_two_columns_for_each_data_set(table1: Report) -> None:
 def test_latex_of_sentences(tmp_path: Path) -> None:
     laplace(tmp_path, "map", 0.95, 0, 1000)
     laplace(tmp_path, "all", 0.75, 0, 1000)
-    found = make(tmp_path, FIGURE3)
-    assert check_tex(FORMATS["latex"](found)) == 1 + len(found.claims)
+    made = make(tmp_path, FIGURE3)
+    assert check_tex(FORMATS["latex"](made)) == 1 + len(made.claims)
     assert all(name in FORMATS for name in ("md", "csv", "html", "latex"))
 
 

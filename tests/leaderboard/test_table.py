@@ -48,24 +48,26 @@ def by_hand(run: Run, draws: int) -> dict[str, float]:
 def test_cells_are_mean_and_deviation_over_seeds_of_numbers_made_by_hand(tmp_path: Path, draws: int) -> None:
     for seed in range(3):
         result(tmp_path, seed=seed, numbers=seed)
-    runs, found = read_results(tmp_path), one(tmp_path, samples=[draws])
-    assert found.rows == [("BLoB", draws)]
+    runs, made = read_results(tmp_path), one(tmp_path, samples=[draws])
+    assert made.rows == [("BLoB", draws)]
     for name in ("acc", "nll", "ece"):
         expected = [by_hand(run, draws)[name] for run in runs]
-        cell = found.cells[name, 0, 0]
+        cell = made.cells[name, 0, 0]
         assert cell.mean == pytest.approx(np.mean(expected), abs=1e-6)
         assert cell.std == pytest.approx(np.std(expected, ddof=1), abs=1e-6)
-    assert 0 < found.cells["ece", 0, 0].floor < 0.5 and found.cells["nll", 0, 0].floor is None
+    assert 0 < made.cells["ece", 0, 0].floor < 0.5 and made.cells["nll", 0, 0].floor is None
 
 
 def test_best_and_second_by_the_direction_of_the_metric(tmp_path: Path) -> None:
     for k, method in enumerate(("MLE", "ENS", "BLoB")):
         result(tmp_path, method, numbers=k)
-    found = one(tmp_path, metrics=["acc", "nll", "ece", "ece_debiased", "mce"])
-    assert all(found.cells["mce", i, 0].rank is None for i in range(3))
+    shown_table = one(tmp_path, metrics=["acc", "nll", "ece", "ece_debiased", "mce"])
+    assert all(shown_table.cells["mce", i, 0].rank is None for i in range(3))
     for name, sign in (("acc", 1), ("nll", -1), ("ece", -1)):
-        cells = [found.cells[name, i, 0] for i in range(3)]
-        values = [c.mean if name != "ece" else found.cells["ece_debiased", i, 0].mean for i, c in enumerate(cells)]
+        cells = [shown_table.cells[name, i, 0] for i in range(3)]
+        values = [
+            c.mean if name != "ece" else shown_table.cells["ece_debiased", i, 0].mean for i, c in enumerate(cells)
+        ]
         shown = [round(sign * value * (1 if name == "nll" else 100), 2) for value in values]
         best = sorted(set(shown), reverse=True)
         assert [c.rank for c in cells] == [{best[0]: 1, best[1]: 2}.get(value) for value in shown]
@@ -165,11 +167,11 @@ def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> 
     for k, method in enumerate(("MLE", "BLoB")):
         result(tmp_path, method, numbers=k)
     result(tmp_path, numbers=3, plain=True, draws=1)
-    found = one(tmp_path)
-    row = found.rows.index(("tiny (zero-shot)", 1))
-    assert found.cells["acc", row, 0].rank is None
-    assert {found.cells["nll", i, 0].rank for i in range(3) if i != row} == {1, 2}
-    assert "tiny (zero-shot) is the base, not trained here: for reference, not ranked" in found.notes
+    made = one(tmp_path)
+    row = made.rows.index(("tiny (zero-shot)", 1))
+    assert made.cells["acc", row, 0].rank is None
+    assert {made.cells["nll", i, 0].rank for i in range(3) if i != row} == {1, 2}
+    assert "tiny (zero-shot) is the base, not trained here: for reference, not ranked" in made.notes
 
 
 @pytest.mark.parametrize(
@@ -186,23 +188,23 @@ def test_leaked_cells_are_marked_and_never_best(tmp_path: Path, leak: Any) -> No
     result(tmp_path, "MLE", numbers=1, leaks=leaks)
     result(tmp_path, "BLoB", numbers=2)
     result(tmp_path, "ENS", numbers=3)
-    found = one(tmp_path)
-    assert found.cells["acc", 0, 0].leaked and found.cells["acc", 0, 0].rank is None
-    assert "†" in table_formats.markdown([found]).splitlines()[4]
+    made = one(tmp_path)
+    assert made.cells["acc", 0, 0].leaked and made.cells["acc", 0, 0].rank is None
+    assert "†" in table_formats.markdown([made]).splitlines()[4]
 
 
 def test_questions_of_the_published_training_data_are_counted_and_metrics_shown_without_them(tmp_path: Path) -> None:
     leaks = {"arc_easy_uq": {"items": 40, "leaked": 0, "natural": 3, "natural_ids": [0, 3, 77]}}  # 77 was not asked
     shared = result(tmp_path, "MLE", numbers=1, leaks=leaks)
     result(tmp_path, "BLoB", numbers=2)
-    found = one(tmp_path)
-    cell = found.cells["acc", 0, 0]
-    assert not cell.leaked and {found.cells["nll", i, 0].rank for i in range(2)} == {1, 2}
-    notes = [note for note in found.notes if "published training data" in note]
+    made = one(tmp_path)
+    cell = made.cells["acc", 0, 0]
+    assert not cell.leaked and {made.cells["nll", i, 0].rank for i in range(2)} == {1, 2}
+    notes = [note for note in made.notes if "published training data" in note]
     record = read_results(shared)[0].record
-    kept = [k for k in range(40) if k not in (0, 3)]
-    probs = np.exp(record.logp[1:, kept].astype(np.float64))
-    right = (probs / probs.sum(-1, keepdims=True)).mean(0).argmax(-1) == record.gold[kept]
+    clean = [k for k in range(40) if k not in (0, 3)]
+    probs = np.exp(record.logp[1:, clean].astype(np.float64))
+    right = (probs / probs.sum(-1, keepdims=True)).mean(0).argmax(-1) == record.gold[clean]
     assert len(notes) == 1 and "2 of 40 questions" in notes[0] and f"ACC {100 * right.mean():.2f}" in notes[0]
 
 
@@ -217,19 +219,19 @@ def test_draws_that_a_result_does_not_hold_are_a_note_and_points_are_one_row(tmp
     result(tmp_path, "MLE", draws=1, finite=1)
     result(tmp_path, "ENS", draws=3, finite=3)
     result(tmp_path, "BLoB", draws=4)
-    found = one(tmp_path, samples=[0, 3, 10])
-    assert found.rows == [("MLE", 1), ("ENS", 0), ("ENS", 3), ("BLoB", 0), ("BLoB", 3)]
-    assert any("BLoB" in note and "samples=10" in note for note in found.notes)
+    made = one(tmp_path, samples=[0, 3, 10])
+    assert made.rows == [("MLE", 1), ("ENS", 0), ("ENS", 3), ("BLoB", 0), ("BLoB", 3)]
+    assert any("BLoB" in note and "samples=10" in note for note in made.notes)
 
 
 def test_the_result_with_most_draws_then_the_latest_counts_and_the_table_says_so(tmp_path: Path) -> None:
     result(tmp_path, numbers=1, date=1.0)
-    kept = result(tmp_path, numbers=2, date=2.0)
+    newest = result(tmp_path, numbers=2, date=2.0)
     result(tmp_path, numbers=3, date=3.0, draws=2)
-    found = one(tmp_path)
-    expected = by_hand(read_results(kept)[0], 4)
-    assert found.cells["nll", 0, 0].mean == pytest.approx(expected["nll"], abs=1e-6)
-    assert any("3 results" in note and kept.name in note for note in found.notes)
+    made = one(tmp_path)
+    expected = by_hand(read_results(newest)[0], 4)
+    assert made.cells["nll", 0, 0].mean == pytest.approx(expected["nll"], abs=1e-6)
+    assert any("3 results" in note and newest.name in note for note in made.notes)
 
 
 def test_what_samples_auto_took_is_shown_instead_of_n(tmp_path: Path) -> None:
@@ -239,36 +241,36 @@ def test_what_samples_auto_took_is_shown_instead_of_n(tmp_path: Path) -> None:
         logp = run.record.logp.copy()
         logp[taken + 1 :, 1:] = np.nan
         runs.append(dataclasses.replace(run, record=dataclasses.replace(run.record, logp=logp)))
-    (found,) = table.build([summarise(run) for run in runs], ("nll", "mutual_information"))
+    (made,) = table.build([summarise(run) for run in runs], ("nll", "mutual_information"))
     items = runs[0].record.items
     wanted = 2.5 + 1.5 / items
-    assert found.auto == {0: pytest.approx(wanted)}
-    assert f"| NLL ↓ | BLoB | auto ({wanted:.1f}) | 2 |" in table_formats.markdown([found])
-    assert any("samples=auto" in note and "4 at most" in note for note in found.notes)
+    assert made.auto == {0: pytest.approx(wanted)}
+    assert f"| NLL ↓ | BLoB | auto ({wanted:.1f}) | 2 |" in table_formats.markdown([made])
+    assert any("samples=auto" in note and "4 at most" in note for note in made.notes)
     losses = []
     for run, taken in zip(runs, (2, 3), strict=True):
         draws = [(4 if d == 0 else taken, d) for d in range(items)]
         rows = [np.exp(run.record.logp[1 : n + 1, d].astype(float)) for n, d in draws]
         probs = [(row / np.nansum(row, 1, keepdims=True)).mean(0) for row in rows]
         losses.append(-np.mean([np.log(p[gold]) for p, gold in zip(probs, run.record.gold, strict=True)]))
-    assert found.cells["nll", 0, 0].mean == pytest.approx(np.mean(losses), abs=1e-6)
-    assert found.cells["mutual_information", 0, 0].mean > 0
+    assert made.cells["nll", 0, 0].mean == pytest.approx(np.mean(losses), abs=1e-6)
+    assert made.cells["mutual_information", 0, 0].mean > 0
     full = read_runs([tmp_path])  # whole results count before ones of samples=auto, whatever their date
-    (found,) = table.build([*full, *(summarise(dataclasses.replace(run, date=9e9)) for run in runs)])
-    assert found.auto == {} and found.rows == [("BLoB", 4)]
+    (made,) = table.build([*full, *(summarise(dataclasses.replace(run, date=9e9)) for run in runs)])
+    assert made.auto == {} and made.rows == [("BLoB", 4)]
 
 
 def test_columns_say_what_was_trained_on_and_differing_settings_split_rows(tmp_path: Path) -> None:
     result(tmp_path, task="openbookqa_uq", settings={"kl": 1})
     result(tmp_path, task="arc_easy_uq", trained_on="openbookqa_uq", settings={"kl": 1})
     result(tmp_path, task="openbookqa_uq", settings={"kl": 2}, numbers=5)
-    found = one(tmp_path)
-    assert [c.name for c in found.columns] == [
+    made = one(tmp_path)
+    assert [c.name for c in made.columns] == [
         "openbookqa_uq",
         "arc_easy_uq (trained on openbookqa_uq, small shift)",
     ]
-    assert [row[0] for row in found.rows] == ["BLoB (kl=1)", "BLoB (kl=2)"]
-    assert ("acc", 1, 1) not in found.cells
+    assert [row[0] for row in made.rows] == ["BLoB (kl=1)", "BLoB (kl=2)"]
+    assert ("acc", 1, 1) not in made.cells
 
 
 @pytest.mark.parametrize(
@@ -305,17 +307,17 @@ def tables(tmp_path: Path) -> list[table.Table]:
     return table.build(read_runs([tmp_path]), ["acc", "ece", "nll"])
 
 
-def shown(found: table.Table, name: str, i: int, j: int) -> str:
-    cell, scale = found.cells[name, i, j], 1 if name == "nll" else 100
+def shown(made: table.Table, name: str, i: int, j: int) -> str:
+    cell, scale = made.cells[name, i, j], 1 if name == "nll" else 100
     return f"{cell.mean * scale:.2f}" + ("" if cell.std is None else f" ± {cell.std * scale:.2f}")
 
 
-def grid(found: table.Table) -> list[list[str]]:
+def grid(made: table.Table) -> list[list[str]]:
     """The cells as plain text, by another route than the formats take."""
     return [
-        [shown(found, m, i, j) if (m, i, j) in found.cells else "–" for j in range(len(found.columns))]
-        for m in found.metrics
-        for i in range(len(found.rows))
+        [shown(made, m, i, j) if (m, i, j) in made.cells else "–" for j in range(len(made.columns))]
+        for m in made.metrics
+        for i in range(len(made.rows))
     ]
 
 
@@ -347,15 +349,15 @@ def test_latex_reads_back(tables: list[table.Table]) -> None:
 
 
 def test_csv_and_json_hold_every_digit(tables: list[table.Table]) -> None:
-    found = tables[0]
+    made = tables[0]
     lines = list(csv.DictReader(io.StringIO(table_formats.as_csv(tables))))
     plain = json.loads(table_formats.as_json(tables))["tables"][0]
-    assert len(lines) == len(plain["cells"]) == len(found.cells)
-    for line, entry, ((name, i, j), cell) in zip(lines, plain["cells"], found.cells.items(), strict=True):
+    assert len(lines) == len(plain["cells"]) == len(made.cells)
+    for line, entry, ((name, i, j), cell) in zip(lines, plain["cells"], made.cells.items(), strict=True):
         assert (line["metric"], line["method"], line["task"]) == (
             name,
-            found.rows[i][0],
-            found.columns[j].task,
+            made.rows[i][0],
+            made.columns[j].task,
         )
         assert float(line["mean"]) == entry["mean"] == cell.mean
         assert entry["values"] == cell.values and int(line["seeds"]) == len(cell.values)

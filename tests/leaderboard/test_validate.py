@@ -232,9 +232,9 @@ def test_pipes_devices_and_huge_files_are_refused_at_once(
         file.truncate(6 * 2**30)
     for path, reason in ((pipe, "not a regular file"), (Path("/dev/zero"), "not a regular file"), (large, "too large")):
         assert main([command, str(path)]) == {"table": 2, "validate": 1}[command]
-        told = capsys.readouterr()
-        line = (told.err if command == "table" else told.out).splitlines()[0]
-        assert str(path) in line and reason in line and len((told.out + told.err).splitlines()) <= 2
+        printed = capsys.readouterr()
+        line = (printed.err if command == "table" else printed.out).splitlines()[0]
+        assert str(path) in line and reason in line and len((printed.out + printed.err).splitlines()) <= 2
 
 
 def test_one_bad_task_of_a_file_leaves_the_others(tmp_path: Path) -> None:
@@ -269,8 +269,12 @@ def test_a_table_prints_no_character_that_steers_the_terminal(
     for k, label in enumerate(("a\u202eb", "\x1b[2J")):
         path = result(tmp_path, label, numbers=k)
         assert main(["table", str(path)]) == 2
-        told = capsys.readouterr()
-        assert "method is not a short text" in told.err and not told.out and not {"\x1b", "\u202e"} & set(told.err)
+        printed = capsys.readouterr()
+        assert (
+            "method is not a short text" in printed.err
+            and not printed.out
+            and not {"\x1b", "\u202e"} & set(printed.err)
+        )
         path.unlink()
     for k in range(3):
         name = result(tmp_path, settings={"kl": f"\x1b[2J\u202e{k}"}, numbers=k, date=k).name

@@ -256,7 +256,7 @@ CHAT = {"chat_template": "1a", "chat_arguments": {}}
 
 
 @pytest.mark.parametrize(
-    "trained, asked, words",
+    "trained, evaluated, words",
     [
         ({}, CHAT, "trained without a chat template: remove --apply_chat_template"),
         (CHAT, {}, "trained with a chat template: add --apply_chat_template"),

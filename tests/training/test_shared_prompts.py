@@ -80,8 +80,8 @@ def trained(
         loss = forward(self, batch)
         own = self.trainable()
         if not losses:
-            found = torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
-            gradients.update({name: g for name, g in zip(own, found, strict=True) if g is not None})
+            of_loss = torch.autograd.grad(loss, list(own.values()), retain_graph=True, allow_unused=True)
+            gradients.update({name: g for name, g in zip(own, of_loss, strict=True) if g is not None})
         losses.append(float(loss))
         tokens.append(batch.rows.input_ids.numel())
         return loss
