@@ -72,7 +72,7 @@ def trial(job: tuple[str, dict[str, Any], int]) -> dict[str, Any]:
     flags = ["--base", "toyworld", "--task", "toyworld_uq", "--seed", str(seed), "--device", "cpu"]
     plan = resolve(parser.parse_args([name.split("-")[0], *flags, "--set", *words]))
     task = load_task("toyworld_uq")
-    train._quiet()
+    train.quiet()
     model, data = fitting.prepare(plan, plan.run, task)
     predictive = as_predictive(plan.method.fit(model, data, plan.run, None))
     encoder = PairEncoder(_tokenizer())

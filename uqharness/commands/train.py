@@ -64,11 +64,7 @@ def run(args: argparse.Namespace) -> int:
     if not args.dry_run and is_main_process():
         for cell in plan.cells():
             recover_folder(Path(cell.out))
-    import datasets
-
-    datasets.disable_progress_bars()
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    quiet()
     task = _load_task(plan.run, args)
     plan = _with_targets(plan, task)
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
@@ -260,6 +256,15 @@ def _next(plan: Plan, args: argparse.Namespace) -> None:
         adapter = shlex.quote(f"adapter={cell.out},samples=10")
         print(f"  lm_eval --model bayeslora --model_args {adapter} --tasks {tasks}{include} --output_path results")
     print("  uqharness table results")
+
+
+def quiet() -> None:
+    """Silence the progress bars and warnings of libraries."""
+    import datasets
+
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")
+    datasets.disable_progress_bars()
 
 
 def _count(text: str) -> int:
