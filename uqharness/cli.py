@@ -60,18 +60,12 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "table": (
         "uqharness.commands.table",
         "print methods x datasets from results, recomputed from the draws",
-        (
-            "uqharness table results",
-            "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex",
-        ),
+        ("uqharness table results", "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex"),
     ),
     "ood": (
         "uqharness.commands.ood",
         "compare in-distribution with shifted data: detection, and change of metrics",
-        (
-            "uqharness ood results",
-            "uqharness ood results --against MLE --format csv",
-        ),
+        ("uqharness ood results", "uqharness ood results --against MLE --format csv"),
     ),
     "plot": (
         "uqharness.commands.plot",
@@ -85,10 +79,7 @@ COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "reproduce": (
         "uqharness.commands.reproduce",
         "print a paper's table beside the results of a suite, cell by cell",
-        (
-            "uqharness reproduce blob-table1 out",
-            "uqharness reproduce blob-table1 out --format latex --out table1.tex",
-        ),
+        ("uqharness reproduce blob-table1 out", "uqharness reproduce blob-table1 out --format latex --out table1.tex"),
     ),
     "validate": (
         "uqharness.commands.validate",

@@ -10,12 +10,7 @@ if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
     from typing import Any
 
-WATCHED = (
-    "lm_eval.models",
-    "lm_eval.tasks.manager",
-    "lm_eval.loggers.evaluation_tracker",
-    "lm_eval._cli.harness",
-)
+WATCHED = ("lm_eval.models", "lm_eval.tasks.manager", "lm_eval.loggers.evaluation_tracker", "lm_eval._cli.harness")
 
 
 class Finder:

@@ -14,16 +14,8 @@ from numpy.typing import ArrayLike
 
 from uqharness import plugins
 from uqharness.errors import InputError, did_you_mean
-from uqharness.metrics.averaging import (
-    average,
-    first_draws,
-    first_in_orders,
-)
-from uqharness.metrics.calibration import (
-    BINS,
-    RULES,
-    ece_metric,
-)
+from uqharness.metrics.averaging import average, first_draws, first_in_orders
+from uqharness.metrics.calibration import BINS, RULES, ece_metric
 from uqharness.metrics.metric import Floats, Metric
 
 AT_ONCE = 2**17  # numbers in an array: 1 MiB stays in the processor

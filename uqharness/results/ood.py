@@ -89,10 +89,7 @@ def compare(
 
 
 def against(
-    row: Shift,
-    records: tuple[Record, Record],
-    reference: Shift,
-    reference_records: tuple[Record, Record],
+    row: Shift, records: tuple[Record, Record], reference: Shift, reference_records: tuple[Record, Record]
 ) -> dict[str, tuple[float, tuple[float, float]]]:
     """Return how much more the shift changes each metric than for a reference, paired by question.
 
