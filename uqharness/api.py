@@ -119,7 +119,14 @@ class Model:
             for k, choice in enumerate(options)
         ]
         scores = iter([score for score, _ in self.lm.answer(requests, disable_tqdm=True)])
-        return [_answer(options, [next(scores) for _ in options]) for options in lists]
+        answers = []
+        for options in lists:
+            values: list[Any] = [next(scores) for _ in options]
+            terms = [[term for term in value.draws or (value.mean,) if term is not None] for value in values]
+            logp = np.array(terms).T[:, None, :]  # [S, 1, C]
+            probs = np.asarray(averaging.combine_draws(logp, values[0].combine))[0]
+            answers.append(Answer(options, probs, np.asarray(averaging.softmax_draws(logp))[:, 0]))
+        return answers
 
 
 def _samples(lm: BayesLoRA) -> int | str:
@@ -134,13 +141,6 @@ def _lists(choices: Sequence[str] | Sequence[Sequence[str]], count: int) -> list
     if len(choices) != count:
         raise InputError(f"{count} prompts and {len(choices)} lists of choices: give one list for each prompt")
     return [tuple(options) for options in choices]
-
-
-def _answer(choices: tuple[str, ...], scores: Sequence[Any]) -> Answer:
-    terms = [score.draws or (score.mean,) for score in scores]
-    logp = np.array([[t for t in draws if t is not None] for draws in terms]).T[:, None, :]  # [S, 1, C]
-    probs = np.asarray(averaging.combine_draws(logp, scores[0].combine))[0]
-    return Answer(choices, probs, np.asarray(averaging.softmax_draws(logp))[:, 0])
 
 
 def load(adapter: str | Path, *, base: str | None = None, samples: int = 10, **model_args: Any) -> Model:

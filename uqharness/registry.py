@@ -75,7 +75,10 @@ def declared(name: str) -> Any:
         (definition,) = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == point.attr]
         if [ast.unparse(base) for base in definition.bases] != ["Method"]:
             return get_method(name)
-        fields = [node for node in definition.body if isinstance(node, ast.AnnAssign) and _is_declared(node)]
+        fields = [node for node in definition.body if isinstance(node, ast.AnnAssign)]
+        of_class = {node for node in fields if ast.unparse(node.annotation).startswith("ClassVar")}
+        read = ("name", "suggests", "uses_source")  # the class variables that a plan reads
+        fields = [node for node in fields if node not in of_class or ast.unparse(node.target) in read]
         names: dict[str, Any] = {**vars(config), **vars(typing)}
         for module in tree.body:  # aliases that are imported, then those that stand here
             if isinstance(module, ast.ImportFrom) and str(module.module).startswith("uqharness."):
@@ -108,9 +111,3 @@ def _assign(tree: ast.Module, names: dict[str, Any], wanted: Collection[str] = (
 def _execute(body: list[ast.stmt], names: dict[str, Any]) -> None:
     tree = ast.fix_missing_locations(ast.Module(body, []))
     exec(compile(tree, "<settings>", "exec", dont_inherit=True), names)
-
-
-def _is_declared(node: ast.AnnAssign) -> bool:
-    """A field, or one of the class variables that a plan reads."""
-    is_class_variable = ast.unparse(node.annotation).startswith("ClassVar")
-    return not is_class_variable or ast.unparse(node.target) in ("name", "suggests", "uses_source")

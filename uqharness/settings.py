@@ -176,12 +176,6 @@ def chosen_layers(text: str, count: int | None = None) -> list[int] | None:
     return sorted({number for first, last in spans for number in range(first, last + 1)})
 
 
-def trainer_arguments(run: Run) -> dict[str, Any]:
-    """Return what the fields of `run` set of `transformers.TrainingArguments`."""
-    specs = ((spec.metadata["trainer"], spec.name) for spec in dataclasses.fields(run))
-    return {argument: getattr(run, name) for argument, name in specs if argument}
-
-
 def is_main_process() -> bool:
     """Return whether this process writes, among those of an `accelerate launch`."""
     return os.environ.get("RANK", "0") == "0"

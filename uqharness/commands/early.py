@@ -33,7 +33,9 @@ def check_train(args: argparse.Namespace) -> None:
     registry.get_point(args.method)
     if args.include_path and not Path(args.include_path).is_dir():
         raise InputError(f"--include-path {args.include_path} is not a folder: give one that contains task YAMLs")
-    given = run_settings(args)
+    values: dict[str, Any] = config.read_file(args.config) if args.config else {}
+    values = {**{str(k).replace("-", "_"): v for k, v in values.items()}, **config.parse_set(args.set or [])}
+    given = {**values, **config.from_flags(args, Run)}
     # Of --set and --config a name may be the method's own.
     config.check_values(Run, config.from_flags(args, Run))
     # An adapter that is built on says which base and task it had.
@@ -49,20 +51,14 @@ def check_train(args: argparse.Namespace) -> None:
         check_tasks([str(given["task"])], [args.include_path] if args.include_path else [])
 
 
-def run_settings(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings of `Run` from --config, --set and the flags, without those of the method."""
-    values: dict[str, Any] = config.read_file(args.config) if args.config else {}
-    values = {**{str(k).replace("-", "_"): v for k, v in values.items()}, **config.parse_set(args.set or [])}
-    return {k: v for k, v in {**values, **config.from_flags(args, Run)}.items() if k in config.field_types(Run)}
-
-
 def check_tasks(names: Iterable[str], include: Sequence[str | Path] = ()) -> None:
     """Refuse a task name that occurs in no task file.
 
     Our own names and those of `include` come first. Where the name is not close to one of ours, the texts of
     lm-eval's 14,000 YAMLs are searched for it, unparsed: only what occurs in one of them is worth indexing them.
     """
-    own = task_names([_folder("uqharness.tasks"), *include])
+    texts = _yamls([_folder("uqharness.tasks"), *include])
+    own = {name.decode() for text in texts for name in _NAME.findall(text)}  # as far as a pattern can tell
     for name in names:
         nameable(name, "task")
         if name in own or os.path.exists(name) or re.search(r"[*?\[\]]", name):
@@ -75,11 +71,6 @@ def check_tasks(names: Iterable[str], include: Sequence[str | Path] = ()) -> Non
             continue
         hint = did_you_mean(name, own.union(each for each in elsewhere if each[0] == name[0]))
         raise InputError(f"unknown task {name!r}{hint}; see `uqharness tasks`")
-
-
-def task_names(folders: Iterable[str | Path]) -> set[str]:
-    """Return the tasks, groups and tags that the YAMLs below these folders define, as far as a pattern can tell."""
-    return {name.decode() for text in _yamls(folders) for name in _NAME.findall(text)}
 
 
 def _mentioned(name: str, others: set[str]) -> bool:

@@ -13,7 +13,7 @@ import logging
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -111,7 +111,10 @@ class ChoiceData:
             "dataset": None if not path or os.path.isabs(path) else path,
             "subset": task.config.dataset_name,
             "dropped": getattr(task, "train_dropped", None),
-            "truncated": {purpose: count_long(part.items, max_length) for purpose, part in used.items()},
+            # Items that lose tokens: on the left as in HFLM (the last token is no input), or in a classifier.
+            "truncated": {
+                purpose: sum(q.cut or q.tokens - 1 > max_length for q in part.items) for purpose, part in used.items()
+            },
             # Not counting the tokens that all choices of a question begin with (a chat's line break).
             "multi_token_choices": sum(len(rest) > 1 for q in fit.items for rest in without_shared_start(q.pairs)),
             **({"classes": list(classes)} if (classes := classes_of(task)) else {}),
@@ -178,11 +181,6 @@ def held_items(split: str, total: int) -> int:
     if not 0 < count < total:
         raise InputError(f"select_split {split} is {count} of {total} training items: both parts need at least one")
     return count
-
-
-def count_long(items: Sequence[Question], max_length: int) -> int:
-    """Count items that lose tokens: on the left as in HFLM (the last token is no input), or in a classifier."""
-    return sum(q.cut or any(len(context) + len(answer) - 1 > max_length for context, answer in q.pairs) for q in items)
 
 
 def _split_name(task: Any, role: str) -> str:

@@ -6,6 +6,7 @@ methods nor questions: `loop.py` hands it the loss as a module, the optimiser, i
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 from transformers.integrations import get_available_reporting_integrations
 
 from uqharness.errors import InputError, RunError
-from uqharness.settings import Run, trainer_arguments
+from uqharness.settings import Run
 from uqharness.training.checkpoints import PARTIAL, Course
 
 
@@ -107,10 +108,11 @@ class Watch(TrainerCallback):
 def arguments_of(run: Run, scratch: str) -> TrainingArguments:
     if missing := sorted(set(run.report_to) - set(get_available_reporting_integrations())):
         raise InputError(f"report_to names {', '.join(missing)}, which is not installed: pip install it")
+    fields = [(spec.metadata["trainer"], spec.name) for spec in dataclasses.fields(run)]
     keeps = run.save_every or run.report_to
     arguments = TrainingArguments(
         output_dir=str(run.checkpoints) if keeps and run.checkpoints else scratch,
-        **trainer_arguments(run),
+        **{argument: getattr(run, name) for argument, name in fields if argument},
         max_grad_norm=0.0,
         use_cpu=run.device == "cpu",
         save_strategy="no",
