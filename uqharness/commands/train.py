@@ -119,7 +119,9 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
     if not any(out.iterdir()):
         return "to do"
     if not (out / adapter_io.PEFT_CONFIG).exists():
-        raise InputError(f"--out {out} contains something that is no adapter: give a folder that does not exist yet")
+        raise InputError(
+            f"--out {out} contains something that is not an adapter: give a folder that does not exist yet"
+        )
     if overwrite:
         return "to do"
     record = adapter_io.read_record(out)

@@ -226,8 +226,8 @@ class LeakCheck:
         if leaked:
             self._refuse(f"{leaked} of {total} items of {name}", parts, natural, reason)
         else:
-            line = f"{natural} of {total} items of {name} are also in the published training data: counted, and the "
-            log.warning("bayeslora: %smetrics without them are in `uqharness table`", line)
+            what = f"{natural} of {total} items of {name} are also in the published training data"
+            log.warning("bayeslora: %s: counted, and the metrics without them are in `uqharness table`", what)
         return {"items": total, "leaked": leaked, "natural": natural, "natural_ids": ids, "used": parts}
 
     def _refuse(self, what: str, parts: Sequence[Mapping[str, Any]], natural: int, reason: str) -> None:

@@ -100,10 +100,8 @@ class ChoiceData:
         fit, spare, select = parts["fit"], parts["tune"], parts["select"]
         if not tune:  # read for select_split=tune alone
             parts["tune"] = Part("", [])
-        used, path = (
-            {purpose: part for purpose, part in parts.items() if part.items},
-            str(task.config.dataset_path or ""),
-        )
+        used = {purpose: part for purpose, part in parts.items() if part.items}
+        path = str(task.config.dataset_path or "")
         record = {
             "task": task.config.task,
             "form": prompting.form,

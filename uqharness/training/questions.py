@@ -34,7 +34,7 @@ def load_task(name: str, include_path: str | Path | Sequence[str | Path] | None 
     from lm_eval.tasks import TaskManager
 
     extra = [include_path] if isinstance(include_path, (str, Path)) else list(include_path or ())
-    paths = [our_tasks(), *map(str, extra)]
+    paths = [our_tasks(), *(str(path) for path in extra if path)]
     manager = TaskManager(include_defaults=False, include_path=paths)
     if name not in manager.task_index and not Path(name).is_file():
         log.info("%s is not one of our tasks: indexing lm-eval's", name)
