@@ -11,15 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from uqharness.metrics.registry import (
-    Floats,
-    combine_draws,
-    confidence,
-    correct,
-    expected_entropy,
-    mutual_information,
-    softmax_draws,
-)
+from uqharness.metrics.averaging import combine_draws, softmax_draws
+from uqharness.metrics.metric import Floats
+from uqharness.metrics.points import confidence, correct, expected_entropy, mutual_information
 from uqharness.results.record import Record
 
 

@@ -16,7 +16,7 @@ from uqharness.leaderboard.publish import Averaged
 from uqharness.metrics.registry import find
 from uqharness.results import ood
 from uqharness.results.ood import CHANGES, Shift
-from uqharness.results.reading import Record
+from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 SCORES = {"confidence": "confidence", "entropy": "entropy", "mutual_information": "MI"}

@@ -36,41 +36,41 @@ def test_reliability_draws_accuracies_counts_and_gaps_that_sum_to_the_ece(equal_
     fig = checked(charts.reliability(shown, 10, equal_mass))
     lines = [t for t in fig.data if t.type == "scatter" and t.mode == "lines+markers"]
     assert [t.name for t in lines] == ["MLE", "BLoB"]
-    for found, line in zip(shown, lines, strict=True):
-        bins = reliability_bins(found.probs, found.gold, 10, equal_mass)
+    for drawn, line in zip(shown, lines, strict=True):
+        bins = reliability_bins(drawn.probs, drawn.gold, 10, equal_mass)
         assert list(line.y) == [a for a in bins["accuracy"] if a is not None]
         assert list(line.customdata) == [n for n in bins["count"] if n]
-        gap = next(t for t in fig.data if t.type == "bar" and t.yaxis == "y2" and t.name == found.row)
-        total = np.abs(np.array(gap.y)) @ np.array(line.customdata) / len(found.gold)
-        assert total == pytest.approx(ece(bin_probs(found.probs, found.gold, 10, equal_mass)))
+        gap = next(t for t in fig.data if t.type == "bar" and t.yaxis == "y2" and t.name == drawn.row)
+        total = np.abs(np.array(gap.y)) @ np.array(line.customdata) / len(drawn.gold)
+        assert total == pytest.approx(ece(bin_probs(drawn.probs, drawn.gold, 10, equal_mass)))
     assert sum(t.type == "scatter" and t.fill == "toself" for t in fig.data) == 2
     assert len(checked(charts.reliability(shown, bands=False)).data) == len(checked(charts.reliability(shown)).data) - 2
 
 
 def test_right_and_wrong_together_are_all_questions() -> None:
-    found = answers()
-    right, wrong = checked(charts.right_and_wrong([found])).data
-    assert sum(right.y) == pytest.approx(100 * correct(found.probs, found.gold).mean())
+    parsed = answers()
+    right, wrong = checked(charts.right_and_wrong([parsed])).data
+    assert sum(right.y) == pytest.approx(100 * correct(parsed.probs, parsed.gold).mean())
     assert sum(right.y) - sum(wrong.y) == pytest.approx(100)
 
 
 def test_risk_coverage_ends_at_the_error_rate_and_names_the_aurc() -> None:
-    found = answers()
-    (line,) = checked(charts.risk_coverage([found])).data
-    right = correct(found.probs, found.gold)
+    parsed = answers()
+    (line,) = checked(charts.risk_coverage([parsed])).data
+    right = correct(parsed.probs, parsed.gold)
     assert line.x[-1] == 100 and line.y[-1] == pytest.approx(100 * (1 - right.mean()))
-    surest = np.argsort(-confidence(found.probs), kind="stable")[: len(right) // 2]
+    surest = np.argsort(-confidence(parsed.probs), kind="stable")[: len(right) // 2]
     assert line.y[np.argmin(np.abs(np.array(line.x) - 50))] == pytest.approx(100 * (1 - right[surest].mean()), abs=1)
-    assert f"{100 * aurc(found.probs, found.gold):.2f}" in line.name
+    assert f"{100 * aurc(parsed.probs, parsed.gold):.2f}" in line.name
 
 
 def test_epistemic_against_aleatoric_per_question() -> None:
-    found = answers(items=50)
-    right, wrong = checked(charts.decomposed([found, answers("MLE", draws=1)])).data
-    ok = correct(found.probs, found.gold)
-    assert found.draws is not None
-    np.testing.assert_allclose(right.x, expected_entropy(found.draws, True)[ok])
-    np.testing.assert_allclose(wrong.y, mutual_information(found.draws, True)[~ok])
+    parsed = answers(items=50)
+    right, wrong = checked(charts.decomposed([parsed, answers("MLE", draws=1)])).data
+    ok = correct(parsed.probs, parsed.gold)
+    assert parsed.draws is not None
+    np.testing.assert_allclose(right.x, expected_entropy(parsed.draws, True)[ok])
+    np.testing.assert_allclose(wrong.y, mutual_information(parsed.draws, True)[~ok])
     assert "several draws" in checked(charts.decomposed([answers(draws=1)])).layout.annotations[0].text
 
 
@@ -144,13 +144,13 @@ def test_the_headline_has_mle_at_zero_hollow_means_and_floors_in_percentage_poin
 
 
 def test_no_name_becomes_markup() -> None:
-    found = answers(EVIL)
+    parsed = answers(EVIL)
     curve = DrawCurve(EVIL, "acc", [1], *(np.zeros(1) for _ in range(3)), None)
     figures = [
-        charts.reliability([found]),
-        charts.right_and_wrong([found]),
-        charts.risk_coverage([found]),
-        charts.decomposed([found]),
+        charts.reliability([parsed]),
+        charts.right_and_wrong([parsed]),
+        charts.risk_coverage([parsed]),
+        charts.decomposed([parsed]),
         charts.shifted({EVIL: {EVIL: (0.5, None)}}, "ACC", 100),
         charts.against_draws([[curve]]),
         charts.empty(EVIL),

@@ -9,27 +9,21 @@ import pytest
 from made_results import record
 
 from uqharness.leaderboard import costs, curve_rows, curves
-from uqharness.metrics.registry import (
-    bin_probs,
-    ece,
-    ece_debiased,
-    ece_floor,
-    predictive_entropy,
-    reliability_bins,
-)
+from uqharness.metrics.calibration import bin_probs, ece, ece_debiased, ece_floor, reliability_bins
+from uqharness.metrics.points import predictive_entropy
 
 
 def test_answers_are_averaged_by_the_records_own_rule() -> None:
     for rule, draws in product(("probs", "logits"), (0, 2, None)):
-        kept = record(rule)
-        found = curves.answers(kept, "BLoB", draws)
-        rows = kept.logp[:1] if draws == 0 else kept.logp[1 : (draws or 4) + 1]
-        for d in range(kept.items):
-            own = rows[:, d, : kept.choices[d]].astype(float)
+        answered = record(rule)
+        parsed = curves.answers(answered, "BLoB", draws)
+        rows = answered.logp[:1] if draws == 0 else answered.logp[1 : (draws or 4) + 1]
+        for d in range(answered.items):
+            own = rows[:, d, : answered.choices[d]].astype(float)
             soft = np.exp(own) / np.exp(own).sum(1, keepdims=True)
             expected = soft.mean(0) if rule == "probs" else np.exp(np.log(soft).mean(0))
-            np.testing.assert_allclose(found.probs[d, : kept.choices[d]], expected / expected.sum(), atol=1e-9)
-        assert (found.draws is None) == (draws == 0)
+            np.testing.assert_allclose(parsed.probs[d, : answered.choices[d]], expected / expected.sum(), atol=1e-9)
+        assert (parsed.draws is None) == (draws == 0)
 
 
 def test_the_band_is_that_of_a_bootstrap_over_questions() -> None:
@@ -49,13 +43,13 @@ def test_the_band_is_that_of_a_bootstrap_over_questions() -> None:
 
 
 def test_decomposition_thins_and_adds_up() -> None:
-    found = curves.answers(record(items=90), "BLoB")
-    parts = curves.decomposition(found, 30)
+    parsed = curves.answers(record(items=90), "BLoB")
+    parts = curves.decomposition(parsed, 30)
     assert parts is not None and {len(v) for v in parts.values()} == {30}
-    whole = curves.decomposition(found)
+    whole = curves.decomposition(parsed)
     assert whole is not None
     np.testing.assert_allclose(
-        whole["aleatoric"] + whole["epistemic"], predictive_entropy(found.probs, normalised=True), atol=1e-9
+        whole["aleatoric"] + whole["epistemic"], predictive_entropy(parsed.probs, normalised=True), atol=1e-9
     )
 
 
@@ -78,11 +72,11 @@ def test_the_table_of_calibration_has_the_values_of_the_metrics() -> None:
     calibrated = np.array([rng.choice(4, p=p) for p in probs])
     for gold, bins in product((calibrated, rng.integers(0, 4, 200)), (10, 15)):
         header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, False)
-        told = dict(zip(header, row, strict=True))
-        assert told["Debiased, %"] == f"{100 * ece_debiased(bin_probs(probs, gold, bins)):.2f}"
-        assert told["Floor, %"] == f"{100 * ece_floor(bin_probs(probs, gold, bins)):.2f}"
-        assert told["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins)):.2f}"
+        by_column = dict(zip(header, row, strict=True))
+        assert by_column["Debiased, %"] == f"{100 * ece_debiased(bin_probs(probs, gold, bins)):.2f}"
+        assert by_column["Floor, %"] == f"{100 * ece_floor(bin_probs(probs, gold, bins)):.2f}"
+        assert by_column["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins)):.2f}"
         header, [row] = curve_rows.calibration_rows([curves.Answers("BLoB", probs, gold)], bins, True)
-        told = dict(zip(header, row, strict=True))
-        assert told["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins, True)):.2f}"
-        assert told["Debiased, %"] == told["Floor, %"] == "–"  # they are of bins of equal width
+        by_column = dict(zip(header, row, strict=True))
+        assert by_column["ECE, %"] == f"{100 * ece(bin_probs(probs, gold, bins, True)):.2f}"
+        assert by_column["Debiased, %"] == by_column["Floor, %"] == "–"  # they are of bins of equal width

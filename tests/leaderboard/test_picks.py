@@ -30,8 +30,8 @@ def board(tmp_path: Path) -> Board:
 
 @pytest.fixture
 def group(board: Board) -> Group:
-    (found,) = picks.groups(board.runs)
-    return found
+    (group,) = picks.groups(board.runs)
+    return group
 
 
 @pytest.mark.parametrize(("draws", "passes"), [(None, 5.0), (1, 2.0), (0, 1.0)])

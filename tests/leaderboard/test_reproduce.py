@@ -22,7 +22,8 @@ from uqharness.leaderboard.page import Grid, Page, Text, View
 from uqharness.leaderboard.reproduce import Number, Report, compare, departures, measured, report, verdict
 from uqharness.leaderboard.reproduce_formats import FORMATS
 from uqharness.leaderboard.results import Results
-from uqharness.results.reading import RECORD, pack
+from uqharness.results.reading import RECORD
+from uqharness.results.record import pack
 from uqharness.results.runs import read_runs
 from uqharness.suite import schema
 

@@ -13,9 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from uqharness.commands.parser import check_choice
-from uqharness.commands.table import MAX_DRAWS, words
+from uqharness.commands.table import draws_of, words
 from uqharness.errors import InputError, did_you_mean
-from uqharness.settings import count_of
 from uqharness.terminal import printable, say
 
 if TYPE_CHECKING:
@@ -41,9 +40,7 @@ def run(args: argparse.Namespace) -> int:
     metrics = words(args.metric) or list(CHANGES)
     for name in metrics:
         find(name)
-    draws = None if args.samples is None else count_of(args.samples, 0, MAX_DRAWS)
-    if args.samples is not None and draws is None:
-        raise InputError(f"--samples {args.samples[:60]!r}: give an integer from 0 to {MAX_DRAWS:,}")
+    draws = None if args.samples is None else draws_of(args.samples)
     tables = tables_of(board_of(args.results), metrics, draws, args.against)
     sys.stdout.write(printable({"md": markdown, "csv": as_csv, "json": as_json}[args.format](tables)))
     return 0
