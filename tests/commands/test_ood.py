@@ -76,7 +76,7 @@ def test_formats_and_reference(results: Path, capsys: pytest.CaptureFixture[str]
     [
         (["--format", "latex"], "use one of md, csv, json"),
         (["--metric", "acd"], "unknown metric 'acd'"),
-        (["--samples", "-1"], "an integer from 0"),
+        (["--samples", "-1"], "give integers from 0"),
         (["--against", "BLoP"], "did you mean BLoB?"),
     ],
 )
