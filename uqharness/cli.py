@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import importlib.util
 import logging
 import os
 import sys
 from collections.abc import Sequence
-from types import ModuleType
 
 from uqharness import __version__
 from uqharness.commands.parser import Parser
@@ -188,7 +186,7 @@ def _dispatch(argv: list[str]) -> int:
     if name not in COMMANDS:
         raise InputError(f"unknown command {name!r}{did_you_mean(name, COMMANDS)}; there are {', '.join(COMMANDS)}")
     _logging("--debug" in argv)
-    module = _module(name)
+    module = importlib.import_module(COMMANDS[name][0])
     parser = _parser(name)
     module.add_arguments(parser)
     parse = getattr(module, "parse", None)  # eval's flags are lm-eval's
@@ -212,15 +210,6 @@ def _parser(name: str) -> Parser:
     parser = Parser(prog=f"uqharness {name}", description=about, epilog=shown)
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
-
-
-def _module(name: str) -> ModuleType:
-    path = COMMANDS[name][0]
-    if importlib.util.find_spec(path) is None:
-        raise InputError(
-            f"{path} is not part of this installation, so `uqharness {name}` is not available: install a release"
-        )
-    return importlib.import_module(path)
 
 
 class _Stderr(logging.Handler):

@@ -85,9 +85,7 @@ def _mentioned(name: str, others: set[str]) -> bool:
 
 
 def _folder(module: str, *below: str) -> str:
-    spec = find_spec(module)
-    if spec is None or spec.origin is None:
-        raise InputError(f"{module} is not installed: install uqharness again")
+    spec: Any = find_spec(module)
     return os.path.join(os.path.dirname(spec.origin), *below)
 
 
