@@ -99,6 +99,7 @@ class ChoiceTask(ConfigurableTask):
             instance.uq_protocol = self.uq.get("protocol")  # for models that were trained under one
             instance.uq_pair = pair  # the fields that a sequence classifier reads
             by_item[instance.doc["uq_id"]].append(instance.args[:2])
+        self._asked = {}
         for key, pairs in by_item.items():  # prompts are several where they differ by choice
             contexts, answers = [prompt for prompt, _ in pairs], [answer for _, answer in pairs]
             self._asked[key] = digest(contexts[0] if len(set(contexts)) == 1 else contexts), digest(answers)
