@@ -121,7 +121,7 @@ def test_slurm_with_a_preempted_job_gives_the_local_numbers(world: Path, local: 
         process = run(world, "slurm", "--on", "slurm", "--partition", "low", "--time", "30")
         until(lambda: in_training(world / "slurm"), process)
         preempt(process)
-        assert process.wait(timeout=900) == 0
+        assert process.wait(timeout=3600) == 0
     assert requeued(world / "slurm")
     assert contents(world / "slurm") == contents(local)
 
@@ -132,5 +132,5 @@ def test_ray_with_a_killed_worker_gives_the_local_numbers(world: Path, local: Pa
     process = run(world, "ray", "--on", "ray", "--jobs", "2")
     until(lambda: in_training(world / "ray"), process)
     kill_ray_worker(process)
-    assert process.wait(timeout=900) == 0
+    assert process.wait(timeout=3600) == 0
     assert contents(world / "ray") == contents(local)
