@@ -39,10 +39,10 @@ from uqharness.atomic import write_atomic
 from uqharness.commands import demo
 from uqharness.commands import suite as suites
 from uqharness.errors import InputError
-from uqharness.leaderboard.figures import Panel, reliability_svg
 from uqharness.metrics.averaging import combine_draws
 from uqharness.metrics.calibration import reliability_bins
 from uqharness.metrics.registry import METRICS
+from uqharness.plots.svg import Panel, reliability_svg
 from uqharness.results.reading import Run, read_results
 from uqharness.suite import schema
 from uqharness.suite.plan import Plan, make, world_hash

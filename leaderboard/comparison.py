@@ -20,19 +20,7 @@ from uqharness.results.runs import RunSummary
 MOST = 4
 TESTED = ("acc", "nll", "brier", "ece")
 # Where an adapter lies, when it was made and what it cost say nothing about what it is.
-IGNORED = (
-    "out",
-    "resume",
-    "report_to",
-    "save_every",
-    "record_every",
-    "device",
-    "task",
-    "seed",
-    "train_seed",
-    "package",
-    "version",
-)
+IGNORED = "out resume report_to save_every record_every device task seed train_seed package version".split()
 COSTS = {
     "train_seconds": "training time (s)",
     "peak_memory": "peak memory (MiB)",

@@ -15,7 +15,15 @@ from typing import Any
 
 from uqharness.leaderboard import table_formats
 from uqharness.leaderboard.page import Grid, Methods
-from uqharness.leaderboard.table_formats import cautious, md_letters, tex_letters
+from uqharness.leaderboard.table_formats import (
+    cautious,
+    md_grid,
+    md_letters,
+    tex_comments,
+    tex_grid,
+    tex_letters,
+    tex_row,
+)
 
 KINDS = {
     "CSV": ("csv", "text/csv"),
@@ -46,22 +54,17 @@ def text(kind: str, caption: str, blocks: Sequence[Methods | Grid], link: str) -
 
 
 def markdown(grids: Sequence[Grid]) -> str:
-    parts = []
-    for grid in grids:
-        lines = [list(grid.header), ["---"] * len(grid.header), *grid.texts]
-        body = "\n".join("| " + " | ".join(map(md_letters, line)) + " |" for line in lines)
-        parts.append(f"### {md_letters(grid.caption)}\n\n{body}\n")
-    return "\n".join(parts)
+    bodies = [md_grid(grid.header, [[*map(md_letters, line)] for line in grid.texts]) for grid in grids]
+    return "\n".join(f"### {md_letters(grid.caption)}\n\n{body}\n" for grid, body in zip(grids, bodies, strict=True))
 
 
 def latex(grids: Sequence[Grid]) -> str:
     parts = []
     for grid in grids:
-        body = [" & ".join(map(tex_letters, line)) + r" \\" for line in (grid.header, *grid.texts)]
-        body.insert(1, r"\midrule")
-        shape = "l" + ("l" if grid.kind == "words" else "r") * (len(grid.header) - 1)
-        lines = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"]
-        parts.append(f"% {' '.join(grid.caption.split())}; needs booktabs\n" + "\n".join(lines) + "\n")
+        shape = "l" + ("l" if grid.kind in ("words", "cells") else "r") * (len(grid.header) - 1)
+        header, *rows = [tex_row([*map(tex_letters, line)]) for line in (grid.header, *grid.texts)]
+        body = tex_grid(shape, [header, r"\midrule", *rows])
+        parts.append(f"{tex_comments([f'{grid.caption}; needs booktabs'])}\n{body}\n")
     return "\n".join(parts)
 
 

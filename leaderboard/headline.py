@@ -49,7 +49,7 @@ def points(results: Results, table: Table, j: int) -> Points:
     """The rows of a table on one data set that may be ranked, and MLE with early stopping where there is one."""
     metric = table.metrics[0]
     cells = {i: c for (m, i, k), c in table.cells.items() if m == metric and k == j}
-    methods = {table.rows[i]: c.runs for i, c in cells.items() if not (c.leaked or c.suspect or _bound(results, c))}
+    methods = {table.rows[i]: c.runs for i, c in cells.items() if not (c.leaked or c.suspect or _oracle(results, c))}
     plain = next((row for row in methods if row[0].split(" (")[0] == "MLE"), None)
     if plain is None:
         return Points([], 0, [])
@@ -90,8 +90,8 @@ def _mean(metric: str, runs: Sequence[Floats], gold: np.ndarray) -> float:
     return fmean([float(METRICS[metric](probs, gold)) for probs in runs])
 
 
-def _bound(results: Results, cell: Cell) -> bool:
-    """An oracle: it would squeeze all methods into a corner."""
+def _oracle(results: Results, cell: Cell) -> bool:
+    """It would squeeze all methods into a corner."""
     return any(results.run(run).training == "oracle" for run in cell.runs)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import nan
 from statistics import fmean, stdev
 from typing import Any
 
@@ -228,3 +229,15 @@ def _spreads(values: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, d
         label: {data: (fmean(of), stdev(of) if len(of) > 1 else None) for data, of in by_data.items()}
         for label, by_data in values.items()
     }
+
+
+def spread_table(values: Mapping[str, Mapping[str, Spread]], scale: float, decimals: int) -> Texts:
+    """Return what a figure draws: mean ± standard deviation over training seeds on each data set."""
+    data = list(dict.fromkeys(name for by_data in values.values() for name in by_data))
+
+    def shown(mean: float, std: float | None) -> str:
+        spread = "" if std is None else f" ± {std * scale:.{decimals}f}"
+        return "–" if mean != mean else f"{mean * scale:.{decimals}f}{spread}"
+
+    rows = [[label, *(shown(*of.get(name, (nan, None))) for name in data)] for label, of in values.items()]
+    return ["Method", *data], rows

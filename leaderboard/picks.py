@@ -18,11 +18,9 @@ FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
 
 @dataclass(frozen=True)
 class Group:
-    """One table's results: `runs[data set][row][seed]`."""
+    """One table's results: `runs[data set][row][seed]`, data sets nearest first."""
 
     name: str
-    shifts: dict[str, str | None] = field(default_factory=dict)  # data sets, nearest first
-    trained: dict[str, str | None] = field(default_factory=dict)  # what the adapters of each data set were trained on
     runs: dict[str, dict[str, dict[str, RunSummary]]] = field(default_factory=dict)
 
     def rows(self, data: str) -> list[str]:
@@ -57,7 +55,6 @@ def groups(sources: Sequence[RunSummary]) -> list[Group]:
         ordered = sorted(part, key=lambda s: SHIFTS[s.shift])
         for s in ordered:
             data = s.task if len(trained) < 2 or s.trained_on in (None, s.task) else f"{s.task} ({s.trained_on})"
-            group.shifts[data], group.trained[data] = s.shift, s.trained_on
             group.runs.setdefault(data, {}).setdefault(names[s.row], {})[str(s.seed)] = s
         out.append(group)
     return out

@@ -16,22 +16,6 @@ from typing import Any
 
 import pandas as pd
 
-COLUMNS = (
-    "paper",
-    "table",
-    "base",
-    "method",
-    "dataset",
-    "trained_on",
-    "setting",
-    "metric",
-    "value",
-    "std",
-    "draws",
-    "status",
-    "note",
-    "footnotes",
-)
 METRIC_NAMES = {"ACC": "acc", "ECE": "ece", "NLL": "nll", "train_time": "train_seconds", "memory": "peak_memory"}
 PER_CENT = ("acc", "ece")
 # (paper, method) -> what a reader must know before comparing; "" stands for every paper or method.
@@ -52,7 +36,7 @@ FOOTNOTES: tuple[tuple[str, str, str], ...] = (
 @lru_cache(maxsize=1)
 def load() -> pd.DataFrame:
     """Every reported number: fractions for ACC and ECE, as in our own metrics; costs in seconds and MB."""
-    return pd.DataFrame([*_results(), *_costs(), *_parameters()], columns=list(COLUMNS))
+    return pd.DataFrame([*_results(), *_costs(), *_parameters()])
 
 
 @lru_cache(maxsize=1)
@@ -78,28 +62,23 @@ def _read(name: str) -> Iterator[dict[str, str]]:
 
 def _results() -> Iterator[dict[str, Any]]:
     for row in _read("results.csv"):
-        metric = METRIC_NAMES[row["metric"]]
+        metric, dataset, trained_on = METRIC_NAMES[row["metric"]], row["evaluated_on"], row["trained_on"]
         scale = 0.01 if metric in PER_CENT else 1.0
-        other = row["trained_on"] != row["evaluated_on"]
-        yield _row(
-            row,
-            row["evaluated_on"],
-            metric,
-            float(row["mean"] or "nan") * scale,
-            trained_on=row["trained_on"],
-            setting=f"trained on {row['trained_on']}" if other else "",
-            std=float(row["std"]) * scale if row["std"] else None,
-            draws=int(row["samples"]) if row["samples"] else None,
-            status=row["status"],
-            note=row["note"],
-        )
+        more = {
+            "trained_on": trained_on,
+            "setting": f"trained on {trained_on}" if trained_on != dataset else "",
+            "std": float(row["std"]) * scale if row["std"] else None,
+            "draws": int(row["samples"]) if row["samples"] else None,
+            "status": row["status"],
+            "note": row["note"],
+        }
+        yield _row(row, dataset, metric, float(row["mean"] or "nan") * scale, **more)
 
 
 def _costs() -> Iterator[dict[str, Any]]:
     for row in _read("costs.csv"):
-        metric = METRIC_NAMES[row["metric"]]
         value = float(row["value"]) * {"s": 1.0, "MB": 2.0**20, "GB": 2.0**30}[row["unit"]]
-        yield _row(row, row["dataset"], metric, value, trained_on=row["dataset"], setting=row["hardware"])
+        yield _row(row, row["dataset"], METRIC_NAMES[row["metric"]], value, setting=row["hardware"])
 
 
 def _parameters() -> Iterator[dict[str, Any]]:
@@ -111,15 +90,6 @@ def _parameters() -> Iterator[dict[str, Any]]:
 def _row(row: dict[str, str], dataset: str, metric: str, value: float, **more: Any) -> dict[str, Any]:
     paper, method = row["paper"], row["method"]
     notes = [text for who, what, text in FOOTNOTES if who in ("", paper) and what in ("", method)]
-    filled = {"trained_on": dataset, "setting": "", "std": None, "draws": None, "status": "ok", "note": "", **more}
-    return {
-        "paper": paper,
-        "table": row["table"],
-        "base": row["base_model"],
-        "method": method,
-        "dataset": dataset,
-        "metric": metric,
-        "value": value,
-        **filled,
-        "footnotes": json.dumps(notes),
-    }
+    about = {"paper": paper, "table": row["table"], "base": row["base_model"], "method": method, "dataset": dataset}
+    open_ones = {"trained_on": dataset, "setting": "", "metric": metric, "value": value, "std": None, "draws": None}
+    return {**about, **open_ones, "status": "ok", "note": "", "footnotes": json.dumps(notes), **more}

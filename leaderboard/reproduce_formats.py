@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
-import csv
 import html
-import io
 from collections.abc import Callable, Sequence
-from math import isnan
+from math import isnan, nan
+from typing import Any
 
 from uqharness.leaderboard.reproduce import Cell, Claim, Number, Report
 from uqharness.leaderboard.table import places
-from uqharness.leaderboard.table_formats import MARKS, TEX_MARKS, cautious, md_letters, tex_letters, titled
+from uqharness.leaderboard.table_formats import (
+    MARKS,
+    TEX_MARKS,
+    cautious,
+    csv_of,
+    md_grid,
+    md_letters,
+    tex_comments,
+    tex_grid,
+    tex_letters,
+    tex_row,
+    titled,
+)
 from uqharness.metrics.registry import METRICS
 
 # Costs: title, factor, decimals.
@@ -134,87 +145,67 @@ def said(verdict: str, why: str, shared: Sequence[str]) -> str:
     return f"{verdict}: {own}" if own else verdict
 
 
-def markdown(report: Report) -> str:
-    def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        return "\n".join("| " + " | ".join(row) + " |" for row in (heads, ["---"] * len(heads), *rows))
-
-    parts = [f"## {md_letters(report.title)}\n\n{summary(report)}"]
+def sections(
+    report: Report, marks: dict[int, tuple[str, str]], letters: Callable[[str], str]
+) -> list[tuple[str, Sequence[str], list[list[str]]]]:
+    """Return (title, header, rows) of each metric and of the tested sentences, every text as letters of a format."""
+    shared, parts = shared_reasons(report), list[tuple[str, Sequence[str], list[list[str]]]]()
     for metric in metrics_of(report):
-        rows = [
-            [*map(md_letters, row[:3]), *row[3:5], *map(md_letters, row[5:])]
-            for row in cell_rows(report, metric, MARKS)
-        ]
-        parts.append(f"### {title(metric)}\n\n{grid(CELL_HEADS, rows)}")
+        cells = cell_rows(report, metric, marks)
+        rows = [[*map(letters, row[:3]), *row[3:5], *map(letters, row[5:])] for row in cells]  # two have marks
+        parts.append((title(metric), CELL_HEADS, rows))
     if report.claims:
         parts.append(
-            grid(
-                CLAIM_HEADS,
-                [list(map(md_letters, claim_row(claim, shared_reasons(report)))) for claim in report.claims],
-            )
+            ("What the paper says", CLAIM_HEADS, [[*map(letters, claim_row(c, shared))] for c in report.claims])
         )
+    return parts
+
+
+def markdown(report: Report) -> str:
+    parts = [f"## {md_letters(report.title)}\n\n{summary(report)}"]
+    parts += [f"### {name}\n\n{md_grid(header, rows)}" for name, header, rows in sections(report, MARKS, md_letters)]
     parts.append("\n".join(f"- {md_letters(note)}" for note in report.notes))
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def as_html(report: Report) -> str:
     """One page without scripts."""
-
-    def grid(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-        head = "".join(f"<th>{html.escape(each)}</th>" for each in heads)
-        body = "\n".join("<tr>" + "".join(f"<td>{each}</td>" for each in row) + "</tr>" for row in rows)
-        return f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
-
     parts = [f"<h1>{html.escape(report.title)}</h1>", f"<p>{html.escape(summary(report))}</p>"]
-    for metric in metrics_of(report):
-        rows = [
-            [*map(html.escape, row[:3]), *row[3:5], *map(html.escape, row[5:])]
-            for row in cell_rows(report, metric, HTML_MARKS)
-        ]
-        parts += [f"<h2>{html.escape(title(metric))}</h2>", grid(CELL_HEADS, rows)]
-    if report.claims:
-        parts.append(
-            grid(
-                CLAIM_HEADS,
-                [list(map(html.escape, claim_row(claim, shared_reasons(report)))) for claim in report.claims],
-            )
-        )
+    for name, header, rows in sections(report, HTML_MARKS, html.escape):
+        head = "".join(f"<th>{html.escape(each)}</th>" for each in header)
+        body = "\n".join("<tr>" + "".join(f"<td>{each}</td>" for each in row) + "</tr>" for row in rows)
+        table = f"<table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+        parts += [f"<h2>{html.escape(name)}</h2>", table]
     parts.append("<ul>\n" + "\n".join(f"<li>{html.escape(note)}</li>" for note in report.notes) + "\n</ul>")
     style = "body{font-family:sans-serif}table{border-collapse:collapse}td,th{padding:.2em .6em;text-align:left}"
     head = f'<meta charset="utf-8"><title>{html.escape(report.title)}</title><style>{style}</style>'
     return f'<!doctype html>\n<html lang="en"><head>{head}</head>\n<body>\n' + "\n".join(parts) + "\n</body></html>\n"
 
 
-CSV_FIELDS = (
-    "kind", "method", "samples", "dataset", "trained_on", "base", "metric", "paper_mean", "paper_std", "ours_mean",
-    "ours_std", "ours_seeds", "difference", "low", "high", "verdict", "why", "suspect", "claim",
-)  # fmt: skip
-
-
 def as_csv(report: Report) -> str:
     """A line per cell and per tested sentence, in the metrics' own units and with every digit."""
 
-    def plain(value: float | None) -> str:
-        return "" if value is None or isnan(value) else repr(value)
+    def line(kind: str, one: Cell | Claim, **more: Any) -> dict[str, Any]:
+        about = {"kind": kind, "method": "", "samples": "", "dataset": one.dataset, "trained_on": "", "base": ""}
+        measured = dict.fromkeys(("paper_mean", "paper_std", "ours_mean", "ours_std", "ours_seeds"), "")
+        ends = {"difference": one.difference, "low": one.interval[0], "high": one.interval[1]}
+        said = {"verdict": one.verdict, "why": cautious(one.why), "suspect": "", "claim": ""}
+        values = {**about, "metric": one.metric, **measured, **ends, **said, **more}
+        return {
+            key: "" if value is None or value != value else repr(value) if isinstance(value, float) else value
+            for key, value in values.items()
+        }
 
-    out = io.StringIO()
-    writer = csv.DictWriter(out, CSV_FIELDS, lineterminator="\n", restval="")
-    writer.writeheader()
+    rows = []
     for c in report.cells:
-        paper, ours = c.paper or Number(float("nan"), None, 0), c.ours or Number(float("nan"), None, 0)
-        writer.writerow({
-            "kind": "cell", "method": c.method, "samples": "" if c.draws is None else c.draws, "dataset": c.dataset,
-            "trained_on": c.trained_on, "base": c.base, "metric": c.metric, "paper_mean": plain(paper.mean),
-            "paper_std": plain(paper.std), "ours_mean": plain(ours.mean), "ours_std": plain(ours.std),
-            "ours_seeds": ours.seeds or "", "difference": plain(c.difference), "low": plain(c.interval[0]),
-            "high": plain(c.interval[1]), "verdict": c.verdict, "why": cautious(c.why), "suspect": c.suspect,
-        })  # fmt: skip
+        paper, ours = c.paper or Number(nan, None, 0), c.ours or Number(nan, None, 0)
+        numbers = {"paper_mean": paper.mean, "paper_std": paper.std, "ours_mean": ours.mean, "ours_std": ours.std}
+        about = {"method": c.method, "samples": c.draws, "trained_on": c.trained_on, "base": c.base}
+        rows.append(line("cell", c, **about, **numbers, ours_seeds=ours.seeds or "", suspect=c.suspect))
     for claim in report.claims:
-        writer.writerow({
-            "kind": "claim", "dataset": claim.dataset, "metric": claim.metric, "difference": plain(claim.difference),
-            "low": plain(claim.interval[0]), "high": plain(claim.interval[1]), "verdict": claim.verdict,
-            "why": cautious(claim.why), "claim": f"{claim.left} {claim.relation} {claim.right}: {claim.words}",
-        })  # fmt: skip
-    return out.getvalue()
+        words = f"{claim.left} {claim.relation} {claim.right}: {claim.words}"
+        rows.append(line("claim", claim, claim=words))
+    return csv_of(rows)
 
 
 def latex(report: Report) -> str:
@@ -222,13 +213,11 @@ def latex(report: Report) -> str:
     comments = [
         f"{report.title}; needs booktabs",
         "± over seeds; best bold, second underlined, in each column by itself",
-    ]
-    comments += [
         summary(report),
         "= agrees, ≠ differs, ? cannot be told; none: no verdict or not measured",
         *report.notes,
     ]
-    parts = ["\n".join(f"% {' '.join(line.split())}" for line in comments)]
+    parts = [tex_comments(comments)]
     printed, measured = paper_ranks(report.cells), our_ranks(report.cells)
     at = {
         (c.metric, c.base, c.method, c.draws, where(c)): i for i, c in enumerate(report.cells)
@@ -238,28 +227,21 @@ def latex(report: Report) -> str:
         sets = list(dict.fromkeys(map(where, here)))
         heads = " & ".join(rf"\multicolumn{{2}}{{c}}{{{tex_letters(each)}}}" for each in sets)
         rules = "".join(rf"\cmidrule(lr){{{3 + 2 * k}-{4 + 2 * k}}}" for k in range(len(sets)))
-        lines = [
-            rf"{tex_letters(title(metric))} & & {heads} \\", rules,
-            "Method & N" + " & Paper & Ours" * len(sets) + r" \\", r"\midrule",
-        ]  # fmt: skip
+        rows = [rf"{tex_letters(title(metric))} & & {heads} \\", rules]
+        rows += [tex_row(["Method", "N", *["Paper", "Ours"] * len(sets)]), r"\midrule"]
         for base, method, draws in dict.fromkeys((c.base, c.method, c.draws) for c in here):
             name = f"{method}, {base}" if several_bases(report) else method
             row = [tex_letters(name), "--" if draws is None else str(draws)]
             for each in sets:
                 row += _tex_pair(report.cells, at.get((metric, base, method, draws, each)), metric, printed, measured)
-            lines.append(" & ".join(row) + r" \\")
-        shape = "ll" + "cc" * len(sets)
-        parts.append(
-            "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *lines, r"\bottomrule", r"\end{tabular}"])
-        )
+            rows.append(tex_row(row))
+        parts.append(tex_grid("ll" + "cc" * len(sets), rows))
     if report.claims:
-        lines = [
-            " & ".join(map(tex_letters, claim_row(claim, shared_reasons(report)))) + r" \\" for claim in report.claims
+        shared = shared_reasons(report)
+        header, *rows = [
+            tex_row([*map(tex_letters, row)]) for row in (CLAIM_HEADS, *(claim_row(c, shared) for c in report.claims))
         ]
-        shape = r"p{.3\linewidth}llllp{.2\linewidth}"
-        head = " & ".join(map(tex_letters, CLAIM_HEADS)) + r" \\"
-        begin = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", head, r"\midrule"]
-        parts.append("\n".join([*begin, *lines, r"\bottomrule", r"\end{tabular}"]))
+        parts.append(tex_grid(r"p{.3\linewidth}llllp{.2\linewidth}", [header, r"\midrule", *rows]))
     return "\n\n".join(parts) + "\n"
 
 

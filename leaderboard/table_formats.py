@@ -9,32 +9,13 @@ import csv
 import io
 import json
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from uqharness.leaderboard.table import Cell, Column, Table
 from uqharness.metrics.registry import METRICS
 
-CSV_FIELDS = (
-    "table",
-    "metric",
-    "method",
-    "samples",
-    "task",
-    "trained_on",
-    "shift",
-    "items",
-    "seeds",
-    "mean",
-    "std",
-    "floor",
-    "rank",
-    "leaked",
-    "suspect",
-    "protocol_hash",
-    "recipe_hash",
-)
 MARKS = {1: ("**", "**"), 2: ("<u>", "</u>")}
 TEX_MARKS = {1: (r"\textbf{", "}"), 2: (r"\underline{", "}")}
 EXPLAINED = "mean ± standard deviation over training seeds; best bold, second underlined"
@@ -113,11 +94,15 @@ def markdown(tables: Sequence[Table]) -> str:
     parts = []
     for k, table in enumerate(tables, start=1):
         rows = [[*map(md_letters, row[:4]), *row[4:]] for row in lines(table, MARKS, "±")]
-        grid = [list(map(md_letters, header(table))), ["---"] * (4 + len(table.columns)), *rows]
-        text = "\n".join("| " + " | ".join(row) + " |" for row in grid)
         below = "\n".join(f"- {md_letters(line)}" for line in about(table))
-        parts.append(f"### Table {k}\n\n{text}\n\n{below}\n")
+        parts.append(f"### Table {k}\n\n{md_grid(header(table), rows)}\n\n{below}\n")
     return "\n".join(parts)
+
+
+def md_grid(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of these cells, which are Markdown already."""
+    every = [[*map(md_letters, header)], ["---"] * len(header), *rows]
+    return "\n".join("| " + " | ".join(row) + " |" for row in every)
 
 
 def md_letters(text: str) -> str:
@@ -131,18 +116,28 @@ def latex(tables: Sequence[Table]) -> str:
     """A block of rows for each metric; what a column was trained on stands below its task."""
     parts = []
     for k, table in enumerate(tables, start=1):
-        body = [
-            " & ".join([*map(tex_letters, header(table)[:4]), *(_tex_head(c.name) for c in table.columns)]) + r" \\"
-        ]
+        rows = [tex_row([*map(tex_letters, header(table)[:4]), *(_tex_head(c.name) for c in table.columns)])]
         for i, row in enumerate(lines(table, TEX_MARKS, "±")):
             first = i % len(table.rows) == 0
-            body += [r"\midrule"] * first
-            texts = [tex_letters(row[0]) if first else "", *map(tex_letters, row[1:4]), *map(_tex_cell, row[4:])]
-            body.append(" & ".join(texts) + r" \\")
-        notes = [f"Table {k}; needs booktabs", *about(table)]
-        shape = "l" * 4 + "c" * len(table.columns)
-        grid = "\n".join([rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *body, r"\bottomrule", r"\end{tabular}"])
-        parts.append("\n".join(f"% {' '.join(line.split())}" for line in notes) + f"\n{grid}\n")
+            rows += [r"\midrule"] * first
+            rows.append(
+                tex_row([tex_letters(row[0]) if first else "", *map(tex_letters, row[1:4]), *map(_tex_cell, row[4:])])
+            )
+        grid = tex_grid("l" * 4 + "c" * len(table.columns), rows)
+        parts.append(f"{tex_comments([f'Table {k}; needs booktabs', *about(table)])}\n{grid}\n")
+    return "\n".join(parts)
+
+
+def tex_comments(lines: Sequence[str]) -> str:
+    return "\n".join(f"% {' '.join(line.split())}" for line in lines)
+
+
+def tex_row(cells: Sequence[str]) -> str:
+    return " & ".join(cells) + r" \\"
+
+
+def tex_grid(shape: str, rows: Sequence[str]) -> str:
+    parts = [rf"\begin{{tabular}}{{{shape}}}", r"\toprule", *rows, r"\bottomrule", r"\end{tabular}"]
     return "\n".join(parts)
 
 
@@ -208,29 +203,35 @@ def cautious(value: Any) -> Any:
 
 def as_csv(tables: Sequence[Table], link: str = "") -> str:
     """One line per cell; with a link to all of it as the last column."""
-    out, linked = io.StringIO(), {"link": link} if link else {}
-    writer = csv.DictWriter(out, [*CSV_FIELDS, *linked], lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for k, table in enumerate(tables, start=1):
         for (metric, i, j), cell in table.cells.items():
             method, draws = table.rows[i]
+            about = _about_column(table.columns[j])
+            hashes = {name: cautious(about.pop(name)) for name in ("protocol_hash", "recipe_hash")}
             numbers = {"mean": cell.mean, "std": cell.std, "floor": cell.floor}
-            shown = {name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()}
-            writer.writerow(
+            rows.append(
                 {
                     "table": k,
                     "metric": metric,
                     "method": cautious(method),
                     "samples": _known(draws),
-                    **{name: cautious(value) for name, value in _about_column(table.columns[j]).items()},
+                    **{name: cautious(value) for name, value in about.items()},
                     "seeds": len(cell.values),
-                    **shown,
-                    "rank": cell.rank,
-                    "leaked": cell.leaked,
-                    "suspect": cell.suspect,
-                    **linked,
+                    **{name: "" if v is None or math.isnan(v) else repr(v) for name, v in numbers.items()},
+                    **{name: getattr(cell, name) for name in ("rank", "leaked", "suspect")},
+                    **hashes,
+                    **({"link": link} if link else {}),
                 }
             )
+    return csv_of(rows)
+
+
+def csv_of(rows: Sequence[Mapping[str, Any]]) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(rows[0]) if rows else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
     return out.getvalue()
 
 

@@ -33,22 +33,8 @@ OTHERS = {
     "zero-shot": "#5a874b",
 }
 SPARE = ("#c35aa5", "#1e5af0", "#969669", "#2d7869", "#b4692d", "#875a96")
-SYMBOLS = (
-    "circle",
-    "square",
-    "diamond",
-    "triangle-up",
-    "triangle-down",
-    "cross",
-    "x",
-    "star",
-    "pentagon",
-    "hexagon",
-    "triangle-left",
-    "triangle-right",
-    "hourglass",
-    "bowtie",
-)
+SYMBOLS = "circle square diamond triangle-up triangle-down cross x star pentagon hexagon".split()
+SYMBOLS += "triangle-left triangle-right hourglass bowtie".split()
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash")
 
 

@@ -201,11 +201,12 @@ def shift(view: View) -> Page:
 
     by_set = {data: [row for row in compared(other) if row.label in chosen] for data, other in near.items()}
     home, rows = tables[name][0][0].task, compared(name)
-    aurocs = charts.shifted(ood.detected(by_set, score), f"AUROC of {ood.SCORES[score]}, %; 50 is chance", 100, 50)
-    values = charts.shifted(ood.numbers(by_set, metric), titled(metric), METRICS[metric].scale)
+    aurocs, values, form = ood.detected(by_set, score), ood.numbers(by_set, metric), METRICS[metric]
+    detection = charts.shifted(aurocs, f"AUROC of {ood.SCORES[score]}, %; 50 is chance", 100, 50)
     blocks: list[Block] = [
         Text("Can shifted questions be told?", "heading"),
-        Figure(aurocs, "detection", f"AUROC of telling shifted questions from those of {home} by {ood.SCORES[score]}"),
+        Figure(detection, "detection", f"AUROC of telling shifted questions by {ood.SCORES[score]}"),
+        Grid(*ood.spread_table(aurocs, 100, 1), f"AUROC of {ood.SCORES[score]}, the figure as a table", folded=True),
     ]
     if not rows:
         return view.page("Shift", ABOUT["Shift"], [Text(f"No result here has N = {draws}.", "info")])
@@ -214,7 +215,12 @@ def shift(view: View) -> Page:
         Grid(*ood.detection_table(rows), f"Detection, %: {name}"),
         *(Text(line, "caption") for line in ood.EXPLAINED),
         Text("What does the shift change?", "heading"),
-        Figure(values, "shift", f"{METRICS[metric].label} from {home} to shifted data sets"),
+        Figure(
+            charts.shifted(values, titled(metric), form.scale),
+            "shift",
+            f"{form.label} from {home} to shifted data sets",
+        ),
+        Grid(*ood.spread_table(values, form.scale, form.decimals), f"{form.label}, the figure as a table", folded=True),
         Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {name}"),
         Text(CHANGES.format(more=more), "caption"),
     ]

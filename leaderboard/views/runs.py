@@ -29,7 +29,7 @@ def pick_run(view: View) -> RunSummary:
     results, runs = view.results, view.results.runs
     given = next(iter(view.params.get("run", ())), "")
     known = {run.run_id: run for run in runs}
-    chosen = known.get(given) or first_run(runs)
+    chosen = known.get(given) or next((run for run in runs if run.draws > 1), runs[0])  # first a method with draws
     task = view.one("task", "Data set", sorted({run.task for run in runs}), chosen.task, main=True)
     here = [run for run in runs if run.task == task]
     rows = list(dict.fromkeys(map(results.board.label, here)))
@@ -41,11 +41,6 @@ def pick_run(view: View) -> RunSummary:
     named = {each.run_id: run_label(each) for each in same.values()}
     clears = ("task", "method")
     return known[view.one("run", "Run", list(named), run.run_id, labels=named, main=True, clears=clears)]
-
-
-def first_run(runs: Sequence[RunSummary]) -> RunSummary:
-    """What is shown before anything was chosen: a method with several draws, if there is one."""
-    return next((run for run in runs if run.draws > 1), runs[0])
 
 
 def nearest(runs: Sequence[RunSummary], like: RunSummary) -> RunSummary:

@@ -76,32 +76,28 @@ def landing(view: View) -> Page:
     most = view.one("rows", "Rows of a table", ROWS) if any(len(t.rows) > ROWS[0] for t in tables) else ROWS[0]
     pages = -(-len(tables) // PER_PAGE)
     page = view.number("page", f"Tables, page of {pages}", pages) if pages > 1 else 1
-    shown = tables[PER_PAGE * (page - 1) : PER_PAGE * page]
-    blocks: list[Block] = []
-    for number_of, table in enumerate(shown):
-        k = PER_PAGE * (page - 1) + number_of
+    first, blocks, short = PER_PAGE * (page - 1), list[Block](), list[Block]()
+    for k, table in enumerate(tables[first : first + PER_PAGE], start=first):
         fake = _synthetic(table)
-        if fake and not any(_synthetic(before) for before in shown[:number_of]):
-            blocks += [Text("Measured here (synthetic world)", "heading"), Text(SYNTHETIC)]
-        elif number_of == 0:
-            blocks.append(Text("Measured here", "heading"))
-        if number_of == 0 or (fake and not _synthetic(shown[number_of - 1])):
-            blocks += _headline(view, table, fake)
+        if k == first or fake != _synthetic(tables[k - 1]):
+            heading = Text(f"Measured here{' (synthetic world)' * fake}", "heading")
+            blocks += [heading, *[Text(SYNTHETIC)] * fake, *_headline(view, table, fake)]
         name = f"Table {k + 1} of {len(tables)}, " if len(tables) > 1 else ""
-        blocks += _flat(view, table, name) if metric == ALL else measured(view, table, metric, name, most, not k)
+        if metric == ALL:
+            blocks += _flat(view, table, name)
+        else:
+            said, made = measured(view, table, metric, name, most, not k)
+            short += [Text(f"{'Synthetic, ' * fake}{line}.") for line in said]
+            blocks += made
     if not runs:
-        blocks.append(
-            Text(
-                "No measured run passes these filters." if len(results.runs) else "No measured results were given.",
-                "info",
-            )
-        )
+        none = "No measured run passes these filters." if results.runs else "No measured results were given."
+        blocks.append(Text(none, "info"))
     if any(not _synthetic(table) for table in tables):
         blocks.append(Text("Tables that papers report are on the page Papers", address=view.link("papers")))
     else:  # nothing real was measured: the papers lead
         more = Text("More tables on the page Papers", address=view.link("papers"))
         blocks = [Text("Reported by papers", "heading"), *_first_paper(view, metric), more, *blocks]
-    return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *blocks])
+    return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *short, *blocks])
 
 
 def papers(view: View) -> Page:
@@ -152,8 +148,10 @@ def reproduced(view: View) -> Page:
     return view.page(title, what, blocks)
 
 
-def measured(view: View, table: Table, metric: str, name: str, most: int, explain: bool) -> list[Block]:
-    """One metric of a table, best first, with ranks, what they let one conclude, and what would change it."""
+def measured(
+    view: View, table: Table, metric: str, name: str, most: int, explain: bool
+) -> tuple[list[str], list[Block]]:
+    """What one metric of a table lets one conclude, and the table, best first, with ranks and what would change it."""
     results = view.results
     table = ordered(table, metric)
     one = replace(table, metrics=[metric], cells={k: c for k, c in table.cells.items() if k[0] == metric})
@@ -183,13 +181,14 @@ def measured(view: View, table: Table, metric: str, name: str, most: int, explai
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
-    sentences = [Text(line) for line in conclusion(one, metric, tests or {})]
-    return [*sentences, block, *_change_of_mind(one, metric, tests or {})]
+    said = conclusion(one, metric, tests or {})
+    sentences = [Text(f"{line}; {least}.") for line, least in said]
+    return [line for line, _ in said], [*sentences, block, *_change_of_mind(one, metric, tests or {})]
 
 
-def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[str]:
-    """What can be concluded; data sets of which the same can be said are named together."""
-    label, lines = METRICS[metric].label, dict[str, list[str]]()
+def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[tuple[str, str]]:
+    """(conclusion, smallest difference it rests on); data sets of which the same can be said are named together."""
+    label, lines = METRICS[metric].label, dict[tuple[str, str], list[str]]()
     for j, result in tests.items():
         known = METRICS[result.metric]
         top = [table.rows[int(name)][0] for name, rank in result.ranks().items() if rank.top]
@@ -199,8 +198,8 @@ def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[st
             text = f"no method can be told from the others by {label}"
         else:
             text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(result.names)})"
-        lines.setdefault(f"{text}; smallest detectable difference: {least}", []).append(table.columns[j].task)
-    return [f"{', '.join(data)}: {text}." for text, data in lines.items()]
+        lines.setdefault((text, f"smallest detectable difference: {least}"), []).append(table.columns[j].task)
+    return [(f"{', '.join(data)}: {text}", least) for (text, least), data in lines.items()]
 
 
 def ordered(table: Table, metric: str) -> Table:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from made_results import record
 
-from uqharness.leaderboard import charts, curve_rows, curves, export
+from uqharness.leaderboard import charts, curve_rows, curves, export, ood
 from uqharness.leaderboard.draw_curves import draw_curves
 from uqharness.leaderboard.page import Grid
 from uqharness.leaderboard.table_formats import number
@@ -116,7 +116,7 @@ def test_parts_as_rows_are_means_over_questions() -> None:
 
 def test_a_shift_as_rows_has_what_the_figure_draws() -> None:
     rates = {"BLoB": {"near": (0.5, 0.01), "far": (0.25, None)}, "MLE": {"near": (0.4, None)}}
-    header, rows = curve_rows.shift_rows(rates, "acc")
+    header, rows = ood.spread_table(rates, METRICS["acc"].scale, METRICS["acc"].decimals)
     assert header == ["Method", "near", "far"]
     assert rows == [
         ["BLoB", f"{number(0.5, 'acc')} ± {number(0.01, 'acc')}", number(0.25, "acc")],

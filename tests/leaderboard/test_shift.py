@@ -39,7 +39,7 @@ def of(page: Page, kind: type) -> list:
 def test_the_page_shows_the_numbers_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     made(tmp_path, "MLE", "BLoB")
     page = page_of(tmp_path)
-    detection, changes = of(page, Grid)
+    detection, changes = [grid for grid in of(page, Grid) if not grid.folded]
     assert main(["ood", str(tmp_path), "--against", "MLE"]) == 0
     table = capsys.readouterr().out.split("### ")[1]
     told = [
@@ -57,6 +57,9 @@ def test_the_page_shows_the_numbers_of_the_command(tmp_path: Path, capsys: pytes
     assert line["x"] == [NEAR, FAR] and line["y"] == pytest.approx(expected)
     (line,) = [trace for trace in values if trace["name"] == "BLoB"]
     assert line["x"] == [HOME, NEAR, FAR]
+    _, drawn = [grid for grid in of(page, Grid) if grid.folded]
+    assert drawn.header == ["Method", HOME, NEAR, FAR]
+    assert [text.split(" ±")[0] for text in drawn.rows[1][1:]] == [f"{y:.2f}" for y in line["y"]]
     assert line["y"][0] == pytest.approx(
         sum(r["nll"] for r in rows if (r["method"], r["shifted"]) == ("BLoB", FAR)) / 2
     )
@@ -80,7 +83,7 @@ def test_a_link_chooses_data_draws_and_reference(tmp_path: Path) -> None:
     made(tmp_path, "MLE", "BLoB")
     far = next(name for name in ood.tables(build([tmp_path]).runs) if FAR in name)
     page = page_of(tmp_path, data=far, samples="2", against="nothing", score="mutual_information", metric="acc")
-    detection, changes = of(page, Grid)
+    detection, changes = [grid for grid in of(page, Grid) if not grid.folded]
     assert far in detection.caption and page.notes == [] and "than" not in " ".join(changes.header)
     assert {row[0]: row[1] for row in detection.rows} == {"MLE": "1", "BLoB": "2"}
     assert [trace["name"] for trace in of(page, Figure)[0].figure["data"]] == ["BLoB"]  # MLE has no such score

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from uqharness.atomic import write_atomic
 from uqharness.leaderboard import table, table_formats
-from uqharness.leaderboard.figures import Panel, reliability_svg
 from uqharness.leaderboard.table_sources import labels
 from uqharness.metrics.averaging import combine_draws
 from uqharness.metrics.calibration import reliability_bins
+from uqharness.plots.svg import Panel, reliability_svg
 from uqharness.results.reading import Run, read_results
 from uqharness.results.runs import summarise
 

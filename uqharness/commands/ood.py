@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
-import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
@@ -96,27 +94,22 @@ def as_json(tables: Mapping[str, Sequence[Row]]) -> str:
 
 def as_csv(tables: Mapping[str, Sequence[Row]]) -> str:
     from uqharness.leaderboard.ood import flat
+    from uqharness.leaderboard.table_formats import csv_of
 
-    lines = [flat(row) for rows in tables.values() for row in rows]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, list(lines[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(lines)
-    return out.getvalue()
+    return csv_of([flat(row) for rows in tables.values() for row in rows])
 
 
 def markdown(tables: Mapping[str, Sequence[Row]]) -> str:
     """Format two tables for each pair of sets: detection of shifted questions, and changes of metrics."""
     from uqharness.leaderboard.ood import EXPLAINED, change_table, detection_table
-    from uqharness.leaderboard.table_formats import md_letters
+    from uqharness.leaderboard.table_formats import md_grid, md_letters
 
     parts = []
     for name, rows in tables.items():
         s = rows[0].shift
         parts.append(f"### {md_letters(name)}\n")
         for header, cells in (detection_table(rows), change_table(rows)):
-            lines = [header, ["---"] * len(header), *cells]
-            parts.append("".join("| " + " | ".join(map(md_letters, line)) + " |\n" for line in lines))
+            parts.append(md_grid(header, [[*map(md_letters, line)] for line in cells]) + "\n")
         share = s.shifted.items / (s.inside.items + s.shifted.items)
         parts.append(
             f"- items: {s.inside.items} in distribution, {s.shifted.items} shifted (share {100 * share:.1f} %)\n"

@@ -6,8 +6,8 @@ import xml.etree.ElementTree as ET
 
 import numpy as np
 
-from uqharness.leaderboard.figures import BAR, OVER, SIZE, Panel, reliability_svg
 from uqharness.metrics.calibration import reliability_bins
+from uqharness.plots.svg import BAR, OVER, SIZE, Panel, reliability_svg
 
 NS = "{http://www.w3.org/2000/svg}"
 
