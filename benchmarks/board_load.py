@@ -3,13 +3,15 @@
     python -m benchmarks.board_load [RESULTS …] [--clients 30] [--seconds 60]
 
 A client speaks the protocol of Streamlit's page (WebSocket, protobuf): it asks for a view and waits until the script
-has run to its end, ranks included, then reads for one to three seconds. Prints the waits and the server's memory.
+has run to its end, ranks included, then reads for one to three seconds. Prints the waits, and the server's memory and
+processor time: the waits are those of a machine that does nothing else, the time per view is that of any machine.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import random
 import time
 from collections.abc import Sequence
@@ -66,6 +68,12 @@ def resident(process: int) -> float:
     return float(next(line for line in lines if line.startswith("VmRSS")).split()[1]) / 1024
 
 
+def busy(process: int) -> float:
+    """Return the processor seconds that a process has used."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 async def load(address: str, clients: int, seconds: float, process: int) -> tuple[list[tuple[str, float]], list[float]]:
     """Return the waits, and the memory at the start and at every quarter of the time."""
     waits, memory = list[tuple[str, float]](), [resident(process)]
@@ -85,8 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seconds", type=float, default=60)
     given = parser.parse_args(arguments)
     with serving(given.results, UQHARNESS_LEADERBOARD_CACHE="") as (address, process):
-        first = asyncio.run(first_visit(address))
+        first, before = asyncio.run(first_visit(address)), busy(process)
         waits, memory = asyncio.run(load(address, given.clients, given.seconds, process))
+        used = busy(process) - before
     times = np.array([wait for _, wait in waits])
     print(
         f"{given.clients} clients, {given.seconds:g} s: {len(times)} views, after a first visit of all in {first:.1f} s"
@@ -95,6 +104,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for view in sorted({name for name, _ in waits}):
         own = [wait for name, wait in waits if name == view]
         print(f"  {view:28} {len(own):4} views, median {np.median(own):.2f}, most {max(own):.2f}")
+    print(f"server: {1000 * used / len(times):.0f} ms of processor time per view")
     print("memory, MiB: " + ", ".join(f"{value:.0f}" for value in memory))
 
 
