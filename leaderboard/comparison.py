@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import pandas as pd
 
-from uqharness.leaderboard import ranking
+from uqharness.leaderboard import costs, ranking
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.table_formats import arrow, number
 from uqharness.metrics.points import correct
@@ -21,15 +20,6 @@ MOST = 4
 TESTED = ("acc", "nll", "brier", "ece")
 # Where an adapter lies, when it was made and what it cost say nothing about what it is.
 IGNORED = "out resume report_to save_every record_every device task seed train_seed package version".split()
-COSTS = {
-    "train_seconds": "training time (s)",
-    "peak_memory": "peak memory (MiB)",
-    "trainable": "trainable parameters",
-    "passes": "forward passes per answer",
-    "device": "device",
-    "dtype": "dtype",
-    "eval_seconds": "evaluation time (s)",
-}
 
 
 def settings(run: RunSummary) -> dict[str, str]:
@@ -83,7 +73,7 @@ def not_comparable(runs: Sequence[RunSummary], records: Sequence[Record]) -> str
     return ""
 
 
-def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
+def tests(names: Sequence[str], given: Sequence[Answers]) -> list[dict[str, Any]]:
     """Test every pair in every tested metric: difference, 95 % interval, p, p after Holm over the pairs.
 
     Also return the detectable difference, and the number of questions that would show the difference.
@@ -111,13 +101,13 @@ def tests(names: Sequence[str], given: Sequence[Answers]) -> pd.DataFrame:
                         "items_needed": result.items_needed(names[i], names[j]),
                     }
                 )
-    return pd.DataFrame(rows)
+    return rows
 
 
-def shown_tests(frame: pd.DataFrame) -> pd.DataFrame:
-    """The tests as text, in the units of the tables."""
+def shown_tests(tests: Sequence[dict[str, Any]]) -> tuple[list[str], list[list[str]]]:
+    """(header, rows): the tests as text, in the units of the tables."""
     rows = []
-    for row in frame.to_dict("records"):
+    for row in tests:
         known = METRICS[row["metric"]]
         one, low, high = (f"{row[k] * known.scale:+.{known.decimals}f}" for k in ("difference", "low", "high"))
         rows.append(
@@ -133,7 +123,7 @@ def shown_tests(frame: pd.DataFrame) -> pd.DataFrame:
                 "Questions needed": "" if row["better"] else _count(row["items_needed"]),
             }
         )
-    return pd.DataFrame(rows)
+    return list(rows[0]), [list(row.values()) for row in rows]
 
 
 def _count(number: float | None) -> str:
@@ -164,13 +154,11 @@ def side_by_side(runs: Sequence[RunSummary], labels: Sequence[str]) -> tuple[lis
     rows = []
     for name, known in METRICS.items():
         rows.append([known.label + arrow(name), *(number(run.number(name, run.draws), name) for run in runs)])
-    for key, label in COSTS.items():
-        values = [getattr(run, key) for run in runs]
-        if any(value not in (None, "") for value in values):
-            scale = 2.0**-20 if key == "peak_memory" else 1.0
-            texts = [f"{v * scale:,.0f}" if isinstance(v, float) else str(v or "–") for v in values]
-            rows.append([label, *texts])
-    return ["", *labels], rows
+    for cost in costs.COSTS:
+        rows.append([costs.title(cost), *(costs.formatted(costs.average([(r, r.draws)], cost), cost) for r in runs)])
+    rows.append(["Evaluation, s", *("–" if r.eval_seconds is None else f"{r.eval_seconds:,.0f}" for r in runs)])
+    rows.append(["Hardware", *(costs.hardware([(r, r.draws)]) for r in runs)])
+    return ["", *labels], [row for row in rows if set(row[1:]) != {"–"}]
 
 
 def start(runs: Sequence[RunSummary]) -> list[str]:

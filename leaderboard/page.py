@@ -176,7 +176,7 @@ class View:
         """One of the options; the first where there is no default."""
         default = options[0] if default is None or default not in options else default
         by_text = {str(option): option for option in options}
-        given = list(self.params.get(name, ()))[-1:]
+        given = self._given(name)
         self._unknown(label, [text for text in given if text not in by_text])
         value = next((by_text[text] for text in given if text in by_text), default)
         return self._add(Control(name, label, more.pop("kind", "one"), value, options, default=default, **more))
@@ -192,14 +192,14 @@ class View:
         return self._add(Control(name, label, "several", value, options, default=tuple(default), **more))
 
     def switch(self, name: str, label: str, default: bool = False, **more: Any) -> bool:
-        given = list(self.params.get(name, ()))[-1:]
+        given = self._given(name)
         self._unknown(label, [text for text in given if text not in SWITCH])
         value = next((SWITCH[text] for text in given if text in SWITCH), default)
         return bool(self._add(Control(name, label, "switch", value, default=default, **more)))
 
     def number(self, name: str, label: str, most: int, **more: Any) -> int:
         """From 1 to `most`; a page number that is too large is the last page."""
-        given = list(self.params.get(name, ()))[-1:]
+        given = self._given(name)
         fits = [text for text in given if text.isascii() and text.isdigit() and len(text) < 10]
         self._unknown(label, [text for text in given if text not in fits])
         value = min(max(int(fits[0]) if fits else 1, 1), max(most, 1))
@@ -217,6 +217,9 @@ class View:
                 f"The link was made for results {short(wanted)}; these are {snapshot}: numbers may differ."
             )
         return Page(title, about, [*blocks], self.controls, self.notes, self.later)
+
+    def _given(self, name: str) -> list[str]:
+        return list(self.params.get(name, ()))[-1:]
 
     def _add(self, control: Control) -> Any:
         self.controls.append(control)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from uqharness.leaderboard.table import SHIFTS, comparable, differences
 from uqharness.leaderboard.table_sources import labels, newest
-from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.leaderboard.theme import order
 from uqharness.results.runs import RunSummary
 
 FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
@@ -25,9 +25,7 @@ class Group:
 
     def rows(self, data: str) -> list[str]:
         """Return rows that have a result on this data set, the papers' methods first."""
-        known = [*PAPERS, *OTHERS]
-        place = {method: k for k, method in enumerate(known)}
-        return sorted(self.runs.get(data, ()), key=lambda row: (place.get(row.split(" (")[0], len(known)), row))
+        return sorted(self.runs.get(data, ()), key=order)
 
     def start(self, data: str) -> tuple[str, ...]:
         """Return the rows of the initial selection: a few rows, those of the papers if available."""

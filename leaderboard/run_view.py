@@ -11,6 +11,7 @@ import pandas as pd
 from uqharness.leaderboard import reported_table
 from uqharness.leaderboard.curves import answers
 from uqharness.leaderboard.table_formats import arrow, number
+from uqharness.leaderboard.theme import order
 from uqharness.loose_json import value_of
 from uqharness.metrics import metric
 from uqharness.metrics.registry import METRICS
@@ -122,7 +123,6 @@ def in_papers(reported: pd.DataFrame, method: str) -> tuple[list[str], list[list
     return ["Paper", "Base", "Setting", "Metric", *data], rows, list(notes)
 
 
-def methods(runs: Sequence[RunSummary], order: Sequence[str]) -> list[str]:
+def methods(runs: Sequence[RunSummary]) -> list[str]:
     """Methods that have results, those of the papers first."""
-    place = {name: k for k, name in enumerate(order)}
-    return sorted({run.method for run in runs}, key=lambda m: (place.get(m, len(place)), m))
+    return sorted({run.method for run in runs}, key=order)

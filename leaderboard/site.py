@@ -20,13 +20,13 @@ from plotly.offline import get_plotlyjs
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard import charts, markup, run_view, table_formats
+from uqharness.leaderboard import about, charts, markup, run_view, table_formats
 from uqharness.leaderboard.board import Board
 from uqharness.leaderboard.catalogue import PAGES
 from uqharness.leaderboard.page import Block, Cards, Columns, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.publish import ABSOLUTE
 from uqharness.leaderboard.results import Results
-from uqharness.leaderboard.theme import OTHERS, PAPERS
+from uqharness.leaderboard.theme import KNOWN
 from uqharness.leaderboard.views import runs
 
 MOST_PAGES = 2000  # runs that get a page of their own
@@ -194,19 +194,12 @@ def _address(own_pages: bool) -> Any:
 
 def _of_methods(results: Results, address: Any) -> Iterator[tuple[str, str]]:
     board, rows = results.board, list[list[Any]]()
-    for name in run_view.methods(board.runs, [*PAPERS, *OTHERS]):
+    for name in run_view.methods(board.runs):
+        runs = board.select(method=name)
+        known = about.pages().get(about.method_name(runs[0]))
+        what = known.title[:1].upper() + known.title[1:] if known else "–"
+        rows.append([(name, file_of("method", name)), what, about.paper(runs[0]) or "–", str(len(runs))])
         page = PAGES["method"].make(View(results, {"method": [name]}, address))
-        about = next((b.text for b in page.blocks if isinstance(b, Text) and b.kind == "heading"), "")
-        paper = next((b.text for b in page.blocks if isinstance(b, Text) and b.text.startswith("Paper: ")), "")
-        count = len(board.select(method=name))
-        rows.append(
-            [
-                (name, file_of("method", name)),
-                "–" if about == "Measured" else about,
-                paper.removeprefix("Paper: ") or "–",
-                str(count),
-            ]
-        )
         shown = [b for b in page.blocks if not (isinstance(b, Text) and b.kind == "markdown")]
         page = replace(page, title=name, about="", blocks=shown)
         yield file_of("method", name), document("methods", page, [page], board)
@@ -228,7 +221,7 @@ def _of_run(results: Results, run_id: str) -> str:
 
 def file_of(kind: str, name: str) -> str:
     """A file name for a method: readable where that is safe; two methods never share one, whatever the file system."""
-    if name in {**PAPERS, **OTHERS}:
+    if name in KNOWN:
         return f"{kind}-{name.lower()}.html"
     readable = f"{name.lower()}-" if re.fullmatch(r"[A-Za-z0-9-]{1,40}", name) else ""
     return f"{kind}-{readable}{hashlib.sha256(name.encode()).hexdigest()[:12]}.html"

@@ -32,6 +32,7 @@ OTHERS = {
     "oracle": "#8a7350",
     "zero-shot": "#5a874b",
 }
+KNOWN = {**PAPERS, **OTHERS}
 SPARE = ("#c35aa5", "#1e5af0", "#969669", "#2d7869", "#b4692d", "#875a96")
 SYMBOLS = "circle square diamond triangle-up triangle-down cross x star pentagon hexagon".split()
 SYMBOLS += "triangle-left triangle-right hourglass bowtie".split()
@@ -48,17 +49,22 @@ class Style:
 def style(row: str) -> Style:
     """The look of a table's row: its method's colour; a variant, `BLoB (eps=0.1)`, differs in marker and dash."""
     method, _, variant = row.partition(" (")
-    known = {**PAPERS, **OTHERS}
     if row.endswith("(zero-shot)") or method == "zero-shot":
         method, variant = "zero-shot", ""
     if "oracle" in method.lower():
         method, variant = "oracle", ""
     shift = zlib.crc32(variant.encode()) if variant else 0
-    if method in known:
-        place = list(known).index(method)
-        return Style(known[method], SYMBOLS[(place + shift) % len(SYMBOLS)], DASHES[shift % len(DASHES)])
+    if method in KNOWN:
+        place = list(KNOWN).index(method)
+        return Style(KNOWN[method], SYMBOLS[(place + shift) % len(SYMBOLS)], DASHES[shift % len(DASHES)])
     code = zlib.crc32(method.encode())
     return Style(SPARE[code % len(SPARE)], SYMBOLS[(code + shift) % len(SYMBOLS)], DASHES[(code + shift) % len(DASHES)])
+
+
+def order(row: str) -> tuple[int, str]:
+    """Where a row stands among others: those of the papers first, in their order."""
+    method = row.partition(" (")[0]
+    return (list(KNOWN).index(method) if method in KNOWN else len(KNOWN)), row
 
 
 def soft(colour: str, opacity: float) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 
 from uqharness.leaderboard import about, charts, comparison, items, markup, run_view, texts
 from uqharness.leaderboard.page import Block, Cards, Columns, Figure, Grid, Methods, Page, Text, View
-from uqharness.leaderboard.theme import OTHERS, PAPERS
 from uqharness.results.runs import RunSummary
 
 SIZES = (5, 10, 20, 50)
@@ -154,7 +153,7 @@ def _compared(view: View, chosen: Sequence[RunSummary]) -> list[Block]:
             "Paired over questions; ACC by McNemar's exact test. These runs only: other training seeds may differ."
         )
         both = comparison.both_right(labels, answers)
-        blocks.append(Grid(list(tests), tests.values.tolist(), caption, "words"))
+        blocks.append(Grid(*tests, caption, "words"))
         blocks.append(Grid(*both, "Questions that both, one or neither got right", "numbers"))
     links = [
         [(f"Questions of {label}", view.link("items", run=run.run_id))]
@@ -173,7 +172,7 @@ def method(view: View) -> Page:
     board = view.results.board
     if not board.runs:
         return _nothing(view, title, what, "so there is no method to show")
-    names = run_view.methods(board.runs, [*PAPERS, *OTHERS])
+    names = run_view.methods(board.runs)
     chosen = view.one("method", "Method", names, "BLoB", main=True)
     runs = board.select(method=chosen)
     first = runs[0]

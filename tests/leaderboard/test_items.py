@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from made_results import answers, result
 from scipy import stats
@@ -166,7 +167,7 @@ def test_only_differing_settings_are_named(board: Board) -> None:
 def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     records = [board.record(run_of(board, m, 0)) for m in ("MLE", "BLoB")]
     given = [curves.answers(record, "") for record in records]
-    tested = comparison.tests(["MLE", "BLoB"], given).set_index("metric")
+    tested = pd.DataFrame(comparison.tests(["MLE", "BLoB"], given)).set_index("metric")
     losses = []
     for record in records:
         p = np.exp(record.logp[1:].astype(float)).mean(axis=0)
@@ -178,7 +179,8 @@ def test_tests_of_two_runs_are_those_of_scipy(board: Board) -> None:
     alone = int(counts[1]), int(counts[2])
     assert pair == "MLE | BLoB" and sum(map(int, counts)) == 40
     assert tested.loc["acc", "p"] == pytest.approx(stats.binomtest(alone[0], sum(alone)).pvalue)
-    assert set(comparison.shown_tests(tested.reset_index())["Metric"]) == {"ACC", "NLL", "Brier", "ECE (debiased)"}
+    _, rows = comparison.shown_tests(tested.reset_index().to_dict("records"))
+    assert {row[0] for row in rows} == {"ACC", "NLL", "Brier", "ECE (debiased)"}
 
 
 def test_other_questions_or_another_protocol_are_not_tested(board: Board, tmp_path: Path) -> None:

@@ -515,13 +515,14 @@ def test_compare_tests_the_runs_of_the_link(board: Board) -> None:
     shared, ids = Results(board), [run_id(board, "MLE"), run_id(board, "BLoB")]
     page = opened(shared, "compare", run=ids)
     expected = comparison.shown_tests(comparison.tests(["MLE", "BLoB"], [answers_of(board.record(i), "") for i in ids]))
-    for row in expected.to_dict("records"):
-        assert row["Difference"] in said(page) and row["95 % interval"] in said(page)
+    difference, interval = (expected[0].index(name) for name in ("Difference", "95 % interval"))
+    for row in expected[1]:
+        assert row[difference] in said(page) and row[interval] in said(page)
     assert "at least two" in said(opened(shared, "compare", run=ids[:1]))
     there = opened(shared, "compare", run=ids, task="boolq_uq")
     assert chosen(there, "run") == tuple(run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")) and there.notes == []
     assert "Left out of these runs: 1" in said(opened(shared, "compare", run=[*ids, run_id(board, "BLoB", "boolq_uq")]))
-    assert "Left out" not in said(page) and "MiB" in comparison.COSTS["peak_memory"]
+    assert "Left out" not in said(page)
 
 
 def test_a_method_to_compare_comes_with_the_same_seed_and_goes_with_all_its_runs(board: Board) -> None:
