@@ -180,10 +180,11 @@ def measured(runs: Iterable[RunSummary]) -> list[Measured]:
         record: AdapterRecord = check(nest(source.adapter_record), AdapterRecord, "adapter's record")
         method, trained = record.get("method") or {}, record.get("source") or record
         recipe = {**(trained.get("run") or {}), **(record.get("recipe") or {})} or record.get("run") or {}
+        step = recipe.get("stop_at") or recipe.get("steps")
         cut = f"{source.remarks['trimmed']} (limit)" if "trimmed" in source.remarks else ""
         one = Measured(
             source, str(method.get("name", "")), source.method, method.get("settings") or {}, recipe, dataset,
-            trained_on, recipe.get("stop_at") or recipe.get("steps"), cut,
+            trained_on, step if isinstance(step, int) else None, cut,
         )  # fmt: skip
         key = (source.row, source.recipe_text, source.seed, source.task, source.trained_on, one.step)
         if key not in best or (best[key].source.date or 0) <= (source.date or 0):
@@ -309,9 +310,9 @@ def same(value: Any, stated: str) -> bool:
             return float(value) == float(stated)
         except ValueError:
             return False
-    return (" ".join(sorted(value)) if isinstance(value, (list, tuple)) else str(value)) == (
-        " ".join(sorted(stated.split())) if isinstance(value, (list, tuple)) else stated
-    )
+    if isinstance(value, (list, tuple)):
+        return sorted(map(str, value)) == sorted(stated.split())
+    return str(value) == stated
 
 
 def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]], cells: Sequence[Cell]) -> list[str]:

@@ -195,7 +195,9 @@ def shift(view: View) -> Page:
 
     def compared(of: str) -> list[ood.Row]:
         def make() -> tuple[list[ood.Row], list[RunSummary]]:
-            return ood.compared(tables[of], label, results.record, draws=draws, against=against)
+            with contextlib.suppress(InputError):  # a file with other labels for the same questions
+                return ood.compared(tables[of], label, results.record, draws=draws, against=against)
+            return ood.compared(tables[of], label, results.record, draws=draws)
 
         return results.cached(("ood", of, draws, against), make)[0]
 

@@ -55,7 +55,7 @@ def result(
     run = {**PAPER, "seed": seed, **changes.get("run", {})}
     record = {
         "method": {"name": name, "label": label, "settings": changes.get("settings", {})}, "run": run,
-        "data": {"task": trained}, "recipe_hash": "r", "costs": {"steps": run["steps"]},
+        "data": {"task": trained}, "recipe_hash": "r", "costs": {"steps": PAPER["steps"]},
         "posterior": {"train_seed": seed, "finite": 1 if draws == 1 else None},
     }  # fmt: skip
     config = {"model": "bayeslora", "uqharness": {"adapter_hash": f"{label}{seed}", "record": record}}
@@ -407,3 +407,11 @@ def test_suites_and_sentences_name_the_same_base() -> None:
         if path.stem.startswith("laplace-figure")
     ]
     assert {(s["paper"], str(s["figure"])): s["base"] for s in suites} == named
+
+
+def test_settings_of_any_type_are_read(tmp_path: Path) -> None:
+    for value in ([1], {"a": 1}, None, "x" * 400, True, 1e99):
+        odd = {"steps": value, "stop_at": value, "target_modules": [1, "q_proj", None], "lr": value, "lora_r": value}
+        result(tmp_path, "mle", "MLE", 0, 0.69, 0.99, run=odd, settings={"p": value})
+    assert [type(block) for block in page_of(tmp_path).blocks][:2] == [Text, Text]
+    assert cell(make(tmp_path), "MLE", "acc").verdict == "no verdict"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_results import result
 
@@ -14,6 +16,8 @@ from uqharness.leaderboard.board import build
 from uqharness.leaderboard.catalogue import PAGES
 from uqharness.leaderboard.page import Figure, Grid, Page, Text, View
 from uqharness.leaderboard.results import Results
+from uqharness.results.reading import RECORD
+from uqharness.results.record import encode, unpack
 
 HOME, NEAR, FAR = "openbookqa_uq", "arc_challenge_uq", "mmlu_college_physics_uq"
 EVIL = "<script>alert(1)</script>"
@@ -96,3 +100,16 @@ def test_nothing_hostile_is_markup_and_nothing_shifted_says_what_to_evaluate(tmp
     page = page_of(tmp_path, row=EVIL, against=EVIL)
     text = "".join(map(markup.grid, of(page, Grid))) + "".join(str(site.render(block, "x")) for block in page.blocks)
     assert "<script>alert" not in text and "&lt;script" in text and page.notes == []
+
+
+def test_other_labels_for_the_same_questions_cost_the_comparison_and_not_the_page(tmp_path: Path) -> None:
+    made(tmp_path, "MLE", "BLoB")
+    for file in tmp_path.glob("*.json"):
+        data = json.loads(file.read_text())
+        if data["config"]["uqharness"]["adapter_hash"] == "MLE0" and NEAR in data["results"]:
+            items = unpack(data["results"][NEAR][f"{RECORD},none"])
+            changed = replace(items, gold=1 - np.minimum(items.gold, 1))
+            data["results"][NEAR][f"{RECORD},none"] = encode(changed)
+            file.write_text(json.dumps(data))
+    detection, changes = [grid for grid in of(page_of(tmp_path), Grid) if not grid.folded]
+    assert {row[0] for row in detection.rows} == {"MLE", "BLoB"} and "than" not in " ".join(changes.header)
