@@ -221,7 +221,7 @@ def _with_places(layer: LoraLayer) -> None:
     """Show inputs without places `[R, n]` (a pooler's, a classification head's) to the layer's LoRA as `[R, 1, n]`."""
     if getattr(layer, "uq_places", False):
         return
-    layer.uq_places = True  # type: ignore[assignment]
+    layer.uq_places = True
 
     def add(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         module.uq_flat = args[0].ndim == 2  # type: ignore[assignment]
@@ -230,8 +230,8 @@ def _with_places(layer: LoraLayer) -> None:
     def remove(module: nn.Module, _: object, output: Tensor) -> Tensor:
         return output.squeeze(1) if module.uq_flat else output
 
-    layer.register_forward_pre_hook(add)  # type: ignore[attr-defined]
-    layer.register_forward_hook(remove)  # type: ignore[attr-defined]
+    layer.register_forward_pre_hook(add)
+    layer.register_forward_hook(remove)
 
 
 def _only_adapter(model: PeftModel) -> str:
