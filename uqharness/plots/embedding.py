@@ -150,7 +150,8 @@ def draw(planes: Sequence[Plane], seed: int = 0) -> Figure:
                 axes.set(xlim=limits[0], ylim=limits[1], xticks=[], yticks=[], ylabel=kind if column == 0 else "")
                 if row == 0:
                     axes.set_title(f"{plane.source.name}\nwrong / right spread {plane.ratio}", fontsize=7)
-        _legend(fig, planes[0].source.answers, 2 * len(planes))
+        answers = planes[0].source.answers
+        _legend(fig, answers, (1 + bool(answers)) * len(planes))  # without answers all labels are long
     return fig
 
 
