@@ -113,6 +113,21 @@ def test_an_address_that_does_not_answer_is_refused_before_anything_runs(
 
 
 @pytest.mark.full
+@needs_ray
+def test_a_local_ray_that_does_not_start_is_said_in_one_line(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import ray
+
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    assert main(["suite", "run", str(world / "tiny.yaml"), "--out", str(tmp_path), "--on", "ray"]) == 2
+    assert "no cluster answers at this machine: The current node timed out" in capsys.readouterr().err
+
+
+@pytest.mark.full
 @needs_submitit
 def test_slurm_with_a_preempted_job_gives_the_local_numbers(world: Path, local: Path) -> None:
     if not has_slurm():
