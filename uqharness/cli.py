@@ -10,6 +10,7 @@ import contextlib
 import importlib
 import logging
 import os
+import re
 import sys
 from collections.abc import Sequence
 
@@ -19,117 +20,79 @@ from uqharness.errors import InputError, UQError, did_you_mean, of_system
 from uqharness.interrupt import catch_sigterm, describe
 from uqharness.terminal import PrintableFormatter, say, tolerate_encoding
 
-# name -> (module, one line of help, examples)
-COMMANDS: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "demo": (
-        "uqharness.commands.demo",
-        "train and evaluate methods on the embedded world, in minutes",
-        ("uqharness demo",),
-    ),
-    "train": (
-        "uqharness.commands.train",
-        "train an adapter: METHOD on BASE with the training split of TASK",
-        (
-            "uqharness train blob --base toyworld --task toyworld_uq --out runs/blob",
-            "uqharness train ens --base BASE --task arc_easy_uq --out runs/ens --seeds 3",
-            "uqharness train blob --base BASE --task boolq_uq --out OUT --set reweight=false --dry-run",
-            "uqharness train laplace --adapter runs/mle --out runs/laplace",
-        ),
-    ),
-    "eval": (
-        "uqharness.commands.evaluate",
-        "run lm_eval with our models and tasks: same flags and result files, faster start",
-        (
-            "uqharness eval runs/blob --tasks toyworld_uq --output_path results",
-            "uqharness eval runs/blob --model_args samples=5 --tasks uq_ood --output_path results",
-            "uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq -o results",
-        ),
-    ),
-    "suite": (
-        "uqharness.commands.suite",
-        "run grids of methods, tasks and seeds: locally, on Slurm or on Ray",
-        (
-            "uqharness suite run toyworld --dry-run",
-            "uqharness suite run blob-table1 --set base=BASE steps=500 --only method=mle,blob seed=0",
-            "uqharness suite status suites/toyworld",
-            "uqharness suite retry suites/toyworld",
-        ),
-    ),
-    "table": (
-        "uqharness.commands.table",
-        "print methods x datasets from results, recomputed from the draws",
-        ("uqharness table results", "uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex"),
-    ),
-    "ood": (
-        "uqharness.commands.ood",
-        "compare in-distribution with shifted data: detection, and change of metrics",
-        ("uqharness ood results", "uqharness ood results --against MLE --format csv"),
-    ),
-    "plot": (
-        "uqharness.commands.plot",
-        "draw the papers' figures from recorded results and adapters",
-        (
-            "uqharness plot reliability results --out reliability.pdf",
-            "uqharness plot draws results --metric nll,ece --task arc_easy_uq --out draws.png",
-            "uqharness plot std-growth --out figure2.pdf",
-        ),
-    ),
-    "reproduce": (
-        "uqharness.commands.reproduce",
-        "print a paper's table beside the results of a suite, cell by cell",
-        ("uqharness reproduce blob-table1 out", "uqharness reproduce blob-table1 out --format latex --out table1.tex"),
-    ),
-    "validate": (
-        "uqharness.commands.validate",
-        "check results as the leaderboard does: exit code 0, 1 or 2",
-        ("uqharness validate results", "uqharness validate results --submit"),
-    ),
-    "publish": (
-        "uqharness.commands.publish",
-        "write results as one small file that can be committed",
-        ("uqharness publish results leaderboard/published/toyworld.parquet",),
-    ),
-    "export-site": (
-        "uqharness.commands.export_site",
-        "write the leaderboard as static files, for a project page",
-        ("uqharness export-site results site",),
-    ),
-    "leaderboard": (
-        "uqharness.commands.leaderboard",
-        "show tables, figures and every question in a browser",
-        (
-            "uqharness leaderboard results",
-            "uqharness leaderboard",
-            "uqharness leaderboard results --no-browser --port 8600",
-        ),
-    ),
-    "import": (
-        "uqharness.commands.importer",
-        "convert a checkpoint of bayesian-peft or laplace-lora to an adapter",
-        (
-            "uqharness import checkpoints/blob/BASE/obqa/run1 runs/blob --eps 0.05",
-            "uqharness import checkpoints/deepensemble/BASE/obqa/run1 runs/ens --members 3",
-            "uqharness import outputs/openbookqa/run1 runs/map --step 999",
-        ),
-    ),
-    "export": (
-        "uqharness.commands.exporter",
-        "write draws of an adapter as plain PEFT adapters",
-        ("uqharness export runs/blob draws --samples 10",),
-    ),
-    "push": (
-        "uqharness.commands.push",
-        "upload an adapter to the Hugging Face hub",
-        (
-            "uqharness push runs/blob me/blob --dry-run",
-            "uqharness push runs/blob me/blob --private --results results",
-            "uqharness eval hub:me/blob --tasks arc_easy_uq --output_path results",
-        ),
-    ),
-    "methods": ("uqharness.commands.listing", "list the installed methods", ("uqharness methods --json",)),
-    "tasks": ("uqharness.commands.listing", "list the tasks that come with uqharness", ("uqharness tasks",)),
-    "doctor": ("uqharness.commands.doctor", "check this installation", ("uqharness doctor --json",)),
-}
+# A command (and its module in commands/, where that has another name), one line of help, and examples.
+HELP = """\
+demo: train and evaluate methods on the embedded world, in minutes
+  uqharness demo
+train: train an adapter: METHOD on BASE with the training split of TASK
+  uqharness train blob --base toyworld --task toyworld_uq --out runs/blob
+  uqharness train ens --base BASE --task arc_easy_uq --out runs/ens --seeds 3
+  uqharness train blob --base BASE --task boolq_uq --out OUT --set reweight=false --dry-run
+  uqharness train laplace --adapter runs/mle --out runs/laplace
+eval evaluate: run lm_eval with our models and tasks: same flags and result files, faster start
+  uqharness eval runs/blob --tasks toyworld_uq --output_path results
+  uqharness eval runs/blob --model_args samples=5 --tasks uq_ood --output_path results
+  uqharness eval --model hf --model_args pretrained=BASE --tasks arc_easy_uq -o results
+suite: run grids of methods, tasks and seeds: locally, on Slurm or on Ray
+  uqharness suite run toyworld --dry-run
+  uqharness suite run blob-table1 --set base=BASE steps=500 --only method=mle,blob seed=0
+  uqharness suite status suites/toyworld
+  uqharness suite retry suites/toyworld
+table: print methods x datasets from results, recomputed from the draws
+  uqharness table results
+  uqharness table results --metric acc,ece,nll --samples 0,5,10 --format latex
+ood: compare in-distribution with shifted data: detection, and change of metrics
+  uqharness ood results
+  uqharness ood results --against MLE --format csv
+plot: draw the papers' figures from recorded results and adapters
+  uqharness plot reliability results --out reliability.pdf
+  uqharness plot draws results --metric nll,ece --task arc_easy_uq --out draws.png
+  uqharness plot std-growth --out figure2.pdf
+reproduce: print a paper's table beside the results of a suite, cell by cell
+  uqharness reproduce blob-table1 out
+  uqharness reproduce blob-table1 out --format latex --out table1.tex
+validate: check results as the leaderboard does: exit code 0, 1 or 2
+  uqharness validate results
+  uqharness validate results --submit
+publish: write results as one small file that can be committed
+  uqharness publish results leaderboard/published/toyworld.parquet
+export-site export_site: write the leaderboard as static files, for a project page
+  uqharness export-site results site
+leaderboard: show tables, figures and every question in a browser
+  uqharness leaderboard results
+  uqharness leaderboard
+  uqharness leaderboard results --no-browser --port 8600
+import importer: convert a checkpoint of bayesian-peft or laplace-lora to an adapter
+  uqharness import checkpoints/blob/BASE/obqa/run1 runs/blob --eps 0.05
+  uqharness import checkpoints/deepensemble/BASE/obqa/run1 runs/ens --members 3
+  uqharness import outputs/openbookqa/run1 runs/map --step 999
+export exporter: write draws of an adapter as plain PEFT adapters
+  uqharness export runs/blob draws --samples 10
+push: upload an adapter to the Hugging Face hub
+  uqharness push runs/blob me/blob --dry-run
+  uqharness push runs/blob me/blob --private --results results
+  uqharness eval hub:me/blob --tasks arc_easy_uq --output_path results
+methods listing: list the installed methods
+  uqharness methods --json
+tasks listing: list the tasks that come with uqharness
+  uqharness tasks
+doctor: check this installation
+  uqharness doctor --json
+"""
+
+
+def _read_help() -> dict[str, tuple[str, str, tuple[str, ...]]]:
+    """Return {command: (module, one line of help, examples)}."""
+    commands = {}
+    for head, *examples in (block.splitlines() for block in re.split(r"\n(?=\S)", HELP.strip())):
+        words, _, about = head.partition(": ")
+        name, *module = words.split()
+        path = f"uqharness.commands.{module[0] if module else name}"
+        commands[name] = path, about, tuple(map(str.strip, examples))
+    return commands
+
+
+COMMANDS = _read_help()
 ALIASES = {"submit": ("validate", "--submit")}  # of before
 OVERVIEW = """\
 Bayesian LoRA in lm-eval: train a posterior over adapters, average over it, compare the answers.
