@@ -23,6 +23,7 @@ import yaml
 from uqharness.errors import InputError, did_you_mean
 
 T = TypeVar("T")
+MAX_DRAWS = 10_000  # of a record, an evaluation or an export
 TRUE, FALSE = ("true", "yes", "on", "1"), ("false", "no", "off", "0")
 AUTO, ALL_LINEAR = ("auto",), ("all-linear",)  # target modules: the architecture's, every linear layer but the head
 Role = Literal["recipe", "data", "seed", "speed", "io"]

@@ -19,7 +19,8 @@ from made_results import answers, result
 from uqharness.cli import main
 from uqharness.leaderboard.board import build
 from uqharness.results.reading import MAX_BYTES, RECORD
-from uqharness.results.record import MAX_DRAWS, digest, pack
+from uqharness.results.record import digest, pack
+from uqharness.settings import MAX_DRAWS
 
 TASK = "arc_easy_uq"
 KEY = f"{RECORD},none"

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING
 from uqharness.atomic import finish_folder, folder_beside, place_folder
 from uqharness.commands.folders import vacant
 from uqharness.errors import InputError
+from uqharness.settings import MAX_DRAWS
 
 if TYPE_CHECKING:
     from uqharness.posterior import Posterior, Tensors
 
-MAX_DRAWS = 10_000
 log = logging.getLogger("uqharness.export")
 
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from uqharness.commands.parser import check_choice
 from uqharness.errors import InputError
-from uqharness.settings import count_of
+from uqharness.settings import MAX_DRAWS, count_of
 from uqharness.terminal import printable, say
 
 if TYPE_CHECKING:
     from uqharness.results.runs import RunSummary
 
-MAX_DRAWS = 10_000  # of a record: `record.MAX_DRAWS`, which needs numpy
 FORMATS = ("md", "csv", "latex", "json")
 METADATA = ("model-index", "eval-results")  # of model repositories
 

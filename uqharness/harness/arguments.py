@@ -14,8 +14,7 @@ from lm_eval.models.huggingface import HFLM
 
 from uqharness.adapter_io.folder import read_config
 from uqharness.errors import InputError, instead
-from uqharness.results.record import MAX_DRAWS
-from uqharness.settings import boolean, count_of
+from uqharness.settings import MAX_DRAWS, boolean, count_of
 
 # What HFLM hands on to transformers' from_pretrained and people do use.
 _LOADING = (

@@ -22,12 +22,12 @@ import numpy as np
 
 from uqharness import loose_json
 from uqharness.errors import InputError, RunError
+from uqharness.settings import MAX_DRAWS
 
 SCHEMA = 1
 # A record that says more is refused before it is unpacked: a few kB can hold zeros for all of the memory.
 MAX_VALUES = 2**24  # of one array, items x (draws + 1) x choices: all of MMLU with 290 draws
 MAX_ITEMS = 2**20
-MAX_DRAWS = 10_000
 RULES = ("probs", "logits", "given")
 
 
