@@ -29,9 +29,9 @@ CLASSES = ("not_entailment", "entailment")
 TASKS = TaskManager(include_defaults=False, include_path=str(Path(__file__).parents[2] / "tasks"))
 
 
-def evaluate(adapter: Path, task: str, manager: TaskManager = TASKS, **asked: Any) -> list[uqharness.TaskResult]:
+def evaluate(adapter: Path, task: str, manager: TaskManager = TASKS, **arguments: Any) -> list[uqharness.TaskResult]:
     few: dict[str, Any] = {"limit": 6, "batch_size": 4, "bootstrap_iters": 0}
-    return uqharness.evaluate(adapter, task, task_manager=manager, **few, **asked)
+    return uqharness.evaluate(adapter, task, task_manager=manager, **few, **arguments)
 
 
 @pytest.fixture(scope="module")
@@ -56,12 +56,12 @@ def by_hand(encoder: Path, adapter: Path, count: int, length: int) -> np.ndarray
     base = AutoModelForSequenceClassification.from_pretrained(encoder, num_labels=2)
     model, tokenizer = PeftModel.from_pretrained(base, str(adapter)).eval(), AutoTokenizer.from_pretrained(encoder)
     rows = load_dataset("nyu-mll/glue", "wnli", split=f"validation[:{count}]")
-    found = []
+    answers = []
     for row in rows:
         inputs = tokenizer(row["sentence1"], row["sentence2"], truncation=True, max_length=length, return_tensors="pt")
         with torch.no_grad():
-            found.append(model(**inputs).logits[0].double().log_softmax(-1).numpy())
-    return np.stack(found)
+            answers.append(model(**inputs).logits[0].double().log_softmax(-1).numpy())
+    return np.stack(answers)
 
 
 def test_the_record_has_class_probabilities_of_every_draw(encoder: Path, adapter: Path) -> None:
@@ -86,9 +86,9 @@ def test_classes_are_found_by_name(adapter: Path) -> None:
     task.build_all_requests(limit=6, rank=0, world_size=1)
     values = np.array([float(value) for value, _ in model.lm.answer(task.instances, disable_tqdm=True)]).reshape(6, 2)
     np.testing.assert_allclose(values, swapped.record.logp[0], atol=1e-6)
-    asked = model.lm._as_classes(task.instances[:2])
-    assert [strings[1].strip() for strings, _, _ in asked] == ["entailment", "not_entailment"]
-    assert [number for _, _, number in asked] == [[1], [0]]
+    tokenised = model.lm._as_classes(task.instances[:2])
+    assert [strings[1].strip() for strings, _, _ in tokenised] == ["entailment", "not_entailment"]
+    assert [number for _, _, number in tokenised] == [[1], [0]]
 
 
 def test_a_plain_peft_classifier_has_its_classes_by_number(encoder: Path, adapter: Path, tmp_path: Path) -> None:
@@ -160,14 +160,14 @@ def test_labels_outside_the_classes_are_refused(adapter: Path, tmp_path: Path) -
 
 
 def test_cola_prints_mcc(offline_hub: object) -> None:
-    asked: dict[str, Any] = {"model": Answerer(), "bootstrap_iters": 0, "task_manager": TASKS}
-    results = lm_eval.simple_evaluate(**asked, tasks=["cola_uq"], limit=40)
+    how: dict[str, Any] = {"model": Answerer(), "bootstrap_iters": 0, "task_manager": TASKS}
+    results = lm_eval.simple_evaluate(**how, tasks=["cola_uq"], limit=40)
     (run,) = uqharness.read_results(results)
     answers = average(run.record.rows(), run.record.gold, run.record.combine)
     expected = matthews_corrcoef(answers.gold, answers.p.argmax(-1))
     shown = results["results"]["cola_uq"]
     assert expected != 0 and shown["mcc,none"] == pytest.approx(expected) and shown["mcc_stderr,none"] > 0.05
-    assert "mcc,none" not in lm_eval.simple_evaluate(**asked, tasks=["wnli_uq"], limit=4)["results"]["wnli_uq"]
+    assert "mcc,none" not in lm_eval.simple_evaluate(**how, tasks=["wnli_uq"], limit=4)["results"]["wnli_uq"]
 
 
 def test_minilm(minilm: Path, offline_hub: object, tmp_path: Path) -> None:

@@ -147,18 +147,18 @@ def cells(tab: Any) -> dict[tuple[str, str], str]:
     """(method, data set) -> first number of the cell, of the first table on the landing page."""
     head, (rows,) = tab.locator("table.uq.spread").first.evaluate(READ)
     tasks = [text.split("\n")[0].strip() for text in head]
-    found = {}
+    cells = {}
     for row in rows:
         for task, text in list(zip(tasks, row, strict=True))[2:]:
             if number_in := re.search(r"-?\d+\.\d+", text):
-                found[row[0].strip(), task] = number_in[0]
-    return found
+                cells[row[0].strip(), task] = number_in[0]
+    return cells
 
 
 def tables_of_the_command(folder: Path, capsys: pytest.CaptureFixture[str], *more: str) -> list[dict[str, Any]]:
     assert cli.main(["table", str(folder), "--metric", "nll,brier,acc,ece", "--format", "json", *more]) == 0
-    found: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["tables"]
-    return found
+    tables: list[dict[str, Any]] = json.loads(capsys.readouterr().out)["tables"]
+    return tables
 
 
 def test_the_landing_table_is_that_of_the_command(
@@ -166,10 +166,10 @@ def test_the_landing_table_is_that_of_the_command(
 ) -> None:
     for metric in ("nll", "ece"):
         opened(tab, f"{address}?metric={metric}")
-        told, expected = tables_of_the_command(folder, capsys)[0], {}
-        for cell in told["cells"]:
+        printed, expected = tables_of_the_command(folder, capsys)[0], {}
+        for cell in printed["cells"]:
             if cell["metric"] == metric:
-                key = (told["rows"][cell["row"]]["method"], told["columns"][cell["column"]]["task"])
+                key = (printed["rows"][cell["row"]]["method"], printed["columns"][cell["column"]]["task"])
                 expected[key] = number(cell["mean"], metric)
         assert cells(tab) == expected and len(expected) > 5
 
@@ -196,8 +196,8 @@ def test_a_click_on_a_head_sorts_a_word_searches_and_a_button_copies(tab: Any, a
     for expected in ("descending", "ascending"):  # of accuracy the highest is best
         box.locator("thead th").nth(2).locator("button").press("Enter")
         assert box.locator("thead th").nth(2).get_attribute("aria-sort") == expected
-        found = [float(text.split()[0]) for text in box.locator("tbody tr").evaluate_all(values, 2) if text[0] != "–"]
-        assert found == sorted(found, reverse=expected == "descending") and len(found) > 2
+        numbers = [float(text.split()[0]) for text in box.locator("tbody tr").evaluate_all(values, 2) if text[0] != "–"]
+        assert numbers == sorted(numbers, reverse=expected == "descending") and len(numbers) > 2
     box.locator(".uq-copy").click()
     box.get_by_role("button", name="Copied").wait_for()
     assert r"\begin{tabular}" in tab.evaluate("navigator.clipboard.readText()")
@@ -212,7 +212,7 @@ def test_a_long_name_is_shown_to_its_end(tab: Any, width: int) -> None:
     rows = [["SmolLM2-135M-Instruct, dequantised Q4_1 (zero-shot)", *["1.234"] * 30]]
     style = (Path(site.__file__).parent / "board.css").read_text()
     tab.set_content(f"<style>{style}</style>{markup.grid(Grid(['Method', *['x'] * 30], rows, 'made'))}")
-    seen, whole = (tab.locator(found).bounding_box() for found in (".uq tbody th", ".uq .name"))
+    seen, whole = (tab.locator(selector).bounding_box() for selector in (".uq tbody th", ".uq .name"))
     assert whole["x"] + whole["width"] <= seen["x"] + seen["width"] and whole["width"] < 300
     assert tab.evaluate("(n => n.scrollWidth <= n.clientWidth)(document.querySelector('.uq .name'))")
 
@@ -247,10 +247,10 @@ def test_every_page_gives_its_tables_away(tab: Any, address: str, view: str) -> 
         else ([], [])
     )
     lines = exported(tab)
-    told = [[text.removeprefix("'") for text in line.values()] for line in lines]
+    texts = [[text.removeprefix("'") for text in line.values()] for line in lines]
     seen = [[text.strip() for text in row] for row in blocks[0]] if blocks else []
-    missing = [row for row in seen if not any(set(row) - {""} <= set(line) for line in told)]
-    assert lines and not missing, (missing, told)
+    missing = [row for row in seen if not any(set(row) - {""} <= set(line) for line in texts)]
+    assert lines and not missing, (missing, texts)
     assert all("snapshot=" in line["link"] for line in lines if line["link"])
 
 
@@ -325,11 +325,11 @@ def test_a_hostile_file_is_shown_as_text(tab: Any, address: str, board: Board) -
 
 def test_by_keyboard_from_the_start_to_the_questions(tab: Any, address: str) -> None:
     opened(tab, address)
-    told = "(e => e ? [e.tagName, e.className, e.getAttribute('href') || ''] : [])(document.activeElement)"
+    focused = "(e => e ? [e.tagName, e.className, e.getAttribute('href') || ''] : [])(document.activeElement)"
     box = False
     for _ in range(80):
         tab.keyboard.press("Tab")
-        tag, classes, href = tab.evaluate(told) or ("", "", "")
+        tag, classes, href = tab.evaluate(focused) or ("", "", "")
         box |= "uq-box" in classes
         if tag == "A" and href.startswith("items?run="):
             break
@@ -371,8 +371,8 @@ def test_the_static_site_sorts_searches_and_draws_from_a_file(tab: Any, board: B
     for expected in ("ascending", "descending"):
         head.locator("button").press("Enter")
         assert head.get_attribute("aria-sort") == expected
-        found = [float(text) for text in tab.locator("tbody tr").evaluate_all(values, 3)]
-        assert found == sorted(found, reverse=expected == "descending") and len(set(found)) > 1
+        numbers = [float(text) for text in tab.locator("tbody tr").evaluate_all(values, 3)]
+        assert numbers == sorted(numbers, reverse=expected == "descending") and len(set(numbers)) > 1
     tab.goto((tmp_path / "method-blob.html").as_uri())
     tab.get_by_label("Search").fill("blob arc_easy")
     rows = tab.locator(".uq-table", has=tab.get_by_label("Search")).locator("tbody tr").evaluate_all(values, 1)

@@ -27,11 +27,11 @@ def slow(full: Record, metric: str, order: np.ndarray) -> list[float]:
 @pytest.mark.parametrize("rule", ["probs", "logits"])
 def test_every_curve_is_its_metric_of_the_first_draws_and_its_spread(rule: str) -> None:
     answered = record(rule, items=90)
-    found = draw_curves(answered, "BLoB", orders=12, seed=3)
+    drawn = draw_curves(answered, "BLoB", orders=12, seed=3)
     rng = np.random.Generator(np.random.Philox(3))
     orders = [rng.permutation(4) for _ in range(12)]
-    assert set(found) == set(METRICS)
-    for metric, curve in found.items():
+    assert set(drawn) == set(METRICS)
+    for metric, curve in drawn.items():
         assert (curve.row, curve.metric, curve.counts) == ("BLoB", metric, [1, 2, 3, 4])
         np.testing.assert_allclose(curve.value, slow(answered, metric, np.arange(4)), atol=1e-6)
         ends = np.quantile([slow(answered, metric, order) for order in orders], (0.05, 0.95), axis=0)

@@ -46,35 +46,35 @@ def values() -> st.SearchStrategy[dict[str, Any]]:
 @given(values())
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_there_and_back_is_the_same_view_without_a_note(empty: Results, view: dict[str, Any]) -> None:
-    refused, page = read(empty, {name: as_params(value) for name, value in view.items()})
-    assert refused == view and page.notes == []
+    values, page = read(empty, {name: as_params(value) for name, value in view.items()})
+    assert values == view and page.notes == []
 
 
 def test_without_parameters_every_control_has_its_default(empty: Results) -> None:
-    refused, page = read(empty, {})
-    assert refused == DEFAULTS and page.notes == []
+    values, page = read(empty, {})
+    assert values == DEFAULTS and page.notes == []
     assert {control.name: control.default for control in page.controls} == DEFAULTS
 
 
 @given(st.dictionaries(st.sampled_from([*DEFAULTS, "other"]), st.lists(st.text(), min_size=1)))
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_link_gives_a_view_that_widgets_can_show(empty: Results, params: dict[str, list[str]]) -> None:
-    told, page = read(empty, params)
+    values, page = read(empty, params)
     for control in page.controls:
-        assert type(told[control.name]) is type(DEFAULTS[control.name])
+        assert type(values[control.name]) is type(DEFAULTS[control.name])
         if control.options:
-            value = told[control.name]
+            value = values[control.name]
             assert set(value if isinstance(value, tuple) else (value,)) <= set(control.options)
     assert ("other" in params) == any("does not know" in note for note in page.notes)
 
 
 def test_what_is_gone_is_named_and_what_is_left_is_used(empty: Results) -> None:
-    told, page = read(empty, {"samples": ["5", "f1"], "metric": ["<script>"], "page": ["-3"], "ranks": ["yes"]})
-    assert told == {**DEFAULTS, "samples": (5,)}
+    values, page = read(empty, {"samples": ["5", "f1"], "metric": ["<script>"], "page": ["-3"], "ranks": ["yes"]})
+    assert values == {**DEFAULTS, "samples": (5,)}
     assert len(page.notes) == 4 and any("“f1”" in note and "N:" in note for note in page.notes)
     assert read(empty, {"ranks": ["false"]})[0] == {**DEFAULTS, "ranks": False}
-    told, page = read(empty, {"samples": ["gone"]})
-    assert told["samples"] == (10,) and len(page.notes) == 1
+    values, page = read(empty, {"samples": ["gone"]})
+    assert values["samples"] == (10,) and len(page.notes) == 1
     assert len(read(empty, {"metric": ["x" * 9999]})[1].notes[0]) < 200
     assert read(empty, {"page": ["99"]})[0]["page"] == 9  # the last page
 

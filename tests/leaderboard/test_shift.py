@@ -46,10 +46,10 @@ def test_the_page_shows_the_numbers_of_the_command(tmp_path: Path, capsys: pytes
     detection, changes = [grid for grid in of(page, Grid) if not grid.folded]
     assert main(["ood", str(tmp_path), "--against", "MLE"]) == 0
     table = capsys.readouterr().out.split("### ")[1]
-    told = [
+    printed = [
         [cell.replace("\\", "") for cell in line[2:-2].split(" | ")] for line in table.splitlines() if "| BLoB" in line
     ]
-    assert [row for grid in (detection, changes) for row in grid.rows if row[0] == "BLoB"] == told
+    assert [row for grid in (detection, changes) for row in grid.rows if row[0] == "BLoB"] == printed
     assert changes.header.count("than MLE") == 3 and page.notes == []
     assert main(["ood", str(tmp_path), "--format", "json"]) == 0
     rows = json.loads(capsys.readouterr().out)

@@ -65,8 +65,8 @@ class Page(HTMLParser):
 
 def figures(text: str) -> dict[str, dict[str, Any]]:
     """What a page draws, by the name of its place."""
-    found = re.findall(r'<div class="figure" id="(.*?)" .*?<script type="application/json">(.*?)</script>', text)
-    return {name: json.loads(part) for name, part in found}
+    figures_of = re.findall(r'<div class="figure" id="(.*?)" .*?<script type="application/json">(.*?)</script>', text)
+    return {name: json.loads(part) for name, part in figures_of}
 
 
 @pytest.fixture(scope="module")
@@ -85,14 +85,14 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> tuple[Board, Path]:
 
 def test_the_landing_page_has_the_numbers_of_the_table(exported: tuple[Board, Path]) -> None:
     board, out = exported
-    [found] = table.build(board.runs, ("nll", "brier", "acc", "ece"))
+    [made] = table.build(board.runs, ("nll", "brier", "acc", "ece"))
     shown = set(re.findall(r'<a href="run-[0-9a-f]{16}.html">([0-9.]+)</a>', (out / "index.html").read_text()))
-    for (metric, _, _), cell in found.cells.items():
+    for (metric, _, _), cell in made.cells.items():
         assert table_formats.number(cell.mean, metric) in shown
     links = Page((out / "index.html").read_text()).addresses
     assert "method-blob.html" in links and links.count("papers.html") == 2  # the navigation, and below the tables
-    assert (out / "table.md").read_text() == table_formats.markdown([found])
-    assert (out / "table.csv").read_text() == table_formats.as_csv([found])
+    assert (out / "table.md").read_text() == table_formats.markdown([made])
+    assert (out / "table.csv").read_text() == table_formats.as_csv([made])
 
 
 def test_every_address_is_relative_and_there(exported: tuple[Board, Path]) -> None:
@@ -120,8 +120,8 @@ def test_names_from_files_are_letters_everywhere(exported: tuple[Board, Path]) -
 def test_figures_are_data_that_reads_back(exported: tuple[Board, Path]) -> None:
     _, out = exported
     text = (out / "calibration.html").read_text()
-    found = figures(text)
-    assert len(found) == 4 and all(figure["data"] and "layout" in figure for figure in found.values())
+    drawn = figures(text)
+    assert len(drawn) == 4 and all(figure["data"] and "layout" in figure for figure in drawn.values())
     assert "plotly.min.js" in text and "plotly.min.js" not in (out / "papers.html").read_text()
 
 
@@ -250,8 +250,8 @@ def test_commands_are_quoted_so_that_pasting_them_runs_nothing_else(
 
 def test_commands_say_how_many_draws_and_what_stood_around_the_question(tmp_path: Path) -> None:
     fewshot = {"number": 5, "seed": 7, "multiturn": True}
-    asked = {"fewshot": fewshot, "chat_template": "0f", "system_instruction": "1e"}
-    path = result(tmp_path, "BLoB", protocol=asked)
+    prompts = {"fewshot": fewshot, "chat_template": "0f", "system_instruction": "1e"}
+    path = result(tmp_path, "BLoB", protocol=prompts)
     path.write_text(json.dumps({**json.loads(path.read_text()), "system_instruction": "Be brief."}))
     result(tmp_path, "MLE", draws=1, finite=1)
     board = build([tmp_path])

@@ -83,8 +83,8 @@ def test_the_landing_table_has_the_numbers_of_the_command_best_first(
     good = [run for file in sorted(results.glob("results_[0-9]*.json")) for run in read_runs([file])]
     (expected,) = table.build(good, [metric])
     (block,) = of(opened(shared, "table", metric=metric), Methods)
-    told = {row[1]: row[4:] for row in lines(expected, {}, "±")}
-    assert {row[1]: row[4:] for row in lines(block.table, {}, "±")} == told
+    printed = {row[1]: row[4:] for row in lines(expected, {}, "±")}
+    assert {row[1]: row[4:] for row in lines(block.table, {}, "±")} == printed
     values = [block.table.cells[metric, i, 0].mean for i in range(len(block.table.rows))]
     assert values == sorted(values, reverse=metric == "acc") and len(set(values)) > 1
     shown = re.findall(
@@ -130,8 +130,8 @@ def test_one_seed_has_the_interval_over_questions_where_the_deviation_would_stan
     (run_id,) = [run.run_id for run in shared.runs]
     for metric in ("nll", "acc", "ece"):
         (block,) = of(opened(shared, "table", metric=metric), Methods)
-        found = shared.answers(run_id)
-        low, high = METRICS[metric].confidence_interval(Given.of(found.probs, found.gold))
+        answers = shared.answers(run_id)
+        low, high = METRICS[metric].confidence_interval(Given.of(answers.probs, answers.gold))
         spread = (
             f'<span class="sd" title="95 % interval over questions">{number(low, metric)} … {number(high, metric)}<'
         )
@@ -217,7 +217,7 @@ def test_a_cell_of_a_paper_has_the_same_note_on_the_landing_page_and_on_papers(t
 
 def test_names_lead_to_their_methods_and_say_what_they_are(shared: Results) -> None:
     (block,) = of(opened(shared, "table"), Methods)
-    names = {block.table.rows[i][0]: told for i, told in block.about.items()}
+    names = {block.table.rows[i][0]: marks for i, marks in block.about.items()}
     assert names["BLoB"][1] == "method?method=BLoB" and "BLoB" in names["BLoB"][0]
     assert 'href="method?method=BLoB">BLoB</a>' in markup.methods(block)
 
@@ -241,8 +241,8 @@ def test_what_would_change_my_mind_is_what_would_separate_the_best_from_its_tier
         [b for b in of(page, Grid) if b.caption.startswith("What would change my mind")],
     )
     pairs = 0
-    for found in (shared.tests(block.table, "acc") or {}).values():
-        pairs += sum(rank.top for rank in found.ranks().values()) - 1
+    for tested in (shared.tests(block.table, "acc") or {}).values():
+        pairs += sum(rank.top for rank in tested.ranks().values()) - 1
     assert sum(len(grid.rows) for grid in grids) == pairs > 0 and grids[0].folded
 
 
@@ -254,11 +254,9 @@ def test_filters_leave_what_has_one_of_the_values(shared: Results) -> None:
 
 
 def test_order_is_best_first_and_what_is_missing_last(shared: Results) -> None:
-    (found,) = table.build(shared.board.runs, ("acc", "nll"))
-    j = next(j for j, c in enumerate(found.columns) if c.shift != "id")
-    turned = replace(
-        found, columns=found.columns[::-1], cells={(m, i, 1 - k): c for (m, i, k), c in found.cells.items()}
-    )
+    (made,) = table.build(shared.board.runs, ("acc", "nll"))
+    j = next(j for j, c in enumerate(made.columns) if c.shift != "id")
+    turned = replace(made, columns=made.columns[::-1], cells={(m, i, 1 - k): c for (m, i, k), c in made.cells.items()})
     shown = views_tables.ordered(turned, "acc")
     cells = [shown.cells.get(("acc", i, 1 - j)) for i in range(3)]
     assert cells[2] is None and cells[0] and cells[1] and cells[0].mean >= cells[1].mean
@@ -269,14 +267,14 @@ def test_order_is_best_first_and_what_is_missing_last(shared: Results) -> None:
 def test_all_metrics_are_one_row_per_method_and_data_set_with_costs(shared: Results) -> None:
     page = opened(shared, "table", metric="all")
     (grid,) = [b for b in of(page, Grid) if b.sortable]
-    (found,) = table.build(shared.board.runs, views_tables.SHOWN)
+    (made,) = table.build(shared.board.runs, views_tables.SHOWN)
     assert len(grid.rows) == 5 and all(len(row) == len(grid.header) for row in grid.rows)
     for column in ("Labels seen", "LoRAs trained", "Forward passes", "Hardware"):
         assert column in grid.header
-    told = {(row[0], row[2]): row[grid.header.index("ACC")] for row in grid.rows}
-    for (metric, i, j), cell in found.cells.items():
+    by_row = {(row[0], row[2]): row[grid.header.index("ACC")] for row in grid.rows}
+    for (metric, i, j), cell in made.cells.items():
         if metric == "acc":
-            assert told[found.rows[i][0], found.columns[j].task] == views_tables.plain(cell, "acc")
+            assert by_row[made.rows[i][0], made.columns[j].task] == views_tables.plain(cell, "acc")
 
 
 def test_names_are_letters_on_every_page(shared: Results) -> None:
@@ -369,8 +367,8 @@ def test_a_papers_table_is_corrected_by_default_with_what_was_printed_in_the_not
 def test_every_noted_cell_is_marked_and_what_failed_is_never_crowned(name: str) -> None:
     frame = reported.load()
     block = reported_table.build(frame, name, as_printed=True)
-    mine = frame[(frame["paper"] + ", table " + frame["table"] + ", " + frame["base"] == name) & (frame["note"] != "")]
-    noted = mine[mine["metric"].isin(reported_table.PRINTED)]
+    own = frame[(frame["paper"] + ", table " + frame["table"] + ", " + frame["base"] == name) & (frame["note"] != "")]
+    noted = own[own["metric"].isin(reported_table.PRINTED)]
     assert len(block.marks) >= len(noted.drop_duplicates(["method", "draws", "dataset", "trained_on", "metric"]))
     for key, cell in block.table.cells.items():
         if cell.suspect:
@@ -382,9 +380,9 @@ def test_a_papers_table_is_taken_away_without_what_papers_do_not_say() -> None:
     shown = [reported_table.build(frame, reported_table.names(frame)[0])]
     md, text = export.text("Markdown", "", shown, "x"), export.text("JSON", "", shown, "x")
     assert "- items" not in md and "- papers print no floor for ECE" in md
-    (told,) = json.loads(text)["tables"]
-    assert {column["items"] for column in told["columns"]} == {None}
-    assert told["rows"][0] == {"method": "MLE", "samples": None, "mean_taken": None}
+    (parsed,) = json.loads(text)["tables"]
+    assert {column["items"] for column in parsed["columns"]} == {None}
+    assert parsed["rows"][0] == {"method": "MLE", "samples": None, "mean_taken": None}
     first = next(csv.DictReader(io.StringIO(export.text("CSV", "", shown, "x"))))
     assert (first["method"], first["samples"], first["items"]) == ("MLE", "", "")
 
@@ -474,10 +472,10 @@ def chosen(page: Page, name: str) -> object:
 
 
 def test_items_shows_a_page_of_questions_filters_them_and_exports_all(board: Board) -> None:
-    shared, mine = Results(board), run_id(board, "BLoB", seed=1)
-    found = items.items(board.record(mine), "BLoB", None, board.record(run_id(board, "MLE", seed=1)))
-    page = opened(shared, "items", run=mine, show="broken", sort="confidence", size="5")
-    wanted = items.select(found, "broken", "confidence")["id"].tolist()
+    shared, blob = Results(board), run_id(board, "BLoB", seed=1)
+    listed = items.items(board.record(blob), "BLoB", None, board.record(run_id(board, "MLE", seed=1)))
+    page = opened(shared, "items", run=blob, show="broken", sort="confidence", size="5")
+    wanted = items.select(listed, "broken", "confidence")["id"].tolist()
     assert re.findall(r"Question (\d+)<", of(page, Cards)[0].html) == [str(i) for i in wanted[:5]]
     assert f"{len(wanted)} of 40 questions" in said(page) and "--log_samples" in said(page)
     (grid,) = page.shown()
@@ -485,10 +483,10 @@ def test_items_shows_a_page_of_questions_filters_them_and_exports_all(board: Boa
 
 
 def test_items_moves_to_the_same_method_and_seed_of_another_data_set(board: Board) -> None:
-    mine = run_id(board, "BLoB", seed=1)
-    page = opened(Results(board), "items", run=mine, task="boolq_uq")
+    blob = run_id(board, "BLoB", seed=1)
+    page = opened(Results(board), "items", run=blob, task="boolq_uq")
     assert chosen(page, "run") == run_id(board, "BLoB", "boolq_uq", 1) and page.notes == []
-    page = opened(Results(board), "items", run=mine, task="boolq_uq", method="MLE")
+    page = opened(Results(board), "items", run=blob, task="boolq_uq", method="MLE")
     assert chosen(page, "run") == run_id(board, "MLE", "boolq_uq", 1)
     first = board.run(chosen(opened(Results(board), "items"), "run"))
     assert first.draws > 1
@@ -501,10 +499,10 @@ def test_texts_of_questions_are_shown_as_letters(tmp_path: Path) -> None:
     data = json.loads(path.read_text())
     data["results"][task][f"{RECORD},none"] = pack(made, task=task, protocol=PROTOCOL)
     path.write_text(json.dumps(data))
-    asked = {f"gen_args_{k}": {"arg_0": "<b>Which?</b>", "arg_1": str(k)} for k in range(3)}
-    told = [json.dumps({"doc": doc, "arguments": asked}) for doc in docs]
+    arguments = {f"gen_args_{k}": {"arg_0": "<b>Which?</b>", "arg_1": str(k)} for k in range(3)}
+    lines_of_samples = [json.dumps({"doc": doc, "arguments": arguments}) for doc in docs]
     path.with_name(path.name.replace("results_", f"samples_{task}_").replace(".json", ".jsonl")).write_text(
-        "\n".join(told)
+        "\n".join(lines_of_samples)
     )
     page = opened(Results(build([tmp_path])), "items")
     assert "&lt;b&gt;Which?&lt;/b&gt;" in of(page, Cards)[0].html
@@ -519,31 +517,31 @@ def test_compare_tests_the_runs_of_the_link(board: Board) -> None:
     for row in expected[1]:
         assert row[difference] in said(page) and row[interval] in said(page)
     assert "at least two" in said(opened(shared, "compare", run=ids[:1]))
-    there = opened(shared, "compare", run=ids, task="boolq_uq")
-    assert chosen(there, "run") == tuple(run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")) and there.notes == []
+    other = opened(shared, "compare", run=ids, task="boolq_uq")
+    assert chosen(other, "run") == tuple(run_id(board, m, "boolq_uq") for m in ("MLE", "BLoB")) and other.notes == []
     assert "Left out of these runs: 1" in said(opened(shared, "compare", run=[*ids, run_id(board, "BLoB", "boolq_uq")]))
     assert "Left out" not in said(page)
 
 
 def test_a_method_to_compare_comes_with_the_same_seed_and_goes_with_all_its_runs(board: Board) -> None:
     shared = Results(board)
-    mine, plain = [run_id(board, "BLoB", seed=seed) for seed in (1, 0)], run_id(board, "MLE", seed=1)
-    page = opened(shared, "compare", run=mine)
+    blob, plain = [run_id(board, "BLoB", seed=seed) for seed in (1, 0)], run_id(board, "MLE", seed=1)
+    page = opened(shared, "compare", run=blob)
     assert chosen(page, "method") == ("BLoB",)
     assert len(next(c.options for c in page.controls if c.name == "run")) == 2  # thousands would be no choice
-    assert chosen(opened(shared, "compare", run=mine, method=["BLoB", "MLE"]), "run") == (*mine, plain)
-    assert chosen(opened(shared, "compare", run=[*mine, plain], method=["MLE"]), "run") == (plain,)
+    assert chosen(opened(shared, "compare", run=blob, method=["BLoB", "MLE"]), "run") == (*blob, plain)
+    assert chosen(opened(shared, "compare", run=[*blob, plain], method=["MLE"]), "run") == (plain,)
     assert set(next(c for c in page.controls if c.name == "run").clears) == {"task", "method"}
 
 
 def test_run_shows_numbers_commands_and_the_record(board: Board) -> None:
-    mine = run_id(board, "BLoB")
-    page = opened(Results(board), "run", run=mine)
-    _, rows = run_view.numbers(board.run(mine), board.record(mine))
+    blob = run_id(board, "BLoB")
+    page = opened(Results(board), "run", run=blob)
+    _, rows = run_view.numbers(board.run(blob), board.record(blob))
     assert all(row[2] in said(page) for row in rows) and "uqharness train blob" in said(page)
     record = next(b.text for b in of(page, Text) if b.kind == "json")
     assert json.loads(record)["method"]["name"] == "blob"
-    assert f'href="items?run={mine}"' in markup_of(page)
+    assert f'href="items?run={blob}"' in markup_of(page)
 
 
 def test_method_lists_its_runs_and_what_papers_report(board: Board) -> None:

@@ -163,8 +163,8 @@ def kill_ray_worker(process: subprocess.Popen[bytes]) -> int:
     """Kill a worker of this run's Ray that is in the middle of a cell; return its process."""
 
     def children(parent: int, pattern: str) -> list[int]:
-        found = subprocess.run(["pgrep", "-f", pattern, "-P", str(parent)], capture_output=True)
-        return [int(word) for word in found.stdout.split()]
+        done = subprocess.run(["pgrep", "-f", pattern, "-P", str(parent)], capture_output=True)
+        return [int(word) for word in done.stdout.split()]
 
     def working() -> list[int]:
         return [pid for raylet in children(process.pid, "raylet/raylet") for pid in children(raylet, "ray::_ray_task")]

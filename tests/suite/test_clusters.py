@@ -52,9 +52,9 @@ def run(world: Path, out: str, *flags: str) -> subprocess.Popen[bytes]:
 
 def test_groups_are_trainings_with_their_evaluations_in_stages(world: Path) -> None:
     made = make(read(world / "tiny.yaml"))
-    found = [[[made.cells[name].kind for name in group] for group in stage] for stage in stages(made.cells)]
+    kinds = [[[made.cells[name].kind for name in group] for group in stage] for stage in stages(made.cells)]
     trained = ["train", "evaluate", "evaluate"]
-    assert sorted(found[0]) == [["evaluate"] * 2, trained, trained] and found[1] == [trained] * 2
+    assert sorted(kinds[0]) == [["evaluate"] * 2, trained, trained] and kinds[1] == [trained] * 2
     done_before = {name: cell for name, cell in made.cells.items() if cell.kind == "evaluate"}
     assert len(stages(done_before)) == 1 and stages({}) == []
 

@@ -44,8 +44,8 @@ def test_the_hash_covers_the_methods_settings_the_source_and_the_contents_of_the
     for content in ("a", "b"):
         (tmp_path / content).mkdir()
         (tmp_path / content / "config.json").write_text(content)
-    found = {plan.base_identity(str(tmp_path / content)) for content in ("a", "b")}
-    assert len(found) == 2 and plan.base_identity("no/such-folder") == "no/such-folder"
+    identities = {plan.base_identity(str(tmp_path / content)) for content in ("a", "b")}
+    assert len(identities) == 2 and plan.base_identity("no/such-folder") == "no/such-folder"
 
 
 def test_rows_that_need_the_same_training_share_it() -> None:

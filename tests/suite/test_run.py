@@ -85,8 +85,8 @@ def test_killed_twice_and_gone_on_with_gives_the_same_answers(
     assert in_child(killed) == -signal.SIGKILL and in_child(killed) == -signal.SIGKILL, point
     assert in_child(rest) == 0
     assert set(Store(tmp_path).states().values()) == {"done"} and len(Store(tmp_path).states()) == 3
-    found, wanted = records(tmp_path), records(whole)
-    assert list(found) == ["tiny/laplace/tiny_uq/seed0 on tiny_uq"] and found.items() <= wanted.items()
+    resumed, wanted = records(tmp_path), records(whole)
+    assert list(resumed) == ["tiny/laplace/tiny_uq/seed0 on tiny_uq"] and resumed.items() <= wanted.items()
 
 
 def test_adapters_at_several_steps_are_of_one_training(world: Path, whole: Path, tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_base_and_questions_are_read_once_and_the_weights_stay_as_they_are(
                 cells.work(str(tmp_path), name)
         assert len(loads) == 1, len(loads)
         assert len(reads) == 1, len(reads)
-        (kept,) = base_model._kept.values()  # type: ignore[union-attr]
+        (base,) = base_model._kept.values()  # type: ignore[union-attr]
         fresh = AutoModelForCausalLM.from_pretrained(world / "base").state_dict()
-        assert all(torch.equal(value, fresh[name]) for name, value in kept.state_dict().items())
+        assert all(torch.equal(value, fresh[name]) for name, value in base.state_dict().items())
 
     assert in_child(counted) == 0
 

@@ -42,8 +42,8 @@ def records(out: Path) -> dict[str, Any]:
     from uqharness.results.reading import read_results
 
     made = Store(out).read()
-    found: dict[str, Any] = {}
+    by_file: dict[str, Any] = {}
     for entry in (each for each in made.entries if Store(out).is_done(each.cell)):
         (run,) = read_results(Store(out).results(entry.cell))
-        found[entry.name] = run.record.logp.tobytes()
-    return found
+        by_file[entry.name] = run.record.logp.tobytes()
+    return by_file

@@ -80,13 +80,13 @@ def hf(tokenizer: Any, **kwargs: Any) -> HFLM:
 
 def asked_by_lm_eval(task: ConfigurableTask, lm: HFLM, **how: Any) -> tuple[list[str], list[Any]]:
     """Prompts and token pairs of `lm_eval --apply_chat_template`."""
-    found: list[Any] = []
-    lm._loglikelihood_tokens = lambda requests, **_: found.extend((c, a) for _, c, a in requests)  # type: ignore
+    pairs: list[Any] = []
+    lm._loglikelihood_tokens = lambda requests, **_: pairs.extend((c, a) for _, c, a in requests)  # type: ignore
     task.set_fewshot_seed(1234)
     render = {"chat_template": lm.apply_chat_template, "tokenizer_name": "x"}
     task.build_all_requests(rank=0, world_size=1, apply_chat_template=True, **render, **how)
     lm.loglikelihood(task.instances, disable_tqdm=True)
-    return [instance.args[0] for instance in task.instances], found
+    return [instance.args[0] for instance in task.instances], pairs
 
 
 def rows(count: int, first: int = 0) -> list[dict[str, Any]]:
