@@ -45,7 +45,7 @@ def tables(runs: Sequence[RunSummary]) -> dict[str, list[Pair]]:
     groups: dict[tuple[str, tuple[object, ...]], list[Pair]] = {}
     for inside, shifted in ood.pairs(runs):
         name = f"{inside.task} → {shifted.task} ({shifted.shift} shift), {inside.base}"
-        setting = (inside.recipe_hash, inside.protocol_hash, shifted.protocol_hash)
+        setting: tuple[object, ...] = (inside.recipe_hash, inside.protocol_hash, shifted.protocol_hash)
         groups.setdefault((name, setting), []).append((inside, shifted))
     named = {}
     for (name, setting), pairs in groups.items():

@@ -75,7 +75,8 @@ def tables_of(board: Board, metrics: Sequence[str], draws: int | None, reference
         raise InputError(
             f"--against {reference!r}{did_you_mean(reference, labels)}: there are {', '.join(sorted(labels))}"
         )
-    made, record = {}, functools.cache(board.record)  # one in-distribution file stands against several shifts
+    made: dict[str, list[Row]] = {}
+    record = functools.cache(board.record)  # one in-distribution file stands against several shifts
     for name, pairs in tables.items():
         rows, missing = ood.compared(pairs, board.label, record, metrics, draws, reference)
         for run in missing:
