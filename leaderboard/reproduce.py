@@ -34,7 +34,6 @@ RECIPE = fields_of("recipe")  # of a run's settings, those that change what is l
 COSTS = {"train_seconds": "seconds", "peak_memory": "peak_memory_bytes", "trainable": "trainable_parameters"}
 DECIDED = ("agrees", "holds", "differs", "fails", "cannot be told")
 VERDICTS = (*DECIDED, "no verdict", "not measured")
-MARKS_NOTE = "ECE is marked in our columns alone, by its debiased value: papers print no floor"
 SEEDS_NOTE = f"no paper prints over how many seeds its ± is: {PAPER_SEEDS} are assumed in the intervals"
 # Our tasks by what comes before `_uq`, under the papers' names.
 DATASETS = {
@@ -85,7 +84,6 @@ class Cell:
     difference: float = nan  # ours minus the paper's
     interval: tuple[float, float] = (nan, nan)
     suspect: bool = False  # the paper contradicts itself here, or its run failed
-    compared: float | None = None  # ours, where another value ranks: ECE's debiased one
 
 
 @dataclass(frozen=True)
@@ -206,7 +204,7 @@ def table(title: str, paper: str, which: str, bases: Sequence[str], ours: Sequen
         drawn = {row["draws"] for row in rows}
         rows = [row for row in other if row["draws"] in drawn or row["draws"] != row["draws"]] + rows
     cells = [_cell(row, ours) for row in rows]
-    return Report(title, cells, [], notes_of(paper, bases, rows, cells))
+    return Report(title, cells, [], notes_of(paper, bases, rows))
 
 
 def _cell(row: Mapping[Any, Any], ours: Sequence[Measured]) -> Cell:
@@ -227,22 +225,19 @@ def _cell(row: Mapping[Any, Any], ours: Sequence[Measured]) -> Cell:
     value = float(row["value"])
     std = None if row["std"] is None or row["std"] != row["std"] else float(row["std"])
     printed = Number(value, std, PAPER_SEEDS) if isfinite(value) else None
-    odd = row["status"] != "ok"
+    odd = row["status"] != "ok" or printed is None
     known = (row["method"], draws, row["dataset"], row["trained_on"], base, metric, printed)
     if not taken:
         return Cell(*known, None, "not measured", suspect=odd)
     got = over_seeds(m.source.number(metric, n) for m, n in taken.values())
-    debiased = fmean(m.source.number("ece_debiased", n) for m, n in taken.values()) if metric == "ece" else None
-    why = "; ".join(dict.fromkeys(reason for m, _ in taken.values() for reason in departures(m, paper, base)))
-    if odd or printed is None:
-        why = "; ".join(filter(None, [row["note"] or row["status"], why]))
-        difference, interval = (nan, (nan, nan)) if printed is None else compare(got, printed, metric)
-        return Cell(*known, got, "no verdict", why, difference, interval, True, debiased)
-    difference, interval = compare(got, printed, metric)
-    if why or got.seeds < 2 or std is None:
-        why = "; ".join(filter(None, [why, "one seed" * (got.seeds < 2), "the paper prints no spread" * (std is None)]))
-        return Cell(*known, got, "no verdict", why, difference, interval, compared=debiased)
-    return Cell(*known, got, verdict(interval, MARGINS[metric]), "", difference, interval, compared=debiased)
+    difference, interval = (nan, (nan, nan)) if printed is None else compare(got, printed, metric)
+    reasons = list(dict.fromkeys(reason for m, _ in taken.values() for reason in departures(m, paper, base)))
+    if odd:
+        reasons.insert(0, row["note"] or row["status"])
+    else:
+        reasons += ["one seed"] * (got.seeds < 2) + ["the paper prints no spread"] * (std is None)
+    word = "no verdict" if reasons else verdict(interval, MARGINS[metric])
+    return Cell(*known, got, word, "; ".join(reasons), difference, interval, odd)
 
 
 def over_seeds(values: Iterable[float]) -> Number:
@@ -315,7 +310,7 @@ def same(value: Any, stated: str) -> bool:
     return str(value) == stated
 
 
-def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]], cells: Sequence[Cell]) -> list[str]:
+def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     """Return notes: contradictions of the paper, and settings that it leaves open."""
     methods = {row["method"] for row in rows}
     notes = [SEEDS_NOTE] if rows else []
@@ -330,8 +325,6 @@ def notes_of(paper: str, bases: Sequence[str], rows: Sequence[Mapping[Any, Any]]
         if line["paper"] == paper and line["base_model"] in bases and line["value"] != line["used"]
         and line["setting"] != "base"
     ]  # fmt: skip
-    if any(cell.metric == "ece" for cell in cells):
-        notes.append(MARKS_NOTE)
     return list(dict.fromkeys(notes))
 
 
@@ -347,7 +340,7 @@ def figure(title: str, paper: str, which: str, bases: Sequence[str], ours: Seque
             claims += [_claim(line, data, paper, bases, ours) for data in sets]
     notes = ["the figure prints no values: sentences about it are tested; ECE has 10 bins, as in the paper"]
     notes += ["differences are means over steps, and their intervals are over seeds"] if claims else []
-    return Report(title, [], claims, notes + notes_of(paper, bases, [], []))
+    return Report(title, [], claims, notes + notes_of(paper, bases, []))
 
 
 def _claim(line: Mapping[str, str], data: str, paper: str, bases: Sequence[str], ours: Sequence[Measured]) -> Claim:
@@ -422,7 +415,7 @@ def costs(title: str, paper: str, which: str, bases: Sequence[str], records: Seq
     place = [(row["base"], row["dataset"], row["metric"], row["setting"]) for row in rows]
     plain = {at: (row, ours) for at, row, ours in zip(place, rows, recorded, strict=True) if row["method"] == "LoRA"}
     cells = [_cost(row, ours, plain.get(at)) for at, row, ours in zip(place, rows, recorded, strict=True)]
-    return Report(title, cells, [], notes_of(paper, bases, rows, [])[1:])
+    return Report(title, cells, [], notes_of(paper, bases, rows)[1:])
 
 
 def _recorded(row: Mapping[Any, Any], records: Sequence[Mapping[str, Any]]) -> list[tuple[float, str]]:

@@ -52,24 +52,14 @@ def shown(number: Number | None, metric: str, mark: tuple[str, str] = ("", "")) 
     return f"{mark[0]}{digits(number.mean, metric)}{mark[1]}{spread}"
 
 
-def ranks(cells: Sequence[Cell], value: Callable[[Cell], float | None]) -> Ranks:
-    """Best and second of each data set and metric: `table.places`."""
+def ranks(cells: Sequence[Cell], side: str) -> Ranks:
+    """Best and second printed number of each data set and metric, the "paper"'s or "ours": `table.places`."""
     columns: dict[tuple[str, ...], dict[int, float]] = {}
     for i, cell in enumerate(cells):
-        number = value(cell)
-        if cell.metric in METRICS and number is not None and not isnan(number) and not cell.suspect:
-            column = columns.setdefault((cell.metric, cell.dataset, cell.trained_on, cell.base), {})
-            column[i] = number
+        number: Number | None = getattr(cell, side)
+        if cell.metric in METRICS and number is not None and not isnan(number.mean) and not cell.suspect:
+            columns.setdefault((cell.metric, cell.dataset, cell.trained_on, cell.base), {})[i] = number.mean
     return {i: place for (metric, *_), column in columns.items() for i, place in places(column, metric).items()}
-
-
-def paper_ranks(cells: Sequence[Cell]) -> Ranks:
-    return ranks(cells, lambda c: None if c.metric == "ece" or c.paper is None else c.paper.mean)
-
-
-def our_ranks(cells: Sequence[Cell]) -> Ranks:
-    """ECE by its debiased value, as in every table of ours."""
-    return ranks(cells, lambda c: None if c.ours is None else c.compared if c.metric == "ece" else c.ours.mean)
 
 
 def change(cell: Cell) -> str:
@@ -96,7 +86,7 @@ CLAIM_HEADS = ("The paper says", "Tested", "Data set", "Difference, 95 % interva
 
 
 def cell_rows(report: Report, metric: str, marks: dict[int, tuple[str, str]]) -> list[list[str]]:
-    printed, measured = paper_ranks(report.cells), our_ranks(report.cells)
+    printed, measured = ranks(report.cells, "paper"), ranks(report.cells, "ours")
     several, shared = several_bases(report), shared_reasons(report)
     rows = []
     for i, cell in enumerate(report.cells):
@@ -218,7 +208,7 @@ def latex(report: Report) -> str:
         *report.notes,
     ]
     parts = [tex_comments(comments)]
-    printed, measured = paper_ranks(report.cells), our_ranks(report.cells)
+    printed, measured = ranks(report.cells, "paper"), ranks(report.cells, "ours")
     at = {
         (c.metric, c.base, c.method, c.draws, where(c)): i for i, c in enumerate(report.cells)
     }  # position of every cell

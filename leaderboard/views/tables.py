@@ -143,8 +143,7 @@ def reproduced(view: View) -> Page:
     if report.claims:
         rows = [formats.claim_row(claim, formats.shared_reasons(report)) for claim in report.claims]
         blocks.append(Grid(formats.CLAIM_HEADS, rows, f"{name}: what the paper says about it", "words", sortable=True))
-    notes = [[note] for note in report.notes if note != reproduce.MARKS_NOTE]
-    blocks.append(Grid(["Note"], notes, f"{len(notes)} notes", "words", folded=True))
+    blocks.append(Grid(["Note"], [[note] for note in report.notes], f"{len(report.notes)} notes", "words", folded=True))
     return view.page(title, what, blocks)
 
 

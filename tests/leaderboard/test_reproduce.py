@@ -279,7 +279,14 @@ def test_reported_and_measured_numbers_never_share_a_column(table1: Report) -> N
     text = FORMATS["md"](table1)
     line = next(x for x in text.splitlines() if x.startswith("| MLE | – | WG-S | 68.99"))
     assert line.split(" | ")[3:6] == ["68.99 ± 0.58", "**69.00** ± 0.50", "3"]
-    assert "ECE is marked in our columns alone" in text
+    best = min(
+        (r for r in rows if (r["metric"], r["dataset"]) == ("ece", "WG-S")), key=lambda r: float(r["paper_mean"])
+    )
+    ece = text.split("### ECE")[1].split("### ")[0].splitlines()  # marks follow the printed numbers, as in every table
+    marked = [x.split(" | ")[:4] for x in ece if "| WG-S | **" in x]
+    assert [[row[0].strip("| "), row[3]] for row in marked] == [
+        [best["method"], f"**{100 * float(best['paper_mean']):.2f}** ± {100 * float(best['paper_std']):.2f}"]
+    ]
 
 
 def test_html_is_escaped_and_whole(table1: Report) -> None:
