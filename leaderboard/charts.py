@@ -332,8 +332,7 @@ def shifted(
     level_line = {"type": "line", "x0": 0, "x1": 1, "xref": "x domain", "y0": level, "y1": level, "line": dashed}
     # a category: else names that look like numbers or dates are
     axes: Axes = {"xaxis": {"type": "category", "automargin": True}, "yaxis": {"title": {"text": title}}}
-    lines: dict[str, Any] = {} if level is None else {"shapes": [level_line]}
-    return figure(traces, axes, 440, **lines)
+    return figure(traces, axes, 440, shapes=[level_line] * (level is not None))
 
 
 def against_draws(panels: Sequence[Sequence[DrawCurve]]) -> ChartData:
