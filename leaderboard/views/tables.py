@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from typing import Any
@@ -96,7 +96,10 @@ def landing(view: View) -> Page:
         blocks.append(Text("Tables that papers report are on the page Papers", address=view.link("papers")))
     else:  # nothing real was measured: the papers lead
         more = Text("More tables on the page Papers", address=view.link("papers"))
-        blocks = [Text("Reported by papers", "heading"), *_first_paper(view, metric), more, *blocks]
+        name = reported_table.names(results.board.reported)[0]
+        shown = metric if metric in reported_table.PRINTED else "nll"
+        caption = f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED} {NO_DRAWS}"
+        blocks = [Text("Reported by papers", "heading"), _paper(view, name, [shown], caption), more, *blocks]
     return view.page("Leaderboard", PURPOSE, [Text(_summary(results), "caption"), *short, *blocks])
 
 
@@ -107,21 +110,16 @@ def papers(view: View) -> Page:
     printed = reported_table.corrected(name) and view.switch(
         "printed", "As printed", help="without the corrections that the authors gave later", main=True
     )
-    block = reported_table.build(reported, name, reported_table.PRINTED if metric == ALL else [metric], printed)
-    caption = (
-        f"{name}, {'as printed' if printed or not reported_table.corrected(name) else 'as corrected by its authors'}"
-    )
-    blocks: list[Block] = [
-        replace(
-            block,
-            caption=f"{caption}. Numbers in superscript are notes below. {NO_DRAWS}",
-            about=_about(view, block.table),
-        ),
-        Text(AS_PRINTED, "caption"),
-    ]
-    return view.page(
-        "Reported in papers", "What the papers of the methods print, with ± and every note on a cell.", blocks
-    )
+    how = "as printed" if printed or not reported_table.corrected(name) else "as corrected by its authors"
+    caption = f"{name}, {how}. Numbers in superscript are notes below. {NO_DRAWS}"
+    block = _paper(view, name, reported_table.PRINTED if metric == ALL else [metric], caption, printed)
+    what = "What the papers of the methods print, with ± and every note on a cell."
+    return view.page("Reported in papers", what, [block, Text(AS_PRINTED, "caption")])
+
+
+def _paper(view: View, name: str, metrics: Sequence[str], caption: str, printed: bool = False) -> Methods:
+    block = reported_table.build(view.results.board.reported, name, metrics, printed)
+    return replace(block, caption=caption, about=_about(view, block.table))
 
 
 def reproduced(view: View) -> Page:
@@ -256,20 +254,6 @@ def _headline(view: View, table: Table, fake: bool) -> list[Block]:
         Figure(charts.headline(points), f"headline{'-synthetic' * fake}", label),
         Text(caption, "caption"),
         Grid(*headline.as_rows(points), f"{label}, the figure as a table", folded=True),
-    ]
-
-
-def _first_paper(view: View, metric: str) -> list[Block]:
-    reported = view.results.board.reported
-    name = reported_table.names(reported)[0]
-    shown = metric if metric in reported_table.PRINTED else "nll"
-    block = reported_table.build(reported, name, [shown])
-    return [
-        replace(
-            block,
-            caption=f"{name}, {titled(shown)}, as corrected by its authors. {AS_PRINTED} {NO_DRAWS}",
-            about=_about(view, block.table),
-        )
     ]
 
 
