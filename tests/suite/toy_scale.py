@@ -20,6 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tokenizers import Tokenizer
+from tokenizers.decoders import ByteLevel as ByteLevelDecoder
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import PreTrainedTokenizerFast
 
 from tests.tiny import make_base, make_encoder
 from uqharness.commands.suite import preflight
@@ -27,22 +33,36 @@ from uqharness.suite.plan import Cell, Plan, make
 from uqharness.suite.schema import read, shipped
 from uqharness.suite.store import Store
 
-ENCODERS = {name for name in shipped() if "roberta" in name or name in ("laplace-figure5-diag", "laplace-figure6-diag")}
+ENCODERS = {name for name in shipped() if "query" in read(name).run.get("target_modules", ())}
 TOY = {"steps": 20, "limit": 40, "seeds": 1}
 
 
 def tiny_base(suite: str, folder: Path) -> str:
-    """Return a tiny base that fits a suite: an encoder, or a Llama with as many layers as real-small trains."""
+    """Return a tiny base that fits a suite; toyworld has its own."""
     if suite == "toyworld":
         return "toyworld"
-    kind = "encoder" if suite in ENCODERS else "llama-8" if suite.startswith("real-small") else "llama"
+    kind = "encoder" if suite in ENCODERS else "cloze" if suite.startswith("real-small") else "llama"
     path = folder / kind
     if not path.exists():
         if kind == "encoder":
             make_encoder(path, max_position_embeddings=514)
-        else:
-            make_base(path, max_position_embeddings=2048, num_hidden_layers=8 if kind == "llama-8" else 2)
+        elif kind == "llama":
+            make_base(path, max_position_embeddings=2048)
+        else:  # more layers than real-small trains, and words that differ
+            make_base(path, max_position_embeddings=2048, num_hidden_layers=8, vocab_size=1500)
+            bpe_tokenizer(1500).save_pretrained(path)
     return str(path)
+
+
+def bpe_tokenizer(size: int) -> PreTrainedTokenizerFast:
+    """A tokenizer trained on this repository's README: any text has tokens, and other texts have others."""
+    special = ["<pad>", "<s>", "</s>", "<unk>"]
+    tokenizer = Tokenizer(BPE())
+    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    trainer = BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
+    tokenizer.train_from_iterator([Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")], trainer)
+    names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
 
 def part_of(made: Plan) -> dict[str, Cell]:
