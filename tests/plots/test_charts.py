@@ -149,5 +149,7 @@ def test_std_layers_come_from_the_record() -> None:
     record = {"training": [{"std": {name.format(k): [[0, 0.01], [5, 0.02 + k]] for k in range(2)}}]}
     (panel,) = std.std_layers([("blob", record)]).panels
     assert {line.label: list(line.y) for line in panel.lines} == {"0.q_proj": [0.01, 0.02], "1.q_proj": [0.01, 1.02]}
+    encoder = "base_model.model.bert.encoder.layer.1.attention.self.query.lora_A.default.weight"
+    assert list(std.short_names({encoder: []})) == ["1.query"]
     with pytest.raises(InputError, match="--record-every K"):
         std.std_layers([("mle", {"training": [{}]})])

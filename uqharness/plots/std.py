@@ -81,6 +81,7 @@ def std_layers(adapters: Sequence[tuple[str, Mapping[str, Any]]]) -> Chart:
 def short_names(values: Mapping[str, Any]) -> dict[str, Any]:
     """ "3.q_proj" in place of "base_model.model.model.layers.3.self_attn.q_proj.lora_A.default.weight" where unique."""
     skipped = {"base_model", "model", "layers", "self_attn", "lora_A", "lora_B", "default", "weight", "mlp", "h"}
+    skipped |= {"bert", "roberta", "deberta", "encoder", "layer", "attention", "self"}
     short = {name: ".".join(p for p in name.split(".") if p not in skipped) or name for name in values}
     alike = len(set(short.values())) < len(short)
     return {name if alike else short[name]: series for name, series in values.items()}
