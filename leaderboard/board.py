@@ -53,7 +53,7 @@ class Board:
         return [run for run in self.runs if all(getattr(run, name) in values for name, values in sets.items())]
 
     def label(self, run: RunSummary) -> str:
-        """Return the name of its row: the method, with the settings that distinguish its rows."""
+        """Return the method, with the settings that distinguish its runs; a table names those that differ in it."""
         return self._labels[run.row]
 
     def record(self, run_id: str) -> Record:

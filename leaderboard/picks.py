@@ -44,12 +44,12 @@ class Group:
 def groups(sources: Sequence[RunSummary]) -> list[Group]:
     """Return one group per table of `table.build`, in its order."""
     chosen = newest(sources, [])
-    names, parts = labels(chosen), comparable(chosen, False)
+    parts = comparable(chosen, False)
     out = []
     for k, part in enumerate(parts):
         why = "" if k == 0 else f": {differences(parts[0], part)}"
         group = Group(f"Table {k + 1}{why}" if len(parts) > 1 else "all")
-        trained = {s.trained_on for s in part}
+        names, trained = labels(part), {s.trained_on for s in part}
         ordered = sorted(part, key=lambda s: SHIFTS[s.shift])
         for s in ordered:
             data = s.task if len(trained) < 2 or s.trained_on in (None, s.task) else f"{s.task} ({s.trained_on})"

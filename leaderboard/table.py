@@ -88,8 +88,7 @@ def build(
         runs = [replace(s, settings={**s.recipe, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in runs]
     sources = newest(runs, notes)
     parts = comparable(sources, across_recipes)
-    names = labels(sources)
-    tables = [one_table(part, list(metrics), samples, names) for part in parts]
+    tables = [one_table(part, list(metrics), samples, labels(part)) for part in parts]
     for part, table in zip(parts[1:], tables[1:], strict=True):
         table.notes.insert(0, f"not comparable with table 1: {differences(parts[0], part)}")
     if tables:

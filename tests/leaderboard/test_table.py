@@ -397,3 +397,11 @@ def test_names_become_neither_formulas_nor_commands_nor_markup(tmp_path: Path) -
     tex, md = table_formats.latex(tables), table_formats.markdown(tables)
     assert "\\input" not in tex and r"\textbackslash{}input\{x\} \textbackslash{}input\{y\}" in tex
     assert "<script" not in md and "![x]" not in md.replace(r"!\[", "")
+
+
+def test_a_table_names_the_settings_that_differ_in_it_alone(tmp_path: Path) -> None:
+    result(tmp_path, "BLoB", settings={"kl": 1})
+    result(tmp_path, "BLoB", seed=1, settings={"kl": 2})
+    result(tmp_path, "BLoB", task="boolq_uq", settings={"kl": 3}, run={"lr": 0.5})
+    first, second = table.build(read_runs([tmp_path]), ["nll"])
+    assert [name for name, _ in first.rows] == ["BLoB (kl=1)", "BLoB (kl=2)"] and second.rows == [("BLoB", 4)]
