@@ -124,8 +124,9 @@ def caption(results: Results, table: Table, j: int, shown: Points) -> str:
     runs = [run for (_, _, k), cell in table.cells.items() if k == j for run in cell.runs]
     bases = dict.fromkeys(results.run(run).base for run in runs if results.run(run).recipe_hash)
     seeds = "–".join(map(str, dict.fromkeys((shown.seeds[0], shown.seeds[-1]))))
+    trained = f"{seeds} training seed{'s' * (seeds != '1')}"
     return (
-        f"Base {', '.join(bases)}, data set {column.task}, {shown.items:,} test questions, {seeds} training seeds; "
+        f"Base {', '.join(bases)}, data set {column.task}, {shown.items:,} test questions, {trained}; "
         "rows by NLL, whatever the metric of the tables. Filled: all draws averaged, with the 95 % interval of its "
         "difference from MLE over seeds and questions. Hollow: N = 0, the posterior's mean; a method that answers with "
         "one function, or whose draws have no mean, has none. Triangle: the ECE that sampling alone would give this "
