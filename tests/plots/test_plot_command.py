@@ -54,7 +54,7 @@ def test_kinds_are_drawn(kind: str, folder: Path, tmp_path: Path) -> None:
         (["predictive", "R"], "--set predictive=NAME"),
         (["draws", "R", "--metric", "nlll"], "did you mean nll?"),
         (["draws", "R", "--samples", "3"], "draws takes none"),
-        (["tradeoff", "R", "--samples", "x"], "give an integer"),
+        (["tradeoff", "R", "--samples", "x"], "give integers from 0"),
         (["tradeoff", "R", "--metric", "acc"], "--metric is for"),
         (["draws", "R", "--method", "BLoP"], "did you mean BLoB?"),
         (["draws", "R", "--task", "arc"], "these results hold arc_easy_uq"),
