@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.suite.toy_scale import TOY, part_of, run, tiny_base
+from tests.suite.toy_scale import part_of, run, tiny_base, toy_settings
 from uqharness.commands.suite import preflight
 from uqharness.suite.plan import make
 from uqharness.suite.schema import read, shipped
@@ -39,5 +39,5 @@ def test_suites_run_to_their_end(name: str, bases: Path, tmp_path: Path, offline
 @pytest.mark.full
 @pytest.mark.parametrize("name", shipped())
 def test_every_suite_runs_to_its_end(name: str, bases: Path, tmp_path: Path, offline_hub: object) -> None:
-    made = make(read(name), {**TOY, "base": tiny_base(name, bases)})
+    made = make(read(name), toy_settings(name, bases))
     assert not run(made, part_of(made), tmp_path)

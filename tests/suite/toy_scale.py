@@ -23,7 +23,7 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.decoders import ByteLevel as ByteLevelDecoder
 from tokenizers.models import BPE
-from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence
 from tokenizers.trainers import BpeTrainer
 from transformers import PreTrainedTokenizerFast
 
@@ -34,7 +34,12 @@ from uqharness.suite.schema import read, shipped
 from uqharness.suite.store import Store
 
 ENCODERS = {name for name in shipped() if "query" in read(name).run.get("target_modules", ())}
-TOY = {"steps": 20, "limit": 40, "seeds": 1}
+
+
+def toy_settings(suite: str, bases: Path) -> dict[str, Any]:
+    """Return what --set says: few steps and questions, one seed, a tiny base, snapshots that fit into the steps."""
+    swag = {"every": 5} if any(row.method == "swag" for row in read(suite).rows.values()) else {}
+    return {"steps": 20, "limit": 40, "seeds": 1, "base": tiny_base(suite, bases), **swag}
 
 
 def tiny_base(suite: str, folder: Path) -> str:
@@ -58,7 +63,8 @@ def bpe_tokenizer(size: int) -> PreTrainedTokenizerFast:
     """A tokenizer trained on this repository's README: any text has tokens, and other texts have others."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     tokenizer = Tokenizer(BPE())
-    tokenizer.pre_tokenizer, tokenizer.decoder = ByteLevel(add_prefix_space=False), ByteLevelDecoder()
+    tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
+    tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
     tokenizer.train_from_iterator([Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")], trainer)
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
@@ -111,8 +117,8 @@ def main() -> int:
     args = parser.parse_args()
     failures, rows = [], ["| suite | cells of the plan | cells run | failed | seconds |", "|---|---|---|---|---|"]
     for name in args.suites or shipped():
-        began, base = time.monotonic(), tiny_base(name, args.out.resolve() / "bases")
-        out, given = args.out.resolve() / name, {**TOY, "base": base}
+        began, out = time.monotonic(), args.out.resolve() / name
+        given = toy_settings(name, args.out.resolve() / "bases")
         words = [f"{key}={value}" for key, value in given.items()]
         dry = uqharness(["suite", "run", name, "--out", str(out), "--set", *words, "--dry-run"])
         made = make(read(name), given)
