@@ -77,7 +77,7 @@ SMOLLM2 = (
 def confidences(name: str, choices: int, rng: np.random.Generator) -> Array:
     """Of the population, [2, Q]: a sharp and a soft model."""
     if name == "toyworld":
-        board, pair = build(publish.shipped()), {}
+        board, pair = build([path for path in publish.shipped() if path.stem == "toyworld"]), {}
         for run in board.runs:
             if run.task == "toyworld_uq" and run.seed == 0 and board.label(run) in ("MLE", "BLoB"):
                 record = board.record(run.run_id)

@@ -165,14 +165,16 @@ def carry_out(made: Plan, cells: Mapping[str, Cell], store: Store, args: argpars
 def slurm_options(args: argparse.Namespace) -> clusters.SlurmOptions:
     """Return the options of sbatch; refuse those of a runner that is not used."""
     of = {"slurm": ("partition", "account", "time", "gres", "max_parallel"), "ray": ("address",)}
+    given = {name: text for name, text in vars(args).items() if text}  # the demo has flags of neither
     for runner, options in of.items():
-        if args.on != runner and (given := next((name for name in options if getattr(args, name)), None)):
-            raise InputError(f"--{given.replace('_', '-')} {getattr(args, given)}: only used with --on {runner}")
-    texts = {"time": args.time, "max_parallel": args.max_parallel}
-    numbers = {name: config.convert(int, text, f"--{name.replace('_', '-')}") for name, text in texts.items() if text}
+        if args.on != runner and (name := next((name for name in options if name in given), None)):
+            raise InputError(f"--{name.replace('_', '-')} {given[name]}: only used with --on {runner}")
+    whole = [name for name in ("time", "max_parallel") if name in given]
+    numbers = {name: config.convert(int, given[name], f"--{name.replace('_', '-')}") for name in whole}
     if bad := next((name for name, number in numbers.items() if number < 1), None):
         raise InputError(f"--{bad.replace('_', '-')} {numbers[bad]}: give a number of at least 1")
-    return clusters.SlurmOptions(partition=args.partition, account=args.account, gres=args.gres, **numbers)
+    texts = {name: given[name] for name in ("partition", "account", "gres") if name in given}
+    return clusters.SlurmOptions(**texts, **numbers)
 
 
 def _jobs(args: argparse.Namespace) -> int:
