@@ -25,7 +25,8 @@ FEWSHOT_SEED = 1234  # lm-eval's own
 NAME = re.compile(r"[A-Za-z][\w-]*")
 RUN = frozenset(spec.name for spec in fields(Run))
 # model_args that a command may repeat from a file of others: numbers and switches. Not what loads or contacts anything.
-ARGUMENTS = "samples seed mean tolerance draws dtype max_length add_bos_token truncation".split()
+# `draws` is the former name of `sampling`.
+ARGUMENTS = "samples seed mean tolerance sampling draws dtype max_length add_bos_token truncation".split()
 ARGUMENTS += "load_in_4bit load_in_8bit softmax_dtype".split()
 NEVER = ("trust_remote_code", "pretrained")
 

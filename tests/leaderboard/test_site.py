@@ -282,13 +282,19 @@ def test_commands_never_repeat_what_loads_or_runs_a_strangers_code(plain: bool, 
     run = {"base": "stranger/model", "trust_remote_code": True, "lr": 0.5}
     path = result(tmp_path, plain=plain, settings=settings, run=run)
     data = json.loads(path.read_text())
-    given = {**REMOTE, "samples": 4, "dtype": "float32" if as_text else "float32,trust_remote_code=True"}
+    given = {
+        **REMOTE,
+        "samples": 4,
+        "sampling": "antithetic",
+        "dtype": "float32" if as_text else "float32,trust_remote_code=True",
+    }
     data["config"]["model_args"] = ",".join(f"{k}={v}" for k, v in given.items()) if as_text else given
     path.write_text(json.dumps(data))
     board = build([tmp_path])
     shown = board.runs[0]
     commands = "\n".join(about.reproduce(shown))
     assert "trust_remote_code" not in commands and "stranger" not in commands and "samples=4" in commands
+    assert "sampling=antithetic" in commands
     assert ("--model_args pretrained=MODEL,samples=4" in commands) == plain
     assert plain or ('base: "BASE"' in commands and "lr: 0.5" in commands)
     text = about.withheld_text(shown)
