@@ -12,8 +12,31 @@ import sys
 _STEERING = re.compile(
     "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
-_WORDS = "-> <- ^ v <= >= ~ - sqrt inf sum alpha gamma eps theta lambda mu pi rho sigma ' || ||".split()
-_PLAIN = dict(zip("→←↑↓≤≥≈−√∞Σαγεθλμπρσ′∥‖", _WORDS, strict=True))
+_PLAIN = {
+    "→": "->",
+    "←": "<-",
+    "↑": "^",
+    "↓": "v",
+    "≤": "<=",
+    "≥": ">=",
+    "≈": "~",
+    "−": "-",
+    "√": "sqrt",
+    "∞": "inf",
+    "Σ": "sum",
+    "α": "alpha",
+    "γ": "gamma",
+    "ε": "eps",
+    "θ": "theta",
+    "λ": "lambda",
+    "μ": "mu",
+    "π": "pi",
+    "ρ": "rho",
+    "σ": "sigma",
+    "′": "'",
+    "∥": "||",
+    "‖": "||",
+}
 _HANDLER = "uqharness.plain"
 
 

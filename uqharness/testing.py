@@ -23,8 +23,18 @@ from uqharness.training.base_model import inject
 from uqharness.training.data import ChoiceData
 from uqharness.training.questions import Question
 
-TINY = Run("tiny", "tiny", steps=12, lr=5e-2, batch_size=4, max_length=24, lora_r=2, lora_alpha=4, warmup=0.1)
-TINY = dataclasses.replace(TINY, device="cpu")
+TINY = Run(
+    base="tiny",
+    task="tiny",
+    steps=12,
+    lr=5e-2,
+    batch_size=4,
+    max_length=24,
+    lora_r=2,
+    lora_alpha=4,
+    warmup=0.1,
+    device="cpu",
+)
 
 
 def tiny_llama(seed: int = 0, **settings: Any) -> nn.Module:

@@ -76,11 +76,12 @@ class Source:
         seen = [split for split in adapter_io.read_splits(self.folder) if split["purpose"] == "fit"]
         shared = leakage.count_seen((split for split in own if split["purpose"] != "fit"), seen)
         if shared:
-            what = (
-                f"{shared} of the items to tune or select on were used to fit {self.name}, which is surer of them than "
+            log.warning(
+                "%d of the items to tune or select on were used to fit %s, which is surer of them than of others: "
+                "train it with the same held-out items, or take a task with a validation split to spare",
+                shared,
+                self.name,
             )
-            do = "of others: train it with the same held-out items, or take a task with a validation split to spare"
-            log.warning("%s%s", what, do)
         return shared
 
 

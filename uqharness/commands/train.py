@@ -70,9 +70,9 @@ def run(args: argparse.Namespace) -> int:
     states = {cell.out: state(cell, plan, args.overwrite) for cell in plan.cells()}
     if type(plan.method).uses_source and not type(plan.method).continues and plan.source is None:
         name, out = type(plan.method).name, shlex.quote(plan.run.out or "OUT")
-        what = f"{name} builds on a trained LoRA, and --adapter is not given: first training one, MLE for"
+        first = f"{name} builds on a trained LoRA, and --adapter is not given: first training one, MLE for"
         reuse = f"to reuse an existing one: uqharness train {name} --adapter DIR --out {out}"
-        log.warning("%s %s steps; %s", what, f"{plan.run.steps:,}", reuse)
+        log.warning("%s", f"{first} {plan.run.steps:,} steps; {reuse}")
     if args.dry_run:
         from uqharness.commands import dryrun
 
@@ -134,7 +134,8 @@ def state(cell: Run, plan: Plan, overwrite: bool) -> str:
         "adapter": (record.get("source") or {}).get("content_hash"),
     }
     wanted = {"adapter": None, **plan.identity()}
-    for key in (key for key, value in wanted.items() if key in recorded and recorded[key] != value):
+    key = next((key for key, value in wanted.items() if key in recorded and recorded[key] != value), None)
+    if key is not None:
         raise InputError(
             f"{out} was trained with {key}={recorded[key]!r}, now it is {wanted[key]!r}: "
             "seeds of one table need equal settings; give another --out, or --overwrite"

@@ -237,9 +237,12 @@ class Engine:
             last = self.count - 1
             full, short = (self._forward(rows, last, last + 1, prefixes, s) for s in (None, state))
             if not agree(full, short):
-                kind, depth = type(self.model.get_base_model()).__name__, self.trunk.depth
-                what = "layers below the first that differs between draws give other results when shared in"
-                log.warning("the %d %s %s: each draw runs in full", depth, what, kind)
+                log.warning(
+                    "the %d layers below the first that differs between draws give other results when shared in %s: "
+                    "each draw runs in full",
+                    self.trunk.depth,
+                    type(self.model.get_base_model()).__name__,
+                )
                 self.trunk = None
                 return None
         return state
