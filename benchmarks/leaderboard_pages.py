@@ -44,14 +44,12 @@ def opened(page: Page, url: str) -> float:
 
 def changed(page: Page, label: str, further: int) -> float:
     """Return the seconds that a choice takes; `further`: which of those that are not made."""
-    group = page.locator("[data-testid=stButtonGroup]", has=page.get_by_text(label, exact=True))
-    if group.count():
-        choices = group.locator("button[aria-checked=false], button[kind=segmented_control]")
-    else:
-        box = page.locator("[data-testid=stSelectbox]", has=page.get_by_text(label, exact=True))
-        if not box.count():
-            return float("nan")
-        box.locator("input").click()
+    widgets = page.locator("[data-testid=stButtonGroup], [data-testid=stSelectbox]")
+    widget = widgets.filter(has=page.get_by_text(label, exact=True)).first
+    widget.wait_for()  # drawn a moment after the script ended; a label that is not on the page fails here
+    choices = widget.locator("button[role=radio][aria-checked=false]")
+    if not choices.count():
+        widget.locator("input").click()
         choices = page.locator("[role=option]:not([aria-selected=true])")
         choices.first.wait_for()
     choice = choices.nth(further % choices.count())

@@ -22,7 +22,7 @@ import pandas as pd
 from uqharness.errors import InputError
 from uqharness.leaderboard import publish, reported
 from uqharness.leaderboard.cache import refresh, result_files
-from uqharness.leaderboard.table_sources import labels
+from uqharness.leaderboard.table_sources import labels, tuned_baselines
 from uqharness.results.files import Problem, problem, record_in, shown_path
 from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
@@ -104,7 +104,7 @@ def build(paths: Sequence[Path] = (), cache: Path | None = None) -> Board:
         name = shown_path(Path(shown[path]).name) if published else file
         runs += [replace(run, file=name, path=os.fsencode(path), origin=origin) for run in file_runs]
         problems += [replace(each, file=file) for each in wrong]
-    unique = one_of_each(runs, problems)
+    unique = tuned_baselines(one_of_each(runs, problems))
     return Board(unique, problems, hashlib.sha256(" ".join(sorted(first)).encode()).hexdigest()[:16])
 
 

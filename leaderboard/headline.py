@@ -15,16 +15,12 @@ import numpy as np
 
 from uqharness.leaderboard import ranking
 from uqharness.leaderboard.results import Results
-from uqharness.leaderboard.table import Cell, Table
+from uqharness.leaderboard.table import Cell, Table, titled_task
 from uqharness.leaderboard.table_formats import number
-from uqharness.loose_json import value_of
 from uqharness.metrics.metric import Floats
 from uqharness.metrics.registry import METRICS
-from uqharness.results.runs import RunSummary
 
 PANELS = ("nll", "ece")
-SELECTION = ("select", "select_split", "eval_every")  # what tells MLE with early stopping from MLE
-EARLY = "MLE, stopped early"
 
 
 @dataclass(frozen=True)
@@ -46,16 +42,16 @@ class Points:
 
 
 def points(results: Results, table: Table, j: int) -> Points:
-    """The rows of a table on one data set that may be ranked, and MLE with early stopping where there is one."""
+    """The rows of a table on one data set, without what is not to be relied on and without the world's own answer."""
     metric = table.metrics[0]
     cells = {i: c for (m, i, k), c in table.cells.items() if m == metric and k == j}
-    methods = {table.rows[i]: c.runs for i, c in cells.items() if not (c.leaked or c.suspect or _oracle(results, c))}
-    plain = next((row for row in methods if row[0].split(" (")[0] == "MLE"), None)
+    shown = {i: c for i, c in cells.items() if c.runs and not (c.leaked or c.suspect or _oracle(results, c))}
+    bare = {i: "zero-shot" for i, c in shown.items() if results.run(c.runs[0]).training == "none"}
+    methods = {(bare.get(i, table.rows[i][0]), table.rows[i][1]): c.runs for i, c in shown.items()}
+    ranked = (table.rows[i] for i, c in shown.items() if not c.reference)
+    plain = next((row for row in ranked if row[0].split(" (")[0] == "MLE"), None)
     if plain is None:
         return Points([], 0, [])
-    home = [results.run(run) for run in methods[plain]]
-    if early := _early(results, home[0]):
-        methods[EARLY, early[0].draws] = tuple(source.run_id for source in early)
     answers: dict[tuple[str, int], list[Floats]] = {}
     gold = np.zeros(0)
     for (name, draws), runs in methods.items():
@@ -104,29 +100,14 @@ def _differences(
     return {key: (values[k] - values[plain], half[k]) for k, key in enumerate(answers)}
 
 
-def _early(results: Results, plain: RunSummary) -> list[RunSummary]:
-    """MLE of the same recipe but for the choice of its step."""
-
-    def rest(run: RunSummary) -> dict[str, str]:
-        return {key: text for key, text in run.recipe.items() if key not in SELECTION}
-
-    def chosen(run: RunSummary) -> str:
-        return str(value_of(run.recipe.get("select", "last")))
-
-    origin = (plain.method, plain.column, plain.protocol_hash)
-    same = [r for r in results.runs if (r.method, r.column, r.protocol_hash) == origin and rest(r) == rest(plain)]
-    alike = [run for run in same if chosen(run) != chosen(plain)]
-    return [run for run in alike if run.recipe_hash == alike[0].recipe_hash]
-
-
 def caption(results: Results, table: Table, j: int, shown: Points) -> str:
     column = table.columns[j]
     runs = [run for (_, _, k), cell in table.cells.items() if k == j for run in cell.runs]
-    bases = dict.fromkeys(results.run(run).base for run in runs if results.run(run).recipe_hash)
+    bases = dict.fromkeys(titled_task(results.run(run).base) for run in runs if results.run(run).recipe_hash)
     seeds = "–".join(map(str, dict.fromkeys((shown.seeds[0], shown.seeds[-1]))))
     trained = f"{seeds} training seed{'s' * (seeds != '1')}"
     return (
-        f"Base {', '.join(bases)}, data set {column.task}, {shown.items:,} test questions, {trained}; "
+        f"Base {', '.join(bases)}, data set {titled_task(column.task)}, {shown.items:,} test questions, {trained}; "
         "rows by NLL, whatever the metric of the tables. Filled: all draws averaged, with the 95 % interval of its "
         "difference from MLE over seeds and questions. Hollow: N = 0, the posterior's mean; a method that answers with "
         "one function, or whose draws have no mean, has none. Triangle: the ECE that sampling alone would give this "

@@ -19,13 +19,14 @@ from markupsafe import Markup
 from uqharness.leaderboard import export, page, table_formats
 from uqharness.leaderboard.items import Items
 from uqharness.leaderboard.page import Grid, Methods
-from uqharness.leaderboard.table import Cell, Column
+from uqharness.leaderboard.table import Cell, Column, titled_task
 from uqharness.leaderboard.table_formats import arrow, number, seeds, shown_draws
 from uqharness.leaderboard.texts import Text
 from uqharness.leaderboard.theme import style
 from uqharness.metrics.registry import METRICS
 
 SHIFTS = {"id": "in distribution", "small": "small shift", "large": "large shift"}
+WIDE = "wide interval: cannot be told apart"
 LONGEST, MOST_DRAWS = 6000, 100  # letters of a prompt, and draws of a question, that are shown
 
 
@@ -78,7 +79,7 @@ def methods(block: Methods) -> str:
     if ranked:  # what stands beside the number in the cells of this column
         below = [[*lines, "± over seeds · rank"] for lines in below]
     heads = [(c.task, lines, _hashes(c), best_down) for c, lines in zip(table.columns, below, strict=True)]
-    names = [column.name for column in table.columns]
+    names = [titled_task(column.name) for column in table.columns]
     made = environment().get_template("blocks.html.j2").make_module({"heads": heads, "names": names, "width": width})
     tex, dagger = table_formats.latex([table]), not block.measured and any(c.suspect for c in table.cells.values())
     return str(made.methods(block, table, tex, blocks, caption, dagger))  # type: ignore[attr-defined]
@@ -97,7 +98,11 @@ def _attributes(column: int, title: str = "", down: bool = False) -> Markup:
 def _below(column: Column) -> list[str]:
     """Under the name of a data set: shift, what was trained on, and how many questions."""
     other = column.name != column.task and column.trained_on
-    parts = [SHIFTS.get(column.shift or "", ""), f"trained on {column.trained_on}" if other else ""]
+    parts = [
+        "synthetic" * column.synthetic,
+        SHIFTS.get(column.shift or "", ""),
+        f"trained on {column.trained_on}" if other else "",
+    ]
     return [part for part in [*parts, f"{column.items:,} questions" if column.items else ""] if part]
 
 
@@ -117,6 +122,7 @@ def _row(block: Methods, metric: str, i: int) -> dict[str, Any]:
     return {
         "name": name,
         "about": block.about.get(i, ("", "")),
+        "role": block.roles.get(i, ""),
         "draws": shown_draws(draws, table.auto.get(i)),
         "seeds": seeds(table, metric, i),
         "extra": [texts[i] for _, texts in block.extra],
@@ -132,7 +138,8 @@ def _cell(block: Methods, cell: Cell, metric: str, i: int, j: int) -> dict[str, 
     if ends:
         text = f"{number(ends[0], metric)} … {number(ends[1], metric)}"
         spread, small = (spread, [text]) if spread else (text, [])
-    small += [f"floor {number(cell.floor, metric)}"] * (cell.floor is not None)
+    wide = _wide(block, metric, i, j)
+    small += [WIDE] * wide + [f"floor {number(cell.floor, metric)}"] * (cell.floor is not None)
     small += [block.beside[i, j]] if (i, j) in block.beside else []
     standing = f"{rank.low - 1} significantly better{'; in the top tier' * rank.top}" if rank else ""
     return {
@@ -144,9 +151,19 @@ def _cell(block: Methods, cell: Cell, metric: str, i: int, j: int) -> dict[str, 
         "notes": ",".join(map(str, block.marks.get((metric, i, j), ()))),
         "spread": spread,
         "rank": rank,
+        "wide": wide,
         "standing": "ranks are being tested" if block.pending else standing,
         "small": small,
     }
+
+
+def _wide(block: Methods, metric: str, i: int, j: int) -> bool:
+    """Whether a cell is in the top tier although a method outside of it shows a better number."""
+    ranks, better = block.ranks.get(metric, {}).get(j, {}), METRICS[metric].higher_is_better
+    if i not in ranks or not ranks[i].top:
+        return False
+    values = {k: block.table.cells[metric, k, j].mean * (-1.0 if better else 1.0) for k in ranks}
+    return any(values[k] < values[i] for k, rank in ranks.items() if not rank.top)
 
 
 def card(questions: Items, row: Mapping[str, Any], text: Text | None) -> str:

@@ -14,6 +14,7 @@ from statistics import fmean, stdev
 from typing import Any
 
 from uqharness.leaderboard.publish import Averaged
+from uqharness.leaderboard.table import SHIFTS, synthetic
 from uqharness.metrics.registry import find
 from uqharness.results import ood
 from uqharness.results.ood import CHANGES, Shift
@@ -43,10 +44,15 @@ class Row:
 def tables(runs: Sequence[RunSummary]) -> dict[str, list[Pair]]:
     """Return the pairs of runs by the name of their table, which holds only what may be compared."""
     groups: dict[tuple[str, tuple[object, ...]], list[Pair]] = {}
-    for inside, shifted in ood.pairs(runs):
+
+    def place(pair: Pair) -> tuple[object, ...]:
+        return pair[0].reference, synthetic(pair[0].task), SHIFTS[pair[1].shift]
+
+    for inside, shifted in sorted(ood.pairs(runs), key=place):
         name = f"{inside.task} → {shifted.task} ({shifted.shift} shift), {inside.base}"
         setting: tuple[object, ...] = (inside.recipe_hash, inside.protocol_hash, shifted.protocol_hash)
-        groups.setdefault((name, setting), []).append((inside, shifted))
+        beside = (key for key in groups if inside.reference and (key[0], key[1][1:]) == (name, setting[1:]))
+        groups.setdefault(next(beside, (name, setting)), []).append((inside, shifted))
     named = {}
     for (name, setting), pairs in groups.items():
         others = [other for alike, other in groups if alike == name and other != setting]

@@ -79,7 +79,8 @@ class Methods:
     """Methods x data sets of some metrics, with what belongs to its rows and cells.
 
     `extra` are columns of texts beside the methods (header, one per row); `marks` number the notes of a cell;
-    `about` says what a row's method is (a line, and the address of its page).
+    `about` says what a row's method is (a line, and the address of its page), `roles` what a row is that is no method
+    to be ranked; `guess` is the last line: name, what it is, a text per data set.
     """
 
     table: Table
@@ -91,6 +92,8 @@ class Methods:
     intervals: Mapping[tuple[str, int, int], tuple[float, float]] = field(default_factory=dict)
     marks: Mapping[tuple[str, int, int], Sequence[int]] = field(default_factory=dict)
     about: Mapping[int, tuple[str, str]] = field(default_factory=dict)
+    roles: Mapping[int, str] = field(default_factory=dict)
+    guess: tuple[str, str, Sequence[str]] | None = None
     link: Callable[[Cell], str] | None = None
     measured: bool = True
     most: int | None = None

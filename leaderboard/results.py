@@ -25,6 +25,14 @@ from uqharness.results.record import Record
 from uqharness.results.runs import RunSummary
 
 T = TypeVar("T")
+GUESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # by the number of choices
+    "nll": np.log,
+    "acc": lambda choices: 1 / choices,
+    "brier": lambda choices: 1 - 1 / choices,
+    "ece": lambda choices: 0.0 * choices,
+    "auroc": lambda choices: 0.0 * choices + 0.5,
+    "aurc": lambda choices: 1 - 1 / choices,
+}
 MOST_VALUES, MOST_RECORDS, MOST_PAGES = 256, 128, 64  # that are kept; the oldest goes first
 
 
@@ -113,6 +121,11 @@ class Results:
             return ends
 
         return self.cached(key, make)
+
+    def guess(self, run_id: str, metric: str) -> float:
+        """Return the expected metric of the answer that gives all choices of a question the same probability."""
+        of = GUESS.get(metric)
+        return float(of(self.record(run_id).choices).mean()) if of else float("nan")
 
     def runs_of(self, run_ids: Sequence[str], draws: int) -> list[tuple[Floats, np.ndarray]] | None:
         """Averaged probabilities and labels of each run; None where some were published without them."""

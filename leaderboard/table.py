@@ -7,13 +7,13 @@ Reads results and metrics; knows no model. `table_formats` writes these as text.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
-from uqharness.leaderboard.table_sources import DEFAULTS, labels, newest
+from uqharness.leaderboard.table_sources import DEFAULTS, labels, newest, tuned_baselines
 from uqharness.metrics.registry import METRICS, find
 from uqharness.results.differences import of_protocols, of_recipes
 from uqharness.results.runs import IN_TRAINING, RunSummary, printed
@@ -31,6 +31,19 @@ UNTRAINED = {
 }
 
 
+def synthetic(task: str) -> bool:
+    return task.startswith(EMBEDDED)
+
+
+def titled_task(name: str) -> str:
+    """A data set's name where it stands alone."""
+    return f"{name} (synthetic)" if synthetic(name) else name
+
+
+def titled_tasks(names: Iterable[str]) -> dict[str, str]:
+    return {name: titled_task(name) for name in names}
+
+
 @dataclass(frozen=True)
 class Column:
     task: str
@@ -39,6 +52,10 @@ class Column:
     items: int
     protocol_hash: str
     recipe_hash: str | None
+
+    @property
+    def synthetic(self) -> bool:
+        return synthetic(self.task)
 
     @property
     def name(self) -> str:
@@ -58,7 +75,7 @@ class Cell:
     floor: float | None = None  # ECE's: what a calibrated predictor would show on as many items
     rank: int | None = None  # 1 best, 2 second
     leaked: bool = False  # evaluated on items that were fitted, tuned or selected on: not ranked
-    reference: bool = False  # how it was trained is not known: not ranked
+    reference: bool = False  # not trained by the recipe of the others, or in a way that is not known: not ranked
     suspect: bool = False  # its numbers are not to be relied on: not ranked
     compared: float | None = None  # what stands in for the mean when values are compared: ECE's debiased value
     runs: tuple[str, ...] = ()  # run ids, in the order of `values`
@@ -86,7 +103,7 @@ def build(
     notes: list[str] = []
     if across_recipes:  # then what the recipes differ in tells rows apart
         runs = [replace(s, settings={**s.recipe, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in runs]
-    sources = newest(runs, notes)
+    sources = newest(tuned_baselines(runs), notes)
     parts = comparable(sources, across_recipes)
     tables = [one_table(part, list(metrics), samples, labels(part)) for part in parts]
     for part, table in zip(parts[1:], tables[1:], strict=True):
@@ -99,7 +116,7 @@ def build(
 def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list[RunSummary]]:
     """Return one list per table: equal recipe, and equal protocol of each task; the embedded world comes last.
 
-    Models whose training is not known join, unranked, where the protocol is theirs.
+    Models whose training is not known join, unranked, where the protocol is theirs; so do `tuned_baselines`.
     """
     groups: dict[tuple[str, int], list[RunSummary]] = {}
     variants: dict[tuple[str, tuple[str, str | None]], list[Any]] = {}
@@ -113,21 +130,27 @@ def comparable(sources: Sequence[RunSummary], across_recipes: bool) -> list[list
         groups.setdefault((setup, kinds.index(kind)), []).append(source)
 
     for source in sources:
-        if source.recipe_hash:
+        if source.recipe_hash and not source.reference:
             place(source)
     own = {key: list(part) for key, part in groups.items()}
-    for source in (s for s in sources if not s.recipe_hash):
-        protocol = (source.task, source.protocol_hash)
+    for source in (s for s in sources if not s.recipe_hash or s.reference):
         homes = [
             (key, trained_on)
             for key, part in own.items()
-            for trained_on in dict.fromkeys(s.trained_on for s in part if (s.task, s.protocol_hash) == protocol)
+            for trained_on in dict.fromkeys(s.trained_on for s in part if _beside(source, s))
         ]
         for key, trained_on in homes:
             groups[key].append(replace(source, trained_on=trained_on, reference=True))
         if not homes:
             place(source)
-    return sorted(groups.values(), key=lambda part: all(s.task.startswith(EMBEDDED) for s in part))
+    return sorted(groups.values(), key=lambda part: all(synthetic(s.task) for s in part))
+
+
+def _beside(source: RunSummary, other: RunSummary) -> bool:
+    """Return whether a model that is not ranked answered the same questions; one with a recipe: on the same base."""
+    if source.recipe_hash and (source.trained_on, source.base) != (other.trained_on, other.base):
+        return False
+    return (source.task, source.protocol_hash) == (other.task, other.protocol_hash)
 
 
 def one_table(
@@ -195,7 +218,8 @@ def remarks(
         if s.suspect:
             notes.append(f"‡ {names[s.row]} on {s.task}: {'; '.join(s.suspect)}: not ranked")
         if s.reference:
-            notes.append(f"{names[s.row]} {UNTRAINED[s.training]}: for reference, not ranked")
+            how = "was trained by a recipe of its own" if s.recipe_hash else UNTRAINED[s.training]
+            notes.append(f"{names[s.row]} {how}: for reference, not ranked")
     return list(dict.fromkeys(notes))
 
 
@@ -272,7 +296,7 @@ def differences(one: Sequence[RunSummary], other: Sequence[RunSummary]) -> str:
     recorded = all(any(s.recipe_hash for s in part) for part in (one, other))
     if recorded and one[0].recipe_hash != ANY_RECIPE and one[0].recipe_text != other[0].recipe_text:
         if differ := of_recipes({**DEFAULTS, **one[0].recipe}, {**DEFAULTS, **other[0].recipe}):
-            note("other recipe", differ)
+            note("other recipe", {"base": differ["base"]} if "base" in differ else differ)
     # A model whose training is not known joins any table with its task and protocol: `comparable`.
     by_column = {(s.column if recorded else s.task): s for s in one}
     for run in {s.column: s for s in other}.values():

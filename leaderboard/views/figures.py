@@ -11,6 +11,7 @@ from uqharness.leaderboard import charts, costs, curve_rows, ood
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.page import Block, Figure, Grid, Page, Text, View
 from uqharness.leaderboard.picks import FIRST, Group
+from uqharness.leaderboard.table import titled_task, titled_tasks
 from uqharness.leaderboard.table_formats import titled
 from uqharness.metrics.calibration import BINS
 from uqharness.metrics.registry import METRICS
@@ -72,7 +73,7 @@ class Picked:
     def place(self) -> str:
         """What all of it shares, for captions."""
         seed = "no training seed" if self.seed == "None" else f"seed {self.seed}"
-        return f"{self.data}, {seed}" + ("" if self.draws is None else f", N = {self.draws}")
+        return f"{titled_task(self.data)}, {seed}" + ("" if self.draws is None else f", N = {self.draws}")
 
     def run(self, row: str) -> RunSummary | None:
         return self.group.run(self.data, row, self.seed)
@@ -109,7 +110,7 @@ def pick(view: View, draws: bool = True, seeds: bool = True, every: bool = False
     names = [group.name for group in groups]
     name = view.one("table", "Table", names) if len(groups) > 1 else names[0]
     group = groups[names.index(name)]
-    data = view.one("data", "Data set", list(group.runs), main=True)
+    data = view.one("data", "Data set", list(group.runs), labels=titled_tasks(group.runs), main=True)
     rows, known = group.rows(data), group.seeds(data)
     start = rows if every else group.start(data)
     chosen = view.several("row", "Methods", rows, start)
@@ -179,7 +180,7 @@ def shift(view: View) -> Page:
     tables = results.cached("shifts", lambda: ood.tables(results.runs))
     if not tables:
         return view.page("Shift", ABOUT["Shift"], [Text(ELSEWHERE, "info"), Text(EVALUATE, "code")])
-    name = view.one("data", "Data sets", list(tables), main=True)
+    name = view.one("data", "Data sets", list(tables), labels=titled_tasks(tables), main=True)
     near = {tables[other][0][1].task: other for other in ood.same_home(tables, name)}
     labels = list(dict.fromkeys(label(inside) for other in near.values() for inside, _ in tables[other]))
     known = [f"{score} of the answer" for score in ood.SCORES]
@@ -214,7 +215,7 @@ def shift(view: View) -> Page:
         return view.page("Shift", ABOUT["Shift"], [Text(f"No result here has N = {draws}.", "info")])
     more = MORE.format(against, against) if any(row.against for row in rows) else ""
     blocks += [
-        Grid(*ood.detection_table(rows), f"Detection, %: {name}"),
+        Grid(*ood.detection_table(rows), f"Detection, %: {titled_task(name)}"),
         *(Text(line, "caption") for line in ood.EXPLAINED),
         Text("What does the shift change?", "heading"),
         Figure(
@@ -223,7 +224,7 @@ def shift(view: View) -> Page:
             f"{form.label} from {home} to shifted data sets",
         ),
         Grid(*ood.spread_table(values, form.scale, form.decimals), f"{form.label}, the figure as a table", folded=True),
-        Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {name}"),
+        Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {titled_task(name)}"),
         Text(CHANGES.format(more=more), "caption"),
     ]
     return view.page("Shift", ABOUT["Shift"], blocks)
@@ -271,7 +272,7 @@ def cost(view: View) -> Page:
     ]
     header, rows = costs.rows(points)
     blocks += [
-        Grid(header, rows, f"Costs and quality on {picked.data}, means over training seeds", sortable=True)
+        Grid(header, rows, f"Costs and quality on {titled_task(picked.data)}, means over training seeds", sortable=True)
     ] * bool(rows)
     return view.page("Cost", ABOUT["Cost"], blocks)
 

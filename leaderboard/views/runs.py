@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from uqharness.leaderboard import about, charts, comparison, items, markup, run_view, texts
 from uqharness.leaderboard.page import Block, Cards, Columns, Figure, Grid, Methods, Page, Text, View
+from uqharness.leaderboard.table import titled_tasks
 from uqharness.results.runs import RunSummary
 
 SIZES = (5, 10, 20, 50)
@@ -29,7 +30,8 @@ def pick_run(view: View) -> RunSummary:
     given = next(iter(view.params.get("run", ())), "")
     known = {run.run_id: run for run in runs}
     chosen = known.get(given) or next((run for run in runs if run.draws > 1), runs[0])  # first a method with draws
-    task = view.one("task", "Data set", sorted({run.task for run in runs}), chosen.task, main=True)
+    tasks = sorted({run.task for run in runs})
+    task = view.one("task", "Data set", tasks, chosen.task, labels=titled_tasks(tasks), main=True)
     here = [run for run in runs if run.task == task]
     rows = list(dict.fromkeys(map(results.board.label, here)))
     row = view.one("method", "Method", rows, results.board.label(chosen), main=True)
@@ -109,7 +111,8 @@ def compare(view: View) -> Page:
     start = results.cached("start", lambda: comparison.start(runs))
     given = [known[i] for i in view.params.get("run", ()) if i in known] or [known[i] for i in start]
     tasks = sorted({run.task for run in runs})
-    task = view.one("task", "Data set", tasks, given[0].task, main=True, clears=("method",))
+    labels = titled_tasks(tasks)
+    task = view.one("task", "Data set", tasks, given[0].task, labels=labels, main=True, clears=("method",))
     here = [run for run in runs if run.task == task]
     by_row: dict[str, list[RunSummary]] = {}
     for run in here:

@@ -12,8 +12,8 @@ from uqharness.leaderboard import reproduce_formats as formats
 from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.ranking import Tests, ranks_of
 from uqharness.leaderboard.results import Results
-from uqharness.leaderboard.table import EMBEDDED, Cell, Table
-from uqharness.leaderboard.table_formats import number, shown_draws, titled
+from uqharness.leaderboard.table import Cell, Table, synthetic, titled_task, titled_tasks
+from uqharness.leaderboard.table_formats import number, shown_draws, shown_range, titled
 from uqharness.loose_json import value_of
 from uqharness.metrics.registry import METRICS
 from uqharness.results.runs import RunSummary
@@ -35,6 +35,7 @@ FILTERS = {
 SHIFTS = ("id", "small", "large")
 MOST_RANKED = 300  # runs of a table: ranks need the answers of each
 PER_PAGE, ROWS = 6, (25, 100, 500)  # tables of a page, rows of a table
+PRETRAINED = "Real: pretrained language models, fine-tuned with LoRA and asked the test questions of real data sets."
 SYNTHETIC = (
     "Synthetic: a tiny language model asked about an embedded world whose true answers are known. It shows that the "
     "methods and this page work; it says nothing about a language model of any real size."
@@ -50,6 +51,12 @@ CHANGE = (
     "What would change my mind: how many questions, or training seeds of each, would separate the best from its tier "
     "if the true difference is the shown one"
 )
+ROLES = {
+    "oracle": "the world's own answer, not a method",
+    "none": "the base itself, untrained",
+    "recorded": "another recipe, for reference",
+}
+GUESS = "constant guess", "all choices equal, no model"
 NO_DRAWS = "N = –: the paper states no number of draws."
 AS_PRINTED = "Other prompts, budgets and bases than here: neither averaged nor ranked with what was measured."
 NO_REPRODUCTION = (
@@ -66,7 +73,11 @@ VERDICTS = (
 
 def landing(view: View) -> Page:
     results = view.results
-    metric = view.one("metric", "Metric of the tables", (*SHOWN, ALL), kind="segments", labels=_labels(), main=True)
+    words = "; ".join(f"{METRICS[name].label}: {METRICS[name].meaning.rstrip('.')}" for name in SHOWN)
+    options = (*SHOWN, ALL)
+    metric = view.one(
+        "metric", "Metric of the tables", options, kind="segments", labels=_labels(), help=words, main=True
+    )
     metrics = list(SHOWN) if metric == ALL else [metric]
     runs = _selected(view)
     samples = _draws(view)
@@ -76,19 +87,19 @@ def landing(view: View) -> Page:
     most = view.one("rows", "Rows of a table", ROWS) if any(len(t.rows) > ROWS[0] for t in tables) else ROWS[0]
     pages = -(-len(tables) // PER_PAGE)
     page = view.number("page", f"Tables, page of {pages}", pages) if pages > 1 else 1
-    first, blocks, short = PER_PAGE * (page - 1), list[Block](), list[Block]()
+    first, blocks, short, explained = PER_PAGE * (page - 1), list[Block](), list[Block](), set[str]()
     for k, table in enumerate(tables[first : first + PER_PAGE], start=first):
         fake = _synthetic(table)
         if k == first or fake != _synthetic(tables[k - 1]):
-            heading = Text(f"Measured here{' (synthetic world)' * fake}", "heading")
-            blocks += [heading, *[Text(SYNTHETIC)] * fake, *_headline(view, table, fake)]
+            heading = Text(f"Measured here: {'synthetic world' if fake else 'pretrained models'}", "heading")
+            blocks += [heading, Text(SYNTHETIC if fake else PRETRAINED), *_headline(view, table, fake)]
         name = f"Table {k + 1} of {len(tables)}, " if len(tables) > 1 else ""
         if metric == ALL:
             blocks += _flat(view, table, name)
         else:
             said, made = measured(view, table, metric, name, most, not k)
-            short += [Text(f"{'Synthetic, ' * fake}{line}.") for line in said]
-            blocks += made
+            short += [Text(f"{line}.") for line in said]
+            blocks += [*made, *_legend(view, table, explained)]
     if not runs:
         none = "No measured run passes these filters." if results.runs else "No measured results were given."
         blocks.append(Text(none, "info"))
@@ -152,6 +163,7 @@ def measured(
     results = view.results
     table = ordered(table, metric)
     one = replace(table, metrics=[metric], cells={k: c for k, c in table.cells.items() if k[0] == metric})
+    where = "Synthetic " if _synthetic(one) else f"{_bases(results, one)} on ".removeprefix(" on ")
     runs = {run for cell in one.cells.values() for run in cell.runs}
     few = len(runs) <= MOST_RANKED
     tests = results.tests(one, metric, known_only=not view.patient) if few else {}
@@ -168,35 +180,79 @@ def measured(
         beside = {(i, j): f"Brier {number(c.mean, 'brier')}" for (m, i, j), c in table.cells.items() if m == "brier"}
     block = Methods(
         replace(one, notes=lines),
-        f"{name}{METRICS[metric].label}{_base_of(results, one)}. {MEASURED if explain else ''}",
+        f"{name}{METRICS[metric].label}{_base_of(results, one)}. {f'{METRICS[metric].meaning} {MEASURED}' * explain}",
         ranks={metric: ranks_of(tests)} if tests else {},
         pending=tests is None,
         extra=_effort(results, one),
         beside=beside,
         intervals=intervals,
         about=_about(view, one),
+        roles=_roles(results, one),
+        guess=(*GUESS, _guess(results, one, metric)) if tests is not None else None,
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
-    said = conclusion(one, metric, tests or {})
-    sentences = [Text(f"{line}; {least}.") for line, least in said]
-    return [line for line, _ in said], [*sentences, block, *_change_of_mind(one, metric, tests or {})]
+    near = {j: result for j, result in (tests or {}).items() if one.columns[j].shift not in ("small", "large")}
+    sentences = [Text(f"{where}{line}; {detail}.") for line, detail in conclusion(one, metric, tests or {})]
+    said = [f"{where}{line}" for line, _ in conclusion(one, metric, near)]
+    return said, [*sentences, block, *_change_of_mind(one, tests or {})]
 
 
 def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[tuple[str, str]]:
-    """(conclusion, smallest difference it rests on); data sets of which the same can be said are named together."""
-    label, lines = METRICS[metric].label, dict[tuple[str, str], list[str]]()
+    """(conclusion, what it rests on); data sets of which the same can be said are named together.
+
+    A top tier of most methods is no finding: then the line says that the data cannot separate them, and the second
+    text what would.
+    """
+    label, groups = METRICS[metric].label, dict[str, list[int]]()
     for j, result in tests.items():
-        known = METRICS[result.metric]
-        top = [table.rows[int(name)][0] for name, rank in result.ranks().items() if rank.top]
-        unit = " points" if known.scale == 100 else f" {known.label}"
-        least = f"{result.smallest * known.scale:.{known.decimals}f}{unit}"
-        if len(top) == len(result.names):
-            text = f"no method can be told from the others by {label}"
-        else:
-            text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(result.names)})"
-        lines.setdefault((text, f"smallest detectable difference: {least}"), []).append(table.columns[j].task)
-    return [(f"{', '.join(data)}: {text}", least) for (text, least), data in lines.items()]
+        ranks = {table.rows[int(name)][0]: rank for name, rank in result.ranks().items()}
+        top, worse = ([name for name, rank in ranks.items() if rank.top is wanted] for wanted in (True, False))
+        text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(ranks)})"
+        if 2 * len(top) > len(ranks):
+            count = f"{len(top)} of {len(ranks)} methods" if worse else f"any of the {len(ranks)} methods"
+            text = f"the data cannot separate {count} by {label}"
+            text += f" (shown to be worse: {', '.join(worse)})" * bool(worse)
+        groups.setdefault(text, []).append(j)
+    return [
+        (f"{', '.join(table.columns[j].task for j in of)}: {text}", _detail([tests[j] for j in of], "cannot" in text))
+        for text, of in groups.items()
+    ]
+
+
+def _detail(results: Sequence[Tests], open_: bool) -> str:
+    """The smallest detectable difference; where a tier is open, also what would separate a first pair of it."""
+    known = METRICS[results[0].metric]
+    unit = " points" if known.scale == 100 else f" {known.label}"
+    least = [f"{value * known.scale:.{known.decimals}f}" for value in sorted(result.smallest for result in results)]
+    text = f"smallest detectable difference: {'–'.join(dict.fromkeys((least[0], least[-1])))}{unit}"
+    if not open_:
+        return text
+    first = [[(n, result) for pair in _open_pairs(result) if (n := pair[k])] for result in results for k in (2, 3)]
+    items, seeds = ([each for part in first[k::2] for each in part] for k in (0, 1))
+    ways = []
+    if items:
+        count, result = min(items, key=lambda each: each[0])
+        ways.append(f"{_about_number(count)} questions instead of {result.spread.items:,}")
+    if seeds:
+        count, result = min(seeds, key=lambda each: each[0])
+        ways.append(f"{count} training seeds of each instead of {shown_range([int(n) for n in result.spread.seeds])}")
+    would = f"would take {' or '.join(ways)}" if ways else "is not a matter of more questions or seeds"
+    return f"{text}; separating a first pair, if what is shown is true, {would}"
+
+
+def _about_number(count: int) -> str:
+    return f"{float(f'{count:.2g}'):,.0f}"
+
+
+def _open_pairs(result: Tests) -> list[tuple[int, int, int | None, int | None]]:
+    """The best and each other method of its tier (places in `names`), and the questions or seeds to separate them."""
+    known, names = METRICS[result.metric], result.names
+    best = min(range(len(names)), key=lambda k: -result.values[k] if known.higher_is_better else result.values[k])
+    others = [k for k, rank in enumerate(result.ranks().values()) if rank.top and k != best]
+    return [
+        (best, k, *(need(names[best], names[k]) for need in (result.items_needed, result.seeds_needed))) for k in others
+    ]
 
 
 def ordered(table: Table, metric: str) -> Table:
@@ -216,39 +272,48 @@ def ordered(table: Table, metric: str) -> Table:
     return replace(table, rows=[table.rows[i] for i in order], cells=cells, auto=auto)
 
 
-def _change_of_mind(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[Block]:
+def _change_of_mind(table: Table, tests: Mapping[int, Tests]) -> list[Block]:
     """For the best of each column and every method of its top tier: what would separate them."""
     rows = []
     for j, result in tests.items():
-        known, names = METRICS[result.metric], result.names
-        best = min(range(len(names)), key=lambda k: -result.values[k] if known.higher_is_better else result.values[k])
-        for k, (name, rank) in enumerate(result.ranks().items()):
-            if rank.top and k != best:
-                pair = f"{table.rows[int(names[best])][0]} and {table.rows[int(name)][0]}"
-                difference = f"{abs(result.difference[best, k]) * known.scale:.{known.decimals}f}"
-                items, seeds = result.items_needed(names[best], name), result.seeds_needed(names[best], name)
-                needed = [
-                    f"{float(f'{items:.2g}'):,.0f}" if items else "no number",
-                    str(seeds) if seeds else "no number",
-                ]
-                rows.append([table.columns[j].name, pair, difference, *needed])
+        known = METRICS[result.metric]
+        for best, k, items, seeds in _open_pairs(result):
+            pair = " and ".join(table.rows[int(result.names[place])][0] for place in (best, k))
+            difference = f"{abs(result.difference[best, k]) * known.scale:.{known.decimals}f}"
+            needed = [_about_number(items) if items else "no number", str(seeds) if seeds else "no number"]
+            rows.append([titled_task(table.columns[j].name), pair, difference, *needed])
     header = ["Data set", "Pair that is not separated", "Shown difference", "Questions that would", "Seeds that would"]
     return [Grid(header, rows, CHANGE, "words", folded=True)] if rows else []
+
+
+def _legend(view: View, table: Table, explained: set[str]) -> list[Block]:
+    """What the abbreviations in a table stand for, each once on a page; metrics below the first table."""
+    runs = [view.results.run(cell.runs[0]) for cell in table.cells.values()]
+    pages = {run.method.partition(" (")[0]: about.pages().get(about.method_name(run)) for run in runs}
+    words = {method: page.title for method, page in pages.items() if page}
+    if not explained:
+        meanings = {METRICS[m].label: METRICS[m].meaning.partition(":")[0] for m in SHOWN if m != "brier"}
+        words |= {label: f"{text[:1].lower()}{text[1:]}" for label, text in meanings.items()}
+    new = [f"{name} {text}" for name, text in words.items() if name not in explained]
+    explained |= set(words)
+    return [Text(f"Short for: {'; '.join(new)}.", "caption")] if new else []
 
 
 def _headline(view: View, table: Table, fake: bool) -> list[Block]:
     if not table.columns:
         return []
     names = [column.name for column in table.columns]
-    control = "figure_s" if fake else "figure"
-    data = view.one(control, "Data set of the figure" + " (synthetic)" * fake, names) if len(names) > 1 else names[0]
+    control, title = (
+        ("figure_s", "Data set of the figure (synthetic)") if fake else ("figure", "Data set of the figure")
+    )
+    data = view.one(control, title, names, labels=titled_tasks(names)) if len(names) > 1 else names[0]
     runs = tuple(run for cell in table.cells.values() for run in cell.runs)
     key = ("headline", data, tuple(table.rows), runs)
     points = view.results.cached(key, lambda: headline.points(view.results, table, names.index(data)))
     if len(points.rows) < 2:
         return []
     caption = headline.caption(view.results, table, names.index(data), points)
-    label = f"Difference from MLE on {data}"
+    label = f"Difference from MLE on {titled_task(data)}"
     return [
         Text(f"{label} in NLL and ECE: left of the line is better", "heading"),
         Figure(charts.headline(points), f"headline{'-synthetic' * fake}", label),
@@ -309,14 +374,30 @@ def _about(view: View, table: Table) -> dict[int, tuple[str, str]]:
     return row_texts
 
 
+def _roles(results: Results, table: Table) -> dict[int, str]:
+    """What the rows are that are shown for reference."""
+    cells = {i: cell for (_, i, _), cell in table.cells.items() if cell.reference}
+    roles = {i: ROLES.get(results.run(cell.runs[0]).training, "") for i, cell in cells.items()}
+    return {i: role for i, role in roles.items() if role}
+
+
+def _guess(results: Results, table: Table, metric: str) -> list[str]:
+    """What every choice with the same probability would show on each data set."""
+    runs = {j: cell.runs[0] for (_, _, j), cell in table.cells.items()}
+    return [number(results.guess(runs[j], metric), metric) for j in range(len(table.columns))]
+
+
 def _synthetic(table: Table) -> bool:
-    return all(column.task.startswith(EMBEDDED) for column in table.columns)
+    return all(column.synthetic for column in table.columns)
+
+
+def _bases(results: Results, table: Table) -> str:
+    runs = [results.run(cell.runs[0]) for cell in table.cells.values()]
+    return ", ".join(dict.fromkeys(titled_task(run.base) for run in runs if run.recipe_hash))
 
 
 def _base_of(results: Results, table: Table) -> str:
-    runs = [results.run(cell.runs[0]) for cell in table.cells.values()]
-    bases = dict.fromkeys(run.base for run in runs if run.recipe_hash)
-    return f" of {', '.join(bases)}" if bases else ""
+    return f" of {bases}" if (bases := _bases(results, table)) else ""
 
 
 def _selected(view: View) -> list[str]:
@@ -330,7 +411,7 @@ def _selected(view: View) -> list[str]:
 
         values = {of(run) for run in view.results.runs}
         options = [shift for shift in (*SHIFTS, "unknown") if shift in values] if name == "shift" else sorted(values)
-        if len(options) > 1 and (chosen := view.several(name, label, options)):
+        if len(options) > 1 and (chosen := view.several(name, label, options, labels=titled_tasks(options))):
             runs = [run for run in runs if of(run) in chosen]
     return [run.run_id for run in runs]
 
@@ -351,19 +432,21 @@ def _summary(results: Results) -> str:
 
     runs = results.runs
     tasks, bases = {run.task for run in runs}, {run.base for run in runs if run.recipe_hash}
-    real = {run.base for run in runs if run.recipe_hash and not run.task.startswith(EMBEDDED)}
+    real = {run.base for run in runs if run.recipe_hash and not synthetic(run.task)}
     parts = [
         f"Measured here: {of(len(runs), 'run')}",
         of(len({run.method for run in runs}), "method"),
-        of(len(tasks), "data set") + _share(sum(task.startswith(EMBEDDED) for task in tasks), len(tasks)),
-        of(len(bases), "fine-tuned base model") + _share(len(bases - real), len(bases)),
+        of(len(tasks), "data set") + _kinds(sum(map(synthetic, tasks)), len(tasks), "real"),
+        of(len(bases), "fine-tuned base model") + _kinds(len(bases - real), len(bases), "pretrained"),
         f"results {results.board.snapshot}",
     ]
     return " · ".join(parts)
 
 
-def _share(synthetic: int, count: int) -> str:
-    return "" if not synthetic else f" ({f'{synthetic} of them ' if synthetic < count else ''}synthetic)"
+def _kinds(synthetic: int, count: int, other: str) -> str:
+    if synthetic in (0, count):
+        return f" ({'synthetic' if synthetic else other})" if count else ""
+    return f" ({count - synthetic} {other}, {synthetic} synthetic)"
 
 
 def _labels() -> dict[Any, str]:

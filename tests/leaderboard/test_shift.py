@@ -71,7 +71,7 @@ def test_the_page_shows_the_numbers_of_the_command(tmp_path: Path, capsys: pytes
 
 def test_adapters_of_two_recipes_are_never_seeds_of_one_row(tmp_path: Path) -> None:
     made(tmp_path, "MLE", "BLoB")
-    made(tmp_path, "MLE", run={"lr": 0.5}, numbers=3)
+    made(tmp_path, "MLE", "BLoB", run={"lr": 0.5}, numbers=3)
     board = build([tmp_path])
     tables = ood.tables(board.runs)
     assert len(tables) == 4 and sum("recipe" in name for name in tables) == 4
@@ -81,6 +81,21 @@ def test_adapters_of_two_recipes_are_never_seeds_of_one_row(tmp_path: Path) -> N
         assert all(len(seeds) == 2 for seeds in ood.seeds_of(rows).values())
     name = next(iter(tables))
     assert [tables[other][0][1].task for other in ood.same_home(tables, name)] == [NEAR, FAR]
+
+
+def test_mle_of_a_recipe_of_its_own_stands_beside_the_methods_under_a_name_of_its_own(tmp_path: Path) -> None:
+    made(tmp_path, "MLE", "BLoB")
+    made(tmp_path, "MLE", run={"steps": 2}, recipe_hash="few", numbers=3)
+    board = build([tmp_path])
+    tables = ood.tables(board.runs)
+    assert [pairs[0][1].task for pairs in tables.values()] == [NEAR, FAR]  # small shifts first
+    for pairs in tables.values():
+        rows, _ = ood.compared(pairs, board.label, board.record)
+        assert {(name, len(seeds)) for (name, _), seeds in ood.seeds_of(rows).items()} == {
+            ("MLE", 2),
+            ("BLoB", 2),
+            ("MLE (steps=2)", 2),
+        }
 
 
 def test_a_link_chooses_data_draws_and_reference(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from made_results import result
 from uqharness.cli import main
 from uqharness.errors import InputError
 from uqharness.leaderboard import picks, table, table_formats
+from uqharness.leaderboard.table_sources import tuned_baselines
 from uqharness.results.reading import RECORD, Run, read_results
 from uqharness.results.runs import read_runs, summarise
 
@@ -92,6 +93,23 @@ def test_another_recipe_gets_a_table_of_its_own_unless_asked_for(tmp_path: Path)
     both = one(tmp_path, across_recipes=True)
     assert both.rows == [("BLoB (lr=0.1)", 4), ("BLoB (lr=0.2)", 4)]
     assert all(cell.rank is None for cell in both.cells.values())
+
+
+def test_mle_tuned_for_itself_is_a_row_for_reference_and_no_seed_of_the_methods_mle(tmp_path: Path) -> None:
+    for seed in range(2):
+        result(tmp_path, "MLE", seed, draws=1, finite=1)
+        result(tmp_path, "BLoB", seed)
+        result(tmp_path, "MLE", seed, draws=1, finite=1, run={"steps": 2}, recipe_hash="few", numbers=seed)
+    made = one(tmp_path, metrics=["nll"])
+    rows = {name: made.cells["nll", i, 0] for i, (name, _) in enumerate(made.rows)}
+    assert list(rows) == ["MLE", "BLoB", "MLE (steps=2)"]
+    assert [len(cell.values) for cell in rows.values()] == [2, 2, 2]
+    assert [cell.reference for cell in rows.values()] == [False, False, True] and rows["MLE (steps=2)"].rank is None
+    assert "MLE (steps=2) was trained by a recipe of its own: for reference, not ranked" in made.notes
+    (group,) = picks.groups(tuned_baselines(read_runs([tmp_path])))
+    assert list(group.runs["arc_easy_uq"]) == list(rows)
+    result(tmp_path, "BLoB", run={"steps": 2}, recipe_hash="few")  # then it is the MLE of that recipe's methods
+    assert [sorted(name for name, _ in t.rows) for t in table.build(read_runs([tmp_path]))] == [["BLoB", "MLE"]] * 2
 
 
 def test_what_keeps_tables_apart_across_recipes_is_the_protocol_alone(tmp_path: Path) -> None:

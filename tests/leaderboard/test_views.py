@@ -12,6 +12,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pytest
 from made_results import PROTOCOL, answers, result
 
@@ -32,6 +33,7 @@ from uqharness.leaderboard.board import Board, build
 from uqharness.leaderboard.catalogue import PAGES
 from uqharness.leaderboard.curves import answers as answers_of
 from uqharness.leaderboard.page import Cards, Figure, Grid, Methods, Page, Text, View
+from uqharness.leaderboard.ranking import Rank
 from uqharness.leaderboard.results import Results
 from uqharness.leaderboard.table_formats import lines, number
 from uqharness.leaderboard.views import tables as views_tables
@@ -107,7 +109,7 @@ def test_ranks_are_ranges_of_the_paired_tests_and_rows_that_miss_a_cell_have_non
     (block,) = of(opened(shared, "table"), Methods)
     expected = ranking.ranks_of(shared.tests(block.table, "nll") or {})
     assert block.ranks == {"nll": expected} and {len(column) for column in expected.values()} == {2}
-    rows = re.findall(r'<tr><th scope="row".*?</tr>', markup.methods(block), re.DOTALL)
+    rows = re.findall(r'<tr><th scope="row".*?</tr>', markup.methods(block).partition("<tfoot>")[0], re.DOTALL)
     evil = next(row for row in rows if "&lt;script" in row)
     assert "1/2 cells" in evil and all(re.search(r'class="rank[^>]*>\d', row) for row in rows if row != evil)
     assert "mean rank" not in markup.methods(block).lower()
@@ -162,7 +164,7 @@ def test_real_models_come_first_and_the_synthetic_world_is_last_and_says_so(tmp_
     headings = [b.text for b in of(only, Text) if b.kind == "heading"]
     assert headings[:2] == [
         "Reported by papers",
-        "Measured here (synthetic world)",
+        "Measured here: synthetic world",
     ] and "says nothing about a language model" in said(only)
     assert "1 data set (synthetic) · 1 fine-tuned base model (synthetic)" in said(only)
     assert [b.address for b in of(only, Text) if b.text == "More tables on the page Papers"] == ["papers"]
@@ -171,9 +173,9 @@ def test_real_models_come_first_and_the_synthetic_world_is_last_and_says_so(tmp_
     both = opened(Results(build([tmp_path])), "table")
     first, last = of(both, Methods)
     assert [first.table.columns[0].task, last.table.columns[0].task] == ["arc_easy_uq", "toyworld_uq"]
-    heading = both.blocks.index(next(b for b in of(both, Text) if b.text == "Measured here (synthetic world)"))
-    assert "2 data sets (1 of them synthetic)" in said(both)
-    assert [b.text for b in of(both, Text) if b.kind == "heading"][0] == "Measured here"
+    heading = both.blocks.index(next(b for b in of(both, Text) if b.text == "Measured here: synthetic world"))
+    assert "2 data sets (1 real, 1 synthetic) · 2 fine-tuned base models (1 pretrained, 1 synthetic)" in said(both)
+    assert [b.text for b in of(both, Text) if b.kind == "heading"][0] == "Measured here: pretrained models"
     assert [b.address for b in of(both, Text) if b.address] == ["papers"]
     assert both.blocks.index(first) < heading < both.blocks.index(last)
 
@@ -189,7 +191,7 @@ def test_the_headline_is_the_difference_from_mle_with_early_stopping_among_the_r
     (figure,) = of(page, Figure)
     grid = next(b for b in of(page, Grid) if b.caption.startswith("Difference from MLE"))
     rows = {(row[0], row[1]): row[2:] for row in grid.rows}
-    assert set(rows) == {("MLE", "1"), ("MLE, stopped early", "1"), ("BLoB", "4"), ("BLoB", "0")}
+    assert set(rows) == {("MLE", "1"), ("MLE (stopped early)", "1"), ("BLoB", "4"), ("BLoB", "0")}
     first = of(page, Methods)[0]
     cells = {first.table.rows[i][0]: cell.mean for (_, i, _), cell in first.table.cells.items()}
     assert rows["BLoB", "4"][0].lstrip("+") == number(cells["BLoB"] - cells["MLE"], "nll")
@@ -227,11 +229,61 @@ def test_what_can_be_concluded_names_the_top_tier_and_what_could_have_been_seen(
     tests = shared.tests(block.table, "nll") or {}
     text = " ".join("; ".join(line) for line in views_tables.conclusion(block.table, "nll", tests))
     summary, *short = [b.text for b in opened(shared, "table").blocks[:2]]  # in sight without scrolling
-    assert summary.startswith("Measured here") and short == [f"{text.split('; ')[0]}."]
+    near = views_tables.conclusion(block.table, "nll", {0: tests[0]})[0][0]  # of the data set that was trained on
+    assert summary.startswith("Measured here") and short == [f"tiny on {near}."] and "openbookqa_uq: top tier" in near
     least = f"smallest detectable difference: {number(tests[0].smallest, 'nll')} NLL"
     assert (
         least in text and block.table.columns[0].task in text and text.split(". ")[0] in said(opened(shared, "table"))
     )
+
+
+def test_a_top_tier_of_most_methods_is_said_to_be_no_finding_and_what_would_separate_it(shared: Results) -> None:
+    (block,) = of(opened(shared, "table"), Methods)
+    four = replace(block.table, rows=[("A", 1), ("B", 1), ("C", 1), ("D", 1)])
+    scores = np.random.default_rng(0).normal(1.0, 0.1, (4, 300)) + np.array([[0.0], [0.01], [0.012], [0.5]])
+    tests = ranking.compare_items("nll", ["0", "1", "2", "3"], [1] * 4, scores)
+    assert [rank.top for rank in tests.ranks().values()] == [True, True, True, False]
+    ((line, detail),) = views_tables.conclusion(four, "nll", {0: tests})
+    assert line == "openbookqa_uq: the data cannot separate 3 of 4 methods by NLL (shown to be worse: D)"
+    best = min("012", key=lambda name: tests.values[int(name)])
+    fewest = min(tests.items_needed(best, name) for name in "012" if name != best)
+    assert detail.endswith(f"would take {float(f'{fewest:.2g}'):,.0f} questions instead of 300")
+    few = ranking.compare_items("nll", ["0", "1", "2", "3"], [1] * 4, scores + np.array([[0.0], [0.5], [0.5], [0.0]]))
+    ((line, detail),) = views_tables.conclusion(four, "nll", {0: few})
+    assert line == "openbookqa_uq: top tier by NLL: A (1 of 4)" and "would take" not in detail
+
+
+def test_a_worse_number_in_the_top_tier_than_outside_of_it_is_said_to_have_a_wide_interval(shared: Results) -> None:
+    (block,) = of(opened(shared, "table", metric="acc"), Methods)
+    best, worst = (Rank(1, 2), Rank(2, 2)), (Rank(2, 2), Rank(1, 2))  # rows are best first
+    for (first, second), wide in ((best, 0), (worst, 1)):
+        text = markup.methods(replace(block, ranks={"acc": {0: {0: first, 1: second}}}))
+        assert text.count(markup.WIDE) == text.count('class="rank top wide"') == wide
+
+
+def test_the_worlds_answer_the_bare_base_and_a_guess_are_said_to_be_no_methods(tmp_path: Path) -> None:
+    for method in ("MLE", "BLoB"):
+        of_toyworld(tmp_path, method, numbers=len(method))
+    result(tmp_path, task="toyworld_uq", plain=True, numbers=9)
+    board = build([tmp_path])
+    oracle = replace(board.runs[-1], run_id="0" * 16, method="toyworld_oracle", model="toyworld_oracle", base="")
+    shared = Results(replace(board, runs=[*board.runs, oracle]))
+    shared.record = lambda run_id: board.record(board.runs[-1].run_id if run_id == oracle.run_id else run_id)  # type: ignore[method-assign]
+    block = next(b for b in of(opened(shared, "table"), Methods) if b.measured)
+    roles = {block.table.rows[i][0]: text for i, text in block.roles.items()}
+    assert roles == {"tiny (zero-shot)": views_tables.ROLES["none"], "toyworld_oracle": views_tables.ROLES["oracle"]}
+    text = markup.methods(block)
+    assert all(role in html.unescape(text) for role in roles.values())
+    head, _, foot = text.partition("<tfoot>")
+    assert number(np.log(3), "nll") in foot and "constant guess" in foot and "constant guess" not in head
+    assert "<small>synthetic</small>" in head  # on a phone, in the middle of the page
+
+
+def test_abbreviations_are_written_out_once_on_the_page_and_at_each_name(shared: Results) -> None:
+    (line,) = [b.text for b in of(opened(shared, "table"), Text) if b.text.startswith("Short for")]
+    for words in ("BLoB Bayesian LoRA by backpropagation", "MLE maximum likelihood", "ECE expected calibration error"):
+        assert line.count(words) == 1
+    assert re.search('<abbr title="BLoB; Bayesian LoRA by backpropagation[^"]*"><a', markup_of(opened(shared, "table")))
 
 
 def test_what_would_change_my_mind_is_what_would_separate_the_best_from_its_tier(shared: Results) -> None:

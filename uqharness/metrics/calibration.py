@@ -307,7 +307,7 @@ def debiased_interval(answers: Answers, level: float) -> Interval:
 
 
 METRICS = (
-    ece_metric("ece", "ECE", "How far confidence is from accuracy, averaged over 15 bins of confidence."),
+    ece_metric("ece", "ECE", "Expected calibration error: how far confidence is from accuracy, averaged over 15 bins."),
     ece_metric("ece10", "ECE (10 bins)", "ECE with 10 bins, as Laplace-LoRA reports it.", bins=10),
     ece_metric(
         "ece_torchmetrics",

@@ -178,7 +178,7 @@ METRICS = (
     Metric(
         "acc",
         "ACC",
-        "Share of questions whose most probable choice is the right one.",
+        "Accuracy: share of questions whose most probable choice is the right one.",
         items=right,
         higher_is_better=True,
         interval=lambda a, level: wilson(int(right(a).sum()), len(a.gold), level),
@@ -189,7 +189,7 @@ METRICS = (
     Metric(
         "nll",
         "NLL",
-        "Mean of -log p(right choice) in nats: what a confident error costs most.",
+        "Negative log-likelihood: mean of -log p(right choice) in nats; a confident error costs most.",
         items=lambda a: nll_items(a.p, a.gold),
         higher_is_better=False,
         console=True,
@@ -197,7 +197,7 @@ METRICS = (
     Metric(
         "brier",
         "Brier",
-        "Mean squared distance between the probabilities and the right answer, 0 to 2.",
+        "Brier score: mean squared distance between the probabilities and the right answer, 0 to 2.",
         items=lambda a: brier_items(a.p, a.gold),
         higher_is_better=False,
         console=True,

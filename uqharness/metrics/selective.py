@@ -135,7 +135,7 @@ METRICS = (
     Metric(
         "auroc",
         "AUROC",
-        "Chance that a right answer has a higher confidence than a wrong one; 50 % says nothing.",
+        "Area under the ROC curve: chance that a right answer is more confident than a wrong one; 50 % says nothing.",
         formula=lambda a: auroc_of_ranks(ranks(a), right(a)),
         higher_is_better=True,
         interval=lambda a, level: area_interval(sure(a), right(a), level),
@@ -146,7 +146,7 @@ METRICS = (
     Metric(
         "aurc",
         "AURC",
-        "Error rate among the most confident answers, averaged over how many are kept.",
+        "Area under the risk–coverage curve: error rate of the most confident answers, averaged over how many.",
         formula=lambda a: risk(a).mean(axis=-1),
         higher_is_better=False,
         interval=aurc_interval,
