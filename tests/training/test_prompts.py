@@ -245,8 +245,9 @@ def test_letters_that_the_tokenizer_splits_are_refused() -> None:
         ChoiceData.from_task(text_task({"train": items}), PairEncoder(tokenizer), 99)
     items = [{**row, "choices": ["F", "G", "H"]} for row in rows(2)]  # the space is common to all
     assert ChoiceData.from_task(text_task({"train": items}), PairEncoder(tokenizer), 99).train
-    words = [{**row, "choices": ["yes", "no", "perhaps"]} for row in rows(2)]
-    assert ChoiceData.from_task(text_task({"train": words}), PairEncoder(tokenizer), 99).train
+    for answers in (["yes", "no", "perhaps"], ["1", "A", "²"], ["3", "7", "٣"]):  # words; a digit is no letter
+        items = [{**row, "choices": answers} for row in rows(2)]
+        assert ChoiceData.from_task(text_task({"train": items}), PairEncoder(tokenizer), 99).train
 
 
 # ---------------------------------------------------------------- the form

@@ -211,9 +211,13 @@ def check_choices(pairs: Sequence[Pair], requests: Sequence[Instance], where: st
 
 
 def check_letters(pairs: Sequence[Pair], texts: Sequence[str], where: str) -> None:
-    """Refuse letters as answers if one of them is several tokens after the common prefix."""
+    """Refuse letters as answers if one of them is several tokens after the common prefix.
+
+    Digits are not letters: "3" or "4" is the answer itself in a question of arithmetic, summed like any other text.
+    """
     letters = [text.strip() for text in texts]
-    if len(set(letters)) < len(letters) or len(letters) < 2 or any(len(letter) != 1 for letter in letters):
+    lettered = all(len(letter) == 1 and letter.isalpha() for letter in letters)
+    if len(set(letters)) < len(letters) or len(letters) < 2 or not lettered:
         return
     for letter, rest in zip(letters, without_shared_start(pairs), strict=True):
         if len(rest) > 1:
