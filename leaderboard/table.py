@@ -21,6 +21,8 @@ from uqharness.results.runs import IN_TRAINING, RunSummary, printed
 DEFAULT = ("acc", "ece", "nll")
 ANY_RECIPE = "any"
 EMBEDDED = "toyworld"  # how names of tasks of the embedded world begin
+# Trained on -> seeds that a row needs for a rank: experiments whose rules were fixed before any run (`by_plan`).
+PLANNED = {"arc_easy_small_cloze_uq": 3}  # uqharness/suite/shipped/real-small.prereg.md
 SHIFTS = {"id": 0, "small": 1, "large": 2, None: 3}
 # How a model came to be of which no adapter's record speaks (`RunSummary.training`).
 UNTRAINED = {
@@ -220,7 +222,26 @@ def remarks(
         if s.reference:
             how = "was trained by a recipe of its own" if s.recipe_hash else UNTRAINED[s.training]
             notes.append(f"{names[s.row]} {how}: for reference, not ranked")
+    cells: dict[Any, list[RunSummary]] = {}
+    for s in sources:
+        cells.setdefault((s.row, s.column), []).append(s)
+    for group in cells.values():
+        if why := by_plan(group):
+            notes.append(f"{names[group[0].row]}: {why}; by a rule that was fixed before any run, it is not ranked")
     return list(dict.fromkeys(notes))
+
+
+def by_plan(group: Collection[RunSummary]) -> str:
+    """Return why the plan of an experiment lets a row's runs, one per seed, have no rank; no text where it does not."""
+    first = next(iter(group))
+    needed = PLANNED.get(first.trained_on or "", 0)
+    if not needed or first.reference or not first.recipe_hash:
+        return ""
+    if len(group) < needed:
+        return f"{len(group)} of {needed} training seeds"
+    if all(run.inert for run in group):
+        return "inert, its draws do not change the answers"
+    return "KL inactive, its std ended below twice its start" if all(run.kl_inactive for run in group) else ""
 
 
 def without(sources: Sequence[RunSummary], names: Mapping[Any, str], metrics: Sequence[str]) -> list[str]:
@@ -242,6 +263,7 @@ def standing(by_seed: Mapping[str, RunSummary]) -> dict[str, Any]:
     """Return the facts of a cell that hold for every metric: whether it may be ranked, and its runs."""
     sources = by_seed.values()
     marks = {kind: any(getattr(s, kind) for s in sources) for kind in ("leaked", "reference", "suspect")}
+    marks["reference"] |= bool(by_plan(sources))
     return {**marks, "runs": tuple(s.run_id for s in sources)}
 
 

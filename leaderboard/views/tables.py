@@ -12,7 +12,7 @@ from uqharness.leaderboard import reproduce_formats as formats
 from uqharness.leaderboard.page import Block, Figure, Grid, Methods, Page, Text, View
 from uqharness.leaderboard.ranking import Tests, ranks_of
 from uqharness.leaderboard.results import Results
-from uqharness.leaderboard.table import Cell, Table, synthetic, titled_task, titled_tasks
+from uqharness.leaderboard.table import Cell, Table, by_plan, synthetic, titled_task, titled_tasks
 from uqharness.leaderboard.table_formats import number, shown_draws, shown_range, titled
 from uqharness.loose_json import value_of
 from uqharness.metrics.registry import METRICS
@@ -376,8 +376,8 @@ def _about(view: View, table: Table) -> dict[int, tuple[str, str]]:
 
 def _roles(results: Results, table: Table) -> dict[int, str]:
     """What the rows are that are shown for reference."""
-    cells = {i: cell for (_, i, _), cell in table.cells.items() if cell.reference}
-    roles = {i: ROLES.get(results.run(cell.runs[0]).training, "") for i, cell in cells.items()}
+    rows = {i: [results.run(run) for run in cell.runs] for (_, i, _), cell in table.cells.items() if cell.reference}
+    roles = {i: by_plan(runs).partition(",")[0] or ROLES.get(runs[0].training, "") for i, runs in rows.items()}
     return {i: role for i, role in roles.items() if role}
 
 

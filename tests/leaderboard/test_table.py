@@ -192,6 +192,37 @@ def test_a_model_of_unknown_training_is_shown_and_not_ranked(tmp_path: Path) -> 
     assert "tiny (zero-shot) is the base, not trained here: for reference, not ranked" in made.notes
 
 
+PLANNED = {"trained_on": "arc_easy_small_cloze_uq", "task": "arc_easy_small_cloze_uq"}
+
+
+def test_a_plan_fixed_before_any_run_keeps_unfinished_and_inactive_rows_from_a_rank(tmp_path: Path) -> None:
+    def made(method: str, seeds: int, ends: float) -> None:
+        for seed in range(seeds):
+            path = result(tmp_path, method, seed, **PLANNED)
+            data = json.loads(path.read_text())
+            courses = [{"kl": {"summed": 1.0, "std": [0.1, ends]}}, {"kl": None}]
+            data["config"]["uqharness"]["record"]["training"] = courses
+            path.write_text(json.dumps(data))
+
+    made("MLE", 3, 0.1)
+    made("BLoB", 3, 0.21)
+    made("BBB", 2, 0.21)
+    shown = one(tmp_path, metrics=["nll"])
+    standing = {name: shown.cells["nll", i, 0].reference for i, (name, _) in enumerate(shown.rows)}
+    assert standing == {"MLE": True, "BLoB": False, "BBB": True}
+    notes = [note.split(";")[0] for note in shown.notes if "fixed before any run" in note]
+    assert notes == ["MLE: KL inactive, its std ended below twice its start", "BBB: 2 of 3 training seeds"]
+
+
+@pytest.mark.parametrize("training", [None, 1, [1], [{"kl": 1}], [{"kl": {"std": 1}}], [{"kl": {"std": ["a", {}]}}]])
+def test_a_record_of_training_of_another_form_says_nothing_about_the_kl(tmp_path: Path, training: Any) -> None:
+    path = result(tmp_path)
+    data = json.loads(path.read_text())
+    data["config"]["uqharness"]["record"]["training"] = training
+    path.write_text(json.dumps(data))
+    assert [run.kl_inactive for run in read_runs([path])] == [False]
+
+
 @pytest.mark.parametrize(
     "leak",
     [

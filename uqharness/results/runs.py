@@ -257,6 +257,12 @@ class RunSummary:
         return "inert" in self.remarks
 
     @property
+    def kl_inactive(self) -> bool:
+        """Return whether a std that is learned with a KL ended below twice its start."""
+        start, end = (value_of(self.adapter_record.get(f"kl.std_{at}", "null")) for at in ("start", "end"))
+        return isinstance(start, (int, float)) and isinstance(end, (int, float)) and end < 2 * start
+
+    @property
     def training(self) -> str:
         """Return how it was trained: "recorded", "none" (a base alone), "oracle", "unknown"."""
         if self.adapter_record:
@@ -389,10 +395,20 @@ def summarise(run: Run, sha256: str = "", more: Sequence[str] = ()) -> RunSummar
             eval_seconds=number_of(run.seconds, "total_evaluation_time_seconds"),
             device=str(config.get("device") or (record.get("costs") or {}).get("device") or ""),
             dtype=last(config.get("model_dtype") or recipe.get("dtype") or "", "."),
-            adapter_record=flatten(record, MAX_TEXT, skip=("training",)),
+            adapter_record=flatten({**record, **learned_std(record)}, MAX_TEXT, skip=("training",)),
             file=plain_text(run.source, MAX_LINE),
         )
     )
+
+
+def learned_std(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the mean std that the last training with a KL started and ended with, of the losses of every step."""
+    courses = record.get("training")
+    known = [course.get("kl") for course in courses if isinstance(course, dict)] if isinstance(courses, list) else []
+    for kl in reversed(known):
+        if isinstance(kl, dict) and isinstance(kl.get("std"), list) and len(kl["std"]) == 2:
+            return {"kl": {"summed": kl.get("summed"), "std_start": kl["std"][0], "std_end": kl["std"][1]}}
+    return {}
 
 
 def texts(values: Mapping[str, Any]) -> dict[str, str]:
