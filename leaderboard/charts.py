@@ -177,7 +177,7 @@ def headline(points: Points) -> ChartData:
             floors = {"x": [row.floor * scale for row in points.rows], "y": [place + 0.3 for place in places]}
             traces.append({**dots, **floors, "name": "ECE floor", "marker": below, "showlegend": True})
         unit = ", percentage points" if scale == 100 else ""
-        axes[f"xaxis{nth(k)}"] = {"title": {"text": f"Δ{METRICS[metric].label}{unit}"}, **ZERO}
+        axes[f"xaxis{nth(k)}"] = {"title": {"text": f"Δ{METRICS[metric].label}{unit}", "font": {"size": 12}}, **ZERO}
         rows = {"tickmode": "array", "tickvals": places, "ticktext": names, "range": [len(names) - 0.4, -0.6]}
         axes[f"yaxis{nth(k)}"] = {**rows, "automargin": k == 1, "showticklabels": k == 1}
     axes["xaxis2"]["matches"] = None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from math import isnan
-from typing import Any
+from typing import Any, NamedTuple
 
 from uqharness.leaderboard import about, charts, costs, headline, reported_table, reproduce
 from uqharness.leaderboard import reproduce_formats as formats
@@ -130,7 +130,7 @@ def papers(view: View) -> Page:
 
 def _paper(view: View, name: str, metrics: Sequence[str], caption: str, printed: bool = False) -> Methods:
     block = reported_table.build(view.results.board.reported, name, metrics, printed)
-    return replace(block, caption=caption, about=_about(view, block.table))
+    return replace(block, caption=caption, about=_methods(view, block.table))
 
 
 def reproduced(view: View) -> Page:
@@ -186,7 +186,7 @@ def measured(
         extra=_effort(results, one),
         beside=beside,
         intervals=intervals,
-        about=_about(view, one),
+        about=_methods(view, one),
         roles=_roles(results, one),
         guess=(*GUESS, _guess(results, one, metric)) if tests is not None else None,
         link=lambda cell: view.link("items", run=cell.runs[0]),
@@ -204,55 +204,63 @@ def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[tu
     A top tier of most methods is no finding: then the line says that the data cannot separate them, and the second
     text what would.
     """
-    label, groups = METRICS[metric].label, dict[str, list[int]]()
+    label, groups = METRICS[metric].label, dict[tuple[str, bool], list[int]]()
     for j, result in tests.items():
         ranks = {table.rows[int(name)][0]: rank for name, rank in result.ranks().items()}
         top, worse = ([name for name, rank in ranks.items() if rank.top is wanted] for wanted in (True, False))
-        text = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(ranks)})"
-        if 2 * len(top) > len(ranks):
+        text, most = f"top tier by {label}: {', '.join(top)} ({len(top)} of {len(ranks)})", 2 * len(top) > len(ranks)
+        if most:
             count = f"{len(top)} of {len(ranks)} methods" if worse else f"any of the {len(ranks)} methods"
             text = f"the data cannot separate {count} by {label}"
             text += f" (shown to be worse: {', '.join(worse)})" * bool(worse)
-        groups.setdefault(text, []).append(j)
+        groups.setdefault((text, most), []).append(j)
     return [
-        (f"{', '.join(table.columns[j].task for j in of)}: {text}", _detail([tests[j] for j in of], "cannot" in text))
-        for text, of in groups.items()
+        (f"{', '.join(table.columns[j].task for j in of)}: {text}", _detail([tests[j] for j in of], most))
+        for (text, most), of in groups.items()
     ]
 
 
-def _detail(results: Sequence[Tests], open_: bool) -> str:
-    """The smallest detectable difference; where a tier is open, also what would separate a first pair of it."""
+def _detail(results: Sequence[Tests], most: bool) -> str:
+    """The smallest detectable difference; of a tier of most methods also what would separate a first pair of it."""
     known = METRICS[results[0].metric]
     unit = " points" if known.scale == 100 else f" {known.label}"
     least = [f"{value * known.scale:.{known.decimals}f}" for value in sorted(result.smallest for result in results)]
     text = f"smallest detectable difference: {'–'.join(dict.fromkeys((least[0], least[-1])))}{unit}"
-    if not open_:
+    if not most:
         return text
-    first = [[(n, result) for pair in _open_pairs(result) if (n := pair[k])] for result in results for k in (2, 3)]
-    items, seeds = ([each for part in first[k::2] for each in part] for k in (0, 1))
-    ways = []
-    if items:
-        count, result = min(items, key=lambda each: each[0])
-        ways.append(f"{_about_number(count)} questions instead of {result.spread.items:,}")
-    if seeds:
-        count, result = min(seeds, key=lambda each: each[0])
-        ways.append(f"{count} training seeds of each instead of {shown_range([int(n) for n in result.spread.seeds])}")
+    pairs, ways = [(pair, result.spread) for result in results for pair in _open_pairs(result)], list[str]()
+    if more := [(pair.items, has.items) for pair, has in pairs if pair.items and pair.items > has.items]:
+        ways.append(f"{_about(min(more)[0])} questions instead of {min(more)[1]:,}")
+    counts = [(pair.seeds, [int(n) for n in has.seeds]) for pair, has in pairs if pair.seeds]
+    if again := [(n, shown_range(has)) for n, has in counts if n > max(has)]:
+        ways.append("{} training seeds of each instead of {}".format(*min(again)))
     would = f"would take {' or '.join(ways)}" if ways else "is not a matter of more questions or seeds"
     return f"{text}; separating a first pair, if what is shown is true, {would}"
 
 
-def _about_number(count: int) -> str:
-    return f"{float(f'{count:.2g}'):,.0f}"
+class _Pair(NamedTuple):
+    """Two of a top tier, as places in `names`, and how many questions or seeds would separate them."""
+
+    best: int
+    other: int
+    items: int | None
+    seeds: int | None
 
 
-def _open_pairs(result: Tests) -> list[tuple[int, int, int | None, int | None]]:
-    """The best and each other method of its tier (places in `names`), and the questions or seeds to separate them."""
+def _open_pairs(result: Tests) -> list[_Pair]:
+    """The best of a column with each other method of its tier."""
     known, names = METRICS[result.metric], result.names
     best = min(range(len(names)), key=lambda k: -result.values[k] if known.higher_is_better else result.values[k])
-    others = [k for k, rank in enumerate(result.ranks().values()) if rank.top and k != best]
+    tier = [k for k, rank in enumerate(result.ranks().values()) if rank.top and k != best]
     return [
-        (best, k, *(need(names[best], names[k]) for need in (result.items_needed, result.seeds_needed))) for k in others
+        _Pair(best, k, result.items_needed(names[best], names[k]), result.seeds_needed(names[best], names[k]))
+        for k in tier
     ]
+
+
+def _about(count: int) -> str:
+    """Two digits of a number that is an estimate."""
+    return f"{float(f'{count:.2g}'):,.0f}"
 
 
 def ordered(table: Table, metric: str) -> Table:
@@ -280,7 +288,7 @@ def _change_of_mind(table: Table, tests: Mapping[int, Tests]) -> list[Block]:
         for best, k, items, seeds in _open_pairs(result):
             pair = " and ".join(table.rows[int(result.names[place])][0] for place in (best, k))
             difference = f"{abs(result.difference[best, k]) * known.scale:.{known.decimals}f}"
-            needed = [_about_number(items) if items else "no number", str(seeds) if seeds else "no number"]
+            needed = [_about(items) if items else "no number", str(seeds) if seeds else "no number"]
             rows.append([titled_task(table.columns[j].name), pair, difference, *needed])
     header = ["Data set", "Pair that is not separated", "Shown difference", "Questions that would", "Seeds that would"]
     return [Grid(header, rows, CHANGE, "words", folded=True)] if rows else []
@@ -359,7 +367,7 @@ def _effort(results: Results, table: Table) -> list[tuple[str, list[str]]]:
     return [(title, [texts[k] for texts in efforts]) for k, title in enumerate(EFFORT)]
 
 
-def _about(view: View, table: Table) -> dict[int, tuple[str, str]]:
+def _methods(view: View, table: Table) -> dict[int, tuple[str, str]]:
     """What each row's method is and who proposed it, with the address of its page."""
     results = view.results
     first = {i: results.run(cell.runs[0]) for (_, i, _), cell in table.cells.items() if cell.runs}
