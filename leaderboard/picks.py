@@ -16,6 +16,11 @@ from uqharness.results.runs import RunSummary
 FIRST = ("MLE", "MCD", "ENS", "LAP", "BLoB")  # what a figure starts with
 
 
+def first_rows(rows: Sequence[str]) -> tuple[str, ...]:
+    """Return what a figure starts with: methods of `FIRST` with any settings, else a few rows."""
+    return tuple([row for row in rows if row.partition(" (")[0] in FIRST] or rows[:4])
+
+
 @dataclass(frozen=True)
 class Group:
     """One table's results: `runs[data set][row][seed]`, data sets nearest first."""
@@ -30,7 +35,7 @@ class Group:
     def start(self, data: str) -> tuple[str, ...]:
         """Return the rows of the initial selection: a few rows, those of the papers if available."""
         rows = self.rows(data)
-        return tuple([row for row in rows if row in FIRST] or rows[:4])
+        return first_rows(rows)
 
     def seeds(self, data: str) -> list[str]:
         return sorted({seed for runs in self.runs.get(data, {}).values() for seed in runs}, key=lambda s: (len(s), s))

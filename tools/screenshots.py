@@ -46,10 +46,10 @@ SHOTS = {
     "table-dark": [Shot("", (1440, 2700), "dark")],
     "papers": [Shot("papers", (1440, 1330))],
     "calibration": [Shot("calibration", (1440, 1300))],
-    "uncertainty": [Shot("uncertainty?figure=Risk+and+coverage", (1440, 1000))],
+    "uncertainty": [Shot("uncertainty", (1440, 1000))],
     "draws": [Shot("draws", (1440, 1330))],
     "shift": [Shot("shift", (1440, 2500))],
-    "items": [Shot("items?task=toyworld_uq", (1440, 1250))],
+    "items": [Shot("items?task=toyworld_uq&method=BLoB", (1440, 1250))],
     "phone": [Shot("", PHONE), Shot("", PHONE, top="synthetic world"), Shot("", PHONE, "dark")],
 }
 

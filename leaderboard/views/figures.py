@@ -10,8 +10,8 @@ from uqharness.errors import InputError
 from uqharness.leaderboard import charts, costs, curve_rows, ood
 from uqharness.leaderboard.curves import Answers
 from uqharness.leaderboard.page import Block, Figure, Grid, Page, Text, View
-from uqharness.leaderboard.picks import FIRST, Group
-from uqharness.leaderboard.table import titled_task, titled_tasks
+from uqharness.leaderboard.picks import Group, first_rows
+from uqharness.leaderboard.table import synthetic, titled_task, titled_tasks
 from uqharness.leaderboard.table_formats import titled
 from uqharness.leaderboard.table_sources import labels as row_names
 from uqharness.metrics.calibration import BINS
@@ -181,7 +181,8 @@ def shift(view: View) -> Page:
     tables = results.cached("shifts", lambda: ood.tables(results.runs))
     if not tables:
         return view.page("Shift", ABOUT["Shift"], [Text(ELSEWHERE, "info"), Text(EVALUATE, "code")])
-    name = view.one("data", "Data sets", list(tables), labels=titled_tasks(tables), main=True)
+    titles = {name: f"Synthetic: {name}" if synthetic(name) else name for name in tables}
+    name = view.one("data", "Data sets", list(tables), labels=titles, main=True)
     near = {tables[other][0][1].task: other for other in ood.same_home(tables, name)}
     names = row_names(inside for other in near.values() for inside, _ in tables[other])
     labels = list(dict.fromkeys(names.values()))
@@ -192,9 +193,7 @@ def shift(view: View) -> Page:
     known = [f"{score} of the answer" for score in ood.SCORES]
     score = view.one("score", "Score", list(ood.SCORES), "entropy", labels=dict(zip(ood.SCORES, known, strict=True)))
     metric = view.one("metric", "Metric", list(METRICS), "nll", labels={m: k.label for m, k in METRICS.items()})
-    chosen = view.several(
-        "row", "Methods of the figures", labels, [row for row in labels if row in FIRST] or labels[:4]
-    )
+    chosen = view.several("row", "Methods of the figures", labels, first_rows(labels))
     most = max(run.draws for pair in tables[name] for run in pair)
     samples = view.one("samples", "N, draws averaged", [ALL, *map(str, range(most + 1))])
     against = view.one("against", "Changes against", [NOBODY, *labels], "MLE")
@@ -221,7 +220,7 @@ def shift(view: View) -> Page:
         return view.page("Shift", ABOUT["Shift"], [Text(f"No result here has N = {draws}.", "info")])
     more = MORE.format(against, against) if any(row.against for row in rows) else ""
     blocks += [
-        Grid(*ood.detection_table(rows), f"Detection, %: {titled_task(name)}"),
+        Grid(*ood.detection_table(rows), f"Detection, %: {titles[name]}"),
         *(Text(line, "caption") for line in ood.EXPLAINED),
         Text("What does the shift change?", "heading"),
         Figure(
@@ -230,7 +229,7 @@ def shift(view: View) -> Page:
             f"{form.label} from {home} to shifted data sets",
         ),
         Grid(*ood.spread_table(values, form.scale, form.decimals), f"{form.label}, the figure as a table", folded=True),
-        Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {titled_task(name)}"),
+        Grid(*ood.change_table(rows, f"than {against}"), f"Changes: {titles[name]}"),
         Text(CHANGES.format(more=more), "caption"),
     ]
     return view.page("Shift", ABOUT["Shift"], blocks)

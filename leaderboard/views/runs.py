@@ -29,14 +29,19 @@ def pick_run(view: View) -> RunSummary:
     results, runs = view.results, view.results.runs
     given = next(iter(view.params.get("run", ())), "")
     known = {run.run_id: run for run in runs}
-    chosen = known.get(given) or next((run for run in runs if run.draws > 1), runs[0])  # first a method with draws
+
+    def drawn(run: RunSummary) -> bool:
+        """Whether every single draw can be shown: what a visit without a link starts with."""
+        return given not in known and run.draws > 1 and results.whole(run.run_id)
+
+    chosen = known.get(given) or next(filter(drawn, runs), runs[0])
     tasks = sorted({run.task for run in runs})
     task = view.one("task", "Data set", tasks, chosen.task, labels=titled_tasks(tasks), main=True)
     here = [run for run in runs if run.task == task]
     rows = list(dict.fromkeys(map(results.board.label, here)))
     row = view.one("method", "Method", rows, results.board.label(chosen), main=True)
     same = {run.run_id: run for run in here if results.board.label(run) == row}
-    run = same.get(chosen.run_id) or nearest(list(same.values()), chosen)
+    run = same.get(chosen.run_id) or nearest(list(filter(drawn, same.values())) or list(same.values()), chosen)
     if given in known:  # of another data set or method: not a mistake in the link
         view.params = {**view.params, "run": [run.run_id]}
     named = {each.run_id: run_label(each) for each in same.values()}
