@@ -53,8 +53,8 @@ class Board:
         return [run for run in self.runs if all(getattr(run, name) in values for name, values in sets.items())]
 
     def label(self, run: RunSummary) -> str:
-        """Return the method, with the settings that distinguish its runs; a table names those that differ in it."""
-        return self._labels[run.row]
+        """Return the method, with the settings that distinguish its runs on this task."""
+        return self._labels[run.task, run.row]
 
     def record(self, run_id: str) -> Record:
         """Return the answers of every draw, read from the run's file."""
@@ -70,8 +70,11 @@ class Board:
         return {run.run_id: run for run in self.runs}
 
     @cached_property
-    def _labels(self) -> dict[tuple[str, str], str]:
-        return labels(self.runs)
+    def _labels(self) -> dict[tuple[str, tuple[str, str]], str]:
+        by_task: dict[str, list[RunSummary]] = defaultdict(list)
+        for run in self.runs:
+            by_task[run.task].append(run)
+        return {(task, row): name for task, runs in by_task.items() for row, name in labels(runs).items()}
 
 
 def record_of(run: RunSummary) -> Record:

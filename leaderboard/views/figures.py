@@ -13,7 +13,6 @@ from uqharness.leaderboard.page import Block, Figure, Grid, Page, Text, View
 from uqharness.leaderboard.picks import Group, first_rows
 from uqharness.leaderboard.table import synthetic, titled_task, titled_tasks
 from uqharness.leaderboard.table_formats import titled
-from uqharness.leaderboard.table_sources import labels as row_names
 from uqharness.metrics.calibration import BINS
 from uqharness.metrics.registry import METRICS
 from uqharness.results.runs import RunSummary
@@ -177,19 +176,14 @@ def uncertainty(view: View) -> Page:
 
 def shift(view: View) -> Page:
     """`uqharness ood` as a page: one pair of data sets as tables, all shifts from the same home as figures."""
-    results = view.results
+    results, label = view.results, view.results.board.label
     tables = results.cached("shifts", lambda: ood.tables(results.runs))
     if not tables:
         return view.page("Shift", ABOUT["Shift"], [Text(ELSEWHERE, "info"), Text(EVALUATE, "code")])
     titles = {name: f"Synthetic: {name}" if synthetic(name) else name for name in tables}
     name = view.one("data", "Data sets", list(tables), labels=titles, main=True)
     near = {tables[other][0][1].task: other for other in ood.same_home(tables, name)}
-    names = row_names(inside for other in near.values() for inside, _ in tables[other])
-    labels = list(dict.fromkeys(names.values()))
-
-    def label(run: RunSummary) -> str:
-        return names[run.row]
-
+    labels = list(dict.fromkeys(label(inside) for other in near.values() for inside, _ in tables[other]))
     known = [f"{score} of the answer" for score in ood.SCORES]
     score = view.one("score", "Score", list(ood.SCORES), "entropy", labels=dict(zip(ood.SCORES, known, strict=True)))
     metric = view.one("metric", "Metric", list(METRICS), "nll", labels={m: k.label for m, k in METRICS.items()})

@@ -83,7 +83,11 @@ def test_runs_are_selected_by_attributes_and_rows_have_labels(folder: Path) -> N
     board = build([folder])
     assert {run.task for run in board.select(task="boolq_uq")} == {"boolq_uq"}
     assert {(r.method, r.seed) for r in board.select(method=["MLE", "ENS"], seed=1)} == {("MLE", 1), ("ENS", 1)}
-    assert {board.label(r) for r in board.runs} == {"MLE", "ENS", "BLoB (kl=not recorded)", "BLoB (kl=2)"}
+    assert {board.label(r) for r in board.runs} == {"MLE", "ENS", "BLoB"}  # alone on its data set, whatever its kl
+    result(folder, "BLoB", task="boolq_uq", settings={"kl": 3})
+    board = build([folder])
+    names = {(r.task, board.label(r)) for r in board.select(method="BLoB")}
+    assert names == {("arc_easy_uq", "BLoB"), ("boolq_uq", "BLoB (kl=2)"), ("boolq_uq", "BLoB (kl=3)")}
 
 
 def test_columns_hold_every_field_and_a_run_comes_back_as_it_was(folder: Path) -> None:
