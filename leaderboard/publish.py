@@ -16,6 +16,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ import pyarrow.parquet as pq
 
 from uqharness.atomic import write_atomic
 from uqharness.errors import InputError
-from uqharness.leaderboard.cache import refresh, result_files
+from uqharness.leaderboard.cache import refresh, result_files, state_of
 from uqharness.leaderboard.columns import OPTIONAL, SCHEMA, to_runs, to_table
 from uqharness.loose_json import check, flatten, nest, parse, text_of, value_of
 from uqharness.metrics.averaging import combine_draws, log_softmax
@@ -200,7 +201,7 @@ def read(path: str) -> tuple[str, list[RunSummary], list[Problem]]:
     except InputError as error:
         return "", [], [problem(file, "broken", str(error).removeprefix(f"{path}: "))]
     try:
-        rows = rows_of(content)
+        rows = rows_of(table_of(content))
     except InputError as error:
         return sha, [], [problem(file, "broken", str(error))]
     for k, (run, arrays) in enumerate(rows):
@@ -219,26 +220,38 @@ def read(path: str) -> tuple[str, list[RunSummary], list[Problem]]:
     return sha, runs, problems
 
 
-def rows_of(content: bytes, run_id: str = "") -> list[tuple[RunSummary | Exception, Arrays]]:
-    """The runs of a published file, or the one of this id, unchecked, with the arrays of their answers."""
+def rows_of(table: pa.Table, run_id: str = "") -> list[tuple[RunSummary | Exception, Arrays]]:
+    """The runs of a published file's table, or the one of this id, unchecked, with the arrays of their answers."""
+    try:
+        if run_id:
+            table = table.filter(pc.equal(table["run_id"], run_id))
+        arrays = [name for name in APART if name in table.column_names]
+        answers = table.select(arrays).cast(pa.schema([(name, pa.binary()) for name in arrays])).to_pylist()
+        runs = of_version_1(table) if version_of(table.schema) == 1 else to_runs(with_all_columns(table))
+    except Exception as error:  # whatever a damaged file brings up
+        raise InputError(f"not a published file of this version: {reason_of(error)}") from error
+    return list(zip(runs, answers, strict=True))
+
+
+def table_of(content: bytes) -> pa.Table:
+    """A published file's table, if it is within the budget."""
     try:  # from the content, because Arrow opens no file whose name is not Unicode
         file = pq.ParquetFile(pa.BufferReader(content))
         size = sum(file.metadata.row_group(k).total_byte_size for k in range(file.num_row_groups))
         if file.metadata.num_rows > MAX_ROWS or size > MAX_BYTES:
             raise InputError(f"{file.metadata.num_rows} rows, {size >> 20} MiB")
-        version = int((file.schema_arrow.metadata or {}).get(VERSION_KEY, b"1"))
+        version = version_of(file.schema_arrow)
         if not 1 <= version <= VERSION:
             raise InputError(f"version {version}: this uqharness reads up to {VERSION}; install a newer one")
         table = file.read()
-        if run_id:
-            table = table.filter(pc.equal(table["run_id"], run_id))
         table.validate(full=True)  # that texts are Unicode: Arrow takes any bytes
-        arrays = [name for name in APART if name in table.column_names]
-        answers = table.select(arrays).cast(pa.schema([(name, pa.binary()) for name in arrays])).to_pylist()
-        runs = of_version_1(table) if version == 1 else to_runs(with_all_columns(table))
     except Exception as error:  # whatever a damaged file brings up
         raise InputError(f"not a published file of this version: {reason_of(error)}") from error
-    return list(zip(runs, answers, strict=True))
+    return table
+
+
+def version_of(schema: pa.Schema) -> int:
+    return int((schema.metadata or {}).get(VERSION_KEY, b"1"))
 
 
 def with_all_columns(table: pa.Table) -> pa.Table:
@@ -279,10 +292,15 @@ def of_version_1(table: pa.Table) -> list[RunSummary | Exception]:
 
 def record(path: str, run_id: str) -> Record:
     """The answers of one run: every draw where they were published, else the mean and the average."""
-    for run, arrays in rows_of(content_of(path), run_id):
+    for run, arrays in rows_of(_table(path, state_of(path)), run_id):
         if isinstance(run, RunSummary):
             return unpacked(run, arrays)
     raise InputError(f"{shown_path(path)} holds no run {run_id} any more; build the board again")
+
+
+@lru_cache(maxsize=4)  # of a few MB each: a page asks for most runs of a file, one after the other
+def _table(path: str, state: tuple[int, int] | None) -> pa.Table:
+    return table_of(content_of(path))
 
 
 def unpacked(run: RunSummary, arrays: Arrays) -> Record:

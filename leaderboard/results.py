@@ -33,7 +33,7 @@ GUESS: dict[str, Callable[[np.ndarray], np.ndarray]] = {  # by the number of cho
     "auroc": lambda choices: 0.0 * choices + 0.5,
     "aurc": lambda choices: 1 - 1 / choices,
 }
-MOST_VALUES, MOST_RECORDS, MOST_PAGES = 256, 128, 64  # that are kept; the oldest goes first
+MOST_VALUES, MOST_PAGES, MOST_BYTES = 256, 64, 128 * 2**20  # that are kept (bytes: of records); the oldest goes first
 
 
 class Results:
@@ -68,7 +68,8 @@ class Results:
         return cast(T, _cached(self._pages, MOST_PAGES, key, lambda: page)) if complete else page
 
     def record(self, run_id: str) -> Record:
-        return cast(Record, _cached(self._records, MOST_RECORDS, run_id, lambda: self.board.record(run_id)))
+        made = _cached(self._records, MOST_BYTES, run_id, lambda: self.board.record(run_id), _bytes)
+        return cast(Record, made)
 
     def whole(self, run_id: str) -> bool:
         """Whether the single draws of a run are at hand."""
@@ -149,12 +150,26 @@ def cell_interval(metric: str, cell: Cell, pairs: Sequence[tuple[Floats, np.ndar
     return max(cell.mean - half, 0.0), cell.mean + half
 
 
-def _cached(store: dict[Hashable, Any], most: int, key: Hashable, make: Callable[[], Any]) -> Any:
+def _bytes(record: Record) -> int:
+    return int(record.logp.nbytes)
+
+
+def _cached(
+    store: dict[Hashable, Any],
+    most: int,
+    key: Hashable,
+    make: Callable[[], Any],
+    size: Callable[[Any], int] | None = None,
+) -> Any:
     """The value of this key, made if it is not there. Two threads may make the same value; either one is right."""
     if key in store:
         return store[key]
-    value = make()
-    for old in list(store)[: len(store) + 1 - most]:
+    value, sizes = make(), {old: size(each) if size else 1 for old, each in list(store.items())}
+    spare = most - sum(sizes.values()) - (size(value) if size else 1)
+    for old, freed in sizes.items():
+        if spare >= 0:
+            break
         store.pop(old, None)
+        spare += freed
     store[key] = value
     return value

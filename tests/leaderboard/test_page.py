@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from made_results import result
 
-from uqharness.leaderboard.board import build
+from uqharness.leaderboard.board import build, record_of
 from uqharness.leaderboard.page import Page, View, as_params
 from uqharness.leaderboard.results import Results
 
@@ -90,3 +91,17 @@ def test_what_is_computed_is_kept_and_the_oldest_goes_first(empty: Results, tmp_
     for k in [*range(300), 299, 0]:
         results.cached(("value", k), lambda k=k: made.append(k))
     assert made == [*range(300), 0] and len(results._values) <= 256
+
+
+def test_records_are_kept_up_to_a_number_of_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for seed in range(4):
+        result(tmp_path, seed=seed)
+    results = Results(build([tmp_path]))
+    size, reads = results.board.record(results.runs[0].run_id).logp.nbytes, list[str]()
+    monkeypatch.setattr("uqharness.leaderboard.results.MOST_BYTES", 2 * size)
+    monkeypatch.setattr("uqharness.leaderboard.board.record_of", lambda run: reads.append(run.seed) or record_of(run))
+    for k in (0, 1, 1, 0, 2, 1, 0):  # the third drives out the first that came
+        results.record(results.runs[k].run_id)
+    assert reads == [results.runs[k].seed for k in (0, 1, 2, 0)]
+    monkeypatch.setattr("uqharness.leaderboard.results.MOST_BYTES", 1)
+    assert results.record(results.runs[3].run_id).items == 40  # larger than all that may be kept

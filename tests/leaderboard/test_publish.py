@@ -296,6 +296,21 @@ def test_files_that_are_none_of_ours(rows: list[Row], tmp_path: Path, monkeypatc
     assert "5 rows" in build([good]).problems[0].reason
 
 
+def test_a_file_that_was_written_again_is_read_again(rows: list[Row], tmp_path: Path) -> None:
+    path = written(rows, tmp_path / "toy.parquet")
+    board = build([path])
+    first, last = board.runs[0], board.runs[-1]
+    assert board.record(first.run_id).items == first.items
+    written(rows[:1], path)
+    assert board.record(rows[0]["run_id"]).items
+    gone = first if last.run_id == rows[0]["run_id"] else last
+    with pytest.raises(InputError, match="holds no run .* any more; build the board again"):
+        board.record(gone.run_id)
+    path.write_bytes(b"no parquet")
+    with pytest.raises(InputError, match="not a published file"):
+        board.record(rows[0]["run_id"])
+
+
 def test_a_run_is_there_once(results: Path, rows: list[Row], tmp_path: Path) -> None:
     """Beside what it was made of, copied under another name, and where a file says another's id."""
     out, copy = tmp_path / "toy.parquet", tmp_path / "copy.parquet"
