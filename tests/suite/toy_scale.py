@@ -51,22 +51,22 @@ def tiny_base(suite: str, folder: Path) -> str:
     if not path.exists():
         if kind == "encoder":
             make_encoder(path, max_position_embeddings=514)
-        elif kind == "llama":
-            make_base(path, max_position_embeddings=2048)
-        else:  # more layers than real-small trains, and words that differ
-            make_base(path, max_position_embeddings=2048, num_hidden_layers=8, vocab_size=1500)
+        else:  # cloze: more layers than real-small trains
+            layers = {"num_hidden_layers": 8} if kind == "cloze" else {}
+            make_base(path, max_position_embeddings=2048, vocab_size=1500, **layers)
             bpe_tokenizer(1500).save_pretrained(path)
     return str(path)
 
 
 def bpe_tokenizer(size: int) -> PreTrainedTokenizerFast:
-    """A tokenizer trained on this repository's README: any text has tokens, and other texts have others."""
+    """Trained on this repository's README: any text has tokens, other texts have others, labels have one each."""
     special = ["<pad>", "<s>", "</s>", "<unk>"]
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False)])
     tokenizer.decoder = ByteLevelDecoder()
     trainer = BpeTrainer(vocab_size=size, special_tokens=special, initial_alphabet=ByteLevel.alphabet())
-    tokenizer.train_from_iterator([Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")], trainer)
+    readme = Path(__file__).parents[2].joinpath("README.md").read_text("utf-8")
+    tokenizer.train_from_iterator([readme, 200 * " A B C D E True False"], trainer)
     names = dict(zip(("pad_token", "bos_token", "eos_token", "unk_token"), special, strict=True))
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **names)
 
