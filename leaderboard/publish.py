@@ -6,7 +6,7 @@ method. A row is kept as log p_c - log p_0, c = 1 … C - 1, in steps of STEP, n
 one: a probability is off by less than 0.25 STEP.
 
 Published files are untrusted: a row that no results file could give is refused, and a run whose answers give other
-numbers is shown with a remark and not ranked. Files carry a version; those of version 1 are read.
+numbers is shown with a remark and not ranked. Files carry a version; those of versions 1 and 2 are read.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from uqharness.leaderboard.cache import refresh, result_files, state_of
 from uqharness.leaderboard.columns import OPTIONAL, SCHEMA, to_runs, to_table
 from uqharness.loose_json import check, flatten, nest, parse, text_of, value_of
 from uqharness.metrics.averaging import combine_draws, log_softmax
+from uqharness.metrics.metric import PROB_FLOOR
 from uqharness.metrics.points import brier_items, correct, nll_items
 from uqharness.results.files import Problem, problem, reason_of, record_in, shown_path, suspicions
 from uqharness.results.reading import MAX_BYTES, content_of
@@ -49,12 +50,16 @@ from uqharness.results.runs import (
 
 SUFFIX = ".parquet"
 FIRST = ("real-small",)  # of the published files
-VERSION, VERSION_KEY = 2, b"uqharness.published"
+VERSION, VERSION_KEY = 3, b"uqharness.published"
 BUDGET = 4_000_000  # bytes of a file
 MAX_ROWS = 100_000
 STEP = 1 / 1024
-LIMIT = 30.0  # a probability below 1e-13 is one
-NOT_TAKEN = -(2**15)  # a step that no answer has: samples=auto took no such draw
+LIMIT = 709.0  # nats; a probability below the smallest float is that (PROB_FLOOR of the metrics)
+NARROW, WIDE = (
+    np.dtype("<i2"),
+    np.dtype("<i4"),
+)  # of steps; wide where a choice is far below another, as summed texts are
+NARROW_LIMIT = 30.0  # nats; up to version 2 all were narrow, and what was further below was cut off
 PACKED = {"gold": "<u2", "choices": "<u2", "ids": "<u4"}
 APART = (*PACKED, "doc_hashes", "answers", "single_draws")
 WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in APART)])
@@ -163,13 +168,24 @@ def pack_rows(logits: np.ndarray, choices: np.ndarray) -> bytes:
     log_p = np.maximum(log_p, np.nanmax(log_p, axis=2, keepdims=True, initial=-np.inf) - LIMIT)  # NaN stays
     odds = log_p[..., 1:] - log_p[..., :1]
     present = np.broadcast_to(np.arange(1, log_p.shape[2]) < choices[:, None], odds.shape)
-    steps = np.nan_to_num(np.round(odds[present] / STEP), nan=NOT_TAKEN).astype("<i2")
-    return bytes(steps.view(np.uint8).reshape(-1, 2).T.tobytes())
+    steps = np.round(odds[present] / STEP)
+    kind = NARROW if np.abs(np.nan_to_num(steps)).max(initial=0) <= NARROW_LIMIT / STEP else WIDE
+    steps = np.nan_to_num(steps, nan=not_taken(kind)).astype(kind)
+    return bytes(steps.view(np.uint8).reshape(-1, kind.itemsize).T.tobytes())
+
+
+def not_taken(kind: np.dtype[Any]) -> int:
+    """The step that no answer has: samples=auto took no such draw."""
+    return int(np.iinfo(kind).min)
+
+
+def kind_of(content: bytes, count: int) -> np.dtype[Any]:
+    return WIDE if len(content) == count * WIDE.itemsize else NARROW
 
 
 def averaged(record: Record, draws: int) -> np.ndarray:
     probs = combine_draws(record.rows(draws), record.combine)
-    return np.asarray(np.log(np.maximum(probs, np.exp(-2 * LIMIT))))
+    return np.asarray(np.log(np.maximum(probs, PROB_FLOOR)))
 
 
 def brief(text: str, roots: Sequence[str]) -> str:
@@ -331,7 +347,8 @@ def questions(run: RunSummary, arrays: Arrays) -> tuple[np.ndarray, np.ndarray, 
     for name, rows in (("answers", held(run)), ("single_draws", run.draws)):
         content = arrays.get(name)
         if (content is not None or name == "answers") and (
-            len(content or b"") != 2 * rows * odds or rows * items * int(choices.max()) > MAX_VALUES
+            len(content or b"") not in {rows * odds * kind.itemsize for kind in (NARROW, WIDE)}
+            or rows * items * int(choices.max()) > MAX_VALUES
         ):
             raise InputError(f"{len(content or b'')} bytes of {name} for {rows * odds} odds")
     return gold, choices, ids, [hashes[k : k + 16] for k in range(0, len(hashes), 16)]
@@ -344,12 +361,13 @@ def held(run: RunSummary) -> int:
 
 def unpack_rows(content: bytes, choices: np.ndarray, rows: int) -> np.ndarray:
     """log p [rows, D, C], NaN beyond a question's own choices and where no draw was taken."""
-    steps = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(2, -1).T).view("<i2").ravel()
     width = int(choices.max())
     odds = np.full((rows, len(choices), width), np.nan)
     odds[..., 0] = 0.0
     inside = np.broadcast_to(np.arange(1, width) < choices[:, None], (rows, len(choices), width - 1))
-    odds[..., 1:][inside] = np.where(steps == NOT_TAKEN, np.nan, steps * STEP)
+    kind = kind_of(content, int(inside.sum()))
+    steps = np.ascontiguousarray(np.frombuffer(content, np.uint8).reshape(kind.itemsize, -1).T).view(kind).ravel()
+    odds[..., 1:][inside] = np.where(steps == not_taken(kind), np.nan, steps * STEP)
     odds[np.isnan(odds[..., 1]) & (choices > 1), 0] = np.nan
     return normalised(odds)
 
@@ -371,7 +389,9 @@ def compared(run: RunSummary, arrays: Arrays) -> RunSummary:
     probs, golds = np.exp(log_p).reshape(-1, log_p.shape[2]), np.tile(gold, len(log_p))
     best = np.sort(np.nan_to_num(probs), axis=1)[:, -2:]
     close = best[:, -1] <= best[:, 0] * (1 + 2 * STEP)  # of these the better one is not known
-    cut = np.nanmin(log_p, axis=(1, 2)) < 1 - LIMIT  # such a probability can be any smaller one
+    narrow = kind_of(arrays["answers"] or b"", len(log_p) * int((choices - 1).sum())) == NARROW
+    # Such a probability can be any smaller one.
+    cut = np.nanmin(log_p, axis=(1, 2)) < 1 - (NARROW_LIMIT if narrow else LIMIT)
     scores = {"nll": nll_items(probs, golds), "brier": brier_items(probs, golds), "acc": correct(probs, golds)}
     means = {name: values.reshape(len(log_p), -1).mean(axis=1) for name, values in scores.items()}  # [R]
     off = {"nll": 2 * STEP, "brier": 2 * STEP, "acc": close.reshape(len(log_p), -1).mean(axis=1).max() + 1e-9}

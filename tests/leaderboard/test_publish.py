@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from uqharness.leaderboard import publish, table
 from uqharness.leaderboard.board import build
 from uqharness.loose_json import text_of
 from uqharness.metrics.averaging import combine_draws
+from uqharness.metrics.points import nll_items
 from uqharness.metrics.registry import METRICS
 from uqharness.results.reading import RECORD
-from uqharness.results.record import pack
+from uqharness.results.record import encode, pack, unpack
 
 Row = dict[str, Any]
 VERSION_1 = Path(__file__).parents[1] / "golden" / "published" / "toyworld.parquet"
@@ -113,6 +115,36 @@ def test_a_first_choice_without_any_probability_leaves_the_others_as_they_are() 
     logp = np.array([[[-60.0, 0.0, -30.0], [-50.0, -20.0, 0.0]]] * 2)
     unpacked = publish.unpack_rows(publish.pack_rows(logp, np.full(2, 3)), np.full(2, 3), 2)
     np.testing.assert_allclose(np.exp(unpacked), np.exp(logp), atol=publish.STEP / 4)
+
+
+def test_answers_far_below_others_keep_their_log_probability(tmp_path: Path) -> None:
+    """Texts are a hundred nats apart; cut off at 30, the NLL of the board's tests was not that of the run."""
+    choices, rng = np.array([4, 3, 4]), np.random.default_rng(0)
+    logp = np.where(np.arange(4) < choices[:, None], rng.normal(0, 60, (2, 3, 4)), np.nan)
+    logp[0, 2] = np.nan  # samples=auto took no such draw
+    content = publish.pack_rows(logp, choices)
+    assert publish.kind_of(content, 2 * 8) == publish.WIDE
+    back = publish.unpack_rows(content, choices, 2)
+    exact = publish.normalised(logp)
+    assert np.nanmin(exact) < -100
+    np.testing.assert_allclose(back, exact, atol=2 * publish.STEP)
+    file = result(tmp_path, "BLoB", draws=3)
+    data = json.loads(file.read_text())
+    (values,) = data["results"].values()
+    (packed,) = (value for key, value in values.items() if key.startswith(RECORD))
+    record = unpack(packed)
+    far = replace(record, logp=np.asarray(record.logp * 40, np.float32))
+    values[next(iter(values))] = encode(far)
+    file.write_text(json.dumps(data))
+    publish.create([file], tmp_path / "far.parquet")
+    (run,) = (board := build([tmp_path / "far.parquet"])).runs
+    stored = board.record(run.run_id)
+    for draws in (0, 1, 3):
+        exact_nll = nll_items(combine_draws(far.rows(draws), far.combine), far.gold).mean()
+        assert nll_items(combine_draws(stored.rows(draws), stored.combine), stored.gold).mean() == pytest.approx(
+            exact_nll, abs=publish.STEP
+        )
+    assert "mismatch" not in run.remarks
 
 
 def test_no_folder_of_this_machine_is_published(results: Path, tmp_path: Path) -> None:
@@ -267,8 +299,8 @@ def test_version_1_has_what_version_2_has(tmp_path: Path) -> None:
 def test_a_version_to_come_is_refused_and_a_column_to_come_is_empty(rows: list[Row], tmp_path: Path) -> None:
     good = pq.read_table(written(rows, tmp_path / "good.parquet"))
     later = tmp_path / "later.parquet"
-    pq.write_table(good.replace_schema_metadata({publish.VERSION_KEY: b"3"}), later)
-    assert "version 3: this uqharness reads up to 2" in build([later]).problems[0].reason
+    pq.write_table(good.replace_schema_metadata({publish.VERSION_KEY: b"4"}), later)
+    assert "version 4: this uqharness reads up to 3" in build([later]).problems[0].reason
     pq.write_table(good.drop_columns(["labels_seen"]), later)
     board = build([later])
     assert len(board.runs) == len(rows) and {run.labels_seen for run in board.runs} == {None}
