@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from math import isnan
 from typing import Any, NamedTuple
@@ -57,6 +57,7 @@ ROLES = {
     "recorded": "another recipe, for reference",
 }
 GUESS = "constant guess", "all choices equal, no model"
+PROPER = ("nll", "brier")  # scores that a guess does not get cheaply
 NO_DRAWS = "N = –: the paper states no number of draws."
 AS_PRINTED = "Other prompts, budgets and bases than here: neither averaged nor ranked with what was measured."
 NO_REPRODUCTION = (
@@ -195,7 +196,27 @@ def measured(
     near = {j: result for j, result in (tests or {}).items() if one.columns[j].shift not in ("small", "large")}
     sentences = [Text(f"{where}{line}; {detail}.") for line, detail in conclusion(one, metric, tests or {})]
     said = [f"{where}{line}" for line, _ in conclusion(one, metric, near)]
+    if tests:
+        sentences += [Text(f"{where}{line}.") for line in beyond_guess(results, one, metric, tests)]
+        said += [f"{where}{line}" for line in beyond_guess(results, one, metric, near)]
     return said, [*sentences, block, *_change_of_mind(one, tests or {})]
+
+
+def beyond_guess(results: Results, table: Table, metric: str, columns: Iterable[int]) -> list[str]:
+    """Which methods show a worse proper score than the same probability for every choice, on these data sets."""
+    groups: dict[str, list[int]] = {}
+    for j in columns if metric in PROPER else ():
+        cells = {table.rows[i][0]: c for (_, i, k), c in table.cells.items() if k == j and not c.reference}
+        digits = METRICS[metric].decimals
+        guess = round(results.guess(next(iter(cells.values())).runs[0], metric), digits)
+        above = [name for name, c in cells.items() if round(c.mean, digits) > guess]
+        if above:
+            groups.setdefault(", ".join(above), []).append(j)
+    label = METRICS[metric].label
+    return [
+        f"{', '.join(table.columns[j].task for j in of)}: a constant guess shows a lower {label} than {names}"
+        for names, of in groups.items()
+    ]
 
 
 def conclusion(table: Table, metric: str, tests: Mapping[int, Tests]) -> list[tuple[str, str]]:

@@ -253,6 +253,19 @@ def test_a_top_tier_of_most_methods_is_said_to_be_no_finding_and_what_would_sepa
     assert line == "openbookqa_uq: top tier by NLL: A (1 of 4)" and "would take" not in detail
 
 
+def test_methods_that_a_constant_guess_beats_are_named(shared: Results) -> None:
+    (block,) = of(opened(shared, "table"), Methods)
+    cells = {(i, j): cell for (_, i, j), cell in block.table.cells.items() if not cell.reference}
+    runs = {j: shared.record(cell.runs[0]) for (_, j), cell in cells.items()}
+    guess = {j: float(np.mean(np.log(record.choices))) for j, record in runs.items()}
+    for j, column in enumerate(block.table.columns):
+        above = [block.table.rows[i][0] for (i, k), cell in cells.items() if k == j and cell.mean > guess[j] + 0.01]
+        (line,) = views_tables.beyond_guess(shared, block.table, "nll", [j])
+        assert above and line == f"{column.task}: a constant guess shows a lower NLL than {', '.join(above)}"
+        assert line.partition(":")[2] in said(opened(shared, "table"))
+    assert not views_tables.beyond_guess(shared, block.table, "ece", [0])
+
+
 def test_a_worse_number_in_the_top_tier_than_outside_of_it_is_said_to_have_a_wide_interval(shared: Results) -> None:
     (block,) = of(opened(shared, "table", metric="acc"), Methods)
     best, worst = (Rank(1, 2), Rank(2, 2)), (Rank(2, 2), Rank(1, 2))  # rows are best first
