@@ -168,10 +168,13 @@ def headline(points: Points) -> ChartData:
         bars = {"type": "data", "array": half, "color": NEUTRAL, "thickness": 1.5, "width": 4}
         joined = {"x": [x for three in ends for x in three], "y": [y for n in places for y in (n, n, None)]}
         traces.append({**shared, **path, **joined, "showlegend": False})
-        traces.append({**dots, "x": means, "name": "N = 0", "marker": hollow})
-        traces.append(
-            {**dots, "x": full, "name": "all draws", "error_x": bars, "marker": {"size": 10, "color": colours}}
-        )
+        filled = {"size": 10, "color": colours}
+        for name, values, marker in (("N = 0", means, hollow), ("all draws, or the one answer", full, filled)):
+            error = {"error_x": bars} if values is full else {}
+            own = {**dots, "name": name, "legendgroup": name}
+            traces.append({**own, "x": values, "marker": marker, **error, "showlegend": False})
+            if k == 1:  # its sample in the legend has no method's colour
+                traces.append({**own, "x": [None], "y": [None], "marker": {**marker, "color": NEUTRAL}})
         if metric == "ece":
             below = {"symbol": "triangle-up-open", "size": 7, "color": NEUTRAL, "line": {"width": 1.5}}
             floors = {"x": [row.floor * scale for row in points.rows], "y": [place + 0.3 for place in places]}

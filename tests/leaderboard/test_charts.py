@@ -133,7 +133,11 @@ def test_the_headline_has_mle_at_zero_hollow_means_and_floors_in_percentage_poin
     ]
     fig = checked(charts.headline(headline.Points(rows, 100, [3])))
     assert EVIL not in str(fig.to_dict())
-    marks = {(t.name, t.xaxis): t for t in fig.data if t.mode == "markers"}
+    samples = {t.name: t.marker for t in fig.data if t.x == (None,)}  # of the legend: no method's colour
+    assert {marker.color for marker in samples.values()} == {charts.NEUTRAL} and samples[
+        "N = 0"
+    ].symbol == "circle-open"
+    marks = {(t.name.partition(",")[0], t.xaxis): t for t in fig.data if t.mode == "markers" and t.x != (None,)}
     assert marks["all draws", "x"].x == (-0.2, 0.0) and marks["all draws", "x2"].x == (-10.0, 0.0)
     assert marks["N = 0", "x"].x == (-0.1, None) and marks["N = 0", "x"].marker.symbol == "circle-open"
     assert list(marks["all draws", "x2"].error_x.array) == [2.0, None]  # MLE less itself is exactly 0
