@@ -13,7 +13,7 @@ from math import fsum, isnan, sqrt
 from statistics import fmean
 from typing import Any
 
-from uqharness.leaderboard.table_sources import DEFAULTS, labels, newest, tuned_baselines
+from uqharness.leaderboard.table_sources import DEFAULTS, labels, newest
 from uqharness.metrics.registry import METRICS, find
 from uqharness.results.differences import of_protocols, of_recipes
 from uqharness.results.runs import IN_TRAINING, RunSummary, printed
@@ -105,7 +105,7 @@ def build(
     notes: list[str] = []
     if across_recipes:  # then what the recipes differ in tells rows apart
         runs = [replace(s, settings={**s.recipe, **s.settings}, recipe_hash=s.recipe_hash and ANY_RECIPE) for s in runs]
-    sources = newest(tuned_baselines(runs), notes)
+    sources = newest(runs, notes)
     parts = comparable(sources, across_recipes)
     tables = [one_table(part, list(metrics), samples, labels(part)) for part in parts]
     for part, table in zip(parts[1:], tables[1:], strict=True):

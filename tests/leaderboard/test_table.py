@@ -23,7 +23,7 @@ from uqharness.results.runs import read_runs, summarise
 
 
 def one(path: Path, **options: Any) -> table.Table:
-    tables = table.build(read_runs([path]), **options)
+    tables = table.build(tuned_baselines(read_runs([path])), **options)
     assert len(tables) == 1
     return tables[0]
 
@@ -109,7 +109,11 @@ def test_mle_tuned_for_itself_is_a_row_for_reference_and_no_seed_of_the_methods_
     (group,) = picks.groups(tuned_baselines(read_runs([tmp_path])))
     assert list(group.runs["arc_easy_uq"]) == list(rows)
     result(tmp_path, "BLoB", run={"steps": 2}, recipe_hash="few")  # then it is the MLE of that recipe's methods
-    assert [sorted(name for name, _ in t.rows) for t in table.build(read_runs([tmp_path]))] == [["BLoB", "MLE"]] * 2
+    runs = tuned_baselines(read_runs([tmp_path]))
+    assert [sorted(name for name, _ in t.rows) for t in table.build(runs)] == [["BLoB", "MLE"]] * 2
+    # A filter of the board that leaves the other BLoB out makes no tuned baseline of it.
+    filtered = [run for run in runs if (run.method, run.recipe["steps"]) != ("BLoB", "2")]
+    assert [sorted(name for name, _ in t.rows) for t in table.build(filtered)] == [["BLoB", "MLE"], ["MLE"]]
 
 
 def test_what_keeps_tables_apart_across_recipes_is_the_protocol_alone(tmp_path: Path) -> None:

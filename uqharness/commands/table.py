@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     check_choice("--format", args.format, (*FORMATS, *METADATA))
     from uqharness.leaderboard import table, table_formats
+    from uqharness.leaderboard.table_sources import tuned_baselines
     from uqharness.metrics.registry import find
     from uqharness.results.runs import read_runs
 
@@ -50,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     if args.format in METADATA:
         sys.stdout.write(printable(_metadata(runs, args.format)))
         return 0
-    tables = table.build(runs, names, samples or [None], args.across_recipes)
+    tables = table.build(tuned_baselines(runs), names, samples or [None], args.across_recipes)
     sys.stdout.write(printable(table_formats.FORMATS[args.format](tables)))
     if args.format == "csv":  # which has no place for notes
         for k, apart in enumerate(tables[1:], start=2):
