@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import time
@@ -9,8 +10,12 @@ import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from uqharness.commands.leaderboard import command, environment
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser, Playwright
 
 
 @contextmanager
@@ -37,3 +42,9 @@ def _wait(url: str) -> None:
         except OSError:
             time.sleep(0.2)
     raise RuntimeError(f"no answer from {url}")
+
+
+def chromium(started: Playwright) -> Browser:
+    """The system's browser, headless, without requests of its own."""
+    flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+    return started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)

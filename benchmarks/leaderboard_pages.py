@@ -10,7 +10,6 @@ end of the script that it caused. Wall time: leave the machine alone meanwhile.
 from __future__ import annotations
 
 import argparse
-import shutil
 import statistics
 import time
 from pathlib import Path
@@ -18,7 +17,7 @@ from pathlib import Path
 from playwright.sync_api import Browser, Page, sync_playwright
 
 from benchmarks.board_load import busy, resident
-from benchmarks.board_server import serving
+from benchmarks.board_server import chromium, serving
 from uqharness.leaderboard.catalogue import PAGES
 
 # page -> the filter that is used: a choice of a select box by its label, or one of the segments
@@ -79,11 +78,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     with serving(args.results) as (address, process):
-        flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
         print("| page | first visit, s | opened, s | filter, s |\n|---|---|---|---|")
         with sync_playwright() as started:
-            browser = started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
-            visit(browser, f"http://{address}", args.rounds)
+            visit(chromium(started), f"http://{address}", args.rounds)
         print(f"server: {resident(process):.0f} MiB, {busy(process):.0f} s of processor time")
 
 

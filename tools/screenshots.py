@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import argparse
 import io
-import shutil
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 from playwright.sync_api import Browser, sync_playwright
@@ -23,7 +21,7 @@ from playwright.sync_api import Browser, sync_playwright
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # `benchmarks` is no part of the installed package
 
-from benchmarks.board_server import serving  # noqa: E402
+from benchmarks.board_server import chromium, serving  # noqa: E402
 
 RESTED = '[data-testid="stApp"][data-test-script-state="notRunning"] h1'
 TEXT = "document.querySelector('[data-testid=stMain]').innerText"
@@ -90,9 +88,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "img")
     parser.add_argument("--only", nargs="+", choices=SHOTS, default=list(SHOTS))
     args = parser.parse_args(argv)
-    flags: dict[str, Any] = {"args": ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]}
     with serving(args.results, UQHARNESS_LEADERBOARD_CACHE="") as (address, _), sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=shutil.which("chromium"), **flags)
+        browser = chromium(started)
         for name in args.only:
             picture = beside([taken(browser, f"http://{address}", shot) for shot in SHOTS[name]])
             file = args.out / f"leaderboard-{name}.png"
