@@ -55,11 +55,9 @@ BUDGET = 4_000_000  # bytes of a file
 MAX_ROWS = 100_000
 STEP = 1 / 1024
 LIMIT = 709.0  # nats; a probability below the smallest float is that (PROB_FLOOR of the metrics)
-NARROW, WIDE = (
-    np.dtype("<i2"),
-    np.dtype("<i4"),
-)  # of steps; wide where a choice is far below another, as summed texts are
-NARROW_LIMIT = 30.0  # nats; up to version 2 all were narrow, and what was further below was cut off
+# Of steps: wide where a choice is far below another, as texts are. Up to version 2 all were narrow, and cut off there.
+NARROW, WIDE = np.dtype("<i2"), np.dtype("<i4")
+NARROW_LIMIT = 30.0  # nats
 PACKED = {"gold": "<u2", "choices": "<u2", "ids": "<u4"}
 APART = (*PACKED, "doc_hashes", "answers", "single_draws")
 WHOLE_ROW = pa.schema([*SCHEMA, *((name, pa.binary()) for name in APART)])

@@ -159,13 +159,13 @@ def _cached(
     most: int,
     key: Hashable,
     make: Callable[[], Any],
-    size: Callable[[Any], int] | None = None,
+    size: Callable[[Any], int] = lambda value: 1,
 ) -> Any:
     """The value of this key, made if it is not there. Two threads may make the same value; either one is right."""
     if key in store:
         return store[key]
-    value, sizes = make(), {old: size(each) if size else 1 for old, each in list(store.items())}
-    spare = most - sum(sizes.values()) - (size(value) if size else 1)
+    value, sizes = make(), {old: size(each) for old, each in list(store.items())}
+    spare = most - sum(sizes.values()) - size(value)
     for old, freed in sizes.items():
         if spare >= 0:
             break

@@ -74,14 +74,13 @@ def table(folder: Path, task: str, reference: str, resamples: int) -> str:
         sys.exit(f"no finished cell of {reference} on {task} in {folder}; rows there: {', '.join(rows) or 'none'}")
     seeds = sorted(rows[reference])
     whole = [row for row in rows if row != reference and sorted(rows[row]) == seeds]
-    base = losses(rows[reference], seeds)
-    results = {row: compare(losses(rows[row], seeds) - base, resamples) for row in whole}
+    base, own = losses(rows[reference], seeds), {row: losses(rows[row], seeds) for row in whole}
+    results = {row: compare(own[row] - base, resamples) for row in whole}
     adjusted = holm(np.array([p for *_, p in results.values()]))
     lines = [f"| row | seeds | NLL | less {reference} | 95 % | p (Holm) | |", "|---|---|---|---|---|---|---|"]
     lines.append(f"| {reference} | {len(seeds)} | {base.mean():.3f} | | | | |")
     for (row, (mean, low, high, _)), p in zip(results.items(), adjusted, strict=True):
-        nll = losses(rows[row], seeds).mean()
-        words = verdict(low, high, p)
+        nll, words = own[row].mean(), verdict(low, high, p)
         lines.append(
             f"| {row} | {len(seeds)} | {nll:.3f} | {mean:+.3f} | {low:+.3f} … {high:+.3f} | {p:.4f} | {words} |"
         )

@@ -171,6 +171,7 @@ def measured(
     intervals = results.intervals(one, metric) if few and tests is not None else {}
     if tests is None:
         view.later.append(lambda: (results.tests(one, metric), results.intervals(one, metric)))
+    guesses = _guesses(results, one, metric) if tests is not None else []
     lines = list(table.notes)
     if not few:
         lines.insert(0, f"Ranks are tested for up to {MOST_RANKED} runs; this table has {len(runs)}: filter it.")
@@ -189,7 +190,7 @@ def measured(
         intervals=intervals,
         about=_methods(view, one),
         roles=_roles(results, one),
-        guess=(*GUESS, _guess(results, one, metric)) if tests is not None else None,
+        guess=(*GUESS, [number(value, metric) for value in guesses]) if guesses else None,
         link=lambda cell: view.link("items", run=cell.runs[0]),
         most=most,
     )
@@ -197,19 +198,17 @@ def measured(
     sentences = [Text(f"{where}{line}; {detail}.") for line, detail in conclusion(one, metric, tests or {})]
     said = [f"{where}{line}" for line, _ in conclusion(one, metric, near)]
     if tests:
-        sentences += [Text(f"{where}{line}.") for line in beyond_guess(results, one, metric, tests)]
-        said += [f"{where}{line}" for line in beyond_guess(results, one, metric, near)]
+        sentences += [Text(f"{where}{line}.") for line in beyond_guess(one, metric, guesses, tests)]
+        said += [f"{where}{line}" for line in beyond_guess(one, metric, guesses, near)]
     return said, [*sentences, block, *_change_of_mind(one, tests or {})]
 
 
-def beyond_guess(results: Results, table: Table, metric: str, columns: Iterable[int]) -> list[str]:
+def beyond_guess(table: Table, metric: str, guesses: Sequence[float], columns: Iterable[int]) -> list[str]:
     """Which methods show a worse proper score than the same probability for every choice, on these data sets."""
-    groups: dict[str, list[int]] = {}
+    digits, groups = METRICS[metric].decimals, dict[str, list[int]]()
     for j in columns if metric in PROPER else ():
         cells = {table.rows[i][0]: c for (_, i, k), c in table.cells.items() if k == j and not c.reference}
-        digits = METRICS[metric].decimals
-        guess = round(results.guess(next(iter(cells.values())).runs[0], metric), digits)
-        above = [name for name, c in cells.items() if round(c.mean, digits) > guess]
+        above = [name for name, c in cells.items() if round(c.mean, digits) > round(guesses[j], digits)]
         if above:
             groups.setdefault(", ".join(above), []).append(j)
     label = METRICS[metric].label
@@ -410,10 +409,10 @@ def _roles(results: Results, table: Table) -> dict[int, str]:
     return {i: role for i, role in roles.items() if role}
 
 
-def _guess(results: Results, table: Table, metric: str) -> list[str]:
+def _guesses(results: Results, table: Table, metric: str) -> list[float]:
     """What every choice with the same probability would show on each data set."""
     runs = {j: cell.runs[0] for (_, _, j), cell in table.cells.items()}
-    return [number(results.guess(runs[j], metric), metric) for j in range(len(table.columns))]
+    return [results.guess(runs[j], metric) for j in range(len(table.columns))]
 
 
 def _synthetic(table: Table) -> bool:
