@@ -44,7 +44,13 @@ def _wait(url: str) -> None:
     raise RuntimeError(f"no answer from {url}")
 
 
+# The system's browser; none is downloaded.
+BROWSER = next(
+    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
+)
+
+
 def chromium(started: Playwright) -> Browser:
-    """The system's browser, headless, without requests of its own."""
+    """Start it headless, without requests of its own."""
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    return started.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+    return started.chromium.launch(executable_path=BROWSER, args=flags)

@@ -10,7 +10,6 @@ import io
 import json
 import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from urllib.parse import parse_qs, urlparse
 import pytest
 from made_results import PROTOCOL, answers, result
 
-from benchmarks.board_server import serving
+from benchmarks.board_server import BROWSER, chromium, serving
 from uqharness import cli, toyworld
 from uqharness.leaderboard import markup, site
 from uqharness.leaderboard.board import Board, build
@@ -29,9 +28,6 @@ from uqharness.leaderboard.table_formats import number
 from uqharness.results.reading import RECORD
 from uqharness.results.record import digest, pack
 
-BROWSER = next(
-    (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
-)
 playwright = pytest.importorskip(
     "playwright.sync_api", reason="playwright is not installed: pip install uqharness[test]"
 )
@@ -90,18 +86,17 @@ def address(folder: Path, broken: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    arguments = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=BROWSER, args=arguments)
-        yield browser
-        browser.close()
+        own = chromium(started)
+        yield own
+        own.close()
 
 
 @pytest.fixture
-def tab(chromium: Any) -> Iterator[Any]:
+def tab(browser: Any) -> Iterator[Any]:
     """A page that fails the test where a script of a result runs or another host is asked."""
-    context = chromium.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, accept_downloads=True)
     page, wrong = context.new_page(), list[str]()
     page.set_default_timeout(PATIENCE)
     page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))

@@ -146,6 +146,7 @@ def test_choices_whose_probabilities_are_more_than_one_together(tmp_path: Path) 
     [
         (b"", "empty file"),
         (b"  \n", "empty file"),
+        (b"PAR1\x15\x04\x15\xd0", "as `uqharness publish` writes"),
         (b'{"results": {', "not valid JSON"),
         (b"[" * 200_000, "nested too deeply"),
         (b"[" * 2_000_000, "2,000,000 JSON values"),

@@ -102,6 +102,10 @@ def parse(content: bytes, where: str) -> Mapping[str, Any]:
     """Return the content of a results file, checked against the budget before anything large is made of it."""
     if not content.strip():
         raise InputError(f"{where}: empty file; was the evaluation interrupted? Evaluate again")
+    if content.startswith(b"PAR1"):
+        raise InputError(
+            f"{where}: a Parquet file, as `uqharness publish` writes; give the results_*.json it was made of"
+        )
     # At least as many as there are values: packed arrays are base64, which has none of these characters.
     values = sum(map(content.count, (b",", b"[", b"{")))
     if values > MAX_JSON_VALUES:
