@@ -51,6 +51,6 @@ BROWSER = next(
 
 
 def chromium(started: Playwright) -> Browser:
-    """Start it headless, without requests of its own."""
+    """Start the system's browser, headless and without requests of its own."""
     flags = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
     return started.chromium.launch(executable_path=BROWSER, args=flags)
